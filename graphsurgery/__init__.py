@@ -1,0 +1,1 @@
+"""Surgery on trained neural networks."""

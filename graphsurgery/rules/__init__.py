@@ -1,0 +1,1 @@
+"""Rules: how each operator relates the types of what it reads and writes."""

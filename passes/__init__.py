@@ -1,0 +1,1 @@
+"""Passes: each takes typed graphs and returns a new one."""
