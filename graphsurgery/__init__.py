@@ -1,1 +1,59 @@
-"""Surgery on trained neural networks."""
+"""Surgery on trained neural networks: trace, retype, rewrite, export, prove.
+
+Importing this package is cheap; torch is imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graphsurgery.errors import (
+    CheckFailedError,
+    CheckpointError,
+    SpecError,
+    SurgeryError,
+    TraceError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from graphsurgery.checkpoint import load, save
+    from graphsurgery.graph import ModelGraph, Space
+    from graphsurgery.onnx.checking import check_onnx
+    from graphsurgery.onnx.exporting import export_onnx
+    from graphsurgery.tracing import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckFailedError",
+    "CheckpointError",
+    "ModelGraph",
+    "Space",
+    "SpecError",
+    "SurgeryError",
+    "TraceError",
+    "UnsupportedError",
+    "check_onnx",
+    "export_onnx",
+    "load",
+    "save",
+    "trace",
+]
+
+_HOMES = {
+    "ModelGraph": "graph",
+    "Space": "graph",
+    "check_onnx": "onnx.checking",
+    "export_onnx": "onnx.exporting",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "trace": "tracing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,13 +1,21 @@
-"""`ModelGraph`: a traced model that passes take and return."""
+"""`ModelGraph`: a traced model with the types of all its axes; what passes take and return."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+import graphsurgery.rules  # noqa: F401  (fills the table of rules)
+from graphsurgery.axes import Axis, Dim, resolve
+from graphsurgery.errors import SurgeryError
+from graphsurgery.inference import Frozen, Inference, tensor_types
+from graphsurgery.values import propagate
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,31 @@ class InputSpec:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Space:
+    """A set of channels that must change together.
+
+    Attributes:
+        name: the first node that writes it; a number is added where that node writes several spaces.
+        size: number of channels.
+        writers: nodes whose parameters write it.
+        readers: nodes that sum over it.
+        outer: whether it is never inside another space (head sizes are inside heads); a ratio applies to outer spaces.
+        scalable: whether every reader has a weight that a factor can be folded into.
+        mixed: operators that mix its channels without parameters, so that a cut changes more than the reads.
+        dim: its dim in the types.
+    """
+
+    name: str
+    size: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    outer: bool
+    scalable: bool
+    mixed: tuple[str, ...]
+    dim: Dim = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +69,36 @@ class ModelGraph:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
+    @cached_property
+    def types(self) -> Inference:
+        """The types of all nodes and parameters; inferred once."""
+        if any("value" not in node.meta for node in self.module.graph.nodes):
+            propagate(self.module, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in self.inputs])
+        return Inference(self.module).run()
+
+    @cached_property
+    def spaces(self) -> tuple[Space, ...]:
+        """The sets of channels that must change together, in the order in which they are written."""
+        return tuple(_spaces(self.types))
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """The nodes around which axes may not change, with the reason; network inputs and outputs go without saying."""
+        return tuple(self.types.frozen)
+
+    def space(self, name: str) -> Space:
+        """The space of this name.
+
+        Raises:
+            SurgeryError: there is none; the message has the nearest names.
+        """
+        for space in self.spaces:
+            if space.name == name:
+                return space
+        near = difflib.get_close_matches(name, [s.name for s in self.spaces], 3, 0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.spaces)} spaces; see inspect"
+        raise SurgeryError(f"{name} is not a space of this model; {hint}")
+
     def example_inputs(self, batch: int = 2, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""
         generator = torch.Generator().manual_seed(seed)
@@ -48,3 +111,61 @@ class ModelGraph:
             else:
                 tensors.append(torch.zeros(shape, dtype=spec.dtype, device=reference.device))
         return tuple(tensors)
+
+
+def _spaces(types: Inference) -> Iterator[Space]:
+    writers = _by_dim((a.axis, _where(a.node)) for a in types.writers)
+    owners = _by_dim((axis, typed.name.rpartition(".")[0] or typed.name) for typed in types.parameters.values() for axis in typed.axes)
+    readers = _by_dim((a.axis, _where(a.node)) for a in types.readers)
+    mixed = _by_dim((m.axis, f"{m.kind} at {_where(m.node)}") for m in types.mixings)
+    bare = _by_dim((a.axis, a.node.name) for a in types.readers if not a.weighted)
+    inner = _inner_dims(types)
+    names: dict[str, int] = {}
+    for dim in (*writers, *(d for d in owners if d not in writers)):
+        if dim not in owners:
+            continue
+        written = tuple(writers.get(dim, owners[dim]))
+        names[written[0]] = names.get(written[0], 0) + 1
+        count = names[written[0]]
+        yield Space(
+            name=written[0] if count == 1 else f"{written[0]}:{count}",
+            size=dim.size,
+            writers=written,
+            readers=tuple(readers.get(dim, ())),
+            outer=dim not in inner,
+            scalable=dim not in bare,
+            mixed=tuple(mixed.get(dim, ())),
+            dim=dim,
+        )
+
+
+def _where(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _by_dim(pairs: Any) -> dict[Dim, dict[str, None]]:
+    """The free dims of axes, with the names that go with each, in order of appearance."""
+    found: dict[Dim, dict[str, None]] = {}
+    for axis, name in pairs:
+        for term in resolve(axis):
+            for dim in term:
+                if not dim.fixed:
+                    found.setdefault(dim, {})[name] = None
+    return found
+
+
+def _inner_dims(types: Inference) -> set[Dim]:
+    """The free dims that stand inside another free dim somewhere."""
+    inner: set[Dim] = set()
+    seen: set[Axis] = set()
+    every = [axis for typed in types.parameters.values() for axis in typed.axes]
+    every += [axis for value in types.types.values() for typed in tensor_types(value) for axis in typed.axes]
+    for axis in every:
+        if axis in seen:
+            continue
+        seen.add(axis)
+        for term in resolve(axis):
+            if len(term) > 1:
+                free = [dim for dim in term if not dim.fixed]
+                inner.update(free[1:])
+    return inner

@@ -1,1 +1,8 @@
-"""Rules: how each operator relates the types of what it reads and writes."""
+"""Rules: how each operator relates the types of what it reads and writes, a file for each kind.
+
+Importing this package fills `graphsurgery.inference.RULES`.
+"""
+
+from graphsurgery.rules import attention, contraction, movement, norms, pointwise, spatial
+
+__all__ = ["attention", "contraction", "movement", "norms", "pointwise", "spatial"]

@@ -1,0 +1,313 @@
+"""The algebra of axis types: dims, terms, sums, and their unification.
+
+A **dim** is an ordered set of `size` indices, *fixed* (surgery never touches it) or *free*. A **term** is a product
+of dims, outermost first, row-major. An **axis** is a sum of terms, in order. `c·49` is a flattened `[C, 7, 7]`;
+`a + b` is a concat; `g·k` are the channels of a grouped convolution.
+
+Unification makes two axes the same type. Terms are matched from the left; a dim that is too long is *refined* into a
+sum (`c := a + b`) or a product (`c := g·k`). A refinement is a link from the dim, so that everything typed earlier
+sees it. What cannot meet raises `Clash`; whoever called freezes both sides, so inference is never silently wrong.
+
+Pure Python: no torch, no fx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import prod
+
+
+class Clash(Exception):
+    """Two axes cannot be the same type."""
+
+
+class Dim:
+    """An ordered set of indices; compared by identity."""
+
+    __slots__ = ("fixed", "link", "size")
+
+    def __init__(self, size: int, *, fixed: bool = False) -> None:
+        self.size = size
+        self.fixed = fixed or size == 1
+        self.link: Axis | None = None
+
+    def __repr__(self) -> str:
+        return f"{'=' if self.fixed else '~'}{self.size}"
+
+
+Term = tuple[Dim, ...]
+Axis = tuple[Term, ...]
+
+UNIT: Axis = ((),)
+_LONGEST_SUM = 1024
+
+
+@lru_cache(maxsize=4096)
+def fixed(size: int) -> Axis:
+    """The axis of one fixed dim; fixed dims have no identity beyond their size."""
+    return UNIT if size == 1 else ((Dim(size, fixed=True),),)
+
+
+def free(size: int) -> Axis:
+    """An axis of one new free dim; a single index cannot be surgery's object, so size 1 is the unit."""
+    return UNIT if size == 1 else ((Dim(size),),)
+
+
+def term_size(term: Term) -> int:
+    return prod(dim.size for dim in term)
+
+
+def size_of(axis: Axis) -> int:
+    """Number of indices of the axis."""
+    return sum(term_size(term) for term in axis)
+
+
+def dims_of(axis: Axis) -> Iterator[Dim]:
+    """Every dim of the axis after refinement, in order, repeats included."""
+    for term in resolve(axis):
+        yield from term
+
+
+def is_fixed(axis: Axis) -> bool:
+    """Whether surgery may not touch any index of this axis."""
+    return all(dim.fixed for dim in dims_of(axis))
+
+
+def resolve(axis: Axis) -> Axis:
+    """The axis with every refinement followed, units dropped and neighbouring fixed parts merged."""
+    if len(axis) == 1 and len(axis[0]) == 1:
+        dim = axis[0][0]
+        if dim.link is None:
+            return axis if dim.size != 1 else UNIT
+        dim.link = resolve(dim.link)
+        return dim.link
+    terms: list[Term] = []
+    for term in axis:
+        terms.extend(_expand(term))
+    return _merge_fixed(terms)
+
+
+def _expand(term: Term) -> list[Term]:
+    """Follow the links of one term and distribute its products over the sums that appear."""
+    if not any(dim.link is not None or dim.size == 1 for dim in term):
+        return [term]
+    terms: list[Term] = [()]
+    for dim in term:
+        if dim.size == 1:
+            continue
+        if dim.link is None:
+            terms = [(*t, dim) for t in terms]
+            continue
+        dim.link = resolve(dim.link)
+        terms = _distribute(terms, dim.link)
+    return terms
+
+
+def _distribute(outer: Sequence[Term], inner: Axis) -> list[Term]:
+    """`outer · inner`; a product over an inner sum exists only where the outer factor is fixed, so it is frozen."""
+    if len(inner) == 1:
+        return [term + inner[0] for term in outer]
+    if sum(term_size(term) for term in outer) * len(inner) > _LONGEST_SUM:
+        freeze(inner)
+        return [(*term, Dim(size_of(inner), fixed=True)) for term in outer]
+    result: list[Term] = []
+    for term in outer:
+        for dim in term:
+            dim.fixed = True
+        result.extend(inner * term_size(term))
+    return result
+
+
+def _merge_fixed(terms: Iterable[Term]) -> Axis:
+    merged: list[Term] = []
+    for term in terms:
+        if len(term) > 1 and any(a.fixed and b.fixed for a, b in zip(term, term[1:], strict=False)):
+            term = _merge_factors(term)
+        only_fixed = not term or (len(term) == 1 and term[0].fixed)
+        if only_fixed and merged and (not merged[-1] or (len(merged[-1]) == 1 and merged[-1][0].fixed)):
+            merged[-1] = fixed(term_size(merged[-1]) + term_size(term))[0]
+        else:
+            merged.append(term)
+    return tuple(merged)
+
+
+def _merge_factors(term: Term) -> Term:
+    result: list[Dim] = []
+    for dim in term:
+        if result and dim.fixed and result[-1].fixed:
+            result[-1] = fixed(result[-1].size * dim.size)[0][0]
+        else:
+            result.append(dim)
+    return tuple(result)
+
+
+def freeze(*axes: Axis) -> int:
+    """Make every dim of these axes fixed; returns how many were free."""
+    count = 0
+    for axis in axes:
+        for dim in dims_of(axis):
+            count += not dim.fixed
+            dim.fixed = True
+    return count
+
+
+def concat(axes: Iterable[Axis]) -> Axis:
+    """The direct sum, in order."""
+    return resolve(tuple(term for axis in axes for term in axis))
+
+
+def product(axes: Iterable[Axis]) -> Axis:
+    """The product, outermost first: the type of these axes flattened into one."""
+    result: list[Term] = [()]
+    for axis in axes:
+        result = _distribute(result, resolve(axis))
+    return resolve(tuple(result))
+
+
+def factor(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Split one axis into a product of axes of these sizes, refining it where needed.
+
+    Raises:
+        Clash: the sizes do not divide the axis along its structure.
+    """
+    if len(sizes) == 1:
+        return [axis]
+    parts = [free(size) for size in sizes]
+    unify(axis, (tuple(dim for part in parts for dim in part[0]),))
+    return [resolve(part) for part in parts]
+
+
+def take(axis: Axis, start: int, stop: int) -> Axis:
+    """The sub-axis of the indices `start <= i < stop`, refining what straddles a border.
+
+    Raises:
+        Clash: a border falls inside an element of a product.
+    """
+    remaining = list(reversed(resolve(axis)))
+    taken: list[Term] = []
+    position = 0
+    while remaining and position < stop:
+        term = remaining.pop()
+        expanded = _expand(term)
+        if len(expanded) > 1:
+            remaining.extend(reversed(expanded))
+            continue
+        term = expanded[0]
+        end = position + term_size(term)
+        border = start if position < start < end else stop if end > stop else end
+        if border != end:
+            head, tail = _split(term, border - position)
+            remaining.extend((tail, head))
+            continue
+        if position >= start:
+            taken.append(term)
+        position = end
+    return resolve(tuple(taken)) if taken else ()
+
+
+def _split(term: Term, count: int) -> tuple[Term, Term]:
+    """Split a term after `count` indices."""
+    if all(dim.fixed for dim in term):
+        return fixed(count)[0], fixed(term_size(term) - count)[0]
+    outer, inner = term[0], term[1:]
+    size = term_size(inner)
+    if count % size:
+        raise Clash(f"a border at {count} falls inside a block of {size}")
+    head, tail = count // size, outer.size - count // size
+    if outer.fixed:
+        return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
+    first, second = Dim(head), Dim(tail)
+    outer.link = ((first,), (second,))
+    return ((first, *inner) if head > 1 else inner), ((second, *inner) if tail > 1 else inner)
+
+
+def unify(a: Axis, b: Axis) -> None:
+    """Make two axes the same type, refining dims on both sides.
+
+    Raises:
+        Clash: their sizes differ, or a border of one falls inside an element of the other.
+    """
+    if a is b:
+        return
+    a, b = resolve(a), resolve(b)
+    if a == b:
+        return
+    if size_of(a) != size_of(b):
+        raise Clash(f"{size_of(a)} and {size_of(b)} indices")
+    left, right = list(reversed(a)), list(reversed(b))
+    while left:
+        s, t = _pop(left), _pop(right)
+        if s is t:
+            continue
+        m, n = term_size(s), term_size(t)
+        if m > n:
+            s, rest = _split(s, n)
+            left.append(rest)
+        elif n > m:
+            t, rest = _split(t, m)
+            right.append(rest)
+        _unify_terms(s, t)
+
+
+def _pop(stack: list[Term]) -> Term:
+    """The next term, with the refinements that happened since it was put on the stack."""
+    terms = _expand(stack.pop())
+    stack.extend(reversed(terms[1:]))
+    return terms[0]
+
+
+def _unify_terms(s: Term, t: Term) -> None:
+    """Make two products of equal size the same, matching factors from the left."""
+    if s == t:
+        return
+    if all(dim.fixed for dim in s) or all(dim.fixed for dim in t):
+        freeze((s,), (t,))
+        return
+    left, right = list(reversed(s)), list(reversed(t))
+    while left and right:
+        x, y = _pop_factor(left), _pop_factor(right)
+        if x is None or y is None:
+            left.extend([x] if x else [])
+            right.extend([y] if y else [])
+            continue
+        if x.size > y.size:
+            left.append(_divide(x, y))
+        elif y.size > x.size:
+            right.append(_divide(y, x))
+        else:
+            _unify_dims(x, y)
+
+
+def _pop_factor(stack: list[Dim]) -> Dim | None:
+    dim = stack.pop()
+    if dim.size == 1:
+        return None
+    if dim.link is not None:
+        terms = resolve(dim.link)
+        if len(terms) > 1:
+            raise Clash(f"a sum of {len(terms)} parts inside a product")
+        stack.extend(reversed(terms[0]))
+        return None
+    return dim
+
+
+def _divide(large: Dim, small: Dim) -> Dim:
+    """Refine `large := small · rest` and return the rest."""
+    if large.size % small.size:
+        raise Clash(f"{large.size} is not a multiple of {small.size}")
+    rest = Dim(large.size // small.size, fixed=large.fixed)
+    if large.fixed:
+        small.fixed = True
+    else:
+        large.link = ((small, rest),)
+    return rest
+
+
+def _unify_dims(x: Dim, y: Dim) -> None:
+    if x is y:
+        return
+    if x.fixed or y.fixed:
+        x.fixed = y.fixed = True
+    else:
+        x.link = ((y,),)

@@ -1,0 +1,341 @@
+"""Types every axis of a traced graph: one walk over the nodes, calling the rule of each operator.
+
+The trace has left the value of every node (a meta tensor, or a size) in `node.meta["value"]`, so typing runs no
+operator. A rule mirrors the signature of its operator; where the operator takes a tensor, the rule gets its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery import axes as ax
+from graphsurgery.axes import Axis, Clash
+
+
+class TensorType:
+    """The type of a tensor: one axis type for each of its axes."""
+
+    __slots__ = ("axes", "parameter")
+
+    def __init__(self, axes: tuple[Axis, ...] | list[Axis], parameter: str | None = None) -> None:
+        self.axes = tuple(axes)
+        self.parameter = parameter
+
+    def __getitem__(self, index: int) -> Axis:
+        return self.axes[index]
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def replace(self, index: int, axis: Axis) -> TensorType:
+        """The same type with one axis replaced."""
+        axes = list(self.axes)
+        axes[index] = axis
+        return TensorType(axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(ax.size_of(axis) for axis in self.axes)
+
+    def __repr__(self) -> str:
+        return f"TensorType{self.axes}"
+
+
+@dataclass
+class ParameterType:
+    """The axes of one parameter or buffer, and which of them a contraction sums over."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    reads: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Access:
+    """A node that writes an axis with its parameters, or sums over it.
+
+    Attributes:
+        node: where.
+        axis: what is written, or summed over.
+        value: the node whose tensor is read; None for a write.
+        dim: the axis number, in that tensor, that holds `axis`.
+        weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
+    """
+
+    node: fx.Node
+    axis: Axis
+    value: fx.Node | None = None
+    dim: int = 0
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result."""
+
+    node: fx.Node
+    axis: Axis
+    kind: str
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A node around which axes may not change, and why."""
+
+    node: str
+    reason: str
+
+
+class Resize(Protocol):
+    """What a rebuild asks: the new sizes of old types."""
+
+    def size(self, axis: Axis) -> int:
+        """New number of indices of the axis."""
+
+    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """New sizes of consecutive old segments of the axis."""
+
+
+Rewrite = Callable[[fx.Node, Resize], None]
+ModuleRewrite = Callable[[nn.Module, Resize], None]
+Rule = Callable[..., Any]
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*keys: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for exact functions, module classes, or method names; a second one for a key is an error."""
+
+    def register(function: Rule) -> Rule:
+        for key in dict.fromkeys(keys):
+            if key in RULES:
+                raise ValueError(f"{key} has a rule already: {RULES[key].__name__}")
+            RULES[key] = function
+        return function
+
+    return register
+
+
+class Inference:
+    """The state of one typing run; what rules call.
+
+    Attributes:
+        types: the type of every node's value; sizes and other plain values stand for themselves.
+        parameters: the type of every parameter and buffer that the graph uses, by name.
+        writers, readers: where channels are written and read with parameters.
+        mixings: where indices are mixed without parameters.
+        frozen: what could not be typed, and why.
+        rewrites: how a node's literal sizes follow from its types.
+        attributes: how a module's attributes follow from its types.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.tensors = dict(module.named_parameters(remove_duplicate=False))
+        self.tensors.update(module.named_buffers(remove_duplicate=False))
+        self.canonical: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, tensor in self.tensors.items():
+            self.canonical[name] = first.setdefault(id(tensor), name)
+        self.types: dict[fx.Node, Any] = {}
+        self.parameters: dict[str, ParameterType] = {}
+        self.writers: list[Access] = []
+        self.readers: list[Access] = []
+        self.mixings: list[Mixing] = []
+        self.frozen: list[Frozen] = []
+        self.rewrites: dict[fx.Node, list[Rewrite]] = {}
+        self.attributes: dict[str, list[ModuleRewrite]] = {}
+        self.node: fx.Node = next(iter(module.graph.nodes))
+        self.submodule: nn.Module = module
+
+    # What rules ask -------------------------------------------------------------------------------------------------
+
+    def parameter(self, name: str) -> TensorType | None:
+        """The type of a parameter or buffer of the node's own module; None where the module has none."""
+        if getattr(self.submodule, name, None) is None:
+            return None
+        return self._parameter(f"{self.node.target}.{name}")
+
+    def _parameter(self, path: str) -> TensorType:
+        name = self.canonical[path]
+        found = self.parameters.get(name)
+        if found is None:
+            tensor = self.tensors[name]
+            make = ax.free if tensor.is_floating_point() else ax.fixed
+            found = self.parameters[name] = ParameterType(name, tuple(make(n) for n in tensor.shape))
+        return TensorType(found.axes, name)
+
+    def tie(self, name: str, *axes: Axis) -> None:
+        """Say that a parameter of the node's module, if it exists, has these axes."""
+        parameter = self.parameter(name)
+        if parameter is not None:
+            for own, axis in zip(parameter.axes, axes, strict=True):
+                ax.unify(own, axis)
+
+    def writes(self, axis: Axis) -> None:
+        """The node's parameters write this axis."""
+        self.writers.append(Access(self.node, axis))
+
+    def reads(self, argument: int, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
+        """The node sums over `axis` in its tensor argument number `argument`, with axis `weight_axis` of a weight."""
+        value = self.node.args[argument] if len(self.node.args) > argument else None
+        weighted = weight is not None and weight.parameter is not None
+        self.readers.append(Access(self.node, axis, value if isinstance(value, fx.Node) else None, dim, weighted))
+        if weight is not None and weight.parameter is not None:
+            self.parameters[weight.parameter].reads.add(weight_axis)
+
+    def mixes(self, axis: Axis, kind: str) -> None:
+        """The node mixes the indices of this axis; kinds: softmax, mean, layer_norm, group_norm, contraction."""
+        if not ax.is_fixed(axis):
+            self.mixings.append(Mixing(self.node, axis, kind))
+
+    def attribute(self, name: str, axis: Axis) -> None:
+        """The attribute `name` of the node's module is the size of this axis."""
+        self.on_module(lambda module, new: setattr(module, name, new.size(axis)))
+
+    def on_module(self, rewrite: ModuleRewrite) -> None:
+        """Run `rewrite` on the rebuilt module, with the new sizes."""
+        self.attributes.setdefault(str(self.node.target), []).append(rewrite)
+
+    def on_rebuild(self, rewrite: Rewrite) -> None:
+        """Run `rewrite` on the rebuilt node, with the new sizes."""
+        self.rewrites.setdefault(self.node, []).append(rewrite)
+
+    def freeze(self, reason: str, *values: Any) -> None:
+        """Freeze every axis of these types and say why, unless nothing was free."""
+        count = 0
+        for value in values:
+            count += sum(ax.freeze(*typed.axes) for typed in tensor_types(value))
+        if count:
+            self.frozen.append(Frozen(self.where(), reason))
+
+    def fix(self, *axes: Axis) -> None:
+        """These axes are positions, not channels; nothing to report."""
+        ax.freeze(*axes)
+
+    def freeze_axis(self, reason: str, *frozen: Axis) -> None:
+        """Freeze these axes and say why, unless nothing was free."""
+        if ax.freeze(*frozen):
+            self.frozen.append(Frozen(self.where(), reason))
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """Make two axes one; where they clash, freeze both and record the reason."""
+        if a is b:
+            return
+        try:
+            ax.unify(a, b)
+        except Clash as clash:
+            self.freeze_axis(f"{self.operator()} cannot give both sides one type: {clash}", a, b)
+
+    @property
+    def value(self) -> Any:
+        """What the node gave when it was traced: meta tensors and plain values."""
+        return self.node.meta["value"]
+
+    def untyped(self) -> Any:
+        """A fixed type for everything that the node gives."""
+        return map_values(self.value, lambda t: TensorType([ax.fixed(n) for n in t.shape]))
+
+    def where(self) -> str:
+        return str(self.node.target) if self.node.op == "call_module" else self.node.name
+
+    def operator(self) -> str:
+        """A readable name of the node's operator."""
+        if self.node.op == "call_module":
+            return type(self.submodule).__name__
+        return getattr(self.node.target, "__name__", str(self.node.target))
+
+    # The walk -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Inference:
+        """Type every node."""
+        for node in self.module.graph.nodes:
+            self.node = node
+            self.types[node] = getattr(self, node.op)()
+        return self
+
+    def placeholder(self) -> Any:
+        return self.untyped()
+
+    def get_attr(self) -> Any:
+        path = str(self.node.target)
+        return self._parameter(path) if path in self.canonical else self.untyped()
+
+    def output(self) -> Any:
+        result = self._typed(self.node.args[0])
+        for typed in tensor_types(result):
+            ax.freeze(*typed.axes)
+        return result
+
+    def call_function(self) -> Any:
+        return self._apply(self.node.target)
+
+    def call_method(self) -> Any:
+        return self._apply(self.node.target)
+
+    def call_module(self) -> Any:
+        self.submodule = self.module.get_submodule(str(self.node.target))
+        return self._apply(type(self.submodule))
+
+    def _typed(self, argument: Any) -> Any:
+        return fx.map_arg(argument, lambda node: self.types[node])
+
+    def _apply(self, key: Any) -> Any:
+        """Call the rule of an operator; without one, or on a clash, freeze what it touches."""
+        if not has_tensors(self.value):
+            return self.value
+        args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
+        function = RULES.get(key)
+        if function is None:
+            return self._opaque(f"no rule for {self.operator()}", args, kwargs)
+        try:
+            result = function(self, *args, **kwargs)
+        except Clash as clash:
+            return self._opaque(f"{self.operator()}: {clash}", args, kwargs)
+        return result
+
+    def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
+        self.freeze(reason, args, kwargs)
+        if self.node.op == "call_module":
+            for name, _ in self.submodule.named_parameters():
+                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+            for name, _ in self.submodule.named_buffers():
+                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+        return self.untyped()
+
+
+def has_tensors(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return any(has_tensors(v) for v in value)
+    return isinstance(value, Mapping) and any(has_tensors(v) for v in value.values())
+
+
+def map_values(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply `function` to every tensor of a nested value."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return tuple(map_values(v, function) for v in value)
+    if isinstance(value, Mapping):
+        return {key: map_values(v, function) for key, v in value.items()}
+    return value
+
+
+def tensor_types(value: Any) -> list[TensorType]:
+    """Every tensor type in a nested value, in order."""
+    if isinstance(value, TensorType):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensor_types(v)]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensor_types(v)]
+    if isinstance(value, slice):
+        return []
+    return []

@@ -1,0 +1,122 @@
+"""The modules and functions of our own that may stand in a traced network.
+
+They are ordinary torch code with same-named constructor attributes, so that checkpoints rebuild them by name and
+ONNX export needs nothing special.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ChannelGate", "SegmentedLayerNorm", "scale_axis", "segmented_layer_norm"]
+
+
+class ChannelGate(nn.Module):
+    """One hard-concrete gate per channel of a space; returns the mask `[batch, channels]`.
+
+    In training every example draws its own mask; in evaluation the mask is the deterministic gate, the same for all.
+    `u ~ U(0, 1)`, `s = sigmoid((ln u - ln(1 - u) + loc) / beta)`, `g = clip(s (zeta - gamma) + gamma, 0, 1)`.
+
+    Source: Louizos, Welling, Kingma, "Learning sparse neural networks through L0 regularization", ICLR 2018, section
+    2.2; per example and channel as in Pašen & Boža, "Merging of neural networks", arXiv:2204.09973.
+    """
+
+    def __init__(self, channels: int, beta: float = 2 / 3, gamma: float = -0.1, zeta: float = 1.1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.beta = beta
+        self.gamma = gamma
+        self.zeta = zeta
+        self.loc = nn.Parameter(torch.ones(channels))
+
+    def forward(self, reference: Tensor) -> Tensor:
+        """The mask `[batch, channels]` for the batch of `reference [batch, ...]`."""
+        if self.training:
+            u = torch.rand(reference.shape[0], self.channels, dtype=self.loc.dtype, device=self.loc.device)
+            noise = torch.log(u.clamp_min(torch.finfo(u.dtype).tiny)) - torch.log1p(-u)
+            s = torch.sigmoid((noise + self.loc) / self.beta)
+        else:
+            s = torch.sigmoid(self.loc).expand(reference.shape[0], self.channels)
+        return torch.clamp(s * (self.zeta - self.gamma) + self.gamma, 0.0, 1.0)
+
+    def value(self) -> Tensor:
+        """The deterministic gate `[channels]`, each in [0, 1]."""
+        return torch.clamp(torch.sigmoid(self.loc) * (self.zeta - self.gamma) + self.gamma, 0.0, 1.0)
+
+    def open_probability(self) -> Tensor:
+        """`P[g > 0]` of each channel `[channels]`: `sigmoid(loc - beta ln(-gamma / zeta))`."""
+        return torch.sigmoid(self.loc - self.beta * math.log(-self.gamma / self.zeta))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]]) -> Tensor:
+    """Multiply axis `dim` of `x [batch, ...]` by per-example factors, laid out as the axis is typed.
+
+    Args:
+        x: the tensor, its first axis the batch.
+        dim: the axis that is scaled, at least 1.
+        parts: one `(mask, outer, inner)` for each term of the axis, in order. `mask [batch, n]` stands for the term
+            `outer · n · inner`; a mask of None leaves `outer · inner` indices as they are.
+    """
+    factors = []
+    for mask, outer, inner in parts:
+        if mask is None:
+            factors.append(torch.ones((1, outer * inner), dtype=x.dtype, device=x.device).expand(x.shape[0], -1))
+            continue
+        factor = mask
+        if inner > 1:
+            factor = factor.unsqueeze(2).expand(-1, -1, inner).flatten(1)
+        if outer > 1:
+            factor = factor.repeat(1, outer)
+        factors.append(factor)
+    factor = factors[0] if len(factors) == 1 else torch.cat(factors, 1)
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = -1, factor.shape[1]
+    return x * factor.reshape(shape)
+
+
+def segmented_layer_norm(
+    x: Tensor, segments: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """LayerNorm of each segment of the last axis by its own mean and variance.
+
+    Args:
+        x: `[..., sum(segments)]`.
+        segments: channels of each segment, in order; one segment is plain LayerNorm.
+        weight: scale `[sum(segments)]`, applied after all segments are normalised.
+        bias: shift `[sum(segments)]`.
+        eps: added to each variance.
+    """
+    pieces = [F.layer_norm(piece, piece.shape[-1:], None, None, eps) for piece in x.split(list(segments), -1)]
+    y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    if weight is not None:
+        y = y * weight
+    return y if bias is None else y + bias
+
+
+class SegmentedLayerNorm(nn.Module):
+    """The module form of `segmented_layer_norm`: what LayerNorm becomes in a direct sum of networks."""
+
+    def __init__(
+        self, segments: Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.segments = tuple(segments)
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        size = sum(self.segments)
+        self.weight = nn.Parameter(torch.ones(size)) if elementwise_affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if elementwise_affine and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.segments}, eps={self.eps}"

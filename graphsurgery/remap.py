@@ -1,0 +1,164 @@
+"""The only code that resizes anything: tensors, module attributes, literals in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.axes import Dim
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.inference import Inference, ParameterType, Resize, TensorType, has_tensors
+from graphsurgery.maps import ChannelMap, Edit
+from graphsurgery.values import copy_module, evaluate
+
+NewTensor = Callable[[ParameterType, Tensor], Tensor]
+
+
+def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap], record: Mapping[str, Any]) -> ModelGraph:
+    """Apply channel maps to a whole network.
+
+    Parameters that write a mapped space are gathered, those that read it are gathered and scaled by the shares.
+
+    Args:
+        graph: typed network; it is not modified.
+        maps: a map for each dim that changes.
+        record: what to add to the lineage.
+    """
+    edit = Edit(maps)
+    _check_shares(graph, maps)
+
+    def gather(typed: ParameterType, tensor: Tensor) -> Tensor:
+        new = tensor
+        for index, axis in enumerate(typed.axes):
+            lifted = edit.lift(axis)
+            if lifted is None:
+                continue
+            new = new.index_select(index, lifted.source.to(tensor.device))
+            if lifted.share is not None and index in typed.reads:
+                shape = [1] * new.dim()
+                shape[index] = -1
+                new = new * lifted.share.to(new).reshape(shape)
+        return new if new is not tensor else tensor.clone()
+
+    return rebuild(graph, edit, gather, record)
+
+
+def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap]) -> None:
+    scaled = {dim for dim, channel_map in maps.items() if channel_map.share is not None}
+    for space in graph.spaces:
+        if space.dim in scaled and not space.scalable:
+            raise SurgeryError(f"space {space.name} is read without weights, so shares cannot be folded into a reader")
+
+
+def rebuild(
+    graph: ModelGraph, resize: Resize, new_tensor: NewTensor, record: Mapping[str, Any] | None = None
+) -> ModelGraph:
+    """A new network with the same structure and other sizes.
+
+    Args:
+        graph: typed network; it is not modified.
+        resize: the new size of every axis.
+        new_tensor: the new parameter or buffer, from its type and its old value.
+        record: what to add to the lineage.
+    """
+    types = graph.types
+    made: dict[str, Tensor] = {}
+
+    def tensor(name: str) -> Tensor:
+        name = types.canonical[name]
+        if name not in made:
+            old = types.tensors[name]
+            typed = types.parameters.get(name)
+            with torch.no_grad():
+                new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())
+            made[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        return made[name]
+
+    new_graph = fx.Graph()
+    root: dict[str, Any] = {}
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.module.graph.nodes:
+        copy = new_graph.node_copy(node, copies.__getitem__)
+        copies[node] = copy
+        for rewrite in types.rewrites.get(node, ()):
+            rewrite(copy, resize)
+        copy.meta = {"value": _new_value(node, copy, types, resize)}
+        path = str(node.target)
+        if node.op == "get_attr" and path not in root:
+            root[path] = tensor(path) if path in types.canonical else _attribute(graph.module, path)
+        elif node.op == "call_module" and path not in root:
+            root[path] = _new_module(graph.module, path, types, resize, tensor)
+    module = fx.GraphModule(root, new_graph, class_name=type(graph.module).__name__)
+    _keep_modes(graph.module, module)
+    lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
+    return ModelGraph(module, graph.inputs, lineage)
+
+
+def _attribute(module: fx.GraphModule, path: str) -> Any:
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
+
+
+def _new_module(
+    old: fx.GraphModule, path: str, types: Inference, resize: Resize, tensor: Callable[[str], Tensor]
+) -> nn.Module:
+    source = old.get_submodule(path)
+    names = {id(t): f"{path}.{n}" for n, t in (*source.named_parameters(), *source.named_buffers())}
+    new = copy_module(source, lambda t: tensor(names[id(t)]))
+    for rewrite in types.attributes.get(path, ()):
+        rewrite(new, resize)
+    return new
+
+
+def _keep_modes(old: fx.GraphModule, new: fx.GraphModule) -> None:
+    """Train and eval modes and non-persistent buffers stay what they were."""
+    modules = dict(old.named_modules())
+    for path, module in new.named_modules():
+        if path in modules:
+            module.training = modules[path].training
+            module._non_persistent_buffers_set |= modules[path]._non_persistent_buffers_set & set(module._buffers)
+
+
+def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
+    """The value of a rebuilt node: tensors as their types say, sizes computed anew and compared with the types."""
+    old = node.meta["value"]
+    if node.op in ("placeholder", "output"):
+        return old
+    if not has_tensors(old):
+        return evaluate(copy, _no_attribute)
+    predicted = _resized(old, types.types[node], resize)
+    computed = [n for n in node.all_input_nodes if not has_tensors(n.meta["value"])]
+    if computed and node.op in ("call_method", "call_function"):
+        _compare(node, predicted, evaluate(copy, _no_attribute))
+    return predicted
+
+
+def _no_attribute(path: str) -> Any:
+    raise SurgeryError(f"{path}: a module between sizes")
+
+
+def _resized(value: Any, typed: Any, resize: Resize) -> Any:
+    if isinstance(value, Tensor):
+        assert isinstance(typed, TensorType)
+        return torch.empty([resize.size(axis) for axis in typed.axes], dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return tuple(_resized(v, t, resize) for v, t in zip(value, typed, strict=True))
+    if isinstance(value, Mapping):
+        return {key: _resized(v, typed[key], resize) for key, v in value.items()}
+    return value
+
+
+def _compare(node: fx.Node, predicted: Any, computed: Any) -> None:
+    if isinstance(predicted, Tensor):
+        if predicted.shape != computed.shape:
+            raise SurgeryError(
+                f"{node.name}: its computed sizes give {tuple(computed.shape)} where the types say"
+                f" {tuple(predicted.shape)}; freeze the spaces that it touches"
+            )
+    elif isinstance(predicted, tuple):
+        for p, c in zip(predicted, computed, strict=True):
+            _compare(node, p, c)

@@ -1,0 +1,62 @@
+"""Attention: scaled dot products and softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphsurgery import axes as ax
+from graphsurgery.inference import Inference, Resize, TensorType, rule
+from graphsurgery.rules.contraction import set_argument
+from graphsurgery.rules.pointwise import broadcast
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(
+    infer: Inference,
+    query: TensorType,
+    key: TensorType,
+    value: TensorType,
+    attn_mask: TensorType | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001
+    is_causal: bool = False,  # noqa: ARG001
+    scale: float | None = None,
+    **options: Any,  # noqa: ARG001
+) -> TensorType:
+    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays what it was when d changes."""
+    infer.unify(query[-1], key[-1])
+    infer.unify(key[-2], value[-2])
+    infer.reads(0, len(query) - 1, query[-1], None, 0)
+    infer.mixes(key[-2], "softmax")
+    lead = broadcast(infer, TensorType(query.axes[:-2]), TensorType(key.axes[:-2]), TensorType(value.axes[:-2]))
+    if attn_mask is not None:
+        broadcast(infer, TensorType([*lead.axes, query[-2], key[-2]]), attn_mask)
+    if scale is None:
+        width = ax.size_of(query[-1])
+
+        def keep_scale(node: fx.Node, new: Resize) -> None:
+            if new.size(query[-1]) != width:
+                set_argument(node, 6, "scale", 1 / math.sqrt(width))
+
+        infer.on_rebuild(keep_scale)
+    return TensorType([*lead.axes, query[-2], value[-1]])
+
+
+@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+def softmax_module(infer: Inference, input: TensorType) -> TensorType:
+    """Mixes one axis."""
+    dim = infer.submodule.dim
+    assert isinstance(dim, int)
+    infer.mixes(input[dim], "softmax")
+    return TensorType(input.axes)
+
+
+@rule(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Mixes one axis."""
+    infer.mixes(input[dim], "softmax")
+    return TensorType(input.axes)

@@ -1,0 +1,359 @@
+"""Operators that move indices without computing: reshape, permute, concat, split, index, expand, pad."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphsurgery import axes as ax
+from graphsurgery.axes import Axis, Clash
+from graphsurgery.inference import Inference, Resize, TensorType, rule
+from graphsurgery.rules.contraction import outputs_like
+
+
+def write_sizes(infer: Inference, axes: Sequence[Axis], get: Callable[[fx.Node], Sequence[Any]], put: Any) -> None:
+    """On a rebuild, literal sizes of a call become the new sizes of these axes; -1 and computed sizes stay."""
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        old = get(node)
+        sizes = [
+            new.size(axis) if isinstance(size, int) and size != -1 and not ax.is_fixed(axis) else size
+            for size, axis in zip(old, axes, strict=True)
+        ]
+        if sizes != list(old):
+            put(node, sizes)
+
+    if not all(ax.is_fixed(axis) for axis in axes):
+        infer.on_rebuild(resize)
+
+
+def _varargs(node: fx.Node) -> Sequence[Any]:
+    """The sizes of `x.view(2, 3)` or `x.view((2, 3))`."""
+    sizes = node.args[1:] or node.kwargs.get("shape") or node.kwargs.get("size")
+    return sizes[0] if isinstance(sizes, tuple) and isinstance(sizes[0], (list, tuple)) else sizes  # type: ignore
+
+
+def _put_varargs(node: fx.Node, sizes: list[Any]) -> None:
+    nested = len(node.args) > 1 and isinstance(node.args[1], (list, tuple))
+    node.args = (node.args[0], tuple(sizes)) if nested or len(node.args) == 1 else (node.args[0], *sizes)
+    node.kwargs = {}
+
+
+@rule(torch.reshape, "reshape", "view")
+def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Matches runs of input axes with runs of output axes of equal size; each run is a product, refined to fit."""
+    result = reshaped(infer, input, infer.value.shape)
+    if not isinstance(_varargs(infer.node), fx.Node):
+        write_sizes(infer, result.axes, _varargs, _put_varargs)
+    return result
+
+
+def reshaped(infer: Inference, input: TensorType, shape: Sequence[int]) -> TensorType:
+    """The type of `input` laid out as `shape`."""
+    result: list[Axis] = []
+    for axes, sizes in _runs(input.axes, list(shape)):
+        if len(axes) == 1 and len(sizes) == 1:
+            result.extend(axes)
+            continue
+        whole = ax.product(axes)
+        try:
+            result.extend(ax.factor(whole, sizes) if sizes else [])
+        except Clash as clash:
+            infer.freeze_axis(f"{infer.operator()} to {tuple(sizes)}: {clash}", whole, *axes)
+            result.extend(ax.fixed(size) for size in sizes)
+    return TensorType(result)
+
+
+def _runs(axes: Sequence[Axis], shape: Sequence[int]) -> list[tuple[list[Axis], list[int]]]:
+    """The shortest runs of input axes and output sizes with equal products; units go along."""
+    runs: list[tuple[list[Axis], list[int]]] = []
+    i = j = 0
+    while i < len(axes) or j < len(shape):
+        left, right = [], []
+        if i < len(axes):
+            left.append(axes[i])
+            i += 1
+        if j < len(shape):
+            right.append(shape[j])
+            j += 1
+        while prod(map(ax.size_of, left)) != prod(right):
+            if prod(map(ax.size_of, left)) < prod(right):
+                left.append(axes[i])
+                i += 1
+            else:
+                right.append(shape[j])
+                j += 1
+        if not left or not right:
+            _close(runs, left, right)
+        else:
+            runs.append((left, right))
+    return runs
+
+
+def _close(runs: list[tuple[list[Axis], list[int]]], left: list[Axis], right: list[int]) -> None:
+    """Units that are left over at the end belong to the last run."""
+    if not runs:
+        runs.append((left, right))
+        return
+    runs[-1][0].extend(left)
+    runs[-1][1].extend(right)
+
+
+@rule(torch.flatten, "flatten")
+def flatten(infer: Inference, input: TensorType, start_dim: int = 0, end_dim: int = -1) -> TensorType:
+    """Axes `start_dim` to `end_dim` become their product."""
+    start, end = start_dim % len(input), end_dim % len(input)
+    try:
+        merged = ax.product(input.axes[start : end + 1])
+    except Clash as clash:
+        infer.freeze_axis(f"flatten: {clash}", *input.axes[start : end + 1])
+        merged = ax.fixed(prod(input.shape[start : end + 1]))
+    return TensorType([*input.axes[:start], merged, *input.axes[end + 1 :]])
+
+
+@rule(nn.Flatten)
+def flatten_module(infer: Inference, input: TensorType) -> TensorType:
+    """As `flatten`."""
+    module = infer.submodule
+    assert isinstance(module, nn.Flatten)
+    return flatten(infer, input, module.start_dim, module.end_dim)
+
+
+@rule(torch.unflatten, "unflatten")
+def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> TensorType:  # noqa: ARG001
+    """One axis becomes a product."""
+    dim %= len(input)
+    shape = infer.value.shape
+    parts = reshaped(infer, TensorType([input[dim]]), shape[dim : dim + len(shape) - len(input) + 1]).axes
+
+    def get(node: fx.Node) -> Sequence[Any]:
+        return node.args[2]  # type: ignore[return-value]
+
+    write_sizes(infer, parts, get, lambda node, new: node.update_arg(2, tuple(new)))
+    return TensorType([*input.axes[:dim], *parts, *input.axes[dim + 1 :]])
+
+
+@rule(torch.permute, "permute")
+def permute(infer: Inference, input: TensorType, *dims: Any) -> TensorType:  # noqa: ARG001
+    """The axes in another order."""
+    order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    return TensorType([input[d] for d in order])
+
+
+@rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes")
+def transpose(infer: Inference, input: TensorType, dim0: int, dim1: int) -> TensorType:  # noqa: ARG001
+    """Two axes change places."""
+    axes = list(input.axes)
+    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return TensorType(axes)
+
+
+@rule("t", torch.t)
+def t(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
+    """A matrix, transposed."""
+    return TensorType(input.axes[::-1])
+
+
+@rule("unsqueeze", torch.unsqueeze)
+def unsqueeze(infer: Inference, input: TensorType, dim: int) -> TensorType:  # noqa: ARG001
+    """A new single axis."""
+    axes = list(input.axes)
+    axes.insert(dim % (len(axes) + 1), ax.UNIT)
+    return TensorType(axes)
+
+
+@rule("squeeze", torch.squeeze)
+def squeeze(infer: Inference, input: TensorType, dim: Any = None) -> TensorType:  # noqa: ARG001
+    """Single axes go."""
+    chosen = range(len(input)) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % len(input) for d in chosen}
+    return TensorType([a for i, a in enumerate(input.axes) if i not in gone or ax.size_of(a) != 1])
+
+
+@rule(torch.cat, torch.concat)
+def cat(infer: Inference, tensors: Sequence[TensorType], dim: int = 0) -> TensorType:
+    """The direct sum along one axis; the others are unified."""
+    first = tensors[0]
+    dim %= len(first)
+    for other in tensors[1:]:
+        for index, (a, b) in enumerate(zip(first.axes, other.axes, strict=True)):
+            if index != dim:
+                infer.unify(a, b)
+    return first.replace(dim, ax.concat(typed[dim] for typed in tensors))
+
+
+@rule(torch.stack)
+def stack(infer: Inference, tensors: Sequence[TensorType], dim: int = 0) -> TensorType:
+    """A new fixed axis; the others are unified."""
+    for other in tensors[1:]:
+        for a, b in zip(tensors[0].axes, other.axes, strict=True):
+            infer.unify(a, b)
+    axes = list(tensors[0].axes)
+    axes.insert(dim % (len(axes) + 1), ax.fixed(len(tensors)))
+    return TensorType(axes)
+
+
+@rule(torch.split, "split", torch.chunk, "chunk", torch.tensor_split)
+def split(infer: Inference, input: TensorType, sizes: Any, dim: int = 0) -> tuple[TensorType, ...]:  # noqa: ARG001
+    """Consecutive pieces of one axis; on a rebuild the call becomes a split by explicit sizes."""
+    pieces, position = [], 0
+    for tensor in infer.value:
+        pieces.append(ax.take(input[dim], position, position + tensor.shape[dim]))
+        position += tensor.shape[dim]
+    if not ax.is_fixed(input[dim]):
+        infer.on_rebuild(lambda node, new: _split_by_sizes(node, [new.size(piece) for piece in pieces]))
+    return tuple(input.replace(dim, piece) for piece in pieces)
+
+
+def _split_by_sizes(node: fx.Node, sizes: list[int]) -> None:
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes, dim), {}
+
+
+@rule(torch.unbind, "unbind")
+def unbind(infer: Inference, input: TensorType, dim: int = 0) -> tuple[TensorType, ...]:
+    """One axis is taken apart, which fixes it; its neighbours stay free."""
+    dim %= len(input)
+    infer.freeze_axis("an axis that is unbound", input[dim])
+    return tuple(TensorType([a for i, a in enumerate(input.axes) if i != dim]) for _ in infer.value)
+
+
+@rule(operator.getitem)
+def getitem(infer: Inference, input: Any, index: Any) -> Any:
+    """An element of a tuple, or indices of a tensor: slices take, integers fix, None adds a single axis."""
+    if not isinstance(input, TensorType):
+        return input[index]
+    return _index_tensor(infer, input, index if isinstance(index, tuple) else (index,))
+
+
+def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
+    if any(isinstance(i, (TensorType, list)) for i in index):
+        return _gather(infer, input, index)
+    result: list[Axis] = []
+    slices: dict[int, Axis] = {}
+    source = 0
+    missing = len(input) - sum(i is not None and i is not Ellipsis for i in index)
+    for position, item in enumerate(index):
+        if item is None:
+            result.append(ax.UNIT)
+        elif item is Ellipsis:
+            result.extend(input.axes[source : source + missing])
+            source += missing
+        elif isinstance(item, slice):
+            axis = input[source]
+            result.append(_slice(infer, axis, item, len(result)))
+            if (item.start, item.stop) != (None, None) and not ax.is_fixed(axis):
+                slices[position] = axis
+            source += 1
+        else:
+            infer.freeze_axis("an axis that is indexed by a constant", input[source])
+            source += 1
+    if slices:
+        infer.on_rebuild(lambda node, new: _resize_slices(node, new, slices))
+    return TensorType([*result, *input.axes[source:]])
+
+
+def _slice(infer: Inference, axis: Axis, item: slice, out: int) -> Axis:
+    size = ax.size_of(axis)
+    if (item.start, item.stop, item.step) == (None, None, None):
+        return axis
+    start, stop, step = item.indices(size)
+    if step != 1 or not all(isinstance(i, int) or i is None for i in (item.start, item.stop)):
+        infer.freeze_axis("an axis that is sliced with a step or a computed border", axis)
+        return ax.fixed(infer.value.shape[out])
+    try:
+        return ax.take(axis, start, stop)
+    except Clash as clash:
+        infer.freeze_axis(f"a slice: {clash}", axis)
+        return ax.fixed(max(stop - start, 0))
+
+
+def _resize_slices(node: fx.Node, new: Resize, slices: dict[int, Axis]) -> None:
+    """Move the borders of literal slices along with what lies before them."""
+    index = list(node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],))
+    for position, axis in slices.items():
+        item = index[position]
+        assert isinstance(item, slice)
+        start, stop, _ = item.indices(ax.size_of(axis))
+        before = new.size(ax.take(axis, 0, start)) if start else 0
+        index[position] = slice(before, before + new.size(ax.take(axis, start, stop)))
+    node.update_arg(1, tuple(index) if isinstance(node.args[1], tuple) else index[0])
+
+
+def _gather(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
+    """Indexing by tensors fixes the axes that are looked up; the others pass."""
+    if any(not isinstance(i, (TensorType, list, slice)) for i in index) or Ellipsis in index:
+        infer.freeze("indexed by tensors and more", input, index)
+        return outputs_like(infer)
+    looked_up = [i for i, item in enumerate(index) if not isinstance(item, slice)]
+    if len(looked_up) != 1 or any(isinstance(i, slice) and i != slice(None) for i in index):
+        infer.freeze("indexed by several tensors", input, index)
+        return outputs_like(infer)
+    infer.freeze_axis("an axis that is looked up by indices", input[looked_up[0]])
+    lead, tail = input.axes[: looked_up[0]], input.axes[looked_up[0] + 1 :]
+    shape = infer.value.shape
+    return TensorType([*lead, *(ax.fixed(n) for n in shape[len(lead) : len(shape) - len(tail)]), *tail])
+
+
+@rule("expand", torch.broadcast_to, "broadcast_to")
+def expand(infer: Inference, input: TensorType, *sizes: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Single axes stretch: what is stretched is the same at each index, so it fits any type of its size."""
+    shape = infer.value.shape
+    axes = [ax.UNIT] * (len(shape) - len(input)) + list(input.axes)
+    stretched = [ax.free(n) if ax.size_of(a) == 1 and n != 1 else a for a, n in zip(axes, shape, strict=True)]
+    write_sizes(infer, stretched, _varargs, _put_varargs)
+    return TensorType(stretched)
+
+
+@rule("expand_as")
+def expand_as(infer: Inference, input: TensorType, other: TensorType) -> TensorType:
+    """Single axes stretch to those of another tensor."""
+    from graphsurgery.rules.pointwise import broadcast
+
+    broadcast(infer, input, other)
+    return TensorType(other.axes)
+
+
+@rule("repeat", "tile")
+def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:
+    """Copies side by side: `n·axis` with the number of copies fixed."""
+    counts = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    axes = [ax.UNIT] * (len(counts) - len(input)) + list(input.axes)
+    return TensorType([ax.product([ax.fixed(n), a]) if n != 1 else a for n, a in zip(counts, axes, strict=True)])
+
+
+@rule(torch.roll, "roll", torch.flip, "flip")
+def roll(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:
+    """Indices change places along the named axes, which fixes those."""
+    dims = options.get("dims", others[-1] if others else None)
+    chosen = range(len(input)) if dims is None else [dims] if isinstance(dims, int) else dims
+    infer.freeze_axis("an axis that is rolled or flipped", *(input[d] for d in chosen))
+    return TensorType(input.axes)
+
+
+@rule(F.pad)
+def pad(infer: Inference, input: TensorType, pad: Sequence[Any], *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """The padded axes grow by fixed indices at both ends."""
+    axes = list(input.axes)
+    for k in range(len(pad) // 2):
+        before, after = pad[2 * k], pad[2 * k + 1]
+        index = len(axes) - 1 - k
+        if isinstance(before, int) and before == 0 and isinstance(after, int) and after == 0:
+            continue
+        if ax.is_fixed(axes[index]) or not (isinstance(before, int) and isinstance(after, int)):
+            infer.freeze_axis("an axis that is padded by a computed size", axes[index])
+            axes[index] = ax.fixed(infer.value.shape[index])
+        elif before < 0 or after < 0:
+            infer.freeze_axis("an axis that is cropped", axes[index])
+            axes[index] = ax.fixed(infer.value.shape[index])
+        else:
+            ends = [ax.fixed(n) for n in (before, after)]
+            parts = [ends[0]] * (before > 0) + [axes[index]] + [ends[1]] * (after > 0)
+            axes[index] = ax.concat(parts)
+    return TensorType(axes)

@@ -1,0 +1,113 @@
+"""Operators that act on each element alone, with broadcasting."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from graphsurgery import axes as ax
+from graphsurgery.inference import Inference, TensorType, rule, tensor_types
+from graphsurgery.layers import scale_axis
+
+UNARY_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink,
+    nn.Tanhshrink, nn.Threshold, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout, nn.RReLU, torchvision.ops.StochasticDepth,
+)  # fmt: skip
+UNARY_FUNCTIONS = (
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
+    F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout2d,
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt,
+    torch.abs, torch.neg, torch.clamp, torch.square, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.sign,
+    torch.round, torch.floor, torch.clone, torch.detach, operator.neg, torchvision.ops.stochastic_depth,
+)  # fmt: skip
+UNARY_METHODS = (
+    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "exp", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "clamp",
+    "clamp_", "clamp_min", "clamp_max", "square", "sin", "cos", "erf", "reciprocal", "sign", "round", "floor", "clone",
+    "detach", "contiguous", "to", "type", "float", "double", "half", "bfloat16", "cpu", "type_as", "cuda",
+)  # fmt: skip
+BINARY_FUNCTIONS = (
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.floordiv, operator.mod,
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.add, torch.sub, torch.mul, torch.div,
+    torch.pow, torch.maximum, torch.minimum, torch.where, torch.true_divide, torch.multiply, torch.subtract,
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_,
+    torch.lerp, torch.addcmul, torch.addcdiv,
+)  # fmt: skip
+BINARY_METHODS = (
+    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "where", "masked_fill",
+    "masked_fill_", "eq", "ne", "lt", "le", "gt", "ge", "lerp",
+)  # fmt: skip
+
+
+@rule(*UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS)
+def unary(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """The output has the type of the input."""
+    return TensorType(input.axes)
+
+
+@rule(nn.PReLU)
+def prelu(infer: Inference, input: TensorType) -> TensorType:
+    """One slope for all channels, or one for each channel of axis 1."""
+    weight = infer.parameter("weight")
+    assert weight is not None
+    if ax.size_of(weight[0]) > 1:
+        infer.unify(weight[0], input[1])
+        infer.attribute("num_parameters", weight[0])
+    return TensorType(input.axes)
+
+
+@rule(*BINARY_FUNCTIONS, *BINARY_METHODS)
+def pointwise(infer: Inference, *operands: Any, **options: Any) -> TensorType:
+    """Axes are aligned from the right; those of size 1 stretch, the others are unified."""
+    return broadcast(infer, *tensor_types(operands), *tensor_types(options))
+
+
+def broadcast(infer: Inference, *operands: TensorType) -> TensorType:
+    """The type of operands broadcast together."""
+    if len(operands) == 2 and len(operands[0]) == len(operands[1]):
+        return TensorType([_meet(infer, a, b) for a, b in zip(operands[0].axes, operands[1].axes, strict=True)])
+    rank = max((len(typed) for typed in operands), default=0)
+    axes = [ax.UNIT] * rank
+    for typed in operands:
+        for index, axis in enumerate(typed.axes, rank - len(typed)):
+            axes[index] = _meet(infer, axes[index], axis)
+    return TensorType(axes)
+
+
+def _meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
+    if a is b or ax.size_of(b) == 1:
+        return a
+    if ax.size_of(a) != 1:
+        infer.unify(a, b)
+    return b
+
+
+@rule(scale_axis)
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any) -> TensorType:
+    """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
+    terms = []
+    for mask, outer, inner in parts:
+        size = ax.fixed(outer * inner)
+        terms.append(size if mask is None else ax.product([ax.free(outer), mask[1], ax.free(inner)]))
+    infer.unify(x[dim], ax.concat(terms))
+
+    def relayout(node: torch.fx.Node, new: Any) -> None:
+        written = node.args[2]
+        assert isinstance(written, (list, tuple))
+        layout = []
+        for (mask, outer, inner), typed in zip(written, parts, strict=True):
+            if mask is None:
+                layout.append((None, 1, outer * inner))
+                continue
+            size = new.size(ax.product([ax.fixed(outer), typed[0][1], ax.fixed(inner)]))
+            layout.append((mask, outer, size // (outer * new.size(typed[0][1]))))
+        node.update_arg(2, tuple(layout))
+
+    infer.on_rebuild(relayout)
+    return TensorType(x.axes)

@@ -1,0 +1,361 @@
+"""From an `nn.Module` to a `ModelGraph`: symbolic tracing with values, then the normal form.
+
+The tracer's proxies carry the meta value of their node. `bool`, `len`, `iter` and `dim()` are answered from it, while
+sizes stay symbolic, so that the graph takes other batch sizes. Everything happens on a copy with meta tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_trace
+
+from graphsurgery import layers
+from graphsurgery.errors import SurgeryError, TraceError
+from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.lowering import lower_attention, normalize
+from graphsurgery.values import copy_module, evaluate, meta_of
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
+_FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
+
+
+def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGraph:
+    """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
+
+    Args:
+        model: any module; its train/eval mode is kept, and both modes stay available.
+        example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes and dtypes count.
+
+    Raises:
+        TraceError: the forward cannot be followed; the message names the source line.
+    """
+    examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    for example in examples:
+        if not isinstance(example, Tensor) or example.dim() == 0:
+            raise SurgeryError("trace: example inputs are tensors [batch, ...]")
+    real: dict[int, Tensor] = {}
+    skeleton = _meta_copy(model, real)
+    modes = {path: module.training for path, module in skeleton.named_modules()}
+    skeleton.eval()
+    lower_attention(skeleton, modes)
+    tracer = ValueTracer([_two_examples(example) for example in examples])
+    graph = tracer.follow(skeleton)
+    normalize(graph, skeleton, modes)
+    module = _with_real_tensors(graph, skeleton, modes, real)
+    module.training = model.training
+    inputs = tuple(
+        InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    )
+    return ModelGraph(module, inputs, ({"pass": "trace", "model": type(model).__name__},))
+
+
+def _two_examples(example: Tensor) -> Tensor:
+    """A batch of one cannot be told from an axis that broadcasts, so it becomes two."""
+    batch = 2 if example.shape[0] == 1 else example.shape[0]
+    return torch.empty((batch, *example.shape[1:]), dtype=example.dtype, device="meta")
+
+
+def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:
+    """A deep copy in which every tensor is a meta tensor; `real` gets the original of each, by its id."""
+    memo: dict[int, Any] = {}
+
+    def replace(tensor: Tensor) -> None:
+        if id(tensor) in memo:
+            return
+        new: Tensor = meta_of(tensor)
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = new
+        real[id(new)] = tensor
+
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
+            if isinstance(tensor, Tensor):
+                replace(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def _with_real_tensors(
+    graph: fx.Graph, skeleton: nn.Module, modes: Mapping[str, bool], real: Mapping[int, Tensor]
+) -> fx.GraphModule:
+    """A GraphModule of the graph whose leaves hold clones of the original tensors; ties stay ties."""
+    clones: dict[int, Tensor] = {}
+
+    def clone(tensor: Tensor) -> Tensor:
+        if id(tensor) not in clones:
+            source = real.get(id(tensor), tensor)
+            new = source.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            clones[id(tensor)] = new
+        return clones[id(tensor)]
+
+    root: dict[str, Any] = {}
+    transient: list[str] = []
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path not in root:
+            root[path] = _plain(copy_module(skeleton.get_submodule(path), clone))
+            root[path].training = modes.get(path, False)
+        elif node.op == "get_attr" and path not in root:
+            parent, _, name = path.rpartition(".")
+            owner = skeleton.get_submodule(parent)
+            root[path] = clone(getattr(owner, name))
+            if name in owner._non_persistent_buffers_set:
+                transient.append(path)
+    module = fx.GraphModule(root, graph, class_name=type(skeleton).__name__)
+    for path in transient:
+        parent, _, name = path.rpartition(".")
+        module.get_submodule(parent)._non_persistent_buffers_set.add(name)
+    for path, submodule in module.named_modules():
+        if path not in root:
+            submodule.training = modes.get(path, False)
+    return module
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A subclass that only has another constructor becomes the torch.nn layer that it is."""
+    base = _torch_layer(type(module))
+    if base is not None and type(module) is not base:
+        module.__class__ = base
+    return module
+
+
+def _torch_layer(kind: type) -> type | None:
+    """The torch.nn class whose forward this class has, if any."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn.modules") and base is not nn.Module:
+            return base if getattr(kind, "forward", None) is getattr(base, "forward", None) else None
+    return None
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    if isinstance(module, _CONTAINERS) or isinstance(module, (nn.Transformer, nn.TransformerEncoder)):
+        return False
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerDecoder)):
+        return False
+    if isinstance(module, _OWN_LEAVES) or type(module).__module__ == layers.__name__:
+        return True
+    return _torch_layer(type(module)) is not None
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the meta value of its node."""
+
+    def __getattr__(self, name: str) -> ValueAttribute:
+        return ValueAttribute(self, name)
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(value_of(self))
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return iter([self[i] for i in range(len(value_of(self)))])
+
+    def __contains__(self, item: Any) -> bool:
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            raise TraceError("`in` depends on the values of a tensor")
+        return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
+
+    def __index__(self) -> int:
+        return int(self._number())
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def _number(self) -> Any:
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            raise TraceError("a number is read out of a tensor, so the graph would depend on the data")
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        import operator
+
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def dim(self) -> int:
+        return value_of(self).dim()
+
+    def ndimension(self) -> int:
+        return value_of(self).dim()
+
+    @property
+    def ndim(self) -> int:
+        return value_of(self).ndim
+
+    def is_floating_point(self) -> bool:
+        return value_of(self).is_floating_point()
+
+
+class ValueAttribute(ValueProxy):
+    """An attribute of a proxy; a node only if it is used as a value rather than called."""
+
+    def __init__(self, root: fx.Proxy, name: str) -> None:
+        self.root = root
+        self.attr = name
+        self.tracer = root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+def value_of(proxy: fx.Proxy) -> Any:
+    return proxy.node.meta["value"]
+
+
+class ValueTracer(fx.Tracer):
+    """Records a forward while computing it on meta tensors."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, examples: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.examples = list(examples)
+        self.names: dict[int, str] = {}
+        self.evaluating = False
+
+    def follow(self, root: nn.Module) -> fx.Graph:
+        """Trace `root`; arguments without an example keep their defaults."""
+        parameters = [p for p in inspect.signature(root.forward).parameters.values() if p.kind != p.VAR_KEYWORD]
+        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+            raise TraceError(f"{type(root).__name__}.forward takes *args; give it named arguments")
+        if len(parameters) < len(self.examples):
+            raise TraceError(
+                f"{type(root).__name__}.forward takes {len(parameters)} inputs, {len(self.examples)} given"
+            )
+        left_out = parameters[len(self.examples) :]
+        for parameter in left_out:
+            if parameter.default is parameter.empty:
+                raise TraceError(f"{type(root).__name__}.forward needs an example for its argument {parameter.name}")
+        self.names = {
+            id(tensor): name
+            for name, tensor in (
+                *root.named_parameters(remove_duplicate=False),
+                *root.named_buffers(remove_duplicate=False),
+            )
+        }
+        self._waiting = list(self.examples)
+        try:
+            with torch.no_grad(), self._patched():
+                graph = self.trace(root, {p.name: p.default for p in left_out})
+        except Exception as error:
+            raise TraceError(_where(error, root)) from error
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return _is_leaf(m)
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        return ValueProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
+        """Record a node and compute its value."""
+        if kind == "placeholder" and not self._waiting:
+            return super().create_proxy(kind, target, args, kwargs, *more, **options)
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        self._value(proxy.node)
+        return proxy
+
+    def _value(self, node: fx.Node) -> Any:
+        if "value" not in node.meta:
+            for source in node.all_input_nodes:
+                self._value(source)
+            if node.op == "placeholder":
+                node.meta["value"] = self._waiting.pop(0)
+            else:
+                self.evaluating = True
+                try:
+                    node.meta["value"] = evaluate(node, self._attribute)
+                finally:
+                    self.evaluating = False
+        return node.meta["value"]
+
+    def _attribute(self, path: str) -> Any:
+        parent, _, name = path.rpartition(".")
+        found = getattr(self.root.get_submodule(parent), name)
+        return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers become nodes, found by identity in constant time."""
+        if self.evaluating or not isinstance(attr_val, Tensor):
+            return attr_val
+        name = self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer a condition from the value; conditions on data cannot be answered."""
+        value = value_of(obj)
+        if isinstance(value, Tensor):
+            raise TraceError("control flow depends on the values of a tensor")
+        return bool(value)
+
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        """Record tensor factories that are given proxies, and follow functions that fx would keep whole."""
+        wrapped = dict(fx_trace._wrapped_fns_to_patch)
+        fx_trace._wrapped_fns_to_patch.clear()
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+        for name, original in originals.items():
+            setattr(torch, name, self._recording(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+            fx_trace._wrapped_fns_to_patch.update(wrapped)
+
+    def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            found: list[fx.Proxy] = []
+            fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
+            if found and not self.evaluating:
+                return self.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return factory
+
+
+def _where(error: Exception, root: nn.Module) -> str:
+    """The innermost line of the model's own code, and why it could not be followed."""
+    own = [str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<eval"]
+    own.append(str(Path(contextlib.__file__)))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(own))]
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not frames:
+        return f"{type(root).__name__}: {reason}"
+    frame = frames[-1]
+    line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return f"{frame.filename}:{frame.lineno} in {frame.name}: `{line}`: {reason}"

@@ -1,0 +1,85 @@
+"""What a node gives on meta tensors: shapes and dtypes without data, sizes as plain numbers.
+
+Every node of a traced graph carries it in `node.meta["value"]`. Modules that keep shapes are not run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.rules.norms import PER_CHANNEL_NORMS
+from graphsurgery.rules.pointwise import UNARY_MODULES
+
+SHAPE_KEEPING = frozenset({*UNARY_MODULES, *PER_CHANNEL_NORMS, nn.LayerNorm, nn.GroupNorm})
+
+
+def meta_of(tensor: Tensor) -> Tensor:
+    """A meta tensor of the same shape and dtype."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
+    new = module.__class__.__new__(module.__class__)
+    new.__dict__ = dict(module.__dict__)
+    for name, value in module.__dict__.items():
+        if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_hooks_always_called"):
+            new.__dict__[name] = type(value)() if value is not None else None
+    new.__dict__["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
+    new.__dict__["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
+    new.__dict__["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
+    new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    return new
+
+
+def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
+    """The value of one node from the values of its inputs.
+
+    Args:
+        node: any node but a placeholder; its inputs carry their values.
+        attribute: the meta tensor or the module (with meta parameters) of a qualified name.
+    """
+    args = fx.map_arg(node.args, lambda n: n.meta["value"])
+    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
+    if node.op == "output":
+        return args[0]
+    if node.op == "get_attr":
+        return attribute(str(node.target))
+    if node.op == "call_module":
+        module = attribute(str(node.target))
+        if type(module) in SHAPE_KEEPING and isinstance(args[0], Tensor):
+            return args[0]
+        return module.forward(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Give every node of a graph its value; for graphs that come from a file rather than from a trace."""
+    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    cache: dict[str, Any] = {}
+
+    def attribute(path: str) -> Any:
+        if path not in cache:
+            cache[path] = meta_of(tensors[path]) if path in tensors else _meta_attribute(module, path)
+        return cache[path]
+
+    remaining = iter(inputs)
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                node.meta["value"] = meta_of(next(remaining))
+            else:
+                node.meta["value"] = evaluate(node, attribute)
+
+
+def _meta_attribute(module: fx.GraphModule, path: str) -> Any:
+    parent, _, name = path.rpartition(".")
+    found = getattr(module.get_submodule(parent), name)
+    return copy_module(found, meta_of) if isinstance(found, nn.Module) else meta_of(found)
