@@ -115,7 +115,11 @@ class ModelGraph:
 
 def _spaces(types: Inference) -> Iterator[Space]:
     writers = _by_dim((a.axis, _where(a.node)) for a in types.writers)
-    owners = _by_dim((axis, typed.name.rpartition(".")[0] or typed.name) for typed in types.parameters.values() for axis in typed.axes)
+    owners = _by_dim(
+        (axis, typed.name.rpartition(".")[0] or typed.name)
+        for typed in types.parameters.values()
+        for axis in typed.axes
+    )
     readers = _by_dim((a.axis, _where(a.node)) for a in types.readers)
     mixed = _by_dim((m.axis, f"{m.kind} at {_where(m.node)}") for m in types.mixings)
     bare = _by_dim((a.axis, a.node.name) for a in types.readers if not a.weighted)

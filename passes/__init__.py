@@ -1,1 +1,14 @@
-"""Passes: each takes typed graphs and returns a new one."""
+"""Passes: each takes typed graphs and returns a new one, and never changes what it was given.
+
+pass                      what holds afterwards
+concatenate.concatenate   the outputs are the mean of the teachers' outputs
+gate.gate                 with all gates open, the outputs are the same
+gate.fold                 in evaluation the outputs are the same, and the gates are gone
+compress.compress         the outputs are those of the network with the removed reads masked
+"""
+
+from graphsurgery.passes import compress, concatenate, gate
+
+PASSES = {"compress": compress, "concatenate": concatenate, "gate": gate}
+
+__all__ = ["PASSES", "compress", "concatenate", "gate"]

@@ -1,0 +1,134 @@
+"""Whether a direct sum of networks computes the mean of their outputs.
+
+In a direct sum every value is *common* (the same for all teachers: inputs, constants), *side by side* (it has a
+summed axis) or a *mean* of the teachers' values (what a weight reads out of the sum into a fixed axis). The output is
+the mean of the outputs only if everything after a mean is linear and nothing mixes what stands side by side.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphsurgery.axes import Dim, dims_of
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.inference import Inference, tensor_types
+from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
+
+_SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm"})
+_NOT_LINEAR = frozenset(
+    kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
+)
+_LINEAR = frozenset(
+    {
+        *POOLING_MODULES, *POOLING_FUNCTIONS, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten,
+        torch.reshape, torch.permute, torch.transpose, torch.cat, torch.stack, torch.mean, torch.sum, torch.add,
+        torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
+        torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",
+        "transpose", "mean", "sum", "squeeze", "unsqueeze", "expand", "contiguous", "chunk", "split", "add", "to",
+        "float", "double", "clone",
+    }
+) - _NOT_LINEAR  # fmt: skip
+_SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
+
+
+class _State(Enum):
+    COMMON = "the same for all parents"
+    BESIDE = "side by side"
+    MEAN = "a mean of the parents"
+
+
+def refuse_what_mixes(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
+    """Refuse a direct sum whose outputs would not be the mean of the outputs.
+
+    Args:
+        graph: the first of the networks; the others have its topology and types.
+        summed: the dims along which the networks stand side by side.
+        same_everywhere: whether all networks have the same values in a parameter.
+
+    Raises:
+        SurgeryError: names the node that mixes.
+    """
+    types = graph.types
+    for mixing in types.mixings:
+        if mixing.kind not in _SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
+            raise SurgeryError(f"{_name(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
+    for access in types.readers:
+        if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
+            raise SurgeryError(f"{_name(access.node)}: a product over channels would mix the parents' streams")
+    states: dict[fx.Node, _State] = {}
+    for node in graph.module.graph.nodes:
+        states[node] = _state(graph.module, types, node, states, summed, same_everywhere)
+
+
+def _state(
+    module: fx.GraphModule,
+    types: Inference,
+    node: fx.Node,
+    states: dict[fx.Node, _State],
+    summed: set[Dim],
+    same_everywhere: Callable[[str], bool],
+) -> _State:
+    tensors = tensor_types(types.types[node])
+    if not tensors or node.op == "placeholder":
+        return _State.COMMON
+    beside = any(dim in summed for typed in tensors for axis in typed.axes for dim in dims_of(axis))
+    if node.op == "get_attr":
+        name = types.canonical.get(str(node.target))
+        same = name is None or same_everywhere(name)
+        return _State.BESIDE if beside else _State.COMMON if same else _State.MEAN
+    sources = [states[n] for n in node.all_input_nodes]
+    weights = _weights(module, types, node)
+    if beside:
+        if _State.MEAN in sources and node.op != "output":
+            raise _refusal(node, "combines a mean of the parents with their streams")
+        return _State.BESIDE
+    if _State.BESIDE in sources:
+        if node.op == "output" or node.target is operator.getitem or any(a.node is node for a in types.readers):
+            return _State.MEAN
+        raise _refusal(node, "mixes the parents' streams")
+    if _State.MEAN not in sources:
+        if all(same_everywhere(name) for name in weights):
+            return _State.COMMON
+        if any(a.node is node for a in types.readers + types.writers):
+            return _State.MEAN
+    elif _keeps_means(module, node, sources, weights) or all(_is_position(t) for t in tensors):
+        return _State.MEAN
+    raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
+
+
+def _weights(module: fx.GraphModule, types: Inference, node: fx.Node) -> list[str]:
+    if node.op != "call_module":
+        return []
+    leaf = module.get_submodule(str(node.target))
+    names = [n for n, t in (*leaf.named_parameters(), *leaf.named_buffers()) if t.is_floating_point()]
+    return [types.canonical[f"{node.target}.{name}"] for name in names]
+
+
+def _keeps_means(module: fx.GraphModule, node: fx.Node, sources: list[_State], weights: list[str]) -> bool:
+    """Whether a node maps the mean of its inputs to the mean of its outputs."""
+    if node.op == "output":
+        return True
+    if weights:
+        return False
+    key: Any = type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return key in _LINEAR or (key in _SCALING and sources.count(_State.MEAN) == 1)
+
+
+def _is_position(typed: Any) -> bool:
+    return len(typed) == 0
+
+
+def _refusal(node: fx.Node, what: str) -> SurgeryError:
+    return SurgeryError(f"{_name(node)} {what}, so the outputs would not be the mean of the parents' outputs")
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name

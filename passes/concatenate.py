@@ -1,0 +1,198 @@
+"""Concatenate: N trained networks of one topology become one whose outputs are the mean of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.axes import Axis, Dim, Term, resolve
+from graphsurgery.direct_sum import refuse_what_mixes
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.inference import ParameterType
+from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.matching import match_dims, match_nodes, match_parameters
+from graphsurgery.remap import rebuild
+from graphsurgery.rules.contraction import set_argument
+
+
+def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
+    """Put teachers side by side: weights become block diagonal, the read into the outputs is averaged.
+
+    The zeros between the blocks are ordinary parameters: training connects the streams. All four vectors of every
+    BatchNorm are carried; a LayerNorm keeps each teacher's own statistics as a segmented norm. Grouped convolutions
+    and attention get the teachers' groups and heads side by side, whose inner sizes must agree.
+
+    Args:
+        graphs: two or more typed networks of the same topology; widths may differ. They are not modified.
+
+    Returns:
+        A new network; in evaluation mode its outputs are the mean of the teachers' outputs (float64: relative 1e-12).
+
+    Raises:
+        SurgeryError: topologies, classes or inner sizes differ, or an operator mixes the streams so that the outputs
+            would not be the mean; the message names the node.
+
+    Source: Pašen & Boža, "Merging of neural networks", arXiv:2204.09973, section 3.1.
+    """
+    if len(graphs) < 2:
+        raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
+    family = _Family(graphs)
+    refuse_what_mixes(graphs[0], family.summed, family.same_everywhere)
+    record = {"pass": "concatenate", "teachers": [[dict(r) for r in g.lineage] for g in graphs]}
+    new = rebuild(graphs[0], family, family.direct_sum, None)
+    _segment_norms(graphs, family, new)
+    return ModelGraph(new.module, new.inputs, (record,))
+
+
+class _Family:
+    """Teachers matched to the first; knows the size and the place of everything in their direct sum."""
+
+    def __init__(self, graphs: Sequence[ModelGraph]) -> None:
+        self.graphs = graphs
+        first = graphs[0]
+        if any(g.inputs != first.inputs for g in graphs):
+            inputs = [tuple(s.shape[1:] for s in g.inputs) for g in graphs]
+            raise SurgeryError(f"concatenate: the networks take inputs of different shapes: {inputs}")
+        self.nodes = [{n: n for n in first.module.graph.nodes}]
+        self.names = [{name: name for name in first.types.parameters}]
+        self.dims: list[dict[Dim, Dim]] = [{}]
+        for position, other in enumerate(graphs[1:], 2):
+            nodes = match_nodes(first, other, position)
+            names = match_parameters(first, other, nodes)
+            self.nodes.append(nodes)
+            self.names.append(names)
+            self.dims.append(match_dims(first, other, names))
+        self.summed = {space.dim for space in first.spaces if space.outer}
+        for space in first.spaces:
+            sizes = [self.dim_size(t, space.dim) for t in range(len(graphs))]
+            if not space.outer and len(set(sizes)) > 1:
+                raise SurgeryError(
+                    f"concatenate: space {space.name} lies inside groups or heads, so it must have one size in all"
+                    f" networks, not {sizes}"
+                )
+
+    def dim_size(self, teacher: int, dim: Dim) -> int:
+        """Size of a dim in one teacher."""
+        return self.dims[teacher].get(dim, dim).size
+
+    def size(self, axis: Axis) -> int:
+        """New number of indices of the axis."""
+        return sum(self._term_size(term) for term in resolve(axis))
+
+    def _term_size(self, term: Term) -> int:
+        size = 1
+        for dim in term:
+            size *= self._total(dim)
+        return size
+
+    def _total(self, dim: Dim) -> int:
+        if dim not in self.summed:
+            return dim.size
+        return sum(self.dim_size(t, dim) for t in range(len(self.graphs)))
+
+    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002
+        """Set afterwards, from all teachers."""
+        return sizes
+
+    def places(self, teacher: int, axis: Axis) -> Tensor:
+        """Where the indices of a teacher's axis stand in the direct sum; everywhere on what is not summed."""
+        found, offset = [], 0
+        for term in resolve(axis):
+            place = torch.zeros(1, dtype=torch.int64)
+            for dim in term:
+                start = sum(self.dim_size(t, dim) for t in range(teacher)) if dim in self.summed else 0
+                inner = torch.arange(start, start + self.dim_size(teacher, dim))
+                place = (place[:, None] * self._total(dim) + inner).reshape(-1)
+            found.append(place + offset)
+            offset += self._term_size(term)
+        return torch.cat(found)
+
+    def is_summed(self, axis: Axis) -> bool:
+        """Whether the teachers stand side by side on this axis."""
+        return any(dim in self.summed for term in resolve(axis) for dim in term)
+
+    def tensors(self, name: str) -> list[Tensor]:
+        """A parameter or buffer in every teacher."""
+        return [g.types.tensors[names[name]].detach() for g, names in zip(self.graphs, self.names, strict=True)]
+
+    def same_everywhere(self, name: str) -> bool:
+        """Whether all teachers have the same values there."""
+        first, *others = self.tensors(name)
+        return all(first.shape == other.shape and torch.equal(first, other) for other in others)
+
+    def direct_sum(self, typed: ParameterType, first: Tensor) -> Tensor:
+        """One parameter of the concatenated network."""
+        tensors = [t.to(first.device) for t in self.tensors(typed.name)]
+        sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
+        if not sides:
+            return _mean(tensors) if first.is_floating_point() else first.clone()
+        new = first.new_zeros([self.size(axis) for axis in typed.axes])
+        averaged = all(index in typed.reads for index in sides)
+        for teacher, tensor in enumerate(tensors):
+            block = tensor / len(tensors) if averaged else tensor
+            places = [self.places(teacher, axis) for axis in typed.axes]
+            runs = [_as_slice(place) for place in places]
+            if all(run is not None for run in runs):
+                new[tuple(runs)] = block
+            else:
+                new[torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")] = block
+        return new
+
+
+def _as_slice(places: Tensor) -> slice | None:
+    """Consecutive places as a slice, which is far faster to write to."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) and bool((places.diff() == 1).all()) else None
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    if all(torch.equal(tensors[0], t) for t in tensors[1:]):
+        return tensors[0].clone()
+    return torch.stack(tensors).mean(0)
+
+
+def _segment_norms(graphs: Sequence[ModelGraph], family: _Family, new: ModelGraph) -> None:
+    """Give every LayerNorm over a summed axis a segment for each teacher."""
+    copies = {node.name: node for node in new.module.graph.nodes}
+    for mixing in graphs[0].types.mixings:
+        if not mixing.kind.endswith("layer_norm") or not family.is_summed(mixing.axis):
+            continue
+        if len(resolve(mixing.axis)) != 1:
+            raise SurgeryError(f"{mixing.node.name}: a LayerNorm over a concat of several spaces has no direct sum")
+        segments = tuple(n for t, g in enumerate(graphs) for n in _segments(g, family.nodes[t][mixing.node]))
+        if mixing.node.op == "call_module":
+            _replace_norm(new.module, str(mixing.node.target), segments)
+        else:
+            copy = copies[mixing.node.name]
+            copy.target = segmented_layer_norm
+            set_argument(copy, 1, "segments", segments)
+            copy.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in copy.kwargs.items()}
+    new.module.recompile()
+
+
+def _segments(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
+    """The segments of a norm in one teacher."""
+    if node.op == "call_module":
+        module = graph.module.get_submodule(str(node.target))
+        if isinstance(module, SegmentedLayerNorm):
+            return module.segments
+        assert isinstance(module, nn.LayerNorm)
+        return tuple(module.normalized_shape)
+    written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
+    return tuple(written)
+
+
+def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...]) -> None:
+    old = module.get_submodule(path)
+    if isinstance(old, SegmentedLayerNorm):
+        old.segments = segments
+        return
+    assert isinstance(old, nn.LayerNorm)
+    new = SegmentedLayerNorm(segments, old.eps, old.elementwise_affine, old.bias is not None)
+    new.weight, new.bias, new.training = old.weight, old.bias, old.training
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)

@@ -1,0 +1,167 @@
+"""Gate: one stochastic hard-concrete gate for every channel of every space, on what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.axes import Dim, resolve, term_size
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph, Space
+from graphsurgery.importance import gate_of
+from graphsurgery.inference import TensorType
+from graphsurgery.layers import ChannelGate, scale_axis
+from graphsurgery.maps import ChannelMap, Edit
+from graphsurgery.remap import rebuild, remap
+
+
+def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
+    """Put a gate in front of every weight that reads a space; with all gates open the outputs are the same.
+
+    A gate in front of a normalisation is undone by it, so what is gated is what a weight reads, `W (f · g) + b`,
+    after the last norm and activation. All reads of a space share one gate and, in one forward pass, one mask sample
+    for each example.
+
+    Args:
+        graph: typed network; it is not modified.
+        spaces: names of the spaces to gate; by default every outer space whose readers have weights.
+        loc: mean of the gates' initial location; each is drawn with standard deviation 0.01.
+        seed: draws the locations.
+
+    Returns:
+        A new network whose gates are the submodules `gates.*`.
+
+    Raises:
+        SurgeryError: a name is not a space, a space has no reader with weights, the network is gated already, or
+            nothing can be gated.
+
+    Source: Pašen & Boža, "Merging of neural networks", arXiv:2204.09973, section 3.2; Louizos et al., ICLR 2018.
+    """
+    if has_gates(graph):
+        raise SurgeryError("gate: this network has gates already; fold or compress it first")
+    chosen = _choose(graph, spaces)
+    new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "gate", "spaces": len(chosen), "seed": seed})
+    nodes = {node.name: node for node in new.module.graph.nodes}
+    generator = torch.Generator().manual_seed(seed)
+    reference = next(iter(new.module.graph.nodes))
+    like = next(p for p in graph.module.parameters() if p.is_floating_point())
+    masks: dict[Dim, fx.Node] = {}
+    for space in chosen:
+        channel_gate = ChannelGate(space.size).to(like)
+        noise = torch.randn(space.size, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            channel_gate.loc.copy_(loc + 0.01 * noise)
+        channel_gate.training = graph.module.training
+        path = f"gates.{space.name.replace('.', '_').replace(':', '_')}"
+        new.module.add_submodule(path, channel_gate)
+        with new.module.graph.inserting_after(reference):
+            masks[space.dim] = new.module.graph.call_module(path, (reference,))
+        batch = reference.meta["value"].shape[0]
+        masks[space.dim].meta["value"] = torch.empty((batch, space.size), dtype=like.dtype, device="meta")
+    _scale_reads(graph, nodes, masks)
+    new.module.graph.lint()
+    new.module.recompile()
+    return ModelGraph(new.module, new.inputs, new.lineage)
+
+
+def _choose(graph: ModelGraph, names: Sequence[str] | None) -> list[Space]:
+    if names is None:
+        chosen = [s for s in graph.spaces if s.outer and s.scalable and s.readers]
+        if not chosen:
+            raise SurgeryError(f"gate: no space can be gated; {why_nothing(graph)}")
+        return chosen
+    chosen = [graph.space(name) for name in names]
+    for space in chosen:
+        if not space.readers:
+            raise SurgeryError(f"gate: nothing reads space {space.name} with weights")
+    return chosen
+
+
+def why_nothing(graph: ModelGraph) -> str:
+    """What froze a network's channels, in one line."""
+    if not graph.frozen:
+        return "all its channels are network inputs or outputs"
+    shown = "; ".join(f"{f.node}: {f.reason}" for f in graph.frozen[:3])
+    more = f" (and {len(graph.frozen) - 3} more)" if len(graph.frozen) > 3 else ""
+    return f"frozen by {shown}{more}"
+
+
+def _scale_reads(graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node]) -> None:
+    """Put a scale between every read value and its readers; readers of one value share it."""
+    scaled: dict[tuple[str, int, frozenset[Dim]], fx.Node] = {}
+    for access in graph.types.readers:
+        gated = frozenset(dim for term in resolve(access.axis) for dim in term if dim in masks)
+        if not gated or access.value is None:
+            continue
+        typed = graph.types.types[access.value]
+        assert isinstance(typed, TensorType)
+        reader, value = nodes[access.node.name], nodes[access.value.name]
+        key = (value.name, access.dim, gated)
+        if key not in scaled:
+            parts = tuple(_part(term, gated, masks) for term in resolve(typed[access.dim]))
+            with reader.graph.inserting_before(reader):
+                scaled[key] = reader.graph.call_function(scale_axis, (value, access.dim, parts))
+            scaled[key].meta["value"] = value.meta["value"]
+        reader.replace_input_with(value, scaled[key])
+
+
+def _part(term: tuple[Dim, ...], gated: frozenset[Dim], masks: dict[Dim, fx.Node]) -> tuple[Any, int, int]:
+    found = [i for i, dim in enumerate(term) if dim in gated]
+    if not found:
+        return None, 1, term_size(term)
+    if len(found) > 1:
+        raise SurgeryError("gate: a term is gated through two of its dims; choose one of the two spaces")
+    return masks[term[found[0]]], term_size(term[: found[0]]), term_size(term[found[0] + 1 :])
+
+
+def has_gates(graph: ModelGraph) -> bool:
+    """Whether any channel of the network is gated."""
+    return any(isinstance(module, ChannelGate) for module in graph.module.modules())
+
+
+def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
+    """The gate of every gated space, by the name of the space."""
+    found: dict[str, ChannelGate] = {}
+    for space in graph.spaces:
+        module = gate_of(graph, space)
+        if isinstance(module, ChannelGate):
+            found[space.name] = module
+    return found
+
+
+def fold(graph: ModelGraph) -> ModelGraph:
+    """Multiply every gate's deterministic value into the weights that read its space, and drop the gates.
+
+    In evaluation mode the outputs are the same to rounding.
+    """
+    maps = {}
+    for name, module in gates(graph).items():
+        space = graph.space(name)
+        maps[space.dim] = ChannelMap(torch.arange(space.size), gain(module))
+    return strip(remap(graph, maps, {"pass": "fold gates"}))
+
+
+def gain(module: ChannelGate) -> Tensor:
+    """The deterministic gate `[channels]`, float64 on the CPU."""
+    with torch.no_grad():
+        s = torch.sigmoid(module.loc.detach().double().cpu())
+        return torch.clamp(s * (module.zeta - module.gamma) + module.gamma, 0.0, 1.0)
+
+
+def strip(graph: ModelGraph) -> ModelGraph:
+    """Remove the gates of a network that nothing else holds, without folding them; in place of a last step."""
+    module = graph.module
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target is scale_axis:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), ChannelGate):
+            module.graph.erase_node(node)
+    if isinstance(getattr(module, "gates", None), nn.Module):
+        del module.gates
+    module.recompile()
+    return ModelGraph(module, graph.inputs, graph.lineage)
