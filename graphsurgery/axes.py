@@ -13,6 +13,7 @@ Pure Python: no torch, no fx.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import prod
@@ -122,7 +123,7 @@ def _distribute(outer: Sequence[Term], inner: Axis) -> list[Term]:
 def _merge_fixed(terms: Iterable[Term]) -> Axis:
     merged: list[Term] = []
     for term in terms:
-        if len(term) > 1 and any(a.fixed and b.fixed for a, b in zip(term, term[1:], strict=False)):
+        if len(term) > 1 and any(a.fixed and b.fixed for a, b in itertools.pairwise(term)):
             term = _merge_factors(term)
         only_fixed = not term or (len(term) == 1 and term[0].fixed)
         if only_fixed and merged and (not merged[-1] or (len(merged[-1]) == 1 and merged[-1][0].fixed)):

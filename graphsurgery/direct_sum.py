@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes import Dim, dims_of
-from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference, tensor_types
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
@@ -45,24 +44,36 @@ class _State(Enum):
     MEAN = "a mean of the parents"
 
 
-def refuse_what_mixes(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
-    """Refuse a direct sum whose outputs would not be the mean of the outputs.
+def why_not_the_mean(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> str | None:
+    """Why the outputs of a direct sum would not be the mean of the networks' outputs; None where they would.
 
     Args:
         graph: the first of the networks; the others have its topology and types.
         summed: the dims along which the networks stand side by side.
         same_everywhere: whether all networks have the same values in a parameter.
 
-    Raises:
-        SurgeryError: names the node that mixes.
+    Returns:
+        The first node that mixes, and how.
     """
+    try:
+        _follow(graph, summed, same_everywhere)
+    except _MixesError as error:
+        return str(error)
+    return None
+
+
+class _MixesError(Exception):
+    """A node mixes what stands side by side, or bends a mean."""
+
+
+def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
     types = graph.types
     for mixing in types.mixings:
         if mixing.kind not in _SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
-            raise SurgeryError(f"{_name(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
+            raise _MixesError(f"{_name(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
-            raise SurgeryError(f"{_name(access.node)}: a product over channels would mix the parents' streams")
+            raise _MixesError(f"{_name(access.node)}: a product over channels would mix the parents' streams")
     states: dict[fx.Node, _State] = {}
     for node in graph.module.graph.nodes:
         states[node] = _state(graph.module, types, node, states, summed, same_everywhere)
@@ -126,8 +137,8 @@ def _is_position(typed: Any) -> bool:
     return len(typed) == 0
 
 
-def _refusal(node: fx.Node, what: str) -> SurgeryError:
-    return SurgeryError(f"{_name(node)} {what}, so the outputs would not be the mean of the parents' outputs")
+def _refusal(node: fx.Node, what: str) -> _MixesError:
+    return _MixesError(f"{_name(node)} {what}, so the outputs would not be the mean of the parents' outputs")
 
 
 def _name(node: fx.Node) -> str:

@@ -31,3 +31,9 @@ class UnsupportedError(SurgeryError):
 
 class CheckFailedError(SurgeryError):
     """A contract was measured and does not hold."""
+
+
+def one_line(cause: BaseException, limit: int = 200) -> str:
+    """What an exception says, on one line of at most `limit` characters; its type when it says nothing."""
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

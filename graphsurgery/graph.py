@@ -60,11 +60,13 @@ class ModelGraph:
         module: the network; an ordinary `nn.Module` to run, train, move and cast.
         inputs: what the network takes; the first axis of every input is the batch.
         lineage: JSON-like records of how this network came to be, oldest first.
+        open_outputs: whether the axes of the outputs (classes) count as channels too.
     """
 
     module: fx.GraphModule
     inputs: tuple[InputSpec, ...]
     lineage: tuple[Mapping[str, Any], ...] = field(default=())
+    open_outputs: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -74,7 +76,7 @@ class ModelGraph:
         """The types of all nodes and parameters; inferred once."""
         if any("value" not in node.meta for node in self.module.graph.nodes):
             propagate(self.module, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in self.inputs])
-        return Inference(self.module).run()
+        return Inference(self.module, open_outputs=self.open_outputs).run()
 
     @cached_property
     def spaces(self) -> tuple[Space, ...]:

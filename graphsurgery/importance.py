@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from graphsurgery.axes import Axis, Dim, resolve, term_size
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
+from graphsurgery.layers import ChannelGate
 
 
 def importance(graph: ModelGraph, space: Space, criterion: str, seed: int = 0) -> Tensor:
@@ -50,7 +51,7 @@ def _l2(graph: ModelGraph, space: Space) -> Tensor:
 
 
 def _taylor(graph: ModelGraph, space: Space) -> Tensor:
-    scores = []
+    scores: list[Tensor] = []
     for name, typed in graph.types.parameters.items():
         tensor = graph.types.tensors[name]
         for index, axis in _axes_with(typed.axes, space.dim):
@@ -63,7 +64,7 @@ def _taylor(graph: ModelGraph, space: Space) -> Tensor:
 
 
 def _bn(graph: ModelGraph, space: Space) -> Tensor:
-    scores = []
+    scores: list[Tensor] = []
     for name, typed in graph.types.parameters.items():
         owner, _, leaf = name.rpartition(".")
         if leaf == "weight" and len(typed.axes) == 1 and owner:
@@ -81,11 +82,12 @@ def _gate(graph: ModelGraph, space: Space) -> Tensor:
     return gate.loc.detach().double().cpu()
 
 
-def gate_of(graph: ModelGraph, space: Space) -> nn.Module | None:
+def gate_of(graph: ModelGraph, space: Space) -> ChannelGate | None:
     """The `ChannelGate` of a space, if it has one."""
     for name, typed in graph.types.parameters.items():
         if name.endswith(".loc") and len(typed.axes) == 1 and resolve(typed.axes[0]) == ((space.dim,),):
-            return graph.module.get_submodule(name.removesuffix(".loc"))
+            module = graph.module.get_submodule(name.removesuffix(".loc"))
+            return module if isinstance(module, ChannelGate) else None
     return None
 
 

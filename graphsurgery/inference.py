@@ -134,10 +134,13 @@ class Inference:
         attributes: how a module's attributes follow from its types.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
-        self.tensors = dict(module.named_parameters(remove_duplicate=False))
-        self.tensors.update(module.named_buffers(remove_duplicate=False))
+        self.open_outputs = open_outputs
+        self.tensors: dict[str, Tensor] = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
         self.canonical: dict[str, str] = {}
         first: dict[int, str] = {}
         for name, tensor in self.tensors.items():
@@ -268,8 +271,9 @@ class Inference:
 
     def output(self) -> Any:
         result = self._typed(self.node.args[0])
-        for typed in tensor_types(result):
-            ax.freeze(*typed.axes)
+        if not self.open_outputs:
+            for typed in tensor_types(result):
+                ax.freeze(*typed.axes)
         return result
 
     def call_function(self) -> Any:

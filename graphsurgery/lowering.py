@@ -30,15 +30,17 @@ class LoweredAttention(nn.Module):
         self.batch_first = attention.batch_first
         self.dropout = nn.Dropout(attention.dropout) if attention.dropout else None
         self.packed = attention.in_proj_weight is not None
-        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+        self.q_proj: nn.Linear
+        self.k_proj: nn.Linear
+        self.v_proj: nn.Linear
         if self.packed:
             self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
         elif attention.in_proj_bias is not None:
             raise TraceError("nn.MultiheadAttention with kdim or vdim and a bias is not supported")
         else:
-            self.q_proj = _linear(attention.q_proj_weight, biases[0])
-            self.k_proj = _linear(attention.k_proj_weight, biases[1])
-            self.v_proj = _linear(attention.v_proj_weight, biases[2])
+            self.q_proj = _linear(attention.q_proj_weight, None)
+            self.k_proj = _linear(attention.k_proj_weight, None)
+            self.v_proj = _linear(attention.v_proj_weight, None)
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
 
     def forward(
@@ -90,10 +92,9 @@ class LoweredAttention(nn.Module):
         return x.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _linear(weight: Any, bias: Any) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = weight  # type: ignore[assignment]
-    layer.bias = bias  # type: ignore[assignment]
+    layer.weight, layer.bias = weight, bias
     return layer
 
 
@@ -108,7 +109,12 @@ def lower_attention(root: nn.Module, modes: dict[str, bool]) -> None:
             modes[f"{path}.{below}" if below else path] = modes[path]
 
 
-_DROPOUTS = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
+_DROPOUTS: dict[Any, Any] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,

@@ -113,10 +113,7 @@ def match_parameters(first: ModelGraph, other: ModelGraph, nodes: dict[fx.Node, 
     names: dict[str, str] = {}
     for node, twin in nodes.items():
         if node.op == "get_attr":
-            if str(node.target) in first.types.canonical:
-                pairs = [(str(node.target), str(twin.target))]
-            else:
-                pairs = []
+            pairs = [(str(node.target), str(twin.target))] if str(node.target) in first.types.canonical else []
         elif node.op == "call_module":
             pairs = list(_tensor_names(first, node, other, twin))
         else:

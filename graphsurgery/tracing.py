@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import linecache
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,16 @@ from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.lowering import lower_attention, normalize
 from graphsurgery.values import copy_module, evaluate, meta_of
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
 _OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
 
@@ -144,9 +154,7 @@ def _torch_layer(kind: type) -> type | None:
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    if isinstance(module, _CONTAINERS) or isinstance(module, (nn.Transformer, nn.TransformerEncoder)):
-        return False
-    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerDecoder)):
+    if isinstance(module, _CONTAINERS):
         return False
     if isinstance(module, _OWN_LEAVES) or type(module).__module__ == layers.__name__:
         return True
@@ -156,14 +164,14 @@ def _is_leaf(module: nn.Module) -> bool:
 class ValueProxy(fx.Proxy):
     """A proxy that knows the meta value of its node."""
 
-    def __getattr__(self, name: str) -> ValueAttribute:
+    def __getattr__(self, name: str) -> Any:
         return ValueAttribute(self, name)
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(value_of(self))
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return iter([self[i] for i in range(len(value_of(self)))])
+    def __iter__(self) -> Iterator[Any]:
+        return iter([operator.getitem(self, i) for i in range(len(value_of(self)))])
 
     def __contains__(self, item: Any) -> bool:
         value = value_of(self)
@@ -186,8 +194,6 @@ class ValueProxy(fx.Proxy):
         return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        import operator
-
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def dim(self) -> int:
@@ -299,7 +305,7 @@ class ValueTracer(fx.Tracer):
         found = getattr(self.root.get_submodule(parent), name)
         return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
         """Parameters and buffers become nodes, found by identity in constant time."""
         if self.evaluating or not isinstance(attr_val, Tensor):
             return attr_val

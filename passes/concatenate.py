@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Axis, Dim, Term, resolve
-from graphsurgery.direct_sum import refuse_what_mixes
+from graphsurgery.direct_sum import why_not_the_mean
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.inference import ParameterType
+from graphsurgery.inference import ParameterType, TensorType
 from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild
@@ -41,11 +42,45 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
     family = _Family(graphs)
-    refuse_what_mixes(graphs[0], family.summed, family.same_everywhere)
+    refusal = why_not_the_mean(graphs[0], family.summed, family.same_everywhere)
+    if refusal is not None:
+        family = _Family([replace(g, open_outputs=True) for g in graphs])
+        if why_not_the_mean(family.graphs[0], family.summed, family.same_everywhere) is not None:
+            raise SurgeryError(f"concatenate: {refusal}")
     record = {"pass": "concatenate", "teachers": [[dict(r) for r in g.lineage] for g in graphs]}
-    new = rebuild(graphs[0], family, family.direct_sum, None)
-    _segment_norms(graphs, family, new)
+    new = rebuild(family.graphs[0], family, family.direct_sum, None)
+    _segment_norms(family, new)
+    if refusal is not None:
+        _average_outputs(family, new)
+    new.module.recompile()
     return ModelGraph(new.module, new.inputs, (record,))
+
+
+def _average_outputs(family: _Family, new: ModelGraph) -> None:
+    """Where something that is not linear follows the last weights, the streams stay apart up to the outputs."""
+    first = family.graphs[0]
+    old_output, output = (next(iter(reversed(g.module.graph.nodes))) for g in (first, new))
+    copies = {node.name: node for node in new.module.graph.nodes}
+    for node in old_output.all_input_nodes:
+        typed = first.types.types[node]
+        if not isinstance(typed, TensorType):
+            raise SurgeryError(f"concatenate: {node.name} gives several outputs that cannot be averaged")
+        for index, axis in enumerate(typed.axes):
+            if not family.is_summed(axis):
+                continue
+            sizes = {
+                family.dim_size(t, dim) for t in range(len(family.graphs)) for term in resolve(axis) for dim in term
+            }
+            if len(resolve(axis)) > 1 or len(resolve(axis)[0]) > 1 or len(sizes) > 1:
+                raise SurgeryError(f"concatenate: output axis {index} has sizes {sorted(sizes)} in the networks")
+            source = copies[node.name]
+            with new.module.graph.inserting_before(output):
+                apart = new.module.graph.call_method("unflatten", (source, index, (len(family.graphs), *sizes)))
+                mean = new.module.graph.call_method("mean", (apart, index))
+            output.replace_input_with(source, mean)
+            value = source.meta["value"]
+            apart.meta["value"] = value.unflatten(index, (len(family.graphs), *sizes))
+            mean.meta["value"] = apart.meta["value"].mean(index)
 
 
 class _Family:
@@ -155,8 +190,9 @@ def _mean(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors).mean(0)
 
 
-def _segment_norms(graphs: Sequence[ModelGraph], family: _Family, new: ModelGraph) -> None:
+def _segment_norms(family: _Family, new: ModelGraph) -> None:
     """Give every LayerNorm over a summed axis a segment for each teacher."""
+    graphs = family.graphs
     copies = {node.name: node for node in new.module.graph.nodes}
     for mixing in graphs[0].types.mixings:
         if not mixing.kind.endswith("layer_norm") or not family.is_summed(mixing.axis):
@@ -171,7 +207,6 @@ def _segment_norms(graphs: Sequence[ModelGraph], family: _Family, new: ModelGrap
             copy.target = segmented_layer_norm
             set_argument(copy, 1, "segments", segments)
             copy.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in copy.kwargs.items()}
-    new.module.recompile()
 
 
 def _segments(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:

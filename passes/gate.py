@@ -127,7 +127,7 @@ def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
     found: dict[str, ChannelGate] = {}
     for space in graph.spaces:
         module = gate_of(graph, space)
-        if isinstance(module, ChannelGate):
+        if module is not None:
             found[space.name] = module
     return found
 

@@ -27,7 +27,7 @@ def attention(
     scale: float | None = None,
     **options: Any,  # noqa: ARG001
 ) -> TensorType:
-    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays what it was when d changes."""
+    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays when d changes."""
     infer.unify(query[-1], key[-1])
     infer.unify(key[-2], value[-2])
     infer.reads(0, len(query) - 1, query[-1], None, 0)

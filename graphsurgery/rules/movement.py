@@ -321,7 +321,7 @@ def expand_as(infer: Inference, input: TensorType, other: TensorType) -> TensorT
 
 
 @rule("repeat", "tile")
-def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:
+def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:  # noqa: ARG001
     """Copies side by side: `n·axis` with the number of copies fixed."""
     counts = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     axes = [ax.UNIT] * (len(counts) - len(input)) + list(input.axes)

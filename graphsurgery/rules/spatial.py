@@ -43,10 +43,8 @@ def reduce(
 ) -> TensorType:
     """The reduced axes are mixed, and go or become single."""
     rank = len(input)
-    if dim is None:
-        reduced = set(range(rank))
-    else:
-        reduced = {d % rank for d in ([dim] if isinstance(dim, int) else dim)}
+    dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    reduced = {d % rank for d in dims}
     for index in reduced:
         infer.mixes(input[index], "mean")
     keepdim = len(infer.value.shape) == rank

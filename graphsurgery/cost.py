@@ -1,0 +1,68 @@
+"""What a network costs: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.graph import ModelGraph
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: number of parameters, tied ones once.
+        macs: multiply-accumulates of matrix products and convolutions, per image.
+        bytes: size of all parameters and buffers, in bytes.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+def cost(graph: ModelGraph) -> Cost:
+    """Count parameters, bytes, and MACs of one evaluation at batch 1; the network is neither run nor modified.
+
+    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`.
+
+    Raises:
+        SurgeryError: the network does not run at these input sizes.
+    """
+    module = graph.module
+    tensors = [*module.parameters(), *module.buffers()]
+    # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
+    stand_ins = {id(t): _stand_in(t) for t in tensors}
+    shadow = copy.deepcopy(module, stand_ins).eval()
+    reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    inputs = [
+        torch.empty(
+            (1, *spec.shape[1:]), dtype=reference if spec.dtype.is_floating_point else spec.dtype, device="meta"
+        )
+        for spec in graph.inputs
+    ]
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            shadow(*inputs)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
+        shapes = [tuple(x.shape) for x in inputs]
+        raise SurgeryError(f"cost: the network does not run on inputs of shape {shapes} ({one_line(cause)})") from cause
+    return Cost(
+        parameters=sum(p.numel() for p in module.parameters()),
+        macs=counter.get_total_flops() // 2,
+        bytes=sum(t.numel() * t.element_size() for t in tensors),
+    )
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind, shape and dtype that holds no values."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -1,0 +1,97 @@
+"""What a recipe found out: plain data for tables, reports and `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from graphsurgery.training.run import EpochRecord
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network in the result table.
+
+    Attributes:
+        name: what it is, such as `parent 1` or `cut`.
+        test: metrics on the test data, such as `{"accuracy": 0.97, "loss": 0.1}`.
+        validation: the same on the validation data.
+        parameters, macs: its size, and multiply-adds per example; None where several networks run.
+        latency: ONNX Runtime milliseconds for one example, where measured.
+        epochs: training epochs spent on it so far, with those of everything that it is made of.
+        note: what a reader should know.
+    """
+
+    name: str
+    test: Mapping[str, float]
+    validation: Mapping[str, float]
+    parameters: int | None = None
+    macs: int | None = None
+    latency: float | None = None
+    epochs: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A contract that was measured: `measured` is a relative deviation, and holds if it is at most `allowed`."""
+
+    name: str
+    measured: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        return self.measured <= self.allowed
+
+
+@dataclass(frozen=True)
+class GateEpoch:
+    """How far the gates were closed after an epoch: expected open shares, in all and by space."""
+
+    epoch: int
+    strength: float
+    expected: float
+    budget: float
+    spaces: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a run found out.
+
+    Attributes:
+        title: what was done, in a few words.
+        rows: the result table, in order.
+        metric: the metric that decides, such as `accuracy` or `mse`; `higher_is_better` says which way.
+        curves: every epoch of every stage.
+        gates: how the gates closed.
+        origins: how many channels each space of the result took from each parent.
+        checks: contracts that were measured.
+        verdict: one plain sentence.
+        config: what was run, resolved.
+        seconds: wall-clock time.
+        files: what was written, by what it is.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    metric: str
+    higher_is_better: bool
+    curves: tuple[EpochRecord, ...] = ()
+    gates: tuple[GateEpoch, ...] = ()
+    origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    verdict: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like form."""
+        return asdict(self)

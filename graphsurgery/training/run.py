@@ -1,0 +1,164 @@
+"""The run folder: configuration, metrics, and the states from which an interrupted stage goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphsurgery.atomic import atomic_write
+from graphsurgery.errors import CheckpointError, SurgeryError
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave.
+
+    Attributes:
+        stage: which stage of the recipe it belongs to.
+        epoch: its number in the stage, from 1.
+        train: mean losses over the epoch's training examples.
+        validation: metrics on the validation data, empty without them.
+        extra: what the objective adds.
+        lr: learning rate of the first parameter group at the epoch's last step.
+        seconds: wall-clock time, validation included.
+    """
+
+    stage: str
+    epoch: int
+    train: dict[str, float]
+    validation: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+    lr: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    """What a stage did, epoch by epoch.
+
+    Attributes:
+        records: one per epoch, in order.
+        best_epoch: the epoch, from 1, whose weights the module has; None for those of the last epoch.
+    """
+
+    records: tuple[EpochRecord, ...]
+    best_epoch: int | None = None
+
+
+class Run:
+    """A folder with `config.json`, `metrics.jsonl` and one `STAGE.state.pt` per stage.
+
+    Args:
+        folder: made if it is missing.
+        config: the resolved configuration, as JSON; a folder that holds another one is refused.
+        save_every: also save the state every so many optimizer steps; 0 saves after each epoch only.
+
+    Raises:
+        SurgeryError: the folder holds a run with another configuration, or cannot be made.
+    """
+
+    def __init__(self, folder: Path | str, *, config: Mapping[str, Any] | None = None, save_every: int = 0) -> None:
+        self.folder = Path(folder)
+        self.save_every = save_every
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SurgeryError(f"run folder {folder}: cannot be made ({error.strerror}); give another place") from error
+        if config is not None:
+            self._check_or_write_config(config)
+
+    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, of one stage or of all; a line that a kill cut short is left out."""
+        if not self._metrics_file.exists():
+            return []
+        records = []
+        for line in self._metrics_file.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if stage is None or record.get("stage") == stage:
+                records.append(record)
+        return records
+
+    def log(self, record: EpochRecord) -> None:
+        """Append one line to `metrics.jsonl`."""
+        try:
+            with self._metrics_file.open("a") as file:
+                file.write(json.dumps(asdict(record)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SurgeryError(f"{self._metrics_file}: cannot be written ({error.strerror}); free space") from error
+
+    def forget_epochs_after(self, stage: str, epoch: int) -> None:
+        """Drop the stage's metrics lines after `epoch`: a resumed stage writes them again."""
+        if not self._metrics_file.exists():
+            return
+        kept = [r for r in self.metrics() if r.get("stage") != stage or r["epoch"] <= epoch]
+        with atomic_write(self._metrics_file) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Write the stage's state; a kill at any moment leaves the old one or the new one."""
+        with atomic_write(self.state_file(stage)) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as error:  # how torch's writer reports a full disk
+                raise OSError(str(error).partition("\n")[0]) from error
+
+    def load_state(self, stage: str) -> dict[str, Any] | None:
+        """The stage's last state on the CPU, or None where it has none.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.state_file(stage)
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: cannot be read as a state; delete it to begin stage {stage} again"
+            ) from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state; delete it to begin again")
+        return state
+
+    def state_file(self, stage: str) -> Path:
+        """Where the stage's state lies."""
+        if not re.fullmatch(r"[\w.-]+", stage):
+            raise SurgeryError(f"stage {stage!r}: is not a file name; use letters, digits, dots and dashes")
+        return self.folder / f"{stage}.state.pt"
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _check_or_write_config(self, config: Mapping[str, Any]) -> None:
+        path = self.folder / "config.json"
+        # What JSON makes of it: tuples become lists, and so on.
+        wanted = json.loads(json.dumps(config))
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+            return
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise SurgeryError(f"{path}: is not JSON; give a new folder") from error
+        if found != wanted:
+            keys = sorted(set(found) | set(wanted))
+            name = next(key for key in keys if found.get(key) != wanted.get(key))
+            raise SurgeryError(
+                f"run folder {self.folder}: holds a run with {name} = {found.get(name)!r}, now {wanted.get(name)!r}; "
+                "give a new folder, or the old configuration to resume"
+            )

@@ -1,0 +1,199 @@
+"""Model specs: `torchvision/NAME`, `timm/NAME`, `paper/NAME` and `file.py:function`, with `?option=value`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphsurgery.errors import SpecError
+from graphsurgery.models.paper import PAPER_NETWORKS
+from graphsurgery.spec_text import Spec, Value, is_function_spec, load_function, near_names, parse_spec
+
+SOURCES = ("paper", "timm", "torchvision")
+_TORCHVISION_SIDES = {"inception_v3": 299}
+
+
+def build(spec: str) -> nn.Module:
+    """The network that `spec` names, freshly initialised by the global random state of torch (or with its `weights`).
+
+    Args:
+        spec: `paper/resnet20?in_channels=1`, `torchvision/resnet18?weights=DEFAULT`, `timm/resnet10t`, or
+            `path/file.py:function?option=value`, which executes that file and calls that function.
+
+    Raises:
+        SpecError: the source, the name or an option is unknown, timm is not installed, or building fails.
+    """
+    parsed = parse_spec(spec)
+    if is_function_spec(parsed.name):
+        function, _ = load_function(parsed.name)
+        module = _call(spec, function, parsed.options)
+        if not isinstance(module, nn.Module):
+            raise SpecError(f"{spec}: returned {type(module).__name__}, expected a torch.nn.Module; return the network")
+        return module
+    source, name = _source_and_name(spec, parsed)
+    return _BUILDERS[source](spec, name, parsed.options)
+
+
+def available(prefix: str = "") -> list[str]:
+    """The model specs that begin with `prefix`, sorted; those of timm only where timm is installed."""
+    wanted = [source for source in SOURCES if source.startswith(prefix) or prefix.startswith(source)]
+    names = [f"{source}/{name}" for source in wanted for name in _names(source)]
+    return sorted(name for name in names if name.startswith(prefix))
+
+
+def input_shape(spec: str) -> tuple[int, ...] | None:
+    """The shape of one example, without the batch, that `spec` is made for; None where it is not known.
+
+    Images are `[channel, height, width]`, videos `[channel, frame, height, width]`. For `file.py:function` it is the
+    file's `INPUT_SHAPE`.
+
+    Raises:
+        SpecError: as `build` does.
+    """
+    parsed = parse_spec(spec)
+    if is_function_spec(parsed.name):
+        _, module = load_function(parsed.name)
+        shape = getattr(module, "INPUT_SHAPE", None)
+        return None if shape is None else tuple(int(size) for size in shape)
+    source, name = _source_and_name(spec, parsed)
+    if source == "timm":
+        return _timm_shape(name, parsed.options)
+    if source == "torchvision":
+        return _torchvision_shape(name, parsed.options)
+    with torch.device("meta"):
+        shape = _build_paper(spec, name, parsed.options).input_shape
+    assert isinstance(shape, tuple)
+    return shape
+
+
+def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
+    source, slash, name = parsed.name.partition("/")
+    if not slash:
+        advice = near_names(parsed.name, [full for s in SOURCES for full in _names(s)])
+        raise SpecError(
+            f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /; {advice}"
+        )
+    if source not in SOURCES:
+        raise SpecError(f"model spec {spec!r}: unknown source {source!r}; {near_names(source, SOURCES)}")
+    if source == "timm":
+        _timm()
+    known = _names(source)
+    # timm also takes `model.tag`, which names pretrained weights of the model.
+    if (name.partition(".")[0] if source == "timm" else name) not in known:
+        raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
+    return source, name
+
+
+def _names(source: str) -> Sequence[str]:
+    if source == "paper":
+        return list(PAPER_NETWORKS)
+    if source == "torchvision":
+        from torchvision.models import list_models
+
+        return list_models()
+    try:
+        return _timm().list_models()
+    except SpecError:
+        return []
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise SpecError("timm is not installed; install the extra: pip install 'graphsurgery[timm]'") from error
+    return timm
+
+
+def _build_paper(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
+    return _call(spec, PAPER_NETWORKS[name], options)
+
+
+def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
+    from torchvision.models import get_model_builder
+
+    builder = get_model_builder(name)
+    if name in ("googlenet", "inception_v3") and options.get("weights") is None:
+        # Their default, spelled out: torchvision warns when it is left implicit.
+        options = {"init_weights": True, **options}
+    return _call(spec, builder, options)
+
+
+def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
+    timm = _timm()
+
+    def builder(
+        pretrained: bool = False, num_classes: int | None = None, in_chans: int = 3, **kwargs: Any
+    ) -> nn.Module:
+        if num_classes is not None:
+            kwargs["num_classes"] = num_classes
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **kwargs)
+
+    return _call(spec, builder, options)
+
+
+_BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
+    "paper": _build_paper,
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+}
+
+
+def _call(spec: str, builder: Callable[..., Any], options: dict[str, Value]) -> Any:
+    try:
+        return builder(**options)
+    except SpecError as error:
+        raise SpecError(f"{spec}: {error}") from error
+    except Exception as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and unknown and unknown[1] in options:
+            accepted = _accepted(builder)
+            advice = f"accepted: {', '.join(accepted)}" if accepted else "it takes no options"
+            raise SpecError(f"{spec}: has no option {unknown[1]!r}; {advice}") from error
+        reason = str(error).partition("\n")[0]
+        raise SpecError(f"{spec}: cannot be built ({type(error).__name__}: {reason}); check its options") from error
+
+
+def _accepted(builder: Callable[..., Any]) -> list[str]:
+    """Names that `builder` takes, and, where it passes keywords on, those of the class that it builds."""
+    parameters = list(inspect.signature(builder).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        try:
+            with torch.device("meta"):
+                parameters += inspect.signature(type(builder())).parameters.values()
+        except Exception:  # only the advice of an error gets shorter
+            pass
+    passed_on = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return sorted({p.name for p in parameters if p.kind not in passed_on})
+
+
+def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
+    from torchvision.models import get_model_builder
+
+    package = get_model_builder(name).__module__
+    if ".detection" in package or ".optical_flow" in package:
+        return None
+    if ".video" in package:
+        side = 224 if name.startswith(("mvit", "swin3d", "s3d")) else 112
+        return (3, 16, side, side)
+    side_option = options.get("image_size", _TORCHVISION_SIDES.get(name, 224))
+    if not isinstance(side_option, int):
+        return None
+    return (3, side_option, side_option)
+
+
+def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
+    config = _timm().get_pretrained_cfg(name)
+    size = getattr(config, "input_size", None) or (3, 224, 224)
+    channels, height, width = size
+    side = options.get("img_size")
+    if isinstance(side, int):
+        height = width = side
+    override = options.get("in_chans")
+    return (override if isinstance(override, int) else channels, height, width)
