@@ -1,0 +1,64 @@
+"""What a merge is compared with: the ensemble, the plain average of weights, and a new network of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.inference import ParameterType
+from graphsurgery.maps import Edit
+from graphsurgery.matching import match_nodes, match_parameters
+from graphsurgery.remap import rebuild
+
+
+class Ensemble(nn.Module):
+    """The mean of the outputs of several networks."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
+    """A network whose every weight is the mean of the parents' weights, channel by channel as they come.
+
+    Raises:
+        SurgeryError: topologies or sizes differ.
+    """
+    first, *others = graphs
+    tensors = [first.types.tensors]
+    names = [{name: name for name in first.types.parameters}]
+    for position, other in enumerate(others, 2):
+        tensors.append(other.types.tensors)
+        names.append(match_parameters(first, other, match_nodes(first, other, position)))
+
+    def mean(typed: ParameterType, old: Tensor) -> Tensor:
+        found = [t[n[typed.name]].detach().to(old.device) for t, n in zip(tensors, names, strict=True)]
+        if any(t.shape != old.shape for t in found):
+            raise SurgeryError(f"average: {typed.name} has different shapes in the parents")
+        return torch.stack(found).mean(0) if old.is_floating_point() else old.clone()
+
+    return rebuild(first, Edit({}), mean, {"pass": "average", "parents": len(graphs)})
+
+
+def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:
+    """A network of the same shape with new weights: every layer by its own rule, single parameters by their spread."""
+    new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "reinitialize", "seed": seed})
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in new.module.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif module is not new.module or module._parameters:
+                for parameter in module._parameters.values():
+                    if parameter is not None and parameter.numel() > 1:
+                        parameter.normal_(float(parameter.mean()), float(parameter.std()))
+    return new

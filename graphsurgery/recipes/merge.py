@@ -1,0 +1,354 @@
+"""Merge: one network, of the size of one parent, out of several trained ones.
+
+Concatenate the parents, put gates on every space, close the gates to the budget while the network trains, cut what is
+closed, recalibrate BatchNorm, fine-tune. Every step is measured, next to the networks that it has to beat.
+
+Source: Pašen & Boža, "Merging of neural networks", arXiv:2204.09973, Neural Processing Letters 2024; with the repairs
+that docs/architecture.md lists.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.cost import cost
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.gate import gate, gates
+from graphsurgery.recipes.baselines import Ensemble, average, reinitialized
+from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row
+from graphsurgery.recipes.train import fresh
+from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.evaluation import evaluate, recalibrate
+from graphsurgery.training.gating import GateBudget
+from graphsurgery.training.loop import fit
+from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import Reporter
+from graphsurgery.training.run import EpochRecord, History, Run
+from graphsurgery.verify import deviation
+
+
+def _gate_plan() -> TrainingPlan:
+    return TrainingPlan(epochs=20, lr=0.01, schedule="constant")
+
+
+def _fine_tune_plan() -> TrainingPlan:
+    return TrainingPlan(epochs=20, lr=0.01, schedule="cosine", keep_best=True)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """How to merge.
+
+    Attributes:
+        gating: how the concatenated network trains while its gates close.
+        fine_tuning: how the cut network trains.
+        gate_lr: learning rate of the gates, constant and without decay.
+        budget: size of every space of the result, as a multiple of the first parent's.
+        control: also train one new network for as many epochs as everything together took.
+        parent_epochs: how long each parent was trained; None reads it from the parents' lineage.
+        seed: of gates, shuffles and the control's weights.
+    """
+
+    gating: TrainingPlan = field(default_factory=_gate_plan)
+    fine_tuning: TrainingPlan = field(default_factory=_fine_tune_plan)
+    gate_lr: float = 0.1
+    budget: float = 1.0
+    control: bool = True
+    parent_epochs: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The merged network and everything that was found out on the way."""
+
+    graph: ModelGraph
+    outcome: Outcome
+
+
+def merge(
+    parents: Sequence[ModelGraph],
+    data: Data,
+    plan: MergePlan | None = None,
+    *,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+) -> Merged:
+    """Merge trained networks of one topology into one.
+
+    Args:
+        parents: two or more typed networks; widths may differ. They are not modified.
+        data: selection looks at `data.validation`; `data.test` is only measured.
+        plan: how; the defaults suit small networks.
+        run: folder for metrics and states; an interrupted merge goes on from it.
+        reporter: told about progress.
+
+    Raises:
+        SurgeryError: the parents do not fit together or do not fit the data, or training fails.
+        CheckFailedError: never; contracts that do not hold are rows of the outcome.
+    """
+    plan = plan or MergePlan()
+    if not 0 < plan.budget:
+        raise SurgeryError(f"merge: budget is {plan.budget:g}, expected a multiple of the first parent's size above 0")
+    began = time.perf_counter()
+    for position, parent in enumerate(parents, 1):
+        check_fits(data, parent.module, name=f"parent {position}")
+    work = _Merge(parents, data, plan, run, reporter)
+    graph = work.go()
+    return Merged(graph, replace(work.outcome(), seconds=time.perf_counter() - began))
+
+
+class _Merge:
+    """One merge in progress: the parents, the books, and the steps."""
+
+    def __init__(
+        self,
+        parents: Sequence[ModelGraph],
+        data: Data,
+        plan: MergePlan,
+        run: Run | None,
+        reporter: Reporter | None,
+    ) -> None:
+        self.parents, self.data, self.plan, self.run, self.reporter = parents, data, plan, run, reporter
+        self.objective = objective_for(data)
+        self.rows: list[Row] = []
+        self.checks: list[Check] = []
+        self.curves: list[EpochRecord] = []
+        self.gate_epochs: list[GateEpoch] = []
+        self.origins: dict[str, tuple[int, ...]] = {}
+        known = [_trained_epochs(parent) for parent in parents]
+        self.parent_epochs = [plan.parent_epochs if plan.parent_epochs is not None else e for e in known]
+        self.spent = sum(e or 0 for e in self.parent_epochs)
+
+    def go(self) -> ModelGraph:
+        """All steps, in order."""
+        self._measure_parents()
+        big = self._concatenate()
+        gated = self._close_gates(big)
+        small = self._cut(gated)
+        self._recalibrate(small)
+        merged = self._fine_tune(small)
+        if self.plan.control:
+            self._train_control()
+        return merged
+
+    def _measure_parents(self) -> None:
+        for position, parent in enumerate(self.parents, 1):
+            self._row(f"parent {position}", parent, self.parent_epochs[position - 1])
+        ensemble = Ensemble([parent.module for parent in self.parents])
+        self._row("ensemble", ensemble, self.spent, note="the parents' outputs, averaged")
+        try:
+            self._row("weight average", average(self.parents), self.spent, note="no alignment of channels")
+        except SurgeryError:
+            return
+
+    def _concatenate(self) -> ModelGraph:
+        big = concatenate(self.parents)
+        probe, doubles = self._probe(), [_double(parent) for parent in self.parents]
+        expected = torch.stack([double(probe) for double in doubles]).mean(0)
+        self._check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
+        self._row("concatenated", big, self.spent)
+        return big
+
+    def _close_gates(self, big: ModelGraph) -> ModelGraph:
+        gated = gate(big, seed=self.plan.seed)
+        probe, wide_open = self._probe(), _double(gated)
+        for module in gates(wide_open).values():
+            module.loc.data.fill_(50.0)
+        self._check("gates open = no gates", wide_open(probe), _double(big)(probe), 1e-12)
+        targets = self._targets(gated)
+        modules = gates(gated)
+        budgets = {name: targets[name] / modules[name].channels for name in modules}
+        objective = GateBudget(self.objective, modules, budgets, lr=self.plan.gate_lr)
+        groups = [
+            {
+                "params": [module.loc for module in modules.values()],
+                "lr": self.plan.gate_lr,
+                "weight_decay": 0.0,
+                "momentum": 0.0,
+                "schedule": "constant",
+                "name": "gates",
+            }
+        ]
+        plan = replace(self.plan.gating, keep_best=False, seed=self.plan.seed)
+        history = self._fit(gated.module, plan, "gates", objective, groups)
+        self.gate_epochs = [_gate_epoch(record, budgets, modules) for record in history.records]
+        self.spent += plan.epochs
+        self._row("gated", gated, self.spent, note="gates closed, not yet cut")
+        gap = history.records[-1].extra["largest gap"] if history.records else 1.0
+        self.checks.append(Check("expected open share = budget, in every space", gap, 0.01))
+        return gated
+
+    def _targets(self, gated: ModelGraph) -> dict[str, int]:
+        """How many channels each outer space shall have."""
+        first = {space.name: space.size for space in self.parents[0].spaces}
+        targets = {}
+        for space in gated.spaces:
+            if space.outer:
+                size = first.get(space.name, space.size // len(self.parents))
+                targets[space.name] = min(space.size, max(1, round(size * self.plan.budget)))
+        return targets
+
+    def _cut(self, gated: ModelGraph) -> ModelGraph:
+        targets, modules = self._targets(gated), gates(gated)
+        kept: dict[str, Any] = dict(targets)
+        for name, module in modules.items():
+            kept[name] = module.loc.detach().cpu().topk(targets[name]).indices.sort().values
+            self.origins[name] = self._origin(name, kept[name])
+        small = compress(gated, kept)
+        exact = not any(space.mixed for space in gated.spaces) and set(modules) == set(targets)
+        if exact:
+            probe, masked = self._probe(), _double(gated)
+            expected = compress(masked, kept)(probe)
+            for name, module in gates(masked).items():
+                closed = torch.ones(module.channels, dtype=torch.bool)
+                closed[kept[name]] = False
+                module.loc.data[closed] = -50.0
+            self._check("cut = gates closed", expected, masked(probe), 1e-10)
+        self._row("cut", small, self.spent, note="" if exact else "a norm mixes channels, so the cut is not exact")
+        return small
+
+    def _origin(self, name: str, kept: Tensor) -> tuple[int, ...]:
+        """How many of these channels came from each parent."""
+        counts, start = [], 0
+        for parent in self.parents:
+            size = next((s.size for s in parent.spaces if s.name == name), 0)
+            counts.append(int(((kept >= start) & (kept < start + size)).sum()))
+            start += size
+        return tuple(counts)
+
+    def _recalibrate(self, small: ModelGraph) -> None:
+        norms = recalibrate(small.module, self.data.train, seed=self.plan.seed, device=self.plan.fine_tuning.device)
+        note = f"{norms} BatchNorms, 1,000 images" if norms else "it has no BatchNorm"
+        self._row("recalibrated", small, self.spent, note=note)
+
+    def _fine_tune(self, small: ModelGraph) -> ModelGraph:
+        plan = replace(self.plan.fine_tuning, seed=self.plan.seed)
+        self._fit(small.module, plan, "fine-tune", self.objective)
+        self.spent += plan.epochs
+        self._row("merged", small, self.spent, note="fine-tuned")
+        record = {"pass": "merge", "parents": len(self.parents), "data": self.data.name, "plan": asdict(self.plan)}
+        return replace(small, lineage=(*small.lineage, record))
+
+    def _train_control(self) -> None:
+        """One new network, trained as the first parent was, for as many epochs as everything together."""
+        recipe = _training_record(self.parents[0])
+        if recipe is None or None in self.parent_epochs:
+            note = "the parents' training is unknown; trained as the fine-tuning, parents counted as 0 epochs"
+            graph = reinitialized(self.parents[0], self.plan.seed + 1)
+            plan = replace(self.plan.fine_tuning, epochs=int(self.spent), seed=self.plan.seed + 1)
+        else:
+            note = "one network, trained as long as everything together"
+            seed = self.plan.seed + 1000
+            graph = fresh(str(recipe["spec"]), self.data, seed)
+            settings = {**recipe["plan"], "device": self.plan.gating.device}
+            plan = replace(TrainingPlan(**settings), epochs=int(self.spent), seed=seed)
+        self._fit(graph.module, plan, "control", self.objective)
+        self._row("control", graph, self.spent, note=note)
+
+    def _fit(
+        self, module: nn.Module, plan: TrainingPlan, stage: str, objective: Any, groups: Any = None
+    ) -> History:
+        history = fit(
+            module,
+            self.data.train,
+            plan,
+            objective=objective,
+            validation=self.data.validation,
+            run=self.run,
+            stage=stage,
+            param_groups=groups,
+            reporter=self.reporter,
+        )
+        self.curves.extend(history.records)
+        return history
+
+    def _row(self, name: str, network: ModelGraph | nn.Module, epochs: float | None, note: str = "") -> None:
+        module = network.module if isinstance(network, ModelGraph) else network
+        device = self.plan.gating.device
+        size = cost(network) if isinstance(network, ModelGraph) else None
+        self.rows.append(
+            Row(
+                name,
+                test=evaluate(module, self.data.test, self.objective, device=device),
+                validation=evaluate(module, self.data.validation, self.objective, device=device),
+                parameters=size.parameters if size else None,
+                macs=size.macs if size else None,
+                epochs=epochs,
+                note=note,
+            )
+        )
+
+    def _check(self, name: str, found: Tensor, expected: Tensor, allowed: float) -> None:
+        self.checks.append(Check(name, deviation(found, expected), allowed))
+
+    def _probe(self) -> Tensor:
+        """A few real inputs, float64."""
+        count = min(8, len(self.data.validation))  # type: ignore[arg-type]
+        return torch.stack([self.data.validation[i][0] for i in range(count)]).double()
+
+    def outcome(self) -> Outcome:
+        score = self.objective.score
+        return Outcome(
+            title=f"{len(self.parents)} networks merged on {self.data.name}",
+            rows=tuple(self.rows),
+            metric=score,
+            higher_is_better=self.objective.higher_is_better,
+            curves=tuple(self.curves),
+            gates=tuple(self.gate_epochs),
+            origins=self.origins,
+            checks=tuple(self.checks),
+            verdict=verdict(self.rows, score, self.objective.higher_is_better),
+            config=asdict(self.plan),
+        )
+
+
+def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
+    """One plain sentence on whether merging paid, by the test metric."""
+    scores = {row.name: row.test[metric] for row in rows}
+    merged = scores["merged"]
+    sign = 1.0 if higher_is_better else -1.0
+    best = max((v for n, v in scores.items() if n.startswith("parent")), key=lambda v: sign * v)
+    against = [("the best parent", best)]
+    if "control" in scores:
+        against.append(("one network trained as long as everything together", scores["control"]))
+    words = []
+    for name, other in against:
+        gain = sign * (merged - other)
+        size = f"{abs(gain) * 100:.2f} points" if metric == "accuracy" else f"{abs(gain):.4g} {metric}"
+        relation = "as good as" if gain == 0 else f"{size} better than" if gain > 0 else f"{size} worse than"
+        words.append(f"{relation} {name}")
+    return f"On test data the merged network is {' and '.join(words)}."
+
+
+def _double(graph: ModelGraph) -> ModelGraph:
+    """A float64 copy in evaluation mode on the CPU."""
+    return replace(graph, module=copy.deepcopy(graph.module).cpu().double().eval())
+
+
+def _gate_epoch(record: EpochRecord, budgets: Mapping[str, float], modules: Mapping[str, Any]) -> GateEpoch:
+    channels = {name: module.channels for name, module in modules.items()}
+    budget = sum(budgets[n] * channels[n] for n in channels) / sum(channels.values())
+    spaces = {key.removeprefix("open "): value for key, value in record.extra.items() if key.startswith("open ")}
+    return GateEpoch(record.epoch, record.extra["strength"], record.extra["expected"], budget, spaces)
+
+
+def _training_record(graph: ModelGraph) -> Mapping[str, Any] | None:
+    """The last training in a network's lineage."""
+    return next((r for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
+
+
+def _trained_epochs(graph: ModelGraph) -> float | None:
+    record = _training_record(graph)
+    return None if record is None else float(record["plan"]["epochs"])

@@ -1,0 +1,65 @@
+"""Train one network from a model spec: the parents of everything else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+
+from graphsurgery.graph import ModelGraph
+from graphsurgery.models import build
+from graphsurgery.tracing import trace
+from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.loop import fit
+from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import Reporter
+from graphsurgery.training.run import History, Run
+
+
+def fresh(spec: str, data: Data, seed: int) -> ModelGraph:
+    """The network of a model spec with new weights drawn by `seed`, traced on the data's input shape.
+
+    Raises:
+        SpecError: unknown spec, or the network does not take the data.
+        TraceError: the network cannot be followed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(spec)
+    check_fits(data, model, name=spec)
+    return trace(model, torch.zeros(2, *data.input_shape))
+
+
+def train(
+    spec: str,
+    data: Data,
+    plan: TrainingPlan,
+    *,
+    run: Run | None = None,
+    stage: str = "train",
+    reporter: Reporter | None = None,
+) -> tuple[ModelGraph, History]:
+    """Train the network of a spec; its lineage says how, so that a merge can keep its books.
+
+    Args:
+        spec: which network, such as `paper/resnet20?in_channels=1`.
+        data: what it learns; the weights of the best validation epoch are kept if `plan.keep_best`.
+        plan: how it is trained; its seed draws the weights too.
+        run: folder for metrics and resumable state.
+        stage: name of the stage in that folder.
+        reporter: told about progress.
+    """
+    graph = fresh(spec, data, plan.seed)
+    history = fit(
+        graph.module,
+        data.train,
+        plan,
+        objective=objective_for(data),
+        validation=data.validation,
+        run=run,
+        stage=stage,
+        reporter=reporter,
+    )
+    record = {"pass": "train", "spec": spec, "data": data.name, "plan": asdict(plan), "best_epoch": history.best_epoch}
+    return replace(graph, lineage=(*graph.lineage, record)), history
