@@ -83,6 +83,17 @@ class ModelGraph:
         """The sets of channels that must change together, in the order in which they are written."""
         return tuple(_spaces(self.types))
 
+    @cached_property
+    def uses(self) -> Mapping[Dim, list[tuple[str, int, Axis]]]:
+        """Where each free dim stands: parameter or buffer, number of the axis, and the axis."""
+        found: dict[Dim, list[tuple[str, int, Axis]]] = {}
+        for name, typed in self.types.parameters.items():
+            for index, axis in enumerate(typed.axes):
+                resolved = resolve(axis)
+                for dim in dict.fromkeys(d for term in resolved for d in term if not d.fixed):
+                    found.setdefault(dim, []).append((name, index, resolved))
+        return found
+
     @property
     def frozen(self) -> tuple[Frozen, ...]:
         """The nodes around which axes may not change, with the reason; network inputs and outputs go without saying."""

@@ -5,12 +5,12 @@ Criteria are functions of a typed graph and a space; `SCORES` is the table of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.axes import Axis, Dim, resolve, term_size
+from graphsurgery.axes import Axis, Dim, term_size
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.layers import ChannelGate
@@ -43,36 +43,47 @@ def _stable_seed(name: str, seed: int) -> int:
 
 
 def _l1(graph: ModelGraph, space: Space) -> Tensor:
-    return _sum(space, ((_along(w.abs(), i, axis, space.dim)) for w, i, axis in _matrices(graph, space)))
+    return _norms(graph, space, 1)
 
 
 def _l2(graph: ModelGraph, space: Space) -> Tensor:
-    return _sum(space, ((_along(w.square(), i, axis, space.dim)) for w, i, axis in _matrices(graph, space))).sqrt()
+    return _norms(graph, space, 2).sqrt()
+
+
+def _norms(graph: ModelGraph, space: Space, order: int) -> Tensor:
+    """Sum of |weight| ** order over everything that writes or reads a channel with more than one axis."""
+    total = torch.zeros(space.size, dtype=torch.float64)
+    for name, index, axis in graph.uses[space.dim]:
+        tensor = graph.types.tensors[name].detach()
+        if tensor.dim() > 1:
+            others = [i for i in range(tensor.dim()) if i != index]
+            norms = torch.linalg.vector_norm(tensor, order, dim=others).double()
+            total += _along(norms**order, axis, space.dim)
+    return total
 
 
 def _taylor(graph: ModelGraph, space: Space) -> Tensor:
-    scores: list[Tensor] = []
-    for name, typed in graph.types.parameters.items():
+    total = torch.zeros(space.size, dtype=torch.float64)
+    for name, index, axis in graph.uses[space.dim]:
         tensor = graph.types.tensors[name]
-        for index, axis in _axes_with(typed.axes, space.dim):
-            if not isinstance(tensor, nn.Parameter):
-                continue
-            if tensor.grad is None:
-                raise SurgeryError(f"importance taylor needs gradients: {name}.grad is None; run a backward pass first")
-            scores.append(_along((tensor.detach() * tensor.grad).double(), index, axis, space.dim))
-    return _sum(space, iter(scores)).abs()
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        if tensor.grad is None:
+            raise SurgeryError(f"importance taylor needs gradients: {name}.grad is None; run a backward pass first")
+        change = (tensor.detach() * tensor.grad).double()
+        total += _along(change.movedim(index, 0).reshape(tensor.shape[index], -1).sum(1), axis, space.dim)
+    return total.abs()
 
 
 def _bn(graph: ModelGraph, space: Space) -> Tensor:
-    scores: list[Tensor] = []
-    for name, typed in graph.types.parameters.items():
+    total = torch.zeros(space.size, dtype=torch.float64)
+    found = False
+    for name, _, axis in graph.uses[space.dim]:
         owner, _, leaf = name.rpartition(".")
-        if leaf == "weight" and len(typed.axes) == 1 and owner:
-            if not isinstance(graph.module.get_submodule(owner), nn.modules.batchnorm._BatchNorm):
-                continue
-            scale = graph.types.tensors[name].detach().abs().double().cpu()
-            scores.extend(_along(scale, 0, axis, space.dim) for _, axis in _axes_with(typed.axes, space.dim))
-    return _sum(space, iter(scores)) if scores else _l2(graph, space)
+        if leaf == "weight" and isinstance(graph.module.get_submodule(owner), nn.modules.batchnorm._BatchNorm):
+            total += _along(graph.types.tensors[name].detach().abs().double(), axis, space.dim)
+            found = True
+    return total if found else _l2(graph, space)
 
 
 def _gate(graph: ModelGraph, space: Space) -> Tensor:
@@ -84,48 +95,26 @@ def _gate(graph: ModelGraph, space: Space) -> Tensor:
 
 def gate_of(graph: ModelGraph, space: Space) -> ChannelGate | None:
     """The `ChannelGate` of a space, if it has one."""
-    for name, typed in graph.types.parameters.items():
-        if name.endswith(".loc") and len(typed.axes) == 1 and resolve(typed.axes[0]) == ((space.dim,),):
+    for name, _, axis in graph.uses[space.dim]:
+        if name.endswith(".loc") and axis == ((space.dim,),):
             module = graph.module.get_submodule(name.removesuffix(".loc"))
             return module if isinstance(module, ChannelGate) else None
     return None
 
 
-def _matrices(graph: ModelGraph, space: Space) -> Iterator[tuple[Tensor, int, Axis]]:
-    """Every weight with more than one axis that writes or reads the space, with the axis where it does."""
-    for name, typed in graph.types.parameters.items():
-        tensor = graph.types.tensors[name]
-        if tensor.dim() < 2:
-            continue
-        for index, axis in _axes_with(typed.axes, space.dim):
-            yield tensor.detach().double(), index, axis
-
-
-def _axes_with(axes: tuple[Axis, ...], dim: Dim) -> Iterator[tuple[int, Axis]]:
-    for index, axis in enumerate(axes):
-        resolved = resolve(axis)
-        if any(dim in term for term in resolved):
-            yield index, resolved
-
-
-def _along(tensor: Tensor, index: int, axis: Axis, dim: Dim) -> Tensor:
-    """Sum a tensor over everything but one dim of one of its axes; `[dim.size]` on the CPU."""
-    vector = tensor.movedim(index, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor
+def _along(vector: Tensor, axis: Axis, dim: Dim) -> Tensor:
+    """Sum a vector over one axis to a vector over one dim of that axis, on the CPU."""
+    vector = vector.cpu()
+    if axis == ((dim,),):
+        return vector
     total = torch.zeros(dim.size, dtype=torch.float64)
     offset = 0
     for term in axis:
         size = term_size(term)
         if dim in term:
             before = term_size(term[: term.index(dim)])
-            total += vector[offset : offset + size].reshape(before, dim.size, -1).sum((0, 2)).double().cpu()
+            total += vector[offset : offset + size].reshape(before, dim.size, -1).sum((0, 2))
         offset += size
-    return total
-
-
-def _sum(space: Space, scores: Iterator[Tensor]) -> Tensor:
-    total = torch.zeros(space.size, dtype=torch.float64)
-    for score in scores:
-        total += score
     return total
 
 

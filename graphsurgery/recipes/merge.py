@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -38,14 +38,6 @@ from graphsurgery.training.run import EpochRecord, History, Run
 from graphsurgery.verify import deviation
 
 
-def _gate_plan() -> TrainingPlan:
-    return TrainingPlan(epochs=20, lr=0.01, schedule="constant")
-
-
-def _fine_tune_plan() -> TrainingPlan:
-    return TrainingPlan(epochs=20, lr=0.01, schedule="cosine", keep_best=True)
-
-
 @dataclass(frozen=True)
 class MergePlan:
     """How to merge.
@@ -60,13 +52,27 @@ class MergePlan:
         seed: of gates, shuffles and the control's weights.
     """
 
-    gating: TrainingPlan = field(default_factory=_gate_plan)
-    fine_tuning: TrainingPlan = field(default_factory=_fine_tune_plan)
-    gate_lr: float = 0.1
+    gating: TrainingPlan = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
+    fine_tuning: TrainingPlan = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")
+    gate_lr: float = 0.5
     budget: float = 1.0
     control: bool = True
     parent_epochs: float | None = None
     seed: int = 0
+
+
+def default_plan(parents: Sequence[ModelGraph], seed: int = 0) -> MergePlan:
+    """A plan for these parents: both stages train as long as the first parent did, as it did.
+
+    The gates close at 0.3 times its learning rate, held constant; fine-tuning follows its whole schedule. Parents
+    whose lineage does not tell their training get the defaults of `MergePlan`.
+    """
+    recipe = _training_record(parents[0])
+    if recipe is None:
+        return MergePlan(seed=seed)
+    trained = TrainingPlan(**recipe["plan"])
+    gating = replace(trained, lr=0.3 * trained.lr, schedule="constant", warmup=0.0, keep_best=False)
+    return MergePlan(gating=gating, fine_tuning=trained, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def merge(
     Args:
         parents: two or more typed networks; widths may differ. They are not modified.
         data: selection looks at `data.validation`; `data.test` is only measured.
-        plan: how; the defaults suit small networks.
+        plan: how; by default `default_plan` of the parents.
         run: folder for metrics and states; an interrupted merge goes on from it.
         reporter: told about progress.
 
@@ -98,7 +104,7 @@ def merge(
         SurgeryError: the parents do not fit together or do not fit the data, or training fails.
         CheckFailedError: never; contracts that do not hold are rows of the outcome.
     """
-    plan = plan or MergePlan()
+    plan = plan or default_plan(parents)
     if not 0 < plan.budget:
         raise SurgeryError(f"merge: budget is {plan.budget:g}, expected a multiple of the first parent's size above 0")
     began = time.perf_counter()
@@ -257,9 +263,7 @@ class _Merge:
         self._fit(graph.module, plan, "control", self.objective)
         self._row("control", graph, self.spent, note=note)
 
-    def _fit(
-        self, module: nn.Module, plan: TrainingPlan, stage: str, objective: Any, groups: Any = None
-    ) -> History:
+    def _fit(self, module: nn.Module, plan: TrainingPlan, stage: str, objective: Any, groups: Any = None) -> History:
         history = fit(
             module,
             self.data.train,

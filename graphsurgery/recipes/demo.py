@@ -1,0 +1,63 @@
+"""The demo: two networks trained from different seeds, merged, exported, checked, and a report of it all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from graphsurgery.checkpoint import save
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.recipes.delivery import deliver
+from graphsurgery.recipes.merge import default_plan, merge
+from graphsurgery.recipes.outcome import Check, Outcome
+from graphsurgery.recipes.train import train
+from graphsurgery.reports.html import write_report
+from graphsurgery.training.data import load_data
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import Reporter
+
+SPEC = "paper/cnn?width=3"
+PLAN = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
+
+
+def demo(
+    folder: Path | str, *, data: str = "digits", spec: str = SPEC, seed: int = 0, reporter: Reporter | None = None
+) -> Outcome:
+    """Train two parents, merge them, export and check the result, write `report.html`; all in one folder.
+
+    Args:
+        folder: gets `a.pt`, `b.pt`, `merged.pt`, `merged.onnx` and `report.html`; made if it is missing.
+        data: data spec; the default comes with scikit-learn.
+        spec: model spec of the parents.
+        seed: the parents' seeds are `2 seed` and `2 seed + 1`.
+        reporter: told about progress.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = load_data(data)
+    parents: list[ModelGraph] = []
+    for index, name in enumerate("ab"):
+        plan = replace(PLAN, seed=2 * seed + index)
+        parent, _ = train(spec, examples, plan, stage=f"parent-{name}", reporter=reporter)
+        save(parent, folder / f"{name}.pt")
+        parents.append(parent)
+    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter)
+    save(merged.graph, folder / "merged.pt")
+    delivery = deliver(
+        merged.graph,
+        folder / "merged.onnx",
+        name="merged",
+        against={"parent 1": parents[0], "concatenated": concatenate(parents)},
+    )
+    outcome = merged.outcome
+    rows = tuple(
+        replace(row, latency=delivery.latency[row.name].median) if row.name in delivery.latency else row
+        for row in outcome.rows
+    )
+    files = {"parents": f"{folder / 'a.pt'}, {folder / 'b.pt'}", "network": str(folder / "merged.pt")}
+    files |= {"onnx": str(folder / "merged.onnx"), "report": str(folder / "report.html")}
+    agreed = Check("ONNX Runtime = PyTorch, three batch sizes", delivery.check.deviation, delivery.check.allowed)
+    outcome = replace(outcome, rows=rows, files=files, checks=(*outcome.checks, agreed))
+    write_report(outcome, folder / "report.html")
+    return outcome

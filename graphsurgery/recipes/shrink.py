@@ -1,0 +1,171 @@
+"""Shrink: cut one network and bring its accuracy back, with a row for every step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from graphsurgery.cost import cost
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.compress import Keep, compress
+from graphsurgery.recipes.outcome import Outcome, Row
+from graphsurgery.spec_text import parse_value
+from graphsurgery.training.batches import Examples, in_order
+from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.devices import device_of
+from graphsurgery.training.evaluation import evaluate, evaluating, recalibrate
+from graphsurgery.training.loop import fit
+from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import Reporter
+from graphsurgery.training.run import EpochRecord, Run
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to cut.
+
+    Attributes:
+        keep: share of every outer space, between 0 and 1; None cuts only what `spaces` names.
+        spaces: channels (int) or share (float) to keep of single spaces, by name.
+        importance: which channels stay; `taylor` needs data.
+        round_to: numbers of channels become multiples of this.
+        seed: of `random`.
+    """
+
+    keep: float | None = 0.5
+    spaces: Mapping[str, float | int] = field(default_factory=dict)
+    importance: str = "l2"
+    round_to: int = 1
+    seed: int = 0
+
+
+def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
+    """The requests `NAME=8` (channels) and `NAME=0.25` (share) by name.
+
+    Raises:
+        SurgeryError: one of them is neither.
+    """
+    spaces: dict[str, float | int] = {}
+    for request in requests:
+        name, _, text = request.rpartition("=")
+        value = parse_value(text)
+        if not name or isinstance(value, bool) or not isinstance(value, int | float):
+            raise SurgeryError(f"compress: keep-space {request!r}; expected NAME=8 channels or NAME=0.25, a share")
+        spaces[name] = value
+    return spaces
+
+
+def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
+    """The network without the channels that matter least; it is not modified.
+
+    Raises:
+        SurgeryError: nothing or everything would be removed, an unknown space or criterion, or `taylor` without data.
+    """
+    if plan.keep is None and not plan.spaces:
+        raise SurgeryError("compress: nothing says what to keep; give --keep SHARE or --keep-space NAME=N")
+    keep: Keep = plan.keep if plan.keep is not None else dict(plan.spaces)
+    if plan.keep is not None and plan.spaces:
+        keep = {**{s.name: plan.keep for s in graph.spaces if s.outer}, **plan.spaces}
+    if plan.importance == "taylor":
+        if data is None:
+            raise SurgeryError("compress: importance taylor needs gradients, and gradients need data; give --data")
+        graph = _with_gradients(graph, data)
+    return compress(graph, keep, importance=plan.importance, round_to=plan.round_to, seed=plan.seed)
+
+
+def shrink(
+    graph: ModelGraph,
+    plan: Cut,
+    data: Data,
+    training: TrainingPlan,
+    *,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[ModelGraph, Outcome]:
+    """Cut, recalibrate BatchNorm and fine-tune with a fresh optimizer; every step is measured.
+
+    Args:
+        graph: a trained network; it is not modified.
+        plan: what to cut.
+        data: what it was trained on; only measured on `data.test`.
+        training: the fine-tuning; 0 epochs leave it out.
+        run: folder for metrics and states.
+        reporter: told about progress.
+
+    Raises:
+        SurgeryError: as for `cut`, the data do not fit, or training fails.
+    """
+    began = time.perf_counter()
+    check_fits(data, graph.module)
+    objective = objective_for(data)
+    rows: list[Row] = []
+    curves: tuple[EpochRecord, ...] = ()
+
+    def measure(name: str, network: ModelGraph, note: str = "") -> None:
+        size = cost(network)
+        test = evaluate(network.module, data.test, objective, device=training.device)
+        validation = evaluate(network.module, data.validation, objective, device=training.device)
+        rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
+
+    measure("original", graph)
+    small = cut(graph, plan, data)
+    measure("cut", small, "expected to be low: not yet recovered")
+    norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)
+    if norms:
+        measure("recalibrated", small, f"{norms} BatchNorms, 1,000 images")
+    if training.epochs:
+        history = fit(
+            small.module,
+            data.train,
+            training,
+            objective=objective,
+            validation=data.validation,
+            run=run,
+            stage="fine-tune",
+            reporter=reporter,
+        )
+        curves = history.records
+        measure("fine-tuned", small, f"{training.epochs} epochs")
+        record = {"pass": "fine-tune", "data": data.name, "plan": asdict(training)}
+        small = replace(small, lineage=(*small.lineage, record))
+    outcome = Outcome(
+        title=f"compressed on {data.name}",
+        rows=tuple(rows),
+        metric=objective.score,
+        higher_is_better=objective.higher_is_better,
+        curves=curves,
+        config={"cut": asdict(plan), "training": asdict(training)},
+        seconds=time.perf_counter() - began,
+    )
+    return small, outcome
+
+
+def fine_tuning(graph: ModelGraph, **settings: Any) -> TrainingPlan:
+    """The plan that a network was last trained by, at a tenth of its learning rate, with these settings instead.
+
+    A network whose training is unknown gets the default plan at a learning rate of 0.01.
+    """
+    record = next((r for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
+    plan = TrainingPlan(lr=0.1) if record is None else TrainingPlan(**record["plan"])
+    return replace(plan, **{"lr": 0.1 * plan.lr, "epochs": 0, "keep_best": True, **settings})
+
+
+def _with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGraph:
+    """A copy whose parameters have the gradient of the mean loss on a few training examples."""
+    module = copy.deepcopy(graph.module)
+    module.zero_grad()
+    objective = objective_for(data)
+    examples = Examples(data.train, device_of(module))
+    count = min(images, len(examples))
+    with evaluating(module), torch.enable_grad():
+        for batch in examples.batches(in_order(count, 64)):
+            loss = objective.loss(module, batch)["total"] * (len(batch[0]) / count)
+            loss.backward()
+    return replace(graph, module=module)

@@ -1,0 +1,123 @@
+"""The result table as text, one column at a time: what the terminal, the HTML report and Markdown all show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphsurgery.recipes.outcome import Check, Outcome
+
+MISSING = "–"
+
+# Metrics between 0 and 1 that people quote in percent.
+SHARES = frozenset({"accuracy", "top1", "top5", "precision", "recall", "f1"})
+
+# A column's unit is the last one whose first number its largest value reaches: 0.27 M, but 2,410 and 48.20 k.
+UNITS = ((0.0, 1.0, ""), (1e4, 1e3, " k"), (1e5, 1e6, " M"), (1e9, 1e9, " G"), (1e12, 1e12, " T"))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the result table; `cells` has one text per row of the outcome.
+
+    Attributes:
+        heading: what it holds, with the unit where the cells have none.
+        cells: the texts.
+        numeric: numbers, to be aligned on the right.
+    """
+
+    heading: str
+    cells: tuple[str, ...]
+    numeric: bool = True
+
+
+def columns(outcome: Outcome) -> tuple[Column, ...]:
+    """The result table: name, test, validation, parameters, MACs, latency, epochs, note; wholly empty ones left out."""
+    rows, metric = outcome.rows, outcome.metric
+    names = tuple(printable(row.name) for row in rows)
+    found = (
+        Column(f"test {metric}", metric_cells(metric, [row.test.get(metric) for row in rows])),
+        Column(f"validation {metric}", metric_cells(metric, [row.validation.get(metric) for row in rows])),
+        Column("parameters", count_cells([row.parameters for row in rows])),
+        Column("MACs", count_cells([row.macs for row in rows])),
+        Column("latency (ms)", latency_cells([row.latency for row in rows])),
+        Column("epochs", tuple(MISSING if row.epochs is None else f"{row.epochs:,g}" for row in rows)),
+    )
+    notes = Column("note", tuple(printable(row.note) for row in rows), numeric=False)
+    kept = [column for column in found if any(cell != MISSING for cell in column.cells)]
+    return (Column("network", names, numeric=False), *kept, *([notes] if any(notes.cells) else []))
+
+
+def best_rows(outcome: Outcome) -> frozenset[int]:
+    """Indices of the rows whose test metric is the best one: several if they tie, none without numbers."""
+    scores = {i: row.test[outcome.metric] for i, row in enumerate(outcome.rows) if outcome.metric in row.test}
+    scores = {i: score for i, score in scores.items() if not math.isnan(score)}
+    if not scores:
+        return frozenset()
+    best = max(scores.values()) if outcome.higher_is_better else min(scores.values())
+    return frozenset(i for i, score in scores.items() if score == best)
+
+
+def metric_cells(metric: str, values: Sequence[float | None]) -> tuple[str, ...]:
+    """Accuracies and the like in percent with two decimals, other metrics with four digits."""
+    return tuple(MISSING if value is None else metric_text(metric, value) for value in values)
+
+
+def metric_text(metric: str, value: float) -> str:
+    """One value of a metric."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:#.4g}"
+
+
+def count_cells(values: Sequence[int | None]) -> tuple[str, ...]:
+    """Counts in the unit that suits the largest, such as `0.27 M`; the smallest keeps two digits where four do."""
+    known = [value for value in values if value]
+    _, scale, unit = next(u for u in reversed(UNITS) if max(known, default=0) >= u[0])
+    decimals = 0
+    if unit:
+        decimals = max(2, min(4, 1 - math.floor(math.log10(min(known) / scale))))
+    return tuple(MISSING if value is None else f"{value / scale:,.{decimals}f}{unit}" for value in values)
+
+
+def latency_cells(values: Sequence[float | None]) -> tuple[str, ...]:
+    """Milliseconds with two decimals, three where one is below 1 ms."""
+    decimals = 2 if all(value is None or value >= 1 for value in values) else 3
+    return tuple(MISSING if value is None else f"{value:,.{decimals}f}" for value in values)
+
+
+def deviation_text(value: float) -> str:
+    """A relative deviation, such as `3.1e-16` or `1e-4`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+
+
+def allowed_text(value: float) -> str:
+    """What a check allows, such as `≤ 1e-12`."""
+    return f"≤ {deviation_text(value)}"
+
+
+def verdict_text(check: Check) -> str:
+    """`PASS` or `FAIL`."""
+    return "PASS" if check.holds else "FAIL"
+
+
+def duration_text(seconds: float) -> str:
+    """Time in words, such as `2 min 41 s`."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def printable(text: str) -> str:
+    """The text on one line, with a replacement mark for control characters and broken code points."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))

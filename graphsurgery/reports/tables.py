@@ -1,0 +1,52 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, printable, verdict_text
+
+if TYPE_CHECKING:
+    from graphsurgery.recipes.outcome import Outcome
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """The result table, notes under the names, the best row on the test data marked; it reads well from 100 columns on.
+
+    Without colors the word "best" still marks the row.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    numbers = [column for column in columns(outcome) if column.numeric]
+    table.add_column("network", vertical="top", overflow="fold")
+    for column in numbers:
+        table.add_column(Text(column.heading.replace(" ", "\n", 1)), justify="right", no_wrap=True)
+    best = best_rows(outcome)
+    for i, row in enumerate(outcome.rows):
+        name = Text(printable(row.name))
+        if i in best:
+            name.append(" · best", style="green")
+        if row.note:
+            name.append(f"\n{printable(row.note)}", style="dim not bold")
+        table.add_row(name, *(column.cells[i] for column in numbers), style="bold" if i in best else "")
+    return table
+
+
+def checks_table(outcome: Outcome) -> Table:
+    """The contracts that were measured: the deviation, what is allowed, PASS or FAIL."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("check", overflow="fold")
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("allowed", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for check in outcome.checks:
+        table.add_row(
+            Text(printable(check.name)),
+            deviation_text(check.measured),
+            allowed_text(check.allowed),
+            Text(verdict_text(check), style="green" if check.holds else "bold red"),
+        )
+    return table
