@@ -1,1 +1,75 @@
-"""The command line; one file per command."""
+"""The command line; one file per command, loaded when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from graphsurgery import __version__
+from graphsurgery.cli.options import TOKENS
+from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
+
+DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
+
+app = App(
+    name="graphsurgery",
+    version=__version__,
+    help="Surgery on trained neural networks: merge, gate, compress, export, and prove each step.",
+    # Otherwise cyclopts exits by itself, without a word.
+    suppress_keyboard_interrupt=False,
+    help_epilogue="Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
+)
+_COMMANDS = {
+    "train": "Train a network from a model spec.",
+    "inspect": "Show which channels can change, what froze the others, and the cost.",
+    "merge": "Merge trained networks of one topology into one of the size of the first.",
+    "compress": "Remove channels, and fine-tune where data are given.",
+    "export": "Write one ONNX file, compared with PyTorch and timed.",
+    "doctor": "Apply every pass to a network and measure every contract.",
+    "demo": "Train two networks on digits, merge them, export, and report.",
+}
+for _name, _help in _COMMANDS.items():
+    app.command(f"graphsurgery.cli.{_name}:{_name}", name=_name, help=_help)
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """The console entry: run a command and exit with its code."""
+    sys.exit(run(tokens))
+
+
+def run(tokens: Sequence[str] | None = None) -> int:
+    """Run a command line; its exit code. Whatever goes wrong is one line on standard error."""
+    TOKENS.set(sys.argv[1:] if tokens is None else tokens)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+    except CheckFailedError as cause:
+        return _failed(cause, CHECK_FAILED)
+    except UnsupportedError as cause:
+        return _failed(cause, UNSUPPORTED)
+    except BrokenPipeError:
+        # Whoever read the output has enough; the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (SurgeryError, CycloptsError, OSError) as cause:
+        return _failed(cause, USAGE)
+    except KeyboardInterrupt:
+        print("error  interrupted; nothing was left half written", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except Exception as cause:
+        traceback.print_exc()
+        return _failed(cause, BUG)
+    return DONE
+
+
+def _failed(cause: BaseException, code: int) -> int:
+    bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
+    print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
+    return code

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from graphsurgery.axes import Dim, dims_of
+from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference, tensor_types
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
@@ -74,6 +74,10 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
             raise _MixesError(f"{_name(access.node)}: a product over channels would mix the parents' streams")
+    for access in types.writers:
+        free = [any(dim in summed for dim in term) for term in resolve(access.axis)]
+        if any(free) and not all(free):
+            raise _refusal(access.node, "writes channels of which some are frozen and some are not")
     states: dict[fx.Node, _State] = {}
     for node in graph.module.graph.nodes:
         states[node] = _state(graph.module, types, node, states, summed, same_everywhere)

@@ -46,7 +46,8 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
 
     Args:
         model: any module; its train/eval mode is kept, and both modes stay available.
-        example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes and dtypes count.
+        example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes count, and whether
+            it holds numbers or indices.
 
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
@@ -60,7 +61,8 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     modes = {path: module.training for path, module in skeleton.named_modules()}
     skeleton.eval()
     lower_attention(skeleton, modes)
-    tracer = ValueTracer([_two_examples(example) for example in examples])
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    tracer = ValueTracer([_stand_in(example, dtype) for example in examples])
     graph = tracer.follow(skeleton)
     normalize(graph, skeleton, modes)
     module = _with_real_tensors(graph, skeleton, modes, real)
@@ -73,10 +75,14 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     return ModelGraph(module, inputs, ({"pass": "trace", "model": type(model).__name__},))
 
 
-def _two_examples(example: Tensor) -> Tensor:
-    """A batch of one cannot be told from an axis that broadcasts, so it becomes two."""
+def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A meta tensor like the example, in the model's dtype and with a batch of at least two.
+
+    A batch of one could not be told from an axis that broadcasts.
+    """
     batch = 2 if example.shape[0] == 1 else example.shape[0]
-    return torch.empty((batch, *example.shape[1:]), dtype=example.dtype, device="meta")
+    kept = dtype is None or not example.is_floating_point()
+    return torch.empty((batch, *example.shape[1:]), dtype=example.dtype if kept else dtype, device="meta")
 
 
 def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes import Axis, Dim, Term, resolve
+from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
 from graphsurgery.direct_sum import why_not_the_mean
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
@@ -167,15 +167,40 @@ class _Family:
             return _mean(tensors) if first.is_floating_point() else first.clone()
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
         averaged = all(index in typed.reads for index in sides)
+        if not averaged:
+            self._check_common(typed, tensors)
         for teacher, tensor in enumerate(tensors):
             block = tensor / len(tensors) if averaged else tensor
             places = [self.places(teacher, axis) for axis in typed.axes]
             runs = [_as_slice(place) for place in places]
             if all(run is not None for run in runs):
-                new[tuple(runs)] = block
+                new[tuple(runs)] = new[tuple(runs)] + block if averaged else block
             else:
-                new[torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")] = block
+                where = torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")
+                new[where] = new[where] + block if averaged else block
         return new
+
+    def _check_common(self, typed: ParameterType, tensors: list[Tensor]) -> None:
+        """What stands in one place for all teachers must be the same in all."""
+        common = [self._common(axis) for axis in typed.axes]
+        if not all(len(places) for places in common):
+            return
+        where = torch.meshgrid(*common, indexing="ij")
+        first, *others = (t.cpu()[where] for t in tensors)
+        if not all(torch.equal(first, other) for other in others):
+            raise SurgeryError(
+                f"concatenate: {typed.name} differs on frozen channels, which the networks would have to share"
+            )
+
+    def _common(self, axis: Axis) -> Tensor:
+        """The indices of an axis, in any teacher, along which the teachers do not stand side by side."""
+        found, offset = [torch.zeros(0, dtype=torch.int64)], 0
+        for term in resolve(axis):
+            size = term_size(term)
+            if not any(dim in self.summed for dim in term):
+                found.append(torch.arange(offset, offset + size))
+            offset += size
+        return torch.cat(found)
 
 
 def _as_slice(places: Tensor) -> slice | None:

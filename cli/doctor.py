@@ -1,0 +1,62 @@
+"""`graphsurgery doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Seed, Shown
+
+
+def doctor(
+    model: str,
+    /,
+    *,
+    onnx: Annotated[bool, Parameter(negative="--no-onnx")] = True,
+    seed: Seed = 0,
+    opening: Opening = OPENING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Trace a network, apply every pass to it, and measure every contract in float64.
+
+    Parameters
+    ----------
+    model
+        A model spec, a checkpoint, or a state_dict with --arch.
+    onnx
+        Also compare with ONNX Runtime.
+    """
+    from graphsurgery.cli.output import Output, columns, count
+    from graphsurgery.errors import CheckFailedError
+    from graphsurgery.recipes.doctor import examine
+
+    screen = Output(shown)
+    graph, module = opening.pair(model)
+    report = examine(graph, module, seed=seed, onnx=onnx)
+    screen.line("traced", f"{report.nodes} nodes, {report.spaces} spaces, {len(report.frozen)} frozen")
+    for node, reason in report.frozen:
+        screen.line("frozen", f"{node}: {reason}")
+    kept = "nothing can be removed" if report.kept is None else f"{report.kept:.1%} of them stay at --keep 0.5"
+    screen.line(
+        "cost",
+        f"{count(report.parameters)} parameters ({report.editable:.1%} editable, {kept}), "
+        f"{count(report.macs)} MACs per image",
+    )
+    table = columns("contract", "measured", "allowed", "", "seconds", right=["measured", "allowed", "seconds"])
+    table.add_column("note", overflow="fold")
+    styles = {"holds": "green", "fails": "bold red", "refused": "yellow", "stated": ""}
+    for contract in report.contracts:
+        measured = "" if contract.measured is None else f"{contract.measured:.1e}"
+        allowed = "" if contract.allowed is None else f"{contract.allowed:.0e}"
+        status = f"[{styles[contract.status]}]{contract.status}[/]" if styles[contract.status] else contract.status
+        note = contract.refused or contract.note
+        table.add_row(contract.name, measured, allowed, status, f"{contract.seconds:.1f}", note)
+    screen.show(table)
+    screen.line("time", f"{report.seconds:.1f} s")
+    screen.finish({"model": model, **report.as_dict()}, "inspect", model)
+    failing = [contract.name for contract in report.contracts if contract.status == "fails"]
+    if failing:
+        raise CheckFailedError(
+            f"{model}: {len(failing)} of {len(report.contracts)} contracts fail: {', '.join(failing)}"
+        )

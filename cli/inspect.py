@@ -1,0 +1,45 @@
+"""`graphsurgery inspect`."""
+
+from __future__ import annotations
+
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown
+
+
+def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
+    """Show the spaces of a network (the sets of channels that change together), what is frozen and why, and the cost.
+
+    Parameters
+    ----------
+    model
+        A checkpoint, a state_dict with --arch, or a model spec.
+    """
+    from dataclasses import asdict
+
+    from graphsurgery.cli.output import Output, columns, count, few
+    from graphsurgery.cost import cost
+
+    screen = Output(shown)
+    graph = opening.graph(model)
+    size = cost(graph)
+    table = columns("space", "size", "written by", "read by", "mixed by", right=["size"])
+    for space in graph.spaces:
+        kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
+        name = space.name if space.outer else f"{space.name} (inside another)"
+        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), ", ".join(kinds))
+    screen.show(table)
+    for frozen in graph.frozen:
+        screen.line("frozen", f"{frozen.node}: {frozen.reason}")
+    shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
+    screen.line("inputs", shapes)
+    screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
+    names = ("name", "size", "writers", "readers", "outer", "scalable", "mixed")
+    document = {
+        "model": model,
+        "nodes": len(graph.module.graph.nodes),
+        "spaces": [{name: getattr(space, name) for name in names} for space in graph.spaces],
+        "frozen": [{"node": frozen.node, "reason": frozen.reason} for frozen in graph.frozen],
+        "inputs": [{"name": spec.name, "shape": spec.shape[1:]} for spec in graph.inputs],
+        "cost": asdict(size),
+        "lineage": graph.lineage,
+    }
+    screen.finish(document, "compress", model, "--keep", "0.5", "-o", "small.pt")

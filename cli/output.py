@@ -1,0 +1,105 @@
+"""What a command prints: tables and lines on standard output, progress on standard error, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphsurgery.cli.options import Shown
+
+if TYPE_CHECKING:
+    from graphsurgery.recipes.outcome import Check
+    from graphsurgery.training.progress import Reporter
+
+_WIDTH = 140
+
+
+class Output:
+    """Where a command prints; silent in all but the first of several processes."""
+
+    def __init__(self, shown: Shown) -> None:
+        self.first = os.environ.get("RANK", "0") == "0"
+        self.json = shown.json
+        self.speaks = self.first and not shown.json and not shown.quiet
+        self.progress = self.first and not shown.quiet
+        # Off a terminal rich would fold tables to 80 columns.
+        self.console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+
+    def show(self, what: RenderableType) -> None:
+        """Print a table."""
+        if self.speaks:
+            self.console.print(what)
+
+    def line(self, label: str, text: str, style: str = "") -> None:
+        """Print a labelled line."""
+        if self.speaks:
+            self.console.print(Text(f"{label:<10} ", "bold") + Text(text, style), soft_wrap=True)
+
+    def checks(self, checks: Iterable[Check]) -> None:
+        """Print a line for each contract."""
+        for check in checks:
+            verdict, style = ("PASS", "green") if check.holds else ("FAIL", "bold red")
+            self.line("check", f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}  {verdict}", style)
+
+    def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
+        """Print the last line, the next command to try; or the JSON document, which has it too."""
+        following = shlex.join(["graphsurgery", *map(str, command)])
+        self.line("next", following, "cyan")
+        if self.json and self.first:
+            sys.stdout.write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+            sys.stdout.flush()
+
+    def reporter(self) -> Reporter:
+        """A bar on a terminal, lines elsewhere, nothing where --quiet says so."""
+        from graphsurgery.training.progress import SilentReporter, default_reporter
+
+        if not self.progress:
+            return SilentReporter()
+        logger = logging.getLogger("graphsurgery.training")
+        logger.handlers = [logging.StreamHandler(sys.stderr)]
+        logger.setLevel(logging.INFO)
+        return default_reporter()
+
+
+def columns(*names: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; the columns in `right` hold numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
+    return table
+
+
+def count(number: float) -> str:
+    """A count for people: 272 k, 23.5 M, 4.09 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many there are besides."""
+    shown = ", ".join(names[:limit])
+    return f"{shown}, … {len(names) - limit} more" if len(names) > limit else shown
+
+
+def _finite(value: Any) -> Any:
+    """What JSON can hold: numbers that are none become null, paths text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

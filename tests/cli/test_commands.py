@@ -1,0 +1,158 @@
+"""What each command writes and prints when all goes well."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import graphsurgery as gs
+from graphsurgery.checkpoint import read_metadata
+from graphsurgery.cli import run
+from graphsurgery.recipes import contracts
+
+SPEC = "paper/cnn?width=3"
+
+
+def document(capsys):
+    """The JSON document, which is all that may stand on standard output."""
+    return json.loads(capsys.readouterr().out)
+
+
+def last_line(capsys):
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_train_tells_how_the_network_was_trained(here):
+    found = read_metadata(here / "a.pt")
+    assert (found["spec"], found["data"], found["plan"]["epochs"]) == (SPEC, "digits", 1)
+    assert set(found["metrics"]["test"]) == {"loss", "accuracy"}
+    record = gs.load(here / "a.pt").lineage[-1]
+    assert (record["pass"], record["spec"], record["plan"]["seed"]) == ("train", SPEC, 0)
+
+
+@pytest.mark.usefixtures("here")
+def test_train_resumes_from_its_run_folder(capsys):
+    command = ["train", SPEC, "--data", "digits", "--epochs", "1", "--run", "runs", "--device", "cpu"]
+    assert run([*command, "-o", "c.pt"]) == 0
+    streams = capsys.readouterr()
+    assert "train epoch 1/1" in streams.err
+    assert streams.out.splitlines()[-1].split() == ["next", "graphsurgery", "inspect", "c.pt"]
+    assert run([*command, "-o", "d.pt"]) == 0
+    assert "epoch 1/1" not in capsys.readouterr().err
+    torch.testing.assert_close(gs.load("c.pt").module.state_dict(), gs.load("d.pt").module.state_dict(), rtol=0, atol=0)
+
+
+def test_train_on_two_processes_writes_once(here):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "graphsurgery.cli", "train", "paper/mlp", "--data", "sine", "-o", "m.pt", "--device", "cpu"]
+    options = ["--epochs", "1", "--batch-size", "500", "--lr", "0.01", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command, *options], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == {"network": "m.pt"}
+    assert gs.load(here / "m.pt").spaces[0].size == 100
+
+
+@pytest.mark.usefixtures("here")
+def test_inspect_lists_spaces(capsys):
+    assert run(["inspect", "a.pt", "--json"]) == 0
+    found = document(capsys)
+    assert [space["size"] for space in found["spaces"]] == [s.size for s in gs.load("a.pt").spaces]
+    assert found["cost"]["parameters"] == sum(p.numel() for p in gs.load("a.pt").module.parameters())
+    assert run(["inspect", "a.pt"]) == 0
+    shown = capsys.readouterr().out
+    assert all(space["name"] in shown for space in found["spaces"])
+
+
+@pytest.mark.usefixtures("here")
+def test_inspect_takes_a_state_dict_with_its_architecture(capsys):
+    from graphsurgery.models import build
+
+    torch.save({"state_dict": build(SPEC).state_dict()}, "weights.pt")
+    assert run(["inspect", "weights.pt", "--arch", SPEC, "--input", "1x8x8", "--json"]) == 0
+    assert document(capsys)["inputs"] == [{"name": "x", "shape": [1, 8, 8]}]
+
+
+@pytest.mark.usefixtures("here")
+def test_compress_without_data(capsys):
+    assert run(["compress", "a.pt", "--keep", "0.5", "-o", "small.pt"]) == 0
+    assert last_line(capsys).split()[:3] == ["next", "graphsurgery", "export"]
+    old, new = gs.load("a.pt"), gs.load("small.pt")
+    assert [s.size for s in new.spaces] == [max(1, round(s.size / 2)) for s in old.spaces]
+
+
+@pytest.mark.usefixtures("here")
+def test_compress_one_space():
+    name = gs.load("a.pt").spaces[1].name
+    assert run(["compress", "a.pt", "--keep-space", f"{name}=2", "-o", "small.pt", "--quiet"]) == 0
+    old, new = gs.load("a.pt"), gs.load("small.pt")
+    assert [s.size for s in new.spaces] == [2 if s.name == name else s.size for s in old.spaces]
+
+
+@pytest.mark.usefixtures("here")
+def test_compress_with_data_measures_every_step(capsys):
+    command = ["compress", "a.pt", "--keep", "0.7", "--data", "digits", "--epochs", "1", "-o", "small.pt", "--json"]
+    assert run([*command, "--importance", "taylor", "--device", "cpu"]) == 0
+    found = document(capsys)
+    assert [row["name"] for row in found["outcome"]["rows"]] == ["original", "cut", "recalibrated", "fine-tuned"]
+    assert found["outcome"]["config"]["training"]["lr"] == pytest.approx(0.01)
+    assert found["after"]["parameters"] < found["before"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", SPEC, "--data", "digits"],
+        ["compress", "a.pt", "--keep", "0.5"],
+        ["merge", "a.pt", "b.pt", "--data", "digits"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_dry_run_writes_nothing(here, capsys, command):
+    before = sorted(here.iterdir())
+    assert run([*command, "-o", "new.pt", "--dry-run"]) == 0
+    assert sorted(here.iterdir()) == before
+    assert last_line(capsys).split("graphsurgery ")[1].startswith(command[0])
+
+
+@pytest.mark.usefixtures("here")
+def test_export_is_checked_and_timed(capsys):
+    assert run(["export", "a.pt", "-o", "a.onnx", "--json"]) == 0
+    found = document(capsys)
+    assert list(found["check"]["deviations"]) == ["batch 1", "batch 3", "batch 8"]
+    assert found["latency"]["median"] > 0
+    assert gs.check_onnx(gs.load("a.pt"), "a.onnx").holds
+
+
+@pytest.mark.usefixtures("here")
+def test_doctor_measures_every_contract(capsys):
+    assert run(["doctor", "a.pt", "--json", "--no-onnx"]) == 0
+    found = document(capsys)
+    assert {contract["status"] for contract in found["contracts"]} == {"holds"}
+
+
+@pytest.mark.usefixtures("here")
+def test_doctor_fails_where_a_contract_does(capsys, monkeypatch):
+    monkeypatch.setitem(contracts.TOLERANCES, "gates folded = gated", -1.0)
+    assert run(["doctor", "a.pt", "--no-onnx"]) == 1
+    streams = capsys.readouterr()
+    assert streams.err == "error  a.pt: 1 of 6 contracts fail: gates folded = gated\n"
+    assert "fails" in streams.out
+
+
+def test_merge_writes_network_onnx_and_report(here, capsys):
+    command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "merged.pt", "--onnx", "m.onnx", "--report", "r.html"]
+    options = ["--gate-epochs", "5", "--epochs", "1", "--no-control", "--device", "cpu", "--json"]
+    code = run([*command, *options])
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in found["outcome"]["rows"]}
+    assert code == (0 if all(c["measured"] <= c["allowed"] for c in found["outcome"]["checks"]) else 1)
+    assert {"parent 1", "parent 2", "ensemble", "merged"} <= set(rows)
+    assert "control" not in rows
+    assert rows["merged"]["latency"] > 0
+    assert rows["merged"]["parameters"] == rows["parent 1"]["parameters"]
+    assert gs.check_onnx(gs.load("merged.pt"), "m.onnx").holds
+    assert "<html" in (here / "r.html").read_text()

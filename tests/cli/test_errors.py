@@ -1,0 +1,135 @@
+"""Bad input: one line on standard error, the right exit code, nothing written or lost."""
+
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from graphsurgery.cli import run
+
+SPEC = "paper/cnn?width=3"
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("owned", "w")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code", "message"),
+    [
+        (["trian"], 2, "trian"),
+        (["train", SPEC], 2, "--data"),
+        (["train", SPEC, "--data", "digits", "-o", "x.pt", "--epochs", "many"], 2, "many"),
+        (["train", SPEC, "--data", "digits", "-o", "x.pt", "--epoch", "3"], 2, "--epoch"),
+        (["train", "paper/cn", "--data", "digits", "-o", "x.pt"], 2, "did you mean cnn"),
+        (["train", SPEC, "--data", "digit", "-o", "x.pt"], 2, "did you mean digits"),
+        (["train", SPEC, "--data", "digits", "-o", "no/x.pt"], 2, "its folder does not exist"),
+        (["train", SPEC, "--data", "digits", "-o", "."], 2, "is a folder"),
+        (["train", SPEC, "--data", "digits", "-o", "x.pt", "--optimizer", "lion"], 2, "unknown optimizer 'lion'"),
+        (["train", SPEC, "--data", "digits", "-o", "x.pt", "--device", "gpu"], 2, "device 'gpu': is unknown"),
+        (["train", SPEC + "&classes=7", "--data", "digits", "-o", "x.pt"], 2, "has 10 classes"),
+        (["train", SPEC + "&in_channels=3", "--data", "digits", "-o", "x.pt"], 2, "does not take the inputs"),
+        (["inspect", "nowhere.pt"], 2, "nowhere.pt: no such file"),
+        (["inspect", "torchvision/resnet81"], 2, "did you mean"),
+        (["inspect", "nets.py:undecided"], 2, r"nets.py.*if x.sum"),
+        (["inspect", "a.onnx"], 3, "importing ONNX files is not there yet"),
+        (["inspect", SPEC, "--input", "3*8"], 2, "expected sizes joined by x"),
+        (["compress", "a.pt", "-o", "x.pt"], 2, "give --keep SHARE or --keep-space NAME=N"),
+        (["compress", "a.pt", "--keep", "0", "-o", "x.pt"], 2, "keep is 0, expected a share above 0"),
+        (["compress", "a.pt", "--keep", "1.5", "-o", "x.pt"], 2, "at most 1"),
+        (["compress", "a.pt", "--keep-space", "conv9=3", "-o", "x.pt"], 2, "conv9 is not a space"),
+        (["compress", "a.pt", "--keep-space", "conv1", "-o", "x.pt"], 2, "expected NAME=8"),
+        (["compress", "a.pt", "--keep", "0.5", "--importance", "size", "-o", "x.pt"], 2, "choose from l2"),
+        (["compress", "a.pt", "--keep", "0.5", "--importance", "taylor", "-o", "x.pt"], 2, "give --data"),
+        (["compress", "a.pt", "--keep", "0.5", "--epochs", "3", "-o", "x.pt"], 2, "need data"),
+        (
+            ["compress", "a.pt", "--keep", "0.5", "--data", "sine", "-o", "x.pt", "--run", "runs"],
+            2,
+            "does not take the inputs",
+        ),
+        (["compress", "nets.py:bare", "--keep", "0.5", "-o", "x.pt"], 2, "no channel can be removed"),
+        (["merge", "a.pt", "--data", "digits", "-o", "x.pt"], 2, "SECOND"),
+        (["merge", "a.pt", "other.pt", "--data", "digits", "-o", "x.pt", "--run", "runs"], 2, "different topologies"),
+        (["merge", "a.pt", "b.pt", "--data", "digits", "-o", "x.pt", "--budget", "0"], 2, "budget is 0"),
+        (["merge", "a.pt", "b.pt", "--data", "sine", "-o", "x.pt", "--run", "runs"], 2, "does not take the inputs"),
+        (["merge", "a.pt", "b.pt", "--data", "digits", "-o", "x.pt", "--report", "no/r.html"], 2, "no/r.html"),
+        (["export", "a.pt", "-o", "x.onnx", "--opset", "3"], 2, "OPSET|opset"),
+    ],
+)
+def test_bad_input(fails, tokens, code, message):
+    found, line = fails(*tokens)
+    assert found == code
+    assert re.search(message, line), line
+
+
+def test_weights_need_an_architecture_that_fits(fails):
+    torch.save(nn.Linear(4, 3).state_dict(), "weights.pt")
+    assert fails("inspect", "weights.pt") == (
+        2,
+        "weights.pt: holds 2 tensors and not their architecture; give --arch SPEC, "
+        "such as torchvision/resnet18 or file.py:function",
+    )
+    code, line = fails("inspect", "weights.pt", "--arch", "paper/mlp")
+    assert code == 2
+    assert "4 missing (first hidden.weight), 2 unexpected (first weight)" in line
+
+
+def test_a_truncated_checkpoint(fails, here):
+    whole = (here / "a.pt").read_bytes()
+    (here / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    code, line = fails("inspect", "cut.pt")
+    assert code == 2
+    assert "cut.pt: is truncated" in line
+
+
+def test_pickles_execute_nothing_unless_trusted(fails, here):
+    (here / "evil.pt").write_bytes(pickle.dumps(Malicious()))
+    assert fails("inspect", "evil.pt", "--arch", SPEC)[0] == 2
+    assert not (here / "owned").exists()
+    torch.save(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), "module.pt")
+    code, line = fails("inspect", "module.pt", "--input", "4")
+    assert code == 2
+    assert "pass --trust-pickle" in line
+    assert run(["inspect", "module.pt", "--input", "4", "--trust-pickle"]) == 0
+
+
+def test_a_loss_that_is_not_a_number(fails):
+    command = ["train", SPEC, "--data", "digits", "-o", "x.pt", "--lr", "1e30", "--epochs", "2", "--quiet"]
+    code, line = fails(*command, "--device", "cpu")
+    assert code == 2
+    assert "the loss is" in line
+    assert "learning rate below" in line
+
+
+def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
+    from graphsurgery.recipes import delivery
+
+    (here / "old.onnx").write_text("old")
+    check = delivery.check_onnx
+    monkeypatch.setattr(delivery, "check_onnx", lambda *args, **kwargs: check(*args, **kwargs, rtol=0.0))
+    code, line = fails("export", "a.pt", "-o", "old.onnx")
+    assert code == 1
+    assert "not written: ONNX Runtime deviates" in line
+    assert (here / "old.onnx").read_text() == "old"
+
+
+def test_an_interrupt_is_one_line_too(here):
+    command = [sys.executable, "-m", "graphsurgery.cli", "train", SPEC, "--data", "digits", "-o", "x.pt"]
+    process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True)
+    assert "epoch 1/" in process.stderr.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("error  interrupted")
+    assert "Traceback" not in errors
+    assert not (here / "x.pt").exists()

@@ -1,0 +1,164 @@
+"""Concatenate: the outputs are the mean of the teachers' outputs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import RandomNetwork
+from torch import nn
+from zoo import FEW, NAMES, example, model, randomize, traced
+
+import graphsurgery as gs
+from graphsurgery.models import build
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.verify import deviation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_the_mean(name):
+    (a, x), (b, _) = traced(name, 0), traced(name, 1)
+    with torch.no_grad():
+        assert deviation(concatenate([a, b])(x), (a(x) + b(x)) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["paper/resnet20?width=8", "mobilenet_v3_small", "vit"])
+def test_three_teachers(name):
+    graphs = [traced(name, seed)[0] for seed in range(3)]
+    x = example(name, 3)
+    with torch.no_grad():
+        mean = torch.stack([g(x) for g in graphs]).mean(0)
+        assert deviation(concatenate(graphs)(x), mean) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["paper/cnn", "paper/resnet20?width=8", "mobilenet_v2", "densenet121", "vit"])
+def test_unlike_widths(name):
+    (a, x), (b, _) = traced(name, 0), traced(name, 1)
+    b = compress(b, 0.5)
+    with torch.no_grad():
+        big = concatenate([a, b])
+        assert deviation(big(x), (a(x) + b(x)) / 2) < 1e-12
+        bigger = concatenate([b, big])
+        assert deviation(bigger(x), (b(x) + big(x)) / 2) < 1e-12
+
+
+def test_all_four_vectors_of_a_batch_norm_are_carried():
+    (a, _), (b, _) = traced("paper/cnn", 0), traced("paper/cnn", 1)
+    big = concatenate([a, b])
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        path = next(n for n, m in a.module.named_modules() if isinstance(m, nn.BatchNorm2d))
+        parts = [getattr(g.module.get_submodule(path), name) for g in (a, b)]
+        assert torch.equal(getattr(big.module.get_submodule(path), name), torch.cat(parts))
+
+
+def test_blocks_are_diagonal_and_trainable():
+    (a, _), (b, _) = traced("paper/mlp", 0), traced("paper/mlp", 1)
+    graphs = [gs.trace(m, torch.zeros(2, 3, dtype=torch.float64)) for m in (_mlp(0), _mlp(1))]
+    weight = concatenate(graphs).module.get_submodule("2").weight
+    assert torch.equal(weight[:5, :4], graphs[0].module.get_submodule("2").weight)
+    assert not weight[:5, 4:].any()
+    assert weight.requires_grad
+    assert concatenate([a, b]).spaces[0].size == 200
+
+
+def _mlp(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+
+
+def test_shared_weights_stay_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.shared, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.head(torch.relu(self.shared(torch.relu(self.shared(x)))))
+
+    graphs = [gs.trace(Tied().double(), torch.zeros(2, 3, dtype=torch.float64)) for _ in range(2)]
+    x = torch.randn(4, 3, dtype=torch.float64)
+    big = concatenate(graphs)
+    assert deviation(big(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+    assert len(list(big.module.parameters())) == 6
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_random_networks(seed):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    graphs = []
+    for draw in (seed, seed + 1):
+        torch.manual_seed(draw)
+        network = RandomNetwork(seed)
+        randomize(network)
+        graphs.append(gs.trace(network.double().eval(), x))
+    with torch.no_grad():
+        try:
+            big = concatenate(graphs)
+        except gs.SurgeryError as refusal:
+            # Only what was frozen (or is a single channel, which cannot be typed) may be refused.
+            assert "froze" in str(refusal) or graphs[0].frozen
+            return
+        assert deviation(big(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_in_onnx_runtime(name, tmp_path):
+    (a, _), (b, _) = traced(name, 0), traced(name, 1)
+    big = concatenate([a, b])
+    gs.export_onnx(big, tmp_path / "big.onnx")
+    assert gs.check_onnx(big, tmp_path / "big.onnx").deviation < 1e-4
+
+
+def test_names_the_first_node_that_differs():
+    graphs = [gs.trace(build(s), torch.zeros(2, 1, 28, 28)) for s in ("paper/lenet5", "paper/cnn")]
+    with pytest.raises(gs.SurgeryError, match="parents 1 and 2 have different topologies: .* is Conv2d"):
+        concatenate(graphs)
+
+
+def test_refuses_other_classes_and_inputs():
+    graphs = [gs.trace(build(f"paper/cnn?classes={n}"), torch.zeros(2, 1, 8, 8)) for n in (10, 12)]
+    with pytest.raises(gs.SurgeryError, match="10 and 12 indices .* parents must agree in input shape and classes"):
+        concatenate(graphs)
+    graphs = [gs.trace(build("paper/cnn"), torch.zeros(2, 1, n, n)) for n in (8, 16)]
+    with pytest.raises(gs.SurgeryError, match="inputs of different shapes"):
+        concatenate(graphs)
+    with pytest.raises(gs.SurgeryError, match="at least two networks"):
+        concatenate(graphs[:1])
+
+
+def test_refuses_what_mixes_the_streams():
+    class Channels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.softmax(self.a(x), 1))
+
+    graphs = [gs.trace(Channels(), torch.zeros(2, 3)) for _ in range(2)]
+    with pytest.raises(gs.SurgeryError, match="softmax over channels would mix the parents' streams"):
+        concatenate(graphs)
+
+
+def test_refuses_a_nonlinearity_behind_a_frozen_axis():
+    class Bent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(torch.fft.fft(self.a(x)).real))
+
+    graphs = [gs.trace(Bent(), torch.zeros(2, 3)) for _ in range(2)]
+    with pytest.raises(gs.SurgeryError, match="would not be the mean of the parents' outputs"):
+        concatenate(graphs)
+
+
+def test_the_model_is_untouched():
+    network = model("resnet18")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    graph = gs.trace(network, example("resnet18"))
+    concatenate([graph, graph])
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
