@@ -30,7 +30,7 @@ class Dim:
 
     def __init__(self, size: int, *, fixed: bool = False) -> None:
         self.size = size
-        self.fixed = fixed or size == 1
+        self.fixed = fixed
         self.link: Axis | None = None
 
     def __repr__(self) -> str:
@@ -51,8 +51,8 @@ def fixed(size: int) -> Axis:
 
 
 def free(size: int) -> Axis:
-    """An axis of one new free dim; a single index cannot be surgery's object, so size 1 is the unit."""
-    return UNIT if size == 1 else ((Dim(size),),)
+    """An axis of one new free dim; a single free index differs from the unit, which is fixed and stretches."""
+    return ((Dim(size),),)
 
 
 def term_size(term: Term) -> int:
@@ -80,7 +80,7 @@ def resolve(axis: Axis) -> Axis:
     if len(axis) == 1 and len(axis[0]) == 1:
         dim = axis[0][0]
         if dim.link is None:
-            return axis if dim.size != 1 else UNIT
+            return UNIT if dim.size == 1 and dim.fixed else axis
         dim.link = resolve(dim.link)
         return dim.link
     terms: list[Term] = []
@@ -91,11 +91,11 @@ def resolve(axis: Axis) -> Axis:
 
 def _expand(term: Term) -> list[Term]:
     """Follow the links of one term and distribute its products over the sums that appear."""
-    if not any(dim.link is not None or dim.size == 1 for dim in term):
+    if not any(dim.link is not None or (dim.size == 1 and dim.fixed) for dim in term):
         return [term]
     terms: list[Term] = [()]
     for dim in term:
-        if dim.size == 1:
+        if dim.size == 1 and dim.fixed:
             continue
         if dim.link is None:
             terms = [(*t, dim) for t in terms]
@@ -174,7 +174,7 @@ def factor(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """
     if len(sizes) == 1:
         return [axis]
-    parts = [free(size) for size in sizes]
+    parts = [free(size) if size != 1 else UNIT for size in sizes]
     unify(axis, (tuple(dim for part in parts for dim in part[0]),))
     return [resolve(part) for part in parts]
 
@@ -220,7 +220,7 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
         return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
     first, second = Dim(head), Dim(tail)
     outer.link = ((first,), (second,))
-    return ((first, *inner) if head > 1 else inner), ((second, *inner) if tail > 1 else inner)
+    return (first, *inner), (second, *inner)
 
 
 def unify(a: Axis, b: Axis) -> None:
@@ -272,17 +272,20 @@ def _unify_terms(s: Term, t: Term) -> None:
             left.extend([x] if x else [])
             right.extend([y] if y else [])
             continue
-        if x.size > y.size:
+        if x.size != y.size and 1 in (x.size, y.size):
+            raise Clash(f"a single index of a product stands against {max(x.size, y.size)}")
+        elif x.size > y.size:
             left.append(_divide(x, y))
         elif y.size > x.size:
             right.append(_divide(y, x))
         else:
             _unify_dims(x, y)
+    freeze((tuple(left),), (tuple(right),))
 
 
 def _pop_factor(stack: list[Dim]) -> Dim | None:
     dim = stack.pop()
-    if dim.size == 1:
+    if dim.size == 1 and dim.fixed:
         return None
     if dim.link is not None:
         terms = resolve(dim.link)

@@ -1,11 +1,11 @@
 """How much each channel of a space matters: one score for each channel, to be compared within the space.
 
-Criteria are functions of a typed graph and a space; `SCORES` is the table of them.
+Criteria are functions of a typed graph and its spaces; `CRITERIA` is the table of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,56 +13,76 @@ from torch import Tensor, nn
 from graphsurgery.axes import Axis, Dim, term_size
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.layers import ChannelGate
 
 
-def importance(graph: ModelGraph, space: Space, criterion: str, seed: int = 0) -> Tensor:
-    """Scores `[channels]` of a space, float64 on the CPU; higher matters more.
+def importance(graph: ModelGraph, spaces: Sequence[Space], criterion: str, seed: int = 0) -> dict[str, Tensor]:
+    """Scores `[channels]` of spaces by name, float64 on the CPU; higher matters more.
 
     Args:
         graph: typed network.
-        space: one of its spaces.
+        spaces: some of its spaces.
         criterion: `l1` or `l2` of all weights that write or read a channel; `bn`, the scale of its norms, or `l2`
             where it has none; `taylor`, |weight · gradient| (Molchanov et al., "Importance estimation for neural
-            network pruning", CVPR 2019); `gate`, the location of its gate; `random`.
+            network pruning", CVPR 2019); `random`.
         seed: for `random`.
 
     Raises:
         SurgeryError: unknown criterion, or what it needs is not there.
     """
-    if criterion not in SCORES:
-        raise SurgeryError(f"importance {criterion} is unknown; choose from {', '.join(SCORES)}")
     if criterion == "random":
-        generator = torch.Generator().manual_seed(_stable_seed(space.name, seed))
-        return torch.rand(space.size, generator=generator, dtype=torch.float64)
-    return SCORES[criterion](graph, space)
+        return {space.name: _random(space, seed) for space in spaces}
+    if criterion not in CRITERIA:
+        raise SurgeryError(f"importance {criterion} is unknown; choose from {', '.join(CRITERIA)}, gate, random")
+    return CRITERIA[criterion](graph, spaces)
 
 
-def _stable_seed(name: str, seed: int) -> int:
-    return (sum((i + 1) * ord(c) for i, c in enumerate(name)) * 1_000_003 + seed) % 2**31
+def _random(space: Space, seed: int) -> Tensor:
+    place = sum((i + 1) * ord(c) for i, c in enumerate(space.name))
+    generator = torch.Generator().manual_seed((place * 1_000_003 + seed) % 2**31)
+    return torch.rand(space.size, generator=generator, dtype=torch.float64)
 
 
-def _l1(graph: ModelGraph, space: Space) -> Tensor:
-    return _norms(graph, space, 1)
+def _l1(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
+    return _power_sums(graph, spaces, 1)
 
 
-def _l2(graph: ModelGraph, space: Space) -> Tensor:
-    return _norms(graph, space, 2).sqrt()
+def _l2(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
+    return {name: total.sqrt() for name, total in _power_sums(graph, spaces, 2).items()}
 
 
-def _norms(graph: ModelGraph, space: Space, order: int) -> Tensor:
-    """Sum of |weight| ** order over everything that writes or reads a channel with more than one axis."""
-    total = torch.zeros(space.size, dtype=torch.float64)
-    for name, index, axis in graph.uses[space.dim]:
-        tensor = graph.types.tensors[name].detach()
-        if tensor.dim() > 1:
-            others = [i for i in range(tensor.dim()) if i != index]
-            norms = torch.linalg.vector_norm(tensor, order, dim=others).double()
-            total += _along(norms**order, axis, space.dim)
+def _power_sums(graph: ModelGraph, spaces: Sequence[Space], order: int) -> dict[str, Tensor]:
+    """Sum of |weight| ** order over everything with more than one axis that writes or reads a channel."""
+    vectors: dict[tuple[str, int], Tensor] = {}
+    totals = {}
+    for space in spaces:
+        total = torch.zeros(space.size, dtype=torch.float64)
+        for name, index, axis in graph.uses[space.dim]:
+            tensor = graph.types.tensors[name].detach()
+            if tensor.dim() < 2:
+                continue
+            if (name, index) not in vectors:
+                vectors[name, index] = _power_sum(tensor, index, order)
+            total += _along(vectors[name, index], axis, space.dim)
+        totals[space.name] = total
+    return totals
+
+
+def _power_sum(tensor: Tensor, index: int, order: int) -> Tensor:
+    """Sum of |tensor| ** order over every axis but one, float64; in blocks, for the sake of caches and memory."""
+    if index != 1:
+        return torch.linalg.vector_norm(tensor.movedim(index, 0).flatten(1), order, dim=1).double() ** order
+    matrix = tensor if tensor.dim() == 2 else torch.linalg.vector_norm(tensor.flatten(2), order, dim=2)
+    total = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+    for rows in matrix.split(max(1, 2**18 // matrix.shape[1])):
+        total += (rows.square() if order == 2 else rows.abs()).sum(0)
     return total
 
 
-def _taylor(graph: ModelGraph, space: Space) -> Tensor:
+def _taylor(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
+    return {space.name: _taylor_of(graph, space) for space in spaces}
+
+
+def _taylor_of(graph: ModelGraph, space: Space) -> Tensor:
     total = torch.zeros(space.size, dtype=torch.float64)
     for name, index, axis in graph.uses[space.dim]:
         tensor = graph.types.tensors[name]
@@ -75,7 +95,14 @@ def _taylor(graph: ModelGraph, space: Space) -> Tensor:
     return total.abs()
 
 
-def _bn(graph: ModelGraph, space: Space) -> Tensor:
+def _bn(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
+    scales = {space.name: _scales_of(graph, space) for space in spaces}
+    weights = _l2(graph, [space for space in spaces if scales[space.name] is None])
+    return {name: weights[name] if scale is None else scale for name, scale in scales.items()}
+
+
+def _scales_of(graph: ModelGraph, space: Space) -> Tensor | None:
+    """Sum of the |scale| of a space's BatchNorms; None where it has none."""
     total = torch.zeros(space.size, dtype=torch.float64)
     found = False
     for name, _, axis in graph.uses[space.dim]:
@@ -83,23 +110,7 @@ def _bn(graph: ModelGraph, space: Space) -> Tensor:
         if leaf == "weight" and isinstance(graph.module.get_submodule(owner), nn.modules.batchnorm._BatchNorm):
             total += _along(graph.types.tensors[name].detach().abs().double(), axis, space.dim)
             found = True
-    return total if found else _l2(graph, space)
-
-
-def _gate(graph: ModelGraph, space: Space) -> Tensor:
-    gate = gate_of(graph, space)
-    if gate is None:
-        raise SurgeryError(f"importance gate: space {space.name} has no gate; run the gate pass first")
-    return gate.loc.detach().double().cpu()
-
-
-def gate_of(graph: ModelGraph, space: Space) -> ChannelGate | None:
-    """The `ChannelGate` of a space, if it has one."""
-    for name, _, axis in graph.uses[space.dim]:
-        if name.endswith(".loc") and axis == ((space.dim,),):
-            module = graph.module.get_submodule(name.removesuffix(".loc"))
-            return module if isinstance(module, ChannelGate) else None
-    return None
+    return total if found else None
 
 
 def _along(vector: Tensor, axis: Axis, dim: Dim) -> Tensor:
@@ -118,11 +129,9 @@ def _along(vector: Tensor, axis: Axis, dim: Dim) -> Tensor:
     return total
 
 
-SCORES: dict[str, Callable[[ModelGraph, Space], Tensor]] = {
+CRITERIA: dict[str, Callable[[ModelGraph, Sequence[Space]], dict[str, Tensor]]] = {
     "l2": _l2,
     "l1": _l1,
     "bn": _bn,
     "taylor": _taylor,
-    "gate": _gate,
-    "random": _l2,
 }

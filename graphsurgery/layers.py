@@ -26,8 +26,11 @@ class ChannelGate(nn.Module):
     2.2; per example and channel as in Pašen & Boža, "Merging of neural networks", arXiv:2204.09973.
     """
 
-    def __init__(self, channels: int, beta: float = 2 / 3, gamma: float = -0.1, zeta: float = 1.1) -> None:
+    def __init__(
+        self, channels: int, space: str = "", beta: float = 2 / 3, gamma: float = -0.1, zeta: float = 1.1
+    ) -> None:
         super().__init__()
+        self.space = space
         self.channels = channels
         self.beta = beta
         self.gamma = gamma
@@ -53,7 +56,7 @@ class ChannelGate(nn.Module):
         return torch.sigmoid(self.loc - self.beta * math.log(-self.gamma / self.zeta))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}"
+        return f"{self.channels}, space={self.space!r}"
 
 
 def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]]) -> Tensor:

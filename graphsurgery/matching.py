@@ -20,6 +20,14 @@ _SIZES = frozenset(
 )  # fmt: skip
 
 
+_SIZED = frozenset(
+    {
+        "view", "reshape", "unflatten", "expand", "split", "chunk", "scale_axis", "layer_norm",
+        "conv1d", "conv2d", "conv3d",
+    }
+)  # fmt: skip
+
+
 def dataflow(module: fx.GraphModule) -> nx.DiGraph:
     """The graph of a network: a vertex for each node with its `kind`, an edge for each use with its `place`."""
     graph = nx.DiGraph()
@@ -36,26 +44,32 @@ def kind_of(module: fx.GraphModule, node: fx.Node) -> str:
         leaf = module.get_submodule(str(node.target))
         settings = {k: v for k, v in vars(leaf).items() if not k.startswith("_") and k not in _SIZES}
         plain = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
-        return f"{type(leaf).__name__}{sorted(plain.items())}"
+        return f"{type(leaf).__name__.removeprefix('Segmented')}{sorted(plain.items())}"
     if node.op == "get_attr":
         return "get_attr"
     if node.op in ("placeholder", "output"):
         return node.op
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{target}({_pattern(node.args)}, {_pattern(dict(node.kwargs))})"
+    target = target.removeprefix("segmented_")
+    args: tuple[Any, ...] = node.args
+    kwargs = dict(node.kwargs)
+    if target in ("split", "chunk") and len(args) == 3:
+        args, kwargs = args[:2], {"dim": args[-1]}
+    sized = target in _SIZED
+    return f"{target}({_pattern(args, sized)}, {_pattern(kwargs, sized)})"
 
 
-def _pattern(argument: Any) -> str:
-    """The form of an argument: settings as they are, numbers that may be sizes by their kind."""
+def _pattern(argument: Any, sized: bool) -> str:
+    """The form of an argument: settings as they are, numbers that may be sizes only as such."""
     if isinstance(argument, fx.Node):
         return "node"
     if isinstance(argument, (list, tuple)):
-        return f"({', '.join(map(_pattern, argument))})"
+        return f"({', '.join(_pattern(part, sized) for part in argument)})"
     if isinstance(argument, dict):
-        return f"{{{', '.join(f'{k}: {_pattern(v)}' for k, v in sorted(argument.items()))}}}"
+        return f"{{{', '.join(f'{k}: {_pattern(v, sized)}' for k, v in sorted(argument.items()))}}}"
     if isinstance(argument, slice):
-        return f"slice({_pattern((argument.start, argument.stop, argument.step))})"
-    if isinstance(argument, int) and not isinstance(argument, bool) and argument > 3:
+        return f"slice({_pattern((argument.start, argument.stop, argument.step), True)})"
+    if sized and isinstance(argument, int) and not isinstance(argument, bool):
         return "size"
     return repr(argument)
 

@@ -102,6 +102,10 @@ def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:
         for tensor in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
             if isinstance(tensor, Tensor):
                 replace(tensor)
+    for module in model.modules():
+        # Copying plain leaves by hand saves a walk through a dozen empty dictionaries for each.
+        if not module._modules and type(module).__module__.startswith("torch.nn.modules"):
+            memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])
     return copy.deepcopy(model, memo)
 
 
@@ -274,6 +278,8 @@ class ValueTracer(fx.Tracer):
         try:
             with torch.no_grad(), self._patched():
                 graph = self.trace(root, {p.name: p.default for p in left_out})
+                for node in graph.nodes:
+                    self._value(node)
         except Exception as error:
             raise TraceError(_where(error, root)) from error
         return graph

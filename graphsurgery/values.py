@@ -5,6 +5,7 @@ Every node of a traced graph carries it in `node.meta["value"]`. Modules that ke
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from graphsurgery.rules.pointwise import UNARY_MODULES
 SHAPE_KEEPING = frozenset({*UNARY_MODULES, *PER_CHANNEL_NORMS, nn.LayerNorm, nn.GroupNorm})
 
 
+_HOOKS = tuple(name for name in nn.Module().__dict__ if "_hooks" in name)
+_SAME_SHAPE = frozenset({operator.add, operator.mul, operator.sub, operator.truediv, torch.add, torch.mul})
+
+
 def meta_of(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape and dtype."""
     return torch.empty_like(tensor, device="meta")
@@ -26,9 +31,10 @@ def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Mo
     """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
     new = module.__class__.__new__(module.__class__)
     new.__dict__ = dict(module.__dict__)
-    for name, value in module.__dict__.items():
-        if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_hooks_always_called"):
-            new.__dict__[name] = type(value)() if value is not None else None
+    for name in _HOOKS:
+        hooks = module.__dict__.get(name)
+        if hooks:
+            new.__dict__[name] = type(hooks)()
     new.__dict__["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
     new.__dict__["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
     new.__dict__["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
@@ -43,8 +49,8 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         node: any node but a placeholder; its inputs carry their values.
         attribute: the meta tensor or the module (with meta parameters) of a qualified name.
     """
-    args = fx.map_arg(node.args, lambda n: n.meta["value"])
-    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
+    args: Any = fx.map_arg(node.args, lambda n: n.meta["value"])
+    kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
     if node.op == "output":
         return args[0]
     if node.op == "get_attr":
@@ -53,11 +59,22 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         module = attribute(str(node.target))
         if type(module) in SHAPE_KEEPING and isinstance(args[0], Tensor):
             return args[0]
+        if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
+            return args[0].new_empty((*args[0].shape[:-2], module.output_size, module.output_size))
         return module.forward(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
+    if node.target in _SAME_SHAPE and _alike(args):
+        return args[0]
     return node.target(*args, **kwargs)
+
+
+def _alike(operands: Sequence[Any]) -> bool:
+    """Whether two operands are tensors of one shape and dtype, which torch's reference code is slow to find out."""
+    if len(operands) != 2 or not all(isinstance(operand, Tensor) for operand in operands):
+        return False
+    return operands[0].shape == operands[1].shape and operands[0].dtype == operands[1].dtype
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:

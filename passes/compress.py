@@ -10,8 +10,9 @@ from torch import Tensor
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.importance import importance as score
+from graphsurgery.layers import ChannelGate
 from graphsurgery.maps import ChannelMap
-from graphsurgery.passes.gate import gain, gates, strip, why_nothing
+from graphsurgery.passes.gate import bare, gain, gates, why_nothing
 from graphsurgery.remap import remap
 
 Keep = float | Mapping[str, "float | int | Sequence[int] | Tensor"]
@@ -37,21 +38,22 @@ def compress(
         SurgeryError: a share outside (0, 1], a space that would be empty, an index outside its space, an unknown
             space or criterion, or nothing to remove.
     """
-    kept = {s.name: indices for s, indices in _plan(graph, keep, importance, round_to, seed)}
-    gains = {name: gain(module) for name, module in gates(graph).items()}
+    base, opened = bare(graph), gates(graph)
+    kept = {s.name: indices for s, indices in _plan(base, opened, keep, importance, round_to, seed)}
     maps = {}
-    for space in graph.spaces:
+    for space in base.spaces:
         indices = kept.get(space.name, torch.arange(space.size))
-        share = gains[space.name][indices] if space.name in gains else None
+        share = gain(opened[space.name])[indices] if space.name in opened else None
         if share is not None or len(indices) < space.size:
             maps[space.dim] = ChannelMap(indices, share)
-    sizes = {s.name: [s.size, len(kept[s.name])] for s in graph.spaces if s.name in kept}
-    record = {"pass": "compress", "importance": importance, "seed": seed, "sizes": sizes, "folded": len(gains)}
-    new = remap(graph, maps, record)
-    return strip(new) if gains else new
+    sizes = {s.name: [s.size, len(kept[s.name])] for s in base.spaces if s.name in kept}
+    record = {"pass": "compress", "importance": importance, "seed": seed, "sizes": sizes, "folded": len(opened)}
+    return remap(base, maps, record)
 
 
-def _plan(graph: ModelGraph, keep: Keep, importance: str, round_to: int, seed: int) -> list[tuple[Space, Tensor]]:
+def _plan(
+    graph: ModelGraph, opened: Mapping[str, ChannelGate], keep: Keep, importance: str, round_to: int, seed: int
+) -> list[tuple[Space, Tensor]]:
     """The indices that stay in each space that is cut."""
     if round_to < 1:
         raise SurgeryError(f"compress: round_to is {round_to}, expected at least 1")
@@ -61,7 +63,18 @@ def _plan(graph: ModelGraph, keep: Keep, importance: str, round_to: int, seed: i
         wanted = [(space, float(keep)) for space in graph.spaces if space.outer]
         if not wanted:
             raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
-    plan = [(space, _indices(graph, space, request, importance, round_to, seed)) for space, request in wanted]
+    counts = {s.name: _count(s, r, round_to) for s, r in wanted if isinstance(r, (int, float))}
+    ranked = [space for space, _ in wanted if counts.get(space.name, space.size) < space.size]
+    scores = _locations(ranked, opened) if importance == "gate" else score(graph, ranked, importance, seed)
+    plan = []
+    for space, request in wanted:
+        if not isinstance(request, (int, float)):
+            indices = _given(space, request)
+        elif space.name in scores:
+            indices = torch.topk(scores[space.name], counts[space.name]).indices.sort().values
+        else:
+            indices = torch.arange(space.size)
+        plan.append((space, indices))
     asked_for_less = not isinstance(keep, Mapping) and keep < 1
     if asked_for_less and all(len(indices) == space.size for space, indices in plan):
         raise SurgeryError(
@@ -71,19 +84,16 @@ def _plan(graph: ModelGraph, keep: Keep, importance: str, round_to: int, seed: i
     return plan
 
 
-def _indices(
-    graph: ModelGraph,
-    space: Space,
-    request: float | int | Sequence[int] | Tensor,
-    importance: str,
-    round_to: int,
-    seed: int,
-) -> Tensor:
-    if isinstance(request, (int, float)):
-        count = _count(space, request, round_to)
-        if count == space.size:
-            return torch.arange(space.size)
-        return torch.sort(torch.topk(score(graph, space, importance, seed), count).indices).values
+def _locations(spaces: Sequence[Space], opened: Mapping[str, ChannelGate]) -> dict[str, Tensor]:
+    """Scores by gate: the location of each."""
+    for space in spaces:
+        if space.name not in opened:
+            raise SurgeryError(f"importance gate: space {space.name} has no gate; run the gate pass first")
+    return {space.name: opened[space.name].loc.detach().double().cpu() for space in spaces}
+
+
+def _given(space: Space, request: Sequence[int] | Tensor) -> Tensor:
+    """Indices that were asked for, checked and in order."""
     indices = torch.as_tensor(request, dtype=torch.int64).sort().values
     if len(indices) == 0:
         raise SurgeryError(

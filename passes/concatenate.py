@@ -89,8 +89,8 @@ class _Family:
     def __init__(self, graphs: Sequence[ModelGraph]) -> None:
         self.graphs = graphs
         first = graphs[0]
-        if any(g.inputs != first.inputs for g in graphs):
-            inputs = [tuple(s.shape[1:] for s in g.inputs) for g in graphs]
+        inputs = [tuple(s.shape[1:] for s in g.inputs) for g in graphs]
+        if any(shapes != inputs[0] for shapes in inputs):
             raise SurgeryError(f"concatenate: the networks take inputs of different shapes: {inputs}")
         self.nodes = [{n: n for n in first.module.graph.nodes}]
         self.names = [{name: name for name in first.types.parameters}]

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from graphsurgery.axes import Dim, resolve, term_size
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.importance import gate_of
 from graphsurgery.inference import TensorType
 from graphsurgery.layers import ChannelGate, scale_axis
 from graphsurgery.maps import ChannelMap, Edit
@@ -50,7 +49,7 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     like = next(p for p in graph.module.parameters() if p.is_floating_point())
     masks: dict[Dim, fx.Node] = {}
     for space in chosen:
-        channel_gate = ChannelGate(space.size).to(like)
+        channel_gate = ChannelGate(space.size, space.name).to(like)
         noise = torch.randn(space.size, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             channel_gate.loc.copy_(loc + 0.01 * noise)
@@ -124,12 +123,7 @@ def has_gates(graph: ModelGraph) -> bool:
 
 def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
     """The gate of every gated space, by the name of the space."""
-    found: dict[str, ChannelGate] = {}
-    for space in graph.spaces:
-        module = gate_of(graph, space)
-        if module is not None:
-            found[space.name] = module
-    return found
+    return {module.space: module for module in graph.module.modules() if isinstance(module, ChannelGate)}
 
 
 def fold(graph: ModelGraph) -> ModelGraph:
@@ -137,31 +131,33 @@ def fold(graph: ModelGraph) -> ModelGraph:
 
     In evaluation mode the outputs are the same to rounding.
     """
+    base = bare(graph)
     maps = {}
     for name, module in gates(graph).items():
-        space = graph.space(name)
+        space = base.space(name)
         maps[space.dim] = ChannelMap(torch.arange(space.size), gain(module))
-    return strip(remap(graph, maps, {"pass": "fold gates"}))
+    return remap(base, maps, {"pass": "fold gates"})
 
 
 def gain(module: ChannelGate) -> Tensor:
     """The deterministic gate `[channels]`, float64 on the CPU."""
-    with torch.no_grad():
-        s = torch.sigmoid(module.loc.detach().double().cpu())
-        return torch.clamp(s * (module.zeta - module.gamma) + module.gamma, 0.0, 1.0)
+    s = torch.sigmoid(module.loc.detach().double().cpu())
+    return torch.clamp(s * (module.zeta - module.gamma) + module.gamma, 0.0, 1.0)
 
 
-def strip(graph: ModelGraph) -> ModelGraph:
-    """Remove the gates of a network that nothing else holds, without folding them; in place of a last step."""
-    module = graph.module
-    for node in list(module.graph.nodes):
+def bare(graph: ModelGraph) -> ModelGraph:
+    """The network as it is without its gates; it shares the weights of `graph`, for a pass that will copy them."""
+    if not has_gates(graph):
+        return graph
+    new = rebuild(graph, Edit({}), lambda _, tensor: tensor, None)
+    nodes = new.module.graph
+    for node in list(nodes.nodes):
         if node.op == "call_function" and node.target is scale_axis:
             node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    for node in reversed(list(module.graph.nodes)):
-        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), ChannelGate):
-            module.graph.erase_node(node)
-    if isinstance(getattr(module, "gates", None), nn.Module):
-        del module.gates
-    module.recompile()
-    return ModelGraph(module, graph.inputs, graph.lineage)
+            nodes.erase_node(node)
+    for node in reversed(list(nodes.nodes)):
+        if node.op == "call_module" and isinstance(new.module.get_submodule(str(node.target)), ChannelGate):
+            nodes.erase_node(node)
+    del new.module.gates
+    new.module.recompile()
+    return ModelGraph(new.module, new.inputs, new.lineage)

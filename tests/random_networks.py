@@ -61,7 +61,7 @@ def _dense(channels, choose):
     return [nn.BatchNorm2d(channels), nn.Conv2d(channels, growth, 1)], channels + growth, 0
 
 
-def _split(channels, choose):
+def _split(channels, _):
     if channels % 2:
         return None, channels, 0
     half = channels // 2
@@ -73,11 +73,7 @@ def _excite(channels, choose):
     return [nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)], channels, 0
 
 
-def _group_norm(channels, choose):
-    return [nn.GroupNorm(choose.choice([g for g in (2, 4) if channels % g == 0] or [1]), channels)], channels, 0
-
-
-def _shuffle_back(channels, choose):
+def _reshape(channels, _):
     if channels % 4:
         return None, channels, 0
     return [], channels, 4
@@ -85,7 +81,7 @@ def _shuffle_back(channels, choose):
 
 STEPS = {
     "conv": _conv, "grouped": _grouped, "residual": _residual, "branches": _branches, "dense": _dense,
-    "split": _split, "excite": _excite, "reshape": _shuffle_back,
+    "split": _split, "excite": _excite, "reshape": _reshape,
 }  # fmt: skip
 FORWARD = {
     "conv": lambda x, layers, _: torch.relu(layers[1](layers[0](x))),

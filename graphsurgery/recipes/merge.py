@@ -37,6 +37,9 @@ from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, History, Run
 from graphsurgery.verify import deviation
 
+_GATING = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
+_FINE_TUNING = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -52,8 +55,8 @@ class MergePlan:
         seed: of gates, shuffles and the control's weights.
     """
 
-    gating: TrainingPlan = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
-    fine_tuning: TrainingPlan = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")
+    gating: TrainingPlan = _GATING
+    fine_tuning: TrainingPlan = _FINE_TUNING
     gate_lr: float = 0.5
     budget: float = 1.0
     control: bool = True
@@ -105,7 +108,7 @@ def merge(
         CheckFailedError: never; contracts that do not hold are rows of the outcome.
     """
     plan = plan or default_plan(parents)
-    if not 0 < plan.budget:
+    if not plan.budget > 0:
         raise SurgeryError(f"merge: budget is {plan.budget:g}, expected a multiple of the first parent's size above 0")
     began = time.perf_counter()
     for position, parent in enumerate(parents, 1):
@@ -142,7 +145,7 @@ class _Merge:
         self._measure_parents()
         big = self._concatenate()
         gated = self._close_gates(big)
-        small = self._cut(gated)
+        small = self._cut(big, gated)
         self._recalibrate(small)
         merged = self._fine_tune(small)
         if self.plan.control:
@@ -173,7 +176,7 @@ class _Merge:
         for module in gates(wide_open).values():
             module.loc.data.fill_(50.0)
         self._check("gates open = no gates", wide_open(probe), _double(big)(probe), 1e-12)
-        targets = self._targets(gated)
+        targets = self._targets(big)
         modules = gates(gated)
         budgets = {name: targets[name] / modules[name].channels for name in modules}
         objective = GateBudget(self.objective, modules, budgets, lr=self.plan.gate_lr)
@@ -196,24 +199,24 @@ class _Merge:
         self.checks.append(Check("expected open share = budget, in every space", gap, 0.01))
         return gated
 
-    def _targets(self, gated: ModelGraph) -> dict[str, int]:
+    def _targets(self, big: ModelGraph) -> dict[str, int]:
         """How many channels each outer space shall have."""
         first = {space.name: space.size for space in self.parents[0].spaces}
         targets = {}
-        for space in gated.spaces:
+        for space in big.spaces:
             if space.outer:
                 size = first.get(space.name, space.size // len(self.parents))
                 targets[space.name] = min(space.size, max(1, round(size * self.plan.budget)))
         return targets
 
-    def _cut(self, gated: ModelGraph) -> ModelGraph:
-        targets, modules = self._targets(gated), gates(gated)
+    def _cut(self, big: ModelGraph, gated: ModelGraph) -> ModelGraph:
+        targets, modules = self._targets(big), gates(gated)
         kept: dict[str, Any] = dict(targets)
         for name, module in modules.items():
             kept[name] = module.loc.detach().cpu().topk(targets[name]).indices.sort().values
             self.origins[name] = self._origin(name, kept[name])
         small = compress(gated, kept)
-        exact = not any(space.mixed for space in gated.spaces) and set(modules) == set(targets)
+        exact = not any(space.mixed for space in big.spaces) and set(modules) == set(targets)
         if exact:
             probe, masked = self._probe(), _double(gated)
             expected = compress(masked, kept)(probe)

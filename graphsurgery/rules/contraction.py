@@ -51,7 +51,7 @@ def convolution(infer: Inference, input: TensorType) -> TensorType:
     weight, module = infer.parameter("weight"), infer.submodule
     assert weight is not None
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    groups = ax.free(module.groups)
+    groups = _groups(module.groups)
     result = _convolve(infer, input, weight, infer.parameter("bias"), groups)
     infer.attribute("in_channels", input[len(input) - len(weight) + 1])
     infer.attribute("out_channels", weight[0])
@@ -71,11 +71,16 @@ def convolution_function(
     groups: int = 1,
 ) -> TensorType:
     """The functional form, whose weight may itself be computed and whose groups are a literal."""
-    axis = ax.free(groups)
+    axis = _groups(groups)
     result = _convolve(infer, input, weight, bias, axis)
     if groups > 1:
         infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
     return result
+
+
+def _groups(count: int) -> ax.Axis:
+    """The axis of a convolution's groups; one group is no axis at all."""
+    return ax.free(count) if count > 1 else ax.UNIT
 
 
 def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> None:
@@ -93,7 +98,8 @@ def _convolve(
     infer.fix(*weight.axes[2:])
     per_group = ax.size_of(weight[0]) // ax.size_of(groups)
     infer.unify(input[channel], ax.product([groups, weight[1]]))
-    infer.unify(weight[0], ax.product([groups, ax.free(per_group)]))
+    if ax.size_of(groups) > 1:
+        infer.unify(weight[0], ax.product([groups, ax.free(per_group)]))
     if bias is not None:
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
@@ -107,7 +113,7 @@ def transposed_convolution(infer: Inference, input: TensorType, output_size: Any
     weight, module = infer.parameter("weight"), infer.submodule
     assert weight is not None
     assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    groups = ax.free(module.groups)
+    groups = _groups(module.groups)
     channel = len(input) - len(weight) + 1
     infer.fix(*weight.axes[2:])
     if module.groups > 1:

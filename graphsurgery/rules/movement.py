@@ -169,11 +169,12 @@ def unsqueeze(infer: Inference, input: TensorType, dim: int) -> TensorType:  # n
 
 
 @rule("squeeze", torch.squeeze)
-def squeeze(infer: Inference, input: TensorType, dim: Any = None) -> TensorType:  # noqa: ARG001
+def squeeze(infer: Inference, input: TensorType, dim: Any = None) -> TensorType:
     """Single axes go."""
     chosen = range(len(input)) if dim is None else [dim] if isinstance(dim, int) else dim
-    gone = {d % len(input) for d in chosen}
-    return TensorType([a for i, a in enumerate(input.axes) if i not in gone or ax.size_of(a) != 1])
+    gone = {d % len(input) for d in chosen if ax.size_of(input[d]) == 1}
+    infer.fix(*(input[d] for d in gone))
+    return TensorType([a for i, a in enumerate(input.axes) if i not in gone])
 
 
 @rule(torch.cat, torch.concat)
@@ -213,7 +214,7 @@ def split(infer: Inference, input: TensorType, sizes: Any, dim: int = 0) -> tupl
 
 def _split_by_sizes(node: fx.Node, sizes: list[int]) -> None:
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes, dim), {}
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes), {"dim": dim}
 
 
 @rule(torch.unbind, "unbind")
@@ -306,7 +307,11 @@ def expand(infer: Inference, input: TensorType, *sizes: Any, **options: Any) -> 
     """Single axes stretch: what is stretched is the same at each index, so it fits any type of its size."""
     shape = infer.value.shape
     axes = [ax.UNIT] * (len(shape) - len(input)) + list(input.axes)
-    stretched = [ax.free(n) if ax.size_of(a) == 1 and n != 1 else a for a, n in zip(axes, shape, strict=True)]
+    stretched = list(axes)
+    for index, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        if ax.size_of(axis) == 1 and size != 1:
+            infer.fix(axis)
+            stretched[index] = ax.free(size)
     write_sizes(infer, stretched, _varargs, _put_varargs)
     return TensorType(stretched)
 

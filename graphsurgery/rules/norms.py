@@ -138,7 +138,7 @@ def group_norm(infer: Inference, input: TensorType) -> TensorType:
     """Channels are `g·k`: each group is normalised alone, so cutting groups is exact and cutting in a group is not."""
     module = infer.submodule
     assert isinstance(module, nn.GroupNorm)
-    groups = ax.free(module.num_groups)
+    groups = ax.free(module.num_groups) if module.num_groups > 1 else ax.UNIT
     inner = ax.free(module.num_channels // module.num_groups)
     infer.unify(input[1], ax.product([groups, inner]))
     infer.tie("weight", input[1])

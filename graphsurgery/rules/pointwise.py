@@ -73,19 +73,23 @@ def broadcast(infer: Inference, *operands: TensorType) -> TensorType:
     if len(operands) == 2 and len(operands[0]) == len(operands[1]):
         return TensorType([_meet(infer, a, b) for a, b in zip(operands[0].axes, operands[1].axes, strict=True)])
     rank = max((len(typed) for typed in operands), default=0)
-    axes = [ax.UNIT] * rank
+    axes: list[ax.Axis | None] = [None] * rank
     for typed in operands:
         for index, axis in enumerate(typed.axes, rank - len(typed)):
-            axes[index] = _meet(infer, axes[index], axis)
-    return TensorType(axes)
+            known = axes[index]
+            axes[index] = axis if known is None else _meet(infer, known, axis)
+    return TensorType([ax.UNIT if axis is None else axis for axis in axes])
 
 
 def _meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
-    if a is b or ax.size_of(b) == 1:
+    if a is b:
         return a
-    if ax.size_of(a) != 1:
+    if ax.size_of(a) == ax.size_of(b):
         infer.unify(a, b)
-    return b
+        return b
+    single, other = (a, b) if ax.size_of(a) == 1 else (b, a)
+    infer.fix(single)
+    return other
 
 
 @rule(scale_axis)
@@ -93,8 +97,8 @@ def scale(infer: Inference, x: TensorType, dim: int, parts: Any) -> TensorType:
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:
-        size = ax.fixed(outer * inner)
-        terms.append(size if mask is None else ax.product([ax.free(outer), mask[1], ax.free(inner)]))
+        around = [ax.free(n) if n > 1 else ax.UNIT for n in (outer, inner)]
+        terms.append(ax.free(outer * inner) if mask is None else ax.product([around[0], mask[1], around[1]]))
     infer.unify(x[dim], ax.concat(terms))
 
     def relayout(node: torch.fx.Node, new: Any) -> None:

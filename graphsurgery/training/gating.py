@@ -137,7 +137,12 @@ class GateBudget(Objective):
         self.task.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"strengths": dict(self.strengths), "starts": dict(self.starts), "done": self.done, "task": self.task.state_dict()}
+        return {
+            "strengths": dict(self.strengths),
+            "starts": dict(self.starts),
+            "done": self.done,
+            "task": self.task.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.strengths = dict(state["strengths"])

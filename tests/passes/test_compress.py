@@ -110,7 +110,7 @@ def test_round_to_gives_multiples():
 
 
 def test_does_not_touch_its_input():
-    graph, x = traced("resnet18")
+    graph, _ = traced("resnet18")
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
     small = compress(graph, 0.5)
     with torch.no_grad():
