@@ -41,7 +41,7 @@ class SilentReporter:
 
 
 class LogReporter(SilentReporter):
-    """One line of the logger `graphsurgery.training`, level INFO, per epoch."""
+    """About ten lines of the logger `graphsurgery.training` per stage, level INFO; `metrics.jsonl` has every epoch."""
 
     def __init__(self) -> None:
         self.epochs = 0
@@ -50,6 +50,8 @@ class LogReporter(SilentReporter):
         self.epochs = epochs
 
     def epoch_finished(self, record: EpochRecord) -> None:
+        if record.epoch != self.epochs and record.epoch % max(1, self.epochs // 10):
+            return
         logger.info(
             "%s epoch %d/%d: %s (%.1f s)", record.stage, record.epoch, self.epochs, in_words(record), record.seconds
         )
@@ -95,5 +97,6 @@ def in_words(record: EpochRecord) -> str:
     """The record's numbers on one line."""
     words = [f"train {name} {value:.4g}" for name, value in record.train.items()]
     words += [f"validation {name} {value:.4g}" for name, value in record.validation.items()]
-    words += [f"{name} {value:.4g}" for name, value in record.extra.items()]
+    # One number for each space of a network is for the report, not for a line.
+    words += [f"{name} {value:.4g}" for name, value in record.extra.items() if not name.startswith("open ")]
     return ", ".join(words)
