@@ -14,7 +14,7 @@ from torch import Tensor, fx
 import graphsurgery.rules  # noqa: F401  (fills the table of rules)
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
-from graphsurgery.inference import Frozen, Inference, tensor_types
+from graphsurgery.inference import Frozen, Inference, tensor_types, tensors_of
 from graphsurgery.values import propagate
 
 
@@ -111,6 +111,10 @@ class ModelGraph:
         near = difflib.get_close_matches(name, [s.name for s in self.spaces], 3, 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.spaces)} spaces; see inspect"
         raise SurgeryError(f"{name} is not a space of this model; {hint}")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by name, as they are now."""
+        return tensors_of(self.module)
 
     def example_inputs(self, batch: int = 2, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""

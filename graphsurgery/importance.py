@@ -5,7 +5,7 @@ Criteria are functions of a typed graph and its spaces; `CRITERIA` is the table 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,13 @@ def _l2(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
 
 def _power_sums(graph: ModelGraph, spaces: Sequence[Space], order: int) -> dict[str, Tensor]:
     """Sum of |weight| ** order over everything with more than one axis that writes or reads a channel."""
+    tensors = graph.tensors()
     vectors: dict[tuple[str, int], Tensor] = {}
     totals = {}
     for space in spaces:
         total = torch.zeros(space.size, dtype=torch.float64)
         for name, index, axis in graph.uses[space.dim]:
-            tensor = graph.types.tensors[name].detach()
+            tensor = tensors[name].detach()
             if tensor.dim() < 2:
                 continue
             if (name, index) not in vectors:
@@ -79,13 +80,14 @@ def _power_sum(tensor: Tensor, index: int, order: int) -> Tensor:
 
 
 def _taylor(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
-    return {space.name: _taylor_of(graph, space) for space in spaces}
+    tensors = graph.tensors()
+    return {space.name: _taylor_of(graph, tensors, space) for space in spaces}
 
 
-def _taylor_of(graph: ModelGraph, space: Space) -> Tensor:
+def _taylor_of(graph: ModelGraph, tensors: Mapping[str, Tensor], space: Space) -> Tensor:
     total = torch.zeros(space.size, dtype=torch.float64)
     for name, index, axis in graph.uses[space.dim]:
-        tensor = graph.types.tensors[name]
+        tensor = tensors[name]
         if not isinstance(tensor, nn.Parameter):
             continue
         if tensor.grad is None:
@@ -96,19 +98,20 @@ def _taylor_of(graph: ModelGraph, space: Space) -> Tensor:
 
 
 def _bn(graph: ModelGraph, spaces: Sequence[Space]) -> dict[str, Tensor]:
-    scales = {space.name: _scales_of(graph, space) for space in spaces}
+    tensors = graph.tensors()
+    scales = {space.name: _scales_of(graph, tensors, space) for space in spaces}
     weights = _l2(graph, [space for space in spaces if scales[space.name] is None])
     return {name: weights[name] if scale is None else scale for name, scale in scales.items()}
 
 
-def _scales_of(graph: ModelGraph, space: Space) -> Tensor | None:
+def _scales_of(graph: ModelGraph, tensors: Mapping[str, Tensor], space: Space) -> Tensor | None:
     """Sum of the |scale| of a space's BatchNorms; None where it has none."""
     total = torch.zeros(space.size, dtype=torch.float64)
     found = False
     for name, _, axis in graph.uses[space.dim]:
         owner, _, leaf = name.rpartition(".")
         if leaf == "weight" and isinstance(graph.module.get_submodule(owner), nn.modules.batchnorm._BatchNorm):
-            total += _along(graph.types.tensors[name].detach().abs().double(), axis, space.dim)
+            total += _along(tensors[name].detach().abs().double(), axis, space.dim)
             found = True
     return total if found else None
 

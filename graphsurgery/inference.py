@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -83,8 +83,7 @@ class Mixing:
     kind: str
 
 
-@dataclass(frozen=True)
-class Frozen:
+class Frozen(NamedTuple):
     """A node around which axes may not change, and why."""
 
     node: str
@@ -137,13 +136,11 @@ class Inference:
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
         self.open_outputs = open_outputs
-        self.tensors: dict[str, Tensor] = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
+        # For shapes and identities only: moving or casting the module replaces its buffers.
+        self._tensors = tensors_of(module)
         self.canonical: dict[str, str] = {}
         first: dict[int, str] = {}
-        for name, tensor in self.tensors.items():
+        for name, tensor in self._tensors.items():
             self.canonical[name] = first.setdefault(id(tensor), name)
         self.types: dict[fx.Node, Any] = {}
         self.parameters: dict[str, ParameterType] = {}
@@ -168,7 +165,7 @@ class Inference:
         name = self.canonical[path]
         found = self.parameters.get(name)
         if found is None:
-            tensor = self.tensors[name]
+            tensor = self._tensors[name]
             make = ax.free if tensor.is_floating_point() else ax.fixed
             found = self.parameters[name] = ParameterType(name, tuple(make(n) for n in tensor.shape))
         return TensorType(found.axes, name)
@@ -311,6 +308,13 @@ class Inference:
             for name, _ in self.submodule.named_buffers():
                 self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
         return self.untyped()
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    return tensors
 
 
 def has_tensors(value: Any) -> bool:

@@ -66,12 +66,13 @@ def rebuild(
         record: what to add to the lineage.
     """
     types = graph.types
+    tensors = graph.tensors()
     made: dict[str, Tensor] = {}
 
     def tensor(name: str) -> Tensor:
         name = types.canonical[name]
         if name not in made:
-            old = types.tensors[name]
+            old = tensors[name]
             typed = types.parameters.get(name)
             with torch.no_grad():
                 new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())

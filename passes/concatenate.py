@@ -88,6 +88,7 @@ class _Family:
 
     def __init__(self, graphs: Sequence[ModelGraph]) -> None:
         self.graphs = graphs
+        self.stored = [g.tensors() for g in graphs]
         first = graphs[0]
         inputs = [tuple(s.shape[1:] for s in g.inputs) for g in graphs]
         if any(shapes != inputs[0] for shapes in inputs):
@@ -152,7 +153,7 @@ class _Family:
 
     def tensors(self, name: str) -> list[Tensor]:
         """A parameter or buffer in every teacher."""
-        return [g.types.tensors[names[name]].detach() for g, names in zip(self.graphs, self.names, strict=True)]
+        return [stored[names[name]].detach() for stored, names in zip(self.stored, self.names, strict=True)]
 
     def same_everywhere(self, name: str) -> bool:
         """Whether all teachers have the same values there."""

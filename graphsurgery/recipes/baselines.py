@@ -33,10 +33,10 @@ def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
         SurgeryError: topologies or sizes differ.
     """
     first, *others = graphs
-    tensors = [first.types.tensors]
+    tensors = [first.tensors()]
     names = [{name: name for name in first.types.parameters}]
     for position, other in enumerate(others, 2):
-        tensors.append(other.types.tensors)
+        tensors.append(other.tensors())
         names.append(match_parameters(first, other, match_nodes(first, other, position)))
 
     def mean(typed: ParameterType, old: Tensor) -> Tensor:

@@ -93,9 +93,10 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
 def _editable(graph: ModelGraph) -> int:
     """Number of parameters with an axis that can change, tied ones once."""
     own = {id(p) for p in graph.module.parameters()}
+    tensors = graph.tensors()
     total = 0
     for name, typed in graph.types.parameters.items():
-        tensor = graph.types.tensors[name]
+        tensor = tensors[name]
         free = any(not dim.fixed for axis in typed.axes for term in resolve(axis) for dim in term)
         if free and id(tensor) in own:
             total += tensor.numel()

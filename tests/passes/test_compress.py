@@ -176,3 +176,16 @@ def test_says_what_froze_everything():
     graph = gs.trace(Frozen(), torch.zeros(2, 4))
     with pytest.raises(gs.SurgeryError, match="no channel can be removed; frozen by fft_fft: no rule for fft_fft"):
         compress(graph, 0.5)
+
+
+def test_sees_the_network_as_it_is_now():
+    graph, x = traced("paper/cnn")
+    assert graph.spaces
+    graph.module.float()
+    graph.module.train()
+    graph(x.float())
+    graph.module.eval()
+    graph.module.double()
+    with torch.no_grad():
+        kept = random_choice(graph)
+        assert deviation(compress(graph, kept)(x), masked(graph, kept)(x)) < 1e-10
