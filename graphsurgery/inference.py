@@ -6,8 +6,10 @@ operator. A rule mirrors the signature of its operator; where the operator takes
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -65,6 +67,7 @@ class Access:
         value: the node whose tensor is read; None for a write.
         dim: the axis number, in that tensor, that holds `axis`.
         weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
+        weight: that parameter, and the number of its axis.
     """
 
     node: fx.Node
@@ -72,6 +75,7 @@ class Access:
     value: fx.Node | None = None
     dim: int = 0
     weighted: bool = True
+    weight: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,10 +188,12 @@ class Inference:
     def reads(self, argument: int, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
         """The node sums over `axis` in its tensor argument number `argument`, with axis `weight_axis` of a weight."""
         value = self.node.args[argument] if len(self.node.args) > argument else None
-        weighted = weight is not None and weight.parameter is not None
-        self.readers.append(Access(self.node, axis, value if isinstance(value, fx.Node) else None, dim, weighted))
-        if weight is not None and weight.parameter is not None:
-            self.parameters[weight.parameter].reads.add(weight_axis)
+        source = value if isinstance(value, fx.Node) else None
+        if weight is None or weight.parameter is None:
+            self.readers.append(Access(self.node, axis, source, dim, weighted=False))
+            return
+        self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
+        self.parameters[weight.parameter].reads.add(weight_axis)
 
     def mixes(self, axis: Axis, kind: str) -> None:
         """The node mixes the indices of this axis; kinds: softmax, mean, layer_norm, group_norm, contraction."""
@@ -257,7 +263,24 @@ class Inference:
         for node in self.module.graph.nodes:
             self.node = node
             self.types[node] = getattr(self, node.op)()
+        self._check_weights()
         return self
+
+    def _check_weights(self) -> None:
+        """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
+        users: dict[str, set[fx.Node]] = {}
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and str(node.target) in self.canonical:
+                users.setdefault(self.canonical[str(node.target)], set()).update(node.users)
+            elif node.op == "call_module":
+                for name, _ in self.module.get_submodule(str(node.target)).named_parameters():
+                    users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
+        readers: dict[tuple[str, int], set[fx.Node]] = {}
+        for access in self.readers:
+            if access.weight is not None:
+                readers.setdefault(access.weight, set()).add(access.node)
+        torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes}
+        self.readers = [replace(a, weighted=False) if a.weight in torn else a for a in self.readers]
 
     def placeholder(self) -> Any:
         return self.untyped()
@@ -288,7 +311,7 @@ class Inference:
 
     def _apply(self, key: Any) -> Any:
         """Call the rule of an operator; without one, or on a clash, freeze what it touches."""
-        if not has_tensors(self.value):
+        if not has_tensors(self.value) and key is not operator.setitem:
             return self.value
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         function = RULES.get(key)
@@ -298,6 +321,12 @@ class Inference:
             result = function(self, *args, **kwargs)
         except Clash as clash:
             return self._opaque(f"{self.operator()}: {clash}", args, kwargs)
+        except TypeError:
+            if _accepts(function, self, args, kwargs):
+                raise
+            return self._opaque(f"{self.operator()} is called in a form that its rule does not know", args, kwargs)
+        if isinstance(result, TensorType) and result.shape != tuple(self.value.shape):
+            return self._opaque(f"{self.operator()} gives a shape that its rule does not foresee", args, kwargs)
         return result
 
     def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
@@ -315,6 +344,15 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
     return tensors
+
+
+def _accepts(function: Rule, infer: Inference, args: Any, kwargs: Any) -> bool:
+    """Whether a rule takes these arguments."""
+    try:
+        inspect.signature(function).bind(infer, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def has_tensors(value: Any) -> bool:

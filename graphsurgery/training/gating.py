@@ -15,6 +15,7 @@ from graphsurgery.training.objectives import Batch, Objective
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+_OPEN_UNTIL = 0.15
 _CLOSED_BY = 0.6
 _POLARISED_BY = 0.9
 _TOLERANCE = 0.01
@@ -27,11 +28,12 @@ class GateBudget(Objective):
     """A task with the budget terms `strength · (setpoint - mean P[g > 0])²`, one for each space.
 
     The paper lets one strength grow by a fixed rule towards a fixed budget, which in short trainings leaves most gates
-    open, and nothing in it makes a gate choose. Here the budget of a space is a setpoint that falls on a straight
-    line from its first open share to what shall stay, which it reaches after 60 % of the steps, and every space has
-    its own strength, steered by feedback: stronger while the open share is more than 1 % off the setpoint, weaker
-    while it is close. From then to 90 % of the steps the gates above and below the budget's place in the order are
-    moved apart, so that each is open or shut when it is cut, and the network trains on with what will be left.
+    open, and nothing in it makes a gate choose. Here the budget of a space is a setpoint: it stays at the first open
+    share for 15 % of the steps, so that the streams connect, and falls on a straight line to what shall stay, which it
+    reaches after 60 %. Every space has its own strength, steered by feedback: stronger while the open share is more
+    than 1 % off the setpoint, weaker while it is close. From then to 90 % of the steps the gates above and below the
+    budget's place in the order are moved apart, so that each is open or shut when it is cut, and the network trains on
+    with what will be left.
     Source of the term: Pašen & Boža, arXiv:2204.09973, section 3.3.
 
     Args:
@@ -39,7 +41,6 @@ class GateBudget(Objective):
         gates: the gates, by space.
         budgets: the share of each space's channels that shall stay.
         lr: learning rate of the gates, which bounds the strength that is stable.
-        strength: where every strength starts.
     """
 
     def __init__(
@@ -49,14 +50,13 @@ class GateBudget(Objective):
         budgets: Mapping[str, float],
         *,
         lr: float,
-        strength: float = 0.1,
     ) -> None:
         self.task = task
         self.gates = dict(gates)
         self.budgets = dict(budgets)
-        self.strengths = dict.fromkeys(self.gates, strength)
         # A quadratic with curvature 2 s p'² / channels is stable for steps below 2 / curvature; p' is at most 1/4.
         self.strongest = {name: 8.0 * gate.channels / lr for name, gate in self.gates.items()}
+        self.strengths = {name: strongest / 10 for name, strongest in self.strongest.items()}
         self.starts = self.shares()
         self.setpoints = dict(self.starts)
         self.done = 0.0
@@ -82,7 +82,7 @@ class GateBudget(Objective):
         passed = fraction_done - self.done
         self.done = fraction_done
         if fraction_done < _CLOSED_BY:
-            left = 1.0 - fraction_done / _CLOSED_BY
+            left = min(1.0, (_CLOSED_BY - fraction_done) / (_CLOSED_BY - _OPEN_UNTIL))
             self.setpoints = {n: b + (self.starts[n] - b) * left for n, b in self.budgets.items()}
             self._steer(passed)
         else:
