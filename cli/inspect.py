@@ -21,12 +21,16 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     screen = Output(shown)
     graph = opening.graph(model)
     size = cost(graph)
-    table = columns("space", "size", "written by", "read by", "mixed by", right=["size"])
+    mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
+    table = columns("space", "size", "written by", "read by", *mixed, right=["size"])
     for space in graph.spaces:
         kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
         name = space.name if space.outer else f"{space.name} (inside another)"
-        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), ", ".join(kinds))
+        cells = [", ".join(kinds)] if mixed else []
+        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
     screen.show(table)
+    if not graph.frozen:
+        screen.line("frozen", "only the network's inputs and outputs")
     for frozen in graph.frozen:
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
     shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)

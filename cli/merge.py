@@ -104,8 +104,10 @@ def merge(
 
     Parameters
     ----------
-    first, second
-        Two parents: checkpoints, or state_dicts with --arch.
+    first
+        The parent whose size the result gets: a checkpoint, or a state_dict with --arch.
+    second
+        Another parent.
     more
         Further parents.
     data

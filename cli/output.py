@@ -44,7 +44,7 @@ class Output:
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
         if self.speaks:
-            self.console.print(Text(f"{label:<10} ", "bold") + Text(text, style), soft_wrap=True)
+            self.console.print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""

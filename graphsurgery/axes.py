@@ -136,6 +136,8 @@ def _merge_fixed(terms: Iterable[Term]) -> Axis:
 def _merge_factors(term: Term) -> Term:
     result: list[Dim] = []
     for dim in term:
+        if dim.fixed and dim.size == 1:
+            continue
         if result and dim.fixed and result[-1].fixed:
             result[-1] = fixed(result[-1].size * dim.size)[0][0]
         else:

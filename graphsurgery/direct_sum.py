@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from graphsurgery.aliasing import acts_in_place
 from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference, tensor_types
@@ -81,6 +82,10 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
     states: dict[fx.Node, _State] = {}
     for node in graph.module.graph.nodes:
         states[node] = _state(graph.module, types, node, states, summed, same_everywhere)
+        if acts_in_place(graph.module, node) and {states[n] for n in node.all_input_nodes} - {states[node]}:
+            written = node.all_input_nodes[0]
+            if states[written] is not states[node] or node.target is operator.setitem:
+                raise _refusal(node, "writes into a tensor that is not what it writes")
 
 
 def _state(
@@ -104,6 +109,10 @@ def _state(
     if beside:
         if _State.MEAN in sources and node.op != "output":
             raise _refusal(node, "combines a mean of the parents with their streams")
+        if any(sum(any(dim in summed for dim in dims_of(axis)) for axis in typed.axes) > 1 for typed in tensors):
+            raise _refusal(node, "has the parents' streams on two axes")
+        if not all(same_everywhere(name) for name in weights if not _is_beside(types, name, summed)):
+            raise _refusal(node, "has one weight for the streams of all parents")
         return _State.BESIDE
     if _State.BESIDE in sources:
         if node.op == "output" or node.target is operator.getitem or any(a.node is node for a in types.readers):
@@ -117,6 +126,11 @@ def _state(
     elif _keeps_means(module, node, sources, weights) or all(_is_position(t) for t in tensors):
         return _State.MEAN
     raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
+
+
+def _is_beside(types: Inference, name: str, summed: set[Dim]) -> bool:
+    """Whether the parents stand side by side in a parameter."""
+    return any(dim in summed for axis in types.parameters[name].axes for dim in dims_of(axis))
 
 
 def _weights(module: fx.GraphModule, types: Inference, node: fx.Node) -> list[str]:

@@ -59,19 +59,21 @@ class ChannelGate(nn.Module):
         return f"{self.channels}, space={self.space!r}"
 
 
-def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]]) -> Tensor:
-    """Multiply axis `dim` of `x [batch, ...]` by per-example factors, laid out as the axis is typed.
+def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]], batch: int = 0) -> Tensor:
+    """Multiply axis `dim` of `x` by per-example factors, laid out as the axis is typed.
 
     Args:
-        x: the tensor, its first axis the batch.
-        dim: the axis that is scaled, at least 1.
+        x: the tensor; its axis `batch` holds the examples.
+        dim: the axis that is scaled.
         parts: one `(mask, outer, inner)` for each term of the axis, in order. `mask [batch, n]` stands for the term
             `outer · n · inner`; a mask of None leaves `outer · inner` indices as they are.
+        batch: the axis of the examples.
     """
     factors = []
     for mask, outer, inner in parts:
         if mask is None:
-            factors.append(torch.ones((1, outer * inner), dtype=x.dtype, device=x.device).expand(x.shape[0], -1))
+            ones = torch.ones((1, outer * inner), dtype=x.dtype, device=x.device)
+            factors.append(ones.expand(x.shape[batch], -1))
             continue
         factor = mask
         if inner > 1:
@@ -81,8 +83,8 @@ def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, in
         factors.append(factor)
     factor = factors[0] if len(factors) == 1 else torch.cat(factors, 1)
     shape = [1] * x.dim()
-    shape[0], shape[dim] = -1, factor.shape[1]
-    return x * factor.reshape(shape)
+    shape[batch], shape[dim] = -1, factor.shape[1]
+    return x * (factor if batch < dim else factor.t()).reshape(shape)
 
 
 def segmented_layer_norm(

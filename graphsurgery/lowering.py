@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
 
+from graphsurgery.aliasing import acts_in_place, owns_memory
 from graphsurgery.errors import TraceError
 
 
@@ -28,6 +29,9 @@ class LoweredAttention(nn.Module):
         self.heads = attention.num_heads
         self.width = attention.embed_dim
         self.batch_first = attention.batch_first
+        # torch's transformer layers look at these two before they choose a fused kernel; so they choose none.
+        self.in_proj_bias = None
+        self._qkv_same_embed_dim = False
         self.dropout = nn.Dropout(attention.dropout) if attention.dropout else None
         self.packed = attention.in_proj_weight is not None
         self.q_proj: nn.Linear
@@ -57,6 +61,8 @@ class LoweredAttention(nn.Module):
         """As `nn.MultiheadAttention.forward`: `[batch, tokens, channels]` in and out."""
         if key_padding_mask is not None:
             raise TraceError("nn.MultiheadAttention with a key_padding_mask is not supported")
+        if attn_mask is not None:
+            attn_mask = self._added(attn_mask, query)
         q, k, v = (self._heads(x) for x in self._project(query, key, value))
         weights = None
         if self.dropout is None and not need_weights:
@@ -69,6 +75,12 @@ class LoweredAttention(nn.Module):
         joined = mixed.transpose(1, 2).flatten(2)
         output = self.out_proj(joined)
         return output if self.batch_first else output.transpose(0, 1), weights if need_weights else None
+
+    def _added(self, mask: Tensor, like: Tensor) -> Tensor:
+        """What a mask adds to the scores; where a mask of booleans is True, a key is out of sight."""
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+        return mask.unflatten(0, (-1, self.heads)) if mask.dim() == 3 else mask
 
     def _project(self, query: Any, key: Any, value: Any) -> tuple[Tensor, ...]:
         same = query is key and key is value
@@ -126,30 +138,44 @@ _OUT_OF_PLACE = {
 def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
     """Bring a traced graph into normal form, in place; new modules are added to `root`."""
     for node in list(graph.nodes):
+        _torch_spelling(node)
         if node.op != "call_function":
             continue
         if node.target is torch._assert:
             graph.erase_node(node)
-        elif node.target in _OUT_OF_PLACE and _is_last_use(node):
+        elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
         elif node.target is torchvision.ops.stochastic_depth:
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "call_method", "get_attr") and not _acts_in_place(node):
+        default = node.op == "placeholder" and not isinstance(node.meta["value"], Tensor)
+        plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
+        if not node.users and (default or plain):
             graph.erase_node(node)
 
 
-def _is_last_use(node: fx.Node) -> bool:
-    """Whether nothing else looks at the operand that an in-place operator would overwrite."""
-    operand = node.args[0]
-    return isinstance(operand, fx.Node) and len(operand.users) == 1 and operand.op not in ("get_attr", "placeholder")
+def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
+    """Whether an in-place operator may give a new tensor instead: nothing else sees what it overwrites."""
+    operand, other = node.args
+    values = [part.meta["value"] for part in (operand, other) if isinstance(part, fx.Node)]
+    alike = len({value.dtype for value in values if isinstance(value, Tensor)}) == 1
+    return alike and isinstance(operand, fx.Node) and owns_memory(root, operand)
 
 
-def _acts_in_place(node: fx.Node) -> bool:
-    name = str(getattr(node.target, "__name__", node.target))
-    return name == "setitem" or name.endswith("_") or node.target in _OUT_OF_PLACE
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def _torch_spelling(node: fx.Node) -> None:
+    """A first operand given by name is put first, and NumPy's names of arguments become torch's."""
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
+    if not node.args and "input" in kwargs:
+        node.args = (kwargs.pop("input"),)
+    if kwargs != node.kwargs:
+        node.kwargs = kwargs
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

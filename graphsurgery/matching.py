@@ -31,8 +31,12 @@ _SIZED = frozenset(
 def dataflow(module: fx.GraphModule) -> nx.DiGraph:
     """The graph of a network: a vertex for each node with its `kind`, an edge for each use with its `place`."""
     graph = nx.DiGraph()
+    inputs = 0
     for node in module.graph.nodes:
         graph.add_node(node, kind=kind_of(module, node))
+        if node.op == "placeholder":
+            graph.nodes[node]["kind"] += str(inputs)
+            inputs += 1
         for place, source in enumerate(node.all_input_nodes):
             graph.add_edge(source, node, place=place)
     return graph

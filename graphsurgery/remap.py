@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Dim
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference, ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.maps import ChannelMap, Edit
@@ -130,12 +130,23 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -
     if node.op in ("placeholder", "output"):
         return old
     if not has_tensors(old):
-        return evaluate(copy, _no_attribute)
+        return _computed(copy)
     predicted = _resized(old, types.types[node], resize)
     computed = [n for n in node.all_input_nodes if not has_tensors(n.meta["value"])]
     if computed and node.op in ("call_method", "call_function"):
-        _compare(node, predicted, evaluate(copy, _no_attribute))
+        _compare(node, predicted, _computed(copy))
     return predicted
+
+
+def _computed(node: fx.Node) -> Any:
+    """The value of a node whose inputs are known, where sizes are computed from sizes."""
+    try:
+        return evaluate(node, _no_attribute)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise SurgeryError(
+            f"{node.name}: its sizes are computed in a way that does not follow the new widths"
+            f" ({one_line(error)}); name the spaces to change and leave out those that it touches"
+        ) from error
 
 
 def _no_attribute(path: str) -> Any:

@@ -86,7 +86,7 @@ def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:
-    """A deep copy in which every tensor is a meta tensor; `real` gets the original of each, by its id."""
+    """A deep copy whose parameters and buffers are meta tensors; `real` gets the original of each, by its id."""
     memo: dict[int, Any] = {}
 
     def replace(tensor: Tensor) -> None:
@@ -99,9 +99,13 @@ def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:
         real[id(new)] = tensor
 
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
             if isinstance(tensor, Tensor):
                 replace(tensor)
+        for tensor in module.__dict__.values():
+            # Plain attributes keep their values: what the forward computes from them alone is a constant.
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
     for module in model.modules():
         # Copying plain leaves by hand saves a walk through a dozen empty dictionaries for each.
         if not module._modules and type(module).__module__.startswith("torch.nn.modules"):
@@ -220,6 +224,21 @@ class ValueProxy(fx.Proxy):
         return value_of(self).is_floating_point()
 
 
+def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
+    """`x += y`: tensors are written in place, as in the model; sizes are new numbers."""
+    written, new = getattr(operator, f"i{name}"), getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        target = written if isinstance(value_of(self), Tensor) else new
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
+
+
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; a node only if it is used as a value rather than called."""
 
@@ -249,7 +268,9 @@ class ValueTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, examples: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
+        # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
+        self._autowrap_search.append(torchvision.ops)
         self.examples = list(examples)
         self.names: dict[int, str] = {}
         self.evaluating = False
@@ -275,9 +296,10 @@ class ValueTracer(fx.Tracer):
             )
         }
         self._waiting = list(self.examples)
+        self._defaults = {p.name: p.default for p in left_out}
         try:
             with torch.no_grad(), self._patched():
-                graph = self.trace(root, {p.name: p.default for p in left_out})
+                graph = self.trace(root, dict(self._defaults))
                 for node in graph.nodes:
                     self._value(node)
         except Exception as error:
@@ -292,8 +314,6 @@ class ValueTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
         """Record a node and compute its value."""
-        if kind == "placeholder" and not self._waiting:
-            return super().create_proxy(kind, target, args, kwargs, *more, **options)
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
         self._value(proxy.node)
         return proxy
@@ -303,7 +323,9 @@ class ValueTracer(fx.Tracer):
             for source in node.all_input_nodes:
                 self._value(source)
             if node.op == "placeholder":
-                node.meta["value"] = self._waiting.pop(0)
+                # fx also makes an input, `name_1`, of every argument that is left at its default.
+                default = self._defaults.get(str(node.target).rpartition("_")[0])
+                node.meta["value"] = self._waiting.pop(0) if self._waiting else default
             else:
                 self.evaluating = True
                 try:

@@ -62,12 +62,16 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
             return args[0].new_empty((*args[0].shape[:-2], module.output_size, module.output_size))
         return module.forward(*args, **kwargs)
+    if node.op == "call_method" and node.target in ("cpu", "cuda"):
+        return args[0]
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     if node.target in _SAME_SHAPE and _alike(args):
         return args[0]
-    return node.target(*args, **kwargs)
+    value = node.target(*args, **kwargs)
+    # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
+    return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value
 
 
 def _alike(operands: Sequence[Any]) -> bool:

@@ -244,7 +244,7 @@ def _segments(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
         assert isinstance(module, nn.LayerNorm)
         return tuple(module.normalized_shape)
     written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
-    return tuple(written)
+    return tuple(written.meta["value"] if isinstance(written, fx.Node) else written)
 
 
 def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...]) -> None:

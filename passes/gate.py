@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.axes import Dim, resolve, term_size
+from graphsurgery.aliasing import versions
+from graphsurgery.axes import Dim, dims_of, resolve, term_size
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.inference import TensorType
 from graphsurgery.layers import ChannelGate, scale_axis
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.remap import rebuild, remap
+from graphsurgery.values import propagate
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
@@ -26,7 +28,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
 
     Args:
         graph: typed network; it is not modified.
-        spaces: names of the spaces to gate; by default every outer space whose readers have weights.
+        spaces: names of the spaces to gate; by default every outer space whose readers have weights and read tensors
+            that hold the batch as an axis of its own.
         loc: mean of the gates' initial location; each is drawn with standard deviation 0.01.
         seed: draws the locations.
 
@@ -34,20 +37,28 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
         A new network whose gates are the submodules `gates.*`.
 
     Raises:
-        SurgeryError: a name is not a space, a space has no reader with weights, the network is gated already, or
-            nothing can be gated.
+        SurgeryError: a name is not a space, a space has no reader with weights, it is read where the batch is merged
+            with other axes, the network is gated already, or nothing can be gated.
 
     Source: Pašen & Boža, "Merging of neural networks", arXiv:2204.09973, section 3.2; Louizos et al., ICLR 2018.
     """
     if has_gates(graph):
         raise SurgeryError("gate: this network has gates already; fold or compress it first")
-    chosen = _choose(graph, spaces)
+    batches = _batch_axes(graph)
+    merged = {
+        dim: access.node.name
+        for access in graph.types.readers
+        if access.value is not None and access.value.name not in batches
+        for dim in dims_of(access.axis)
+    }
+    chosen = _choose(graph, spaces, merged)
     new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "gate", "spaces": len(chosen), "seed": seed})
     nodes = {node.name: node for node in new.module.graph.nodes}
     generator = torch.Generator().manual_seed(seed)
     reference = next(iter(new.module.graph.nodes))
     like = next(p for p in graph.module.parameters() if p.is_floating_point())
     masks: dict[Dim, fx.Node] = {}
+    paths: set[str] = set()
     for space in chosen:
         channel_gate = ChannelGate(space.size, space.name).to(like)
         noise = torch.randn(space.size, generator=generator, dtype=torch.float64)
@@ -55,28 +66,62 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
             channel_gate.loc.copy_(loc + 0.01 * noise)
         channel_gate.training = graph.module.training
         path = f"gates.{space.name.replace('.', '_').replace(':', '_')}"
+        while path in paths or hasattr(new.module, path):
+            path += "_"
+        paths.add(path)
         new.module.add_submodule(path, channel_gate)
         with new.module.graph.inserting_after(reference):
             masks[space.dim] = new.module.graph.call_module(path, (reference,))
         batch = reference.meta["value"].shape[0]
         masks[space.dim].meta["value"] = torch.empty((batch, space.size), dtype=like.dtype, device="meta")
-    _scale_reads(graph, nodes, masks)
+    _scale_reads(graph, nodes, masks, batches)
     new.module.graph.lint()
     new.module.recompile()
     return ModelGraph(new.module, new.inputs, new.lineage)
 
 
-def _choose(graph: ModelGraph, names: Sequence[str] | None) -> list[Space]:
+def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim, str]) -> list[Space]:
     if names is None:
-        chosen = [s for s in graph.spaces if s.outer and s.scalable and s.readers]
+        chosen = [s for s in graph.spaces if s.outer and s.scalable and s.readers and s.dim not in merged]
         if not chosen:
-            raise SurgeryError(f"gate: no space can be gated; {why_nothing(graph)}")
+            cause = "every read merges the batch with other axes" if merged else why_nothing(graph)
+            raise SurgeryError(f"gate: no space can be gated; {cause}")
         return chosen
     chosen = [graph.space(name) for name in names]
     for space in chosen:
         if not space.readers:
             raise SurgeryError(f"gate: nothing reads space {space.name} with weights")
+        if space.dim in merged:
+            raise SurgeryError(
+                f"gate: {merged[space.dim]} reads space {space.name} where the batch is no axis of its own, so examples"
+                " cannot have gates of their own; leave the space out"
+            )
     return chosen
+
+
+def _batch_axes(graph: ModelGraph) -> dict[str, int]:
+    """The axis that holds the batch in the tensor of every node that has one; found by a batch of another size."""
+    shadow = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.module.graph.nodes:
+        copies[node] = shadow.node_copy(node, copies.__getitem__)
+        copies[node].meta = {}
+    inputs = [n.meta["value"] for n in graph.module.graph.nodes if n.op == "placeholder"]
+    old = inputs[0].shape[0]
+    new = 2 * old + 1
+    propagate(
+        fx.GraphModule(graph.module, shadow),
+        [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs],
+    )
+    found = {}
+    for node, copy in copies.items():
+        value, other = node.meta["value"], copy.meta["value"]
+        if not isinstance(value, Tensor) or value.dim() != other.dim():
+            continue
+        changed = [i for i, sizes in enumerate(zip(value.shape, other.shape, strict=True)) if sizes[0] != sizes[1]]
+        if len(changed) == 1 and (value.shape[changed[0]], other.shape[changed[0]]) == (old, new):
+            found[node.name] = changed[0]
+    return found
 
 
 def why_nothing(graph: ModelGraph) -> str:
@@ -88,9 +133,15 @@ def why_nothing(graph: ModelGraph) -> str:
     return f"frozen by {shown}{more}"
 
 
-def _scale_reads(graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node]) -> None:
-    """Put a scale between every read value and its readers; readers of one value share it."""
-    scaled: dict[tuple[str, int, frozenset[Dim]], fx.Node] = {}
+def _scale_reads(
+    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, int]
+) -> None:
+    """Put a scale between every read value and its readers; readers of one value share it.
+
+    A value that is written in place between two reads is scaled anew.
+    """
+    scaled: dict[tuple[str, int, int, frozenset[Dim]], fx.Node] = {}
+    written = versions(graph.module)
     for access in graph.types.readers:
         gated = frozenset(dim for term in resolve(access.axis) for dim in term if dim in masks)
         if not gated or access.value is None:
@@ -98,11 +149,13 @@ def _scale_reads(graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, 
         typed = graph.types.types[access.value]
         assert isinstance(typed, TensorType)
         reader, value = nodes[access.node.name], nodes[access.value.name]
-        key = (value.name, access.dim, gated)
+        key = (value.name, written[access.node][access.value], access.dim, gated)
         if key not in scaled:
             parts = tuple(_part(term, gated, masks) for term in resolve(typed[access.dim]))
             with reader.graph.inserting_before(reader):
-                scaled[key] = reader.graph.call_function(scale_axis, (value, access.dim, parts))
+                batch = batches[access.value.name]
+                arguments = (value, access.dim, parts) if batch == 0 else (value, access.dim, parts, batch)
+                scaled[key] = reader.graph.call_function(scale_axis, arguments)
             scaled[key].meta["value"] = value.meta["value"]
         reader.replace_input_with(value, scaled[key])
 
@@ -158,6 +211,6 @@ def bare(graph: ModelGraph) -> ModelGraph:
     for node in reversed(list(nodes.nodes)):
         if node.op == "call_module" and isinstance(new.module.get_submodule(str(node.target)), ChannelGate):
             nodes.erase_node(node)
-    del new.module.gates
+    new.module.delete_all_unused_submodules()
     new.module.recompile()
     return ModelGraph(new.module, new.inputs, new.lineage)

@@ -1,10 +1,12 @@
-"""Random networks of convolutions, linears, norms, sums, concats, splits, reshapes and groups, for property tests."""
+"""Random networks of convolutions, linears, norms, attention, sums, concats, splits, reshapes, groups and writes in
+place, for property tests."""
 
 from __future__ import annotations
 
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -79,9 +81,84 @@ def _reshape(channels, _):
     return [], channels, 4
 
 
+def _transposed(channels, choose):
+    new = choose.choice([4, 6])
+    return [nn.Conv2d(channels, new, 2, stride=2), nn.ConvTranspose2d(new, new, 2, stride=2)], new, 0
+
+
+def _multiplier(channels, choose):
+    new = channels * choose.choice([1, 2])
+    return [nn.Conv2d(channels, new, 3, padding=1, groups=channels)], new, 0
+
+
+def _group_norm(channels, choose):
+    groups = choose.choice([g for g in (1, 2, 4, channels) if channels % g == 0])
+    return [nn.GroupNorm(groups, channels)], channels, 0
+
+
+def _channels_last(channels, choose):
+    new = choose.choice([4, 6])
+    return [nn.Linear(channels, new), nn.LayerNorm(new)], new, 0
+
+
+def _attention(channels, choose):
+    if channels % 2:
+        return None, channels, 0
+    return [nn.MultiheadAttention(channels, 2, batch_first=choose.random() < 0.5)], channels, 0
+
+
+def _product(channels, _):
+    return [nn.ParameterList([torch.randn(channels, 4)])], 4, 0
+
+
+def _tied(channels, _):
+    return [nn.Conv2d(channels, channels, 1)], channels, 0
+
+
+def _one_channel(channels, _):
+    return [nn.Conv2d(channels, 1, 1)], channels, channels
+
+
+def _padded(channels, choose):
+    more = choose.choice([1, 2])
+    return [], channels + more, more
+
+
+def _stacked(channels, choose):
+    return [nn.Conv2d(channels, channels, 1)], 2 * channels, choose.choice([1, 2])
+
+
+def _uneven(channels, choose):
+    pieces = choose.choice([2, 3])
+    return (None, channels, 0) if channels < pieces else ([], channels, pieces)
+
+
+def _in_place(channels, _):
+    return [nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)], channels, 0
+
+
+def _mix_tokens(x, layers, _):
+    attention = layers[0]
+    tokens = x.flatten(2).permute(*((0, 2, 1) if attention.batch_first else (2, 0, 1)))
+    tokens = tokens + attention(tokens, tokens, tokens, need_weights=False)[0]
+    return tokens.permute(*((0, 2, 1) if attention.batch_first else (1, 2, 0))).unflatten(-1, (4, 4))
+
+
+def _written_between_reads(x, layers, _):
+    y = layers[0](x)
+    y += x
+    first = layers[2](y)
+    part = y[:, :1]
+    part *= 2
+    return first + layers[1](y)
+
+
 STEPS = {
     "conv": _conv, "grouped": _grouped, "residual": _residual, "branches": _branches, "dense": _dense,
-    "split": _split, "excite": _excite, "reshape": _reshape,
+    "split": _split, "excite": _excite, "reshape": _reshape, "transposed": _transposed, "multiplier": _multiplier,
+    "group_norm": _group_norm, "channels_last": _channels_last, "attention": _attention, "product": _product,
+    "tied": _tied, "one_channel": _one_channel, "padded": _padded, "stacked": _stacked, "uneven": _uneven,
+    "in_place": _in_place,
 }  # fmt: skip
 FORWARD = {
     "conv": lambda x, layers, _: torch.relu(layers[1](layers[0](x))),
@@ -92,4 +169,16 @@ FORWARD = {
     "split": lambda x, layers, half: torch.cat([layers[0](x[:, :half]), x.split(half, 1)[1]], 1),
     "excite": lambda x, layers, _: x * torch.sigmoid(layers[1](torch.relu(layers[0](x.mean((2, 3), keepdim=True))))),
     "reshape": lambda x, _, groups: x.view(x.shape[0], groups, -1, 4, 4).flatten(1, 2),
+    "transposed": lambda x, layers, _: layers[1](torch.relu(layers[0](x))),
+    "multiplier": lambda x, layers, _: layers[0](x),
+    "group_norm": lambda x, layers, _: layers[0](x),
+    "channels_last": lambda x, layers, _: layers[1](layers[0](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
+    "attention": _mix_tokens,
+    "product": lambda x, layers, _: (x.flatten(2).transpose(1, 2) @ layers[0][0]).transpose(1, 2).reshape(-1, 4, 4, 4),
+    "tied": lambda x, layers, _: torch.relu(layers[0](torch.relu(layers[0](x)))),
+    "one_channel": lambda x, layers, channels: x * torch.sigmoid(layers[0](x)).expand(-1, channels, -1, -1),
+    "padded": lambda x, _, more: F.pad(x, (0, 0, 0, 0, 0, more)),
+    "stacked": lambda x, layers, dim: torch.stack([x, layers[0](x)], dim).flatten(1, 2),
+    "uneven": lambda x, _, pieces: torch.cat(x.chunk(pieces, 1)[::-1], 1),
+    "in_place": _written_between_reads,
 }

@@ -207,6 +207,7 @@ def test_loads_where_the_class_does_not_exist(tmp_path):
     torch.save(x, tmp_path / "x.pt")
     script = (
         "import sys, torch; from graphsurgery.checkpoint import load; folder = sys.argv[1]\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         "torch.save(load(folder + '/m.pt')(torch.load(folder + '/x.pt'))['out'].detach(), folder + '/y.pt')"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, timeout=120)

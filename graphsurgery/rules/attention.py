@@ -50,7 +50,9 @@ def attention(
 def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     """Mixes one axis."""
     dim = infer.submodule.dim
-    assert isinstance(dim, int)
+    if not isinstance(dim, int):
+        infer.freeze("a softmax that names no axis", input)
+        return TensorType(input.axes)
     infer.mixes(input[dim], "softmax")
     return TensorType(input.axes)
 

@@ -134,8 +134,11 @@ def matmul(infer: Inference, input: TensorType, other: TensorType) -> TensorType
     left, right = input, other
     inner = right[-2] if len(right) > 1 else right[0]
     infer.unify(left[-1], inner)
-    weight, index = (right, max(len(right) - 2, 0)) if right.parameter else (left, len(left) - 1)
-    infer.reads(0, len(left) - 1, inner, weight if weight.parameter else None, index)
+    left_axis, right_axis = len(left) - 1, max(len(right) - 2, 0)
+    if left.parameter and not right.parameter:
+        infer.reads(1, right_axis, inner, left, left_axis)
+    else:
+        infer.reads(0, left_axis, inner, right if right.parameter else None, right_axis)
     for side in (left, right):
         if side.parameter is not None:
             infer.writes(side[-1] if side is right else side[0])

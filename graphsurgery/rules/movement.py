@@ -14,7 +14,7 @@ from torch import fx, nn
 from graphsurgery import axes as ax
 from graphsurgery.axes import Axis, Clash
 from graphsurgery.inference import Inference, Resize, TensorType, rule
-from graphsurgery.rules.contraction import outputs_like
+from graphsurgery.rules.contraction import outputs_like, set_argument
 
 
 def write_sizes(infer: Inference, axes: Sequence[Axis], get: Callable[[fx.Node], Sequence[Any]], put: Any) -> None:
@@ -133,17 +133,21 @@ def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> Tens
     parts = reshaped(infer, TensorType([input[dim]]), shape[dim : dim + len(shape) - len(input) + 1]).axes
 
     def get(node: fx.Node) -> Sequence[Any]:
-        return node.args[2]  # type: ignore[return-value]
+        return node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]  # type: ignore[return-value]
 
-    write_sizes(infer, parts, get, lambda node, new: node.update_arg(2, tuple(new)))
+    write_sizes(infer, parts, get, lambda node, new: set_argument(node, 2, "sizes", tuple(new)))
     return TensorType([*input.axes[:dim], *parts, *input.axes[dim + 1 :]])
 
 
 @rule(torch.permute, "permute")
-def permute(infer: Inference, input: TensorType, *dims: Any) -> TensorType:  # noqa: ARG001
+def permute(infer: Inference, input: TensorType, *order: Any, dims: Any = None) -> TensorType:  # noqa: ARG001
     """The axes in another order."""
-    order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
-    return TensorType([input[d] for d in order])
+    return TensorType([input[d] for d in (_flat(order) if dims is None else dims)])
+
+
+def _flat(numbers: Any) -> Sequence[int]:
+    """Numbers given one by one, or as one sequence."""
+    return numbers[0] if len(numbers) == 1 and not isinstance(numbers[0], int) else numbers
 
 
 @rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes")
@@ -170,10 +174,16 @@ def unsqueeze(infer: Inference, input: TensorType, dim: int) -> TensorType:  # n
 
 @rule("squeeze", torch.squeeze)
 def squeeze(infer: Inference, input: TensorType, dim: Any = None) -> TensorType:
-    """Single axes go."""
+    """Single axes go; on a rebuild the call names them, since other axes may have become single."""
     chosen = range(len(input)) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % len(input) for d in chosen if ax.size_of(input[d]) == 1}
     infer.fix(*(input[d] for d in gone))
+
+    def name_axes(node: fx.Node, new: Resize) -> None:  # noqa: ARG001
+        node.args, node.kwargs = (node.args[0], tuple(sorted(gone))), {}
+
+    if any(d % len(input) not in gone and not ax.is_fixed(input[d]) for d in chosen):
+        infer.on_rebuild(name_axes)
     return TensorType([a for i, a in enumerate(input.axes) if i not in gone])
 
 
@@ -201,7 +211,13 @@ def stack(infer: Inference, tensors: Sequence[TensorType], dim: int = 0) -> Tens
 
 
 @rule(torch.split, "split", torch.chunk, "chunk", torch.tensor_split)
-def split(infer: Inference, input: TensorType, sizes: Any, dim: int = 0) -> tuple[TensorType, ...]:  # noqa: ARG001
+def split(
+    infer: Inference,
+    input: TensorType,
+    sizes: Any = None,  # noqa: ARG001
+    dim: int = 0,
+    **options: Any,  # noqa: ARG001
+) -> tuple[TensorType, ...]:
     """Consecutive pieces of one axis; on a rebuild the call becomes a split by explicit sizes."""
     pieces, position = [], 0
     for tensor in infer.value:
@@ -223,6 +239,13 @@ def unbind(infer: Inference, input: TensorType, dim: int = 0) -> tuple[TensorTyp
     dim %= len(input)
     infer.freeze_axis("an axis that is unbound", input[dim])
     return tuple(TensorType([a for i, a in enumerate(input.axes) if i != dim]) for _ in infer.value)
+
+
+@rule(operator.setitem)
+def setitem(infer: Inference, *operands: Any) -> Any:
+    """Writing into a tensor by index fixes it and what is written: the indices are not moved along."""
+    infer.freeze("is written to by index", operands)
+    return infer.value
 
 
 @rule(operator.getitem)
@@ -256,7 +279,7 @@ def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -
             infer.freeze_axis("an axis that is indexed by a constant", input[source])
             source += 1
     if slices:
-        infer.on_rebuild(lambda node, new: _resize_slices(node, new, slices))
+        infer.on_rebuild(lambda node, new: _resize_slices(node, new, index, slices))
     return TensorType([*result, *input.axes[source:]])
 
 
@@ -275,12 +298,11 @@ def _slice(infer: Inference, axis: Axis, item: slice, out: int) -> Axis:
         return ax.fixed(max(stop - start, 0))
 
 
-def _resize_slices(node: fx.Node, new: Resize, slices: dict[int, Axis]) -> None:
-    """Move the borders of literal slices along with what lies before them."""
+def _resize_slices(node: fx.Node, new: Resize, old: tuple[Any, ...], slices: dict[int, Axis]) -> None:
+    """Move the borders of slices along with what lies before them; `old` has them as numbers."""
     index = list(node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],))
     for position, axis in slices.items():
-        item = index[position]
-        assert isinstance(item, slice)
+        item = old[position]
         start, stop, _ = item.indices(ax.size_of(axis))
         before = new.size(ax.take(axis, 0, start)) if start else 0
         index[position] = slice(before, before + new.size(ax.take(axis, start, stop)))
@@ -328,22 +350,35 @@ def expand_as(infer: Inference, input: TensorType, other: TensorType) -> TensorT
 @rule("repeat", "tile")
 def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:  # noqa: ARG001
     """Copies side by side: `n·axis` with the number of copies fixed."""
-    counts = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    counts = _flat(sizes)
+    counts = [1] * (len(input) - len(counts)) + list(counts)
     axes = [ax.UNIT] * (len(counts) - len(input)) + list(input.axes)
     return TensorType([ax.product([ax.fixed(n), a]) if n != 1 else a for n, a in zip(counts, axes, strict=True)])
 
 
-@rule(torch.roll, "roll", torch.flip, "flip")
-def roll(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:
-    """Indices change places along the named axes, which fixes those."""
-    dims = options.get("dims", others[-1] if others else None)
-    chosen = range(len(input)) if dims is None else [dims] if isinstance(dims, int) else dims
-    infer.freeze_axis("an axis that is rolled or flipped", *(input[d] for d in chosen))
+@rule(torch.roll, "roll")
+def roll(infer: Inference, input: TensorType, shifts: Any, dims: Any = ()) -> TensorType:  # noqa: ARG001
+    """Indices change places along the named axes, which fixes those; without names, along all."""
+    named = [dims] if isinstance(dims, int) else dims
+    infer.freeze_axis("an axis that is rolled", *(input[d] for d in named or range(len(input))))
+    return TensorType(input.axes)
+
+
+@rule(torch.flip, "flip")
+def flip(infer: Inference, input: TensorType, *order: Any, dims: Any = None) -> TensorType:
+    """Indices are reversed along the named axes, which fixes those."""
+    infer.freeze_axis("an axis that is flipped", *(input[d] for d in (_flat(order) if dims is None else dims)))
     return TensorType(input.axes)
 
 
 @rule(F.pad)
-def pad(infer: Inference, input: TensorType, pad: Sequence[Any], *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+def pad(
+    infer: Inference,
+    input: TensorType,
+    pad: Sequence[Any],
+    mode: str = "constant",
+    value: Any = None,  # noqa: ARG001
+) -> TensorType:
     """The padded axes grow by fixed indices at both ends."""
     axes = list(input.axes)
     for k in range(len(pad) // 2):
@@ -354,8 +389,8 @@ def pad(infer: Inference, input: TensorType, pad: Sequence[Any], *others: Any, *
         if ax.is_fixed(axes[index]) or not (isinstance(before, int) and isinstance(after, int)):
             infer.freeze_axis("an axis that is padded by a computed size", axes[index])
             axes[index] = ax.fixed(infer.value.shape[index])
-        elif before < 0 or after < 0:
-            infer.freeze_axis("an axis that is cropped", axes[index])
+        elif before < 0 or after < 0 or mode != "constant":
+            infer.freeze_axis("an axis that is cropped, or padded with its own indices", axes[index])
             axes[index] = ax.fixed(infer.value.shape[index])
         else:
             ends = [ax.fixed(n) for n in (before, after)]

@@ -24,24 +24,25 @@ UNARY_FUNCTIONS = (
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
     F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout2d,
     torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt,
-    torch.abs, torch.neg, torch.clamp, torch.square, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.sign,
+    torch.abs, torch.neg, torch.square, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.sign,
     torch.round, torch.floor, torch.clone, torch.detach, operator.neg, torchvision.ops.stochastic_depth,
 )  # fmt: skip
 UNARY_METHODS = (
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "exp", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "clamp",
-    "clamp_", "clamp_min", "clamp_max", "square", "sin", "cos", "erf", "reciprocal", "sign", "round", "floor", "clone",
-    "detach", "contiguous", "to", "type", "float", "double", "half", "bfloat16", "cpu", "type_as", "cuda",
+    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "exp", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square",
+    "sin", "cos", "erf", "reciprocal", "sign", "round", "floor", "clone", "detach", "contiguous", "to", "type",
+    "float", "double", "half", "bfloat16", "cpu", "type_as", "cuda",
 )  # fmt: skip
 BINARY_FUNCTIONS = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.floordiv, operator.mod,
     operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.add, torch.sub, torch.mul, torch.div,
     torch.pow, torch.maximum, torch.minimum, torch.where, torch.true_divide, torch.multiply, torch.subtract,
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_,
-    torch.lerp, torch.addcmul, torch.addcdiv,
+    torch.lerp, torch.addcmul, torch.addcdiv, torch.clamp, torch.clamp_min, torch.clamp_max, torch.clip,
 )  # fmt: skip
 BINARY_METHODS = (
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "where", "masked_fill",
-    "masked_fill_", "eq", "ne", "lt", "le", "gt", "ge", "lerp",
+    "masked_fill_", "eq", "ne", "lt", "le", "gt", "ge", "lerp", "clamp",
+    "clamp_", "clamp_min", "clamp_max", "clip",
 )  # fmt: skip
 
 
@@ -59,6 +60,8 @@ def prelu(infer: Inference, input: TensorType) -> TensorType:
     if ax.size_of(weight[0]) > 1:
         infer.unify(weight[0], input[1])
         infer.attribute("num_parameters", weight[0])
+    else:
+        infer.fix(weight[0])
     return TensorType(input.axes)
 
 
@@ -88,12 +91,14 @@ def _meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
         infer.unify(a, b)
         return b
     single, other = (a, b) if ax.size_of(a) == 1 else (b, a)
+    if ax.size_of(single) != 1:
+        infer.freeze_axis(f"{infer.operator()} pairs {ax.size_of(a)} indices with {ax.size_of(b)}", a, b)
     infer.fix(single)
     return other
 
 
 @rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any) -> TensorType:
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0) -> TensorType:  # noqa: ARG001
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:

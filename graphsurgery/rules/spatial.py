@@ -26,10 +26,11 @@ REDUCTIONS = (torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "ama
 
 @rule(*POOLING_MODULES, *POOLING_FUNCTIONS)
 def pool(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
-    """Batch and channels stay, positions are new."""
-    positions = [ax.fixed(n) for n in infer.value.shape[2:]]
-    infer.fix(*input.axes[2:])
-    return TensorType([*input.axes[:2], *positions])
+    """The last axes, as many as the operator's name says, are new positions; those before them stay."""
+    digits = [int(c) for c in infer.operator() if c.isdigit()]
+    kept = len(input) - digits[-1] if digits else 2
+    infer.fix(*input.axes[kept:])
+    return TensorType([*input.axes[:kept], *(ax.fixed(n) for n in infer.value.shape[kept:])])
 
 
 @rule(*REDUCTIONS)
@@ -43,7 +44,7 @@ def reduce(
 ) -> TensorType:
     """The reduced axes are mixed, and go or become single."""
     rank = len(input)
-    dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = range(rank) if dim is None or isinstance(dim, bool) else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
     for index in reduced:
         infer.mixes(input[index], "mean")

@@ -50,7 +50,7 @@ class LogReporter(SilentReporter):
         self.epochs = epochs
 
     def epoch_finished(self, record: EpochRecord) -> None:
-        if record.epoch != self.epochs and record.epoch % max(1, self.epochs // 10):
+        if record.epoch not in (1, self.epochs) and record.epoch % max(1, self.epochs // 10):
             return
         logger.info(
             "%s epoch %d/%d: %s (%.1f s)", record.stage, record.epoch, self.epochs, in_words(record), record.seconds
@@ -65,8 +65,8 @@ class BarReporter(SilentReporter):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[words]}"),
@@ -75,14 +75,14 @@ class BarReporter(SilentReporter):
         self.task = self.bar.add_task("", total=0, words="", visible=False)
 
     def started(self, stage: str, epochs: int) -> None:
-        self.bar.update(self.task, description=stage, total=epochs, visible=True)
+        self.bar.update(self.task, description=stage, total=epochs, completed=0, words="", visible=True)
         self.bar.start()
 
     def advanced(self, epochs_done: float) -> None:
         self.bar.update(self.task, completed=epochs_done)
 
     def epoch_finished(self, record: EpochRecord) -> None:
-        self.bar.update(self.task, completed=record.epoch, words=in_words(record))
+        self.bar.update(self.task, completed=record.epoch, words=in_short(record))
 
     def finished(self) -> None:
         self.bar.stop()
@@ -91,6 +91,13 @@ class BarReporter(SilentReporter):
 def default_reporter() -> Reporter:
     """A bar where standard error is a terminal, log lines elsewhere."""
     return BarReporter() if sys.stderr.isatty() else LogReporter()
+
+
+def in_short(record: EpochRecord) -> str:
+    """The two numbers to watch: the training loss and the last validation metric."""
+    words = [f"loss {value:.4g}" for name, value in record.train.items() if name == "total"]
+    words += [f"{name} {value:.4g}" for name, value in list(record.validation.items())[-1:]]
+    return ", ".join(words)
 
 
 def in_words(record: EpochRecord) -> str:

@@ -14,7 +14,7 @@ def test_a_bar_on_a_terminal(blobs, make_net):
     reporter.bar.live.console = Console(file=screen, force_terminal=True, width=120)
     fit(make_net(), blobs, TrainingPlan(epochs=2, device="cpu"), objective=CrossEntropy(3), reporter=reporter)
     assert "2/2 epochs" in screen.getvalue()
-    assert "train total" in screen.getvalue()
+    assert "loss" in screen.getvalue()
 
 
 def test_lines_elsewhere(monkeypatch):

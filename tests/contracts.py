@@ -1,0 +1,100 @@
+"""The contracts of surgery on one network, as checks that any test can make of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphsurgery as gs
+from graphsurgery.maps import ChannelMap
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.gate import fold, gate, gates
+from graphsurgery.remap import remap
+from graphsurgery.verify import deviation
+
+
+class Network(nn.Module):
+    """A network written in one expression: `forward` gets the layers by name, and the inputs."""
+
+    def __init__(self, forward: Any, parameters: Mapping[str, Any] = MappingProxyType({}), **layers: nn.Module) -> None:
+        super().__init__()
+        self.rule = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        for name, tensor in parameters.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rule(self, x)
+
+
+def typed(network: nn.Module, *shapes: Sequence[int], seed: int = 0) -> tuple[gs.ModelGraph, list[Tensor], nn.Module]:
+    """A network in float64 with random values and in eval mode, traced at batch 2, and inputs of batch 3."""
+    generator = torch.Generator().manual_seed(seed)
+    network = network.double().eval()
+    with torch.no_grad():
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(*((0.5, 1.5) if "var" in name else (-1.0, 1.0)), generator=generator)
+    x = [torch.randn(3, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return gs.trace(network, [t[:2] for t in x]), x, network
+
+
+def masked(graph: gs.ModelGraph, kept: Mapping[str, Any]) -> gs.ModelGraph:
+    """The network with the reads of everything but `kept` masked to 0, by hard gates."""
+    gated = gate(graph, list(kept))
+    for name, module in gates(gated).items():
+        with torch.no_grad():
+            module.loc.fill_(-60.0)
+            module.loc[kept[name]] = 60.0
+    return gated
+
+
+def random_choice(graph: gs.ModelGraph, seed: int = 0, share: float = 0.5, exact: bool = True) -> dict[str, Tensor]:
+    """Random indices for the spaces of a network; only those that no operator mixes if `exact`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        s.name: torch.randperm(s.size, generator=generator)[: max(1, round(share * s.size))].sort().values
+        for s in graph.spaces
+        if s.outer and s.scalable and s.readers and not (exact and s.mixed)
+    }
+
+
+def assert_permutes(graph: gs.ModelGraph, x: Sequence[Tensor], seed: int = 0) -> None:
+    """The order of channels means nothing: with every space in a random order the outputs are the same.
+
+    This needs no gates and no masks, so it proves the types by themselves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=generator)) for s in graph.spaces}
+    assert deviation(remap(graph, maps, {})(*x), graph(*x)) < 1e-10
+
+
+def assert_contracts(network: nn.Module, *shapes: Sequence[int], seed: int = 0) -> gs.ModelGraph:
+    """Trace, permute, gate, fold, compress and compress to single channels; returns the typed network."""
+    graph, x, network = typed(network, *shapes, seed=seed)
+    with torch.no_grad():
+        assert deviation(graph(*x), network(*x)) < 1e-12
+        assert_permutes(graph, x, seed)
+        outer = [s for s in graph.spaces if s.outer]
+        if outer:
+            compress(graph, {s.name: 1 for s in outer})(*x)
+        kept = random_choice(graph, seed)
+        if kept:
+            assert deviation(compress(graph, kept)(*x), masked(graph, kept)(*x)) < 1e-10
+            assert_gates(graph, x, list(kept))
+    return graph
+
+
+def assert_gates(graph: gs.ModelGraph, x: Sequence[Tensor], names: list[str]) -> None:
+    """Open gates change nothing, and folding random gates keeps the outputs."""
+    gated = gate(graph, names, loc=60.0)
+    assert deviation(gated(*x), graph(*x)) < 1e-12
+    generator = torch.Generator().manual_seed(len(names))
+    for module in gates(gated).values():
+        module.loc.copy_(torch.randn(module.channels, generator=generator, dtype=torch.float64))
+    assert deviation(fold(gated)(*x), gated(*x)) < 1e-12

@@ -1,0 +1,189 @@
+"""Contractions: linear layers, convolutions, matrix products, embeddings."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import Network, assert_contracts, typed
+from torch import nn
+
+import graphsurgery as gs
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.gate import gate
+from graphsurgery.verify import deviation
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def assert_mean(network, *shapes):
+    """The direct sum of two networks of this form is their mean."""
+    graphs = [typed(network, *shapes, seed=seed)[0] for seed in range(2)]
+    x = [torch.randn(3, *shape, dtype=torch.float64) for shape in shapes]
+    with torch.no_grad():
+        assert deviation(concatenate(graphs)(*x), (graphs[0](*x) + graphs[1](*x)) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_with_groups(rank, groups, multiplier):
+    kind = CONVOLUTIONS[rank]
+    network = nn.Sequential(
+        kind(3, 8, 1), kind(8, 8 * multiplier, 3, padding=1, groups=groups), nn.Tanh(), kind(8 * multiplier, 2, 1)
+    )
+    graph = assert_contracts(network, (3, *[4] * rank))
+    assert not graph.frozen
+    assert_mean(network, (3, *[4] * rank))
+
+
+def test_channels_within_a_group_are_cut_alike_in_all():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1, groups=2), nn.Conv2d(12, 2, 1))
+    graph, x, network = typed(network, (3, 4, 4))
+    assert [(s.size, s.outer) for s in graph.spaces] == [(2, True), (4, False), (6, False)]
+    small = compress(graph, {graph.spaces[1].name: [1, 2], graph.spaces[2].name: [0, 5]})
+    layer = small.module.get_submodule("1")
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 4, 2)
+    with torch.no_grad():
+        network[1].weight[:, [0, 3]] = 0
+        network[2].weight.unflatten(1, (2, 6))[:, :, 1:5] = 0
+        assert deviation(small(*x), network(*x)) < 1e-12
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_as_functions(rank):
+    shape = [1] * rank
+
+    def forward(net, x):
+        h = FUNCTIONS[rank](FUNCTIONS[rank](x, net.a, net.c), net.d, None, groups=8)
+        return FUNCTIONS[rank](torch.tanh(h), net.b, padding=1)
+
+    parameters = {"a": (8, 3, *shape), "b": (2, 8, *shape), "c": (8,), "d": (8, 1, *shape)}
+    network = Network(forward, {name: torch.zeros(size) for name, size in parameters.items()})
+    graph = assert_contracts(network, (3, *[4] * rank))
+    assert [s.size for s in graph.spaces] == [8]
+    assert_mean(network, (3, *[4] * rank))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_transposed_convolutions(rank):
+    kind = TRANSPOSED[rank]
+    network = nn.Sequential(kind(3, 8, 2, stride=2), nn.Tanh(), kind(8, 6, 3), nn.Tanh(), CONVOLUTIONS[rank](6, 2, 1))
+    graph = assert_contracts(network, (3, *[3] * rank))
+    assert [s.size for s in graph.spaces] == [8, 6]
+    assert_mean(network, (3, *[3] * rank))
+
+
+def test_a_grouped_transposed_convolution_is_frozen():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, groups=2), nn.Conv2d(6, 2, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    assert graph.frozen[0] == ("1", "a grouped transposed convolution")
+
+
+def test_a_computed_weight_is_no_place_for_factors():
+    def forward(net, x):
+        weight = net.a / net.a.flatten(1).norm(dim=1)[:, None, None, None]
+        return net.b(F.conv2d(net.c(x), net.d * 2) + F.conv2d(x, weight))
+
+    parameters = {"a": torch.ones(8, 3, 1, 1), "d": torch.ones(8, 5, 1, 1)}
+    network = Network(forward, parameters, b=nn.Conv2d(8, 2, 1), c=nn.Conv2d(3, 5, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    assert {s.name: s.scalable for s in graph.spaces}["c"] is False
+
+
+PRODUCTS = {
+    "x @ w": (lambda n, h: h @ n.w, {"w": (8, 5)}),
+    "matmul(x, w)": (lambda n, h: torch.matmul(h, n.w), {"w": (8, 5)}),
+    "w @ x": (lambda n, h: (n.w @ h.transpose(1, 2)).transpose(1, 2), {"w": (5, 8)}),
+    "x @ a batch of w": (lambda n, h: torch.matmul(h, n.w), {"w": (1, 8, 5)}),
+    "F.linear": (lambda n, h: F.linear(h, n.w, n.v), {"w": (5, 8), "v": (5,)}),
+    "F.linear by name": (lambda n, h: F.linear(input=h, weight=n.w, bias=n.v), {"w": (5, 8), "v": (5,)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_with_parameters(name):
+    product, parameters = PRODUCTS[name]
+    network = Network(
+        lambda n, x: n.b(torch.tanh(product(n, torch.tanh(n.a(x))))),
+        {key: torch.zeros(size) for key, size in parameters.items()},
+        a=nn.Linear(3, 8),
+        b=nn.Linear(5, 2),
+    )
+    graph = assert_contracts(network, (4, 3))
+    assert [s.size for s in graph.spaces] == [8, 5]
+    assert all(s.scalable for s in graph.spaces)
+    assert_mean(network, (4, 3))
+
+
+def test_products_with_a_vector():
+    network = Network(lambda n, x: n.a(x) @ n.w, {"w": torch.zeros(8)}, a=nn.Linear(3, 8))
+    graph = assert_contracts(network, (3,))
+    assert [s.size for s in graph.spaces] == [8]
+    assert_mean(network, (3,))
+
+
+@pytest.mark.parametrize("function", [torch.bmm, lambda a, b: a.bmm(b), lambda a, b: a.matmul(b), lambda a, b: a @ b])
+def test_products_of_two_values(function):
+    network = Network(
+        lambda n, x: n.b(function(function(n.q(x), n.k(x).transpose(1, 2)), n.v(x))),
+        q=nn.Linear(3, 8), k=nn.Linear(3, 8), v=nn.Linear(3, 6), b=nn.Linear(6, 2),
+    )  # fmt: skip
+    graph = assert_contracts(network, (5, 3))
+    assert [(s.size, s.scalable) for s in graph.spaces] == [(8, False), (6, True)]
+
+
+def test_a_tied_weight_that_is_read_and_written_takes_no_factor():
+    network = Network(lambda n, x: torch.matmul(torch.relu(n.a(x)), n.a.weight), a=nn.Linear(4, 8))
+    graph = assert_contracts(network, (4,))
+    graphs = [typed(network, (4,), seed=seed)[0] for seed in range(2)]
+    with pytest.raises(gs.SurgeryError, match="matmul: a product over channels would mix the parents' streams"):
+        concatenate(graphs)
+    with pytest.raises(gs.SurgeryError, match="no space can be gated"):
+        gate(graph)
+
+
+def test_streams_on_two_axes_are_refused():
+    network = Network(
+        lambda n, x: n.h(torch.relu(n.b(torch.relu(n.a(n.c(x).flatten(2))))).flatten(1)),
+        c=nn.Conv2d(3, 8, 1),
+        a=nn.Linear(16, 6),
+        b=nn.Linear(6, 5),
+        h=nn.Linear(40, 2),
+    )
+    assert_contracts(network, (3, 4, 4))
+    graphs = [typed(network, (3, 4, 4), seed=seed)[0] for seed in range(2)]
+    with pytest.raises(gs.SurgeryError, match="a has the parents' streams on two axes"):
+        concatenate(graphs)
+
+
+def test_embeddings():
+    network = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 2)).double()
+    x = torch.tensor([[0, 3, 6], [1, 1, 2]])
+    graph = gs.trace(network, x)
+    assert [s.size for s in graph.spaces] == [8]
+    with torch.no_grad():
+        expected = F.linear(network[0](x)[..., [1, 5]], network[1].weight[:, [1, 5]], network[1].bias)
+        small = compress(graph, {"0": [1, 5]})
+        assert deviation(small(x), expected) < 1e-12
+    assert small.module.get_submodule("0").embedding_dim == 2
+
+
+def test_a_read_where_the_batch_is_merged_is_not_gated():
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.a(x.flatten(0, 1)))).unflatten(0, (-1, 5)), a=nn.Linear(3, 8), b=nn.Linear(8, 2)
+    )
+    graph, x, _ = typed(network, (5, 3))
+    with pytest.raises(gs.SurgeryError, match="b reads space a where the batch is no axis of its own"):
+        gate(graph, ["a"])
+    with pytest.raises(gs.SurgeryError, match="every read merges the batch with other axes"):
+        gate(graph)
+    assert compress(graph, 0.5)(*x).shape == (3, 5, 2)
+
+
+def test_tokens_before_the_batch_are_gated():
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.a(x.transpose(0, 1)))).transpose(0, 1), a=nn.Linear(3, 8), b=nn.Linear(8, 2)
+    )
+    assert_contracts(network, (5, 3))

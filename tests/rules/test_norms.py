@@ -1,0 +1,145 @@
+"""Normalisations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from contracts import Network, assert_contracts, random_choice, typed
+from torch import nn
+
+import graphsurgery as gs
+from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.verify import deviation
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": True, "affine": True}])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        (nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3),
+        (nn.InstanceNorm1d, 1), (nn.InstanceNorm2d, 2), (nn.InstanceNorm3d, 3),
+    ],
+)  # fmt: skip
+def test_norms_of_each_channel(kind, rank, options):
+    convolution = CONVOLUTIONS[rank]
+    graph = assert_contracts(
+        nn.Sequential(convolution(3, 8, 1), kind(8, **options), nn.ReLU(), convolution(8, 2, 1)), (3, *[3] * rank)
+    )
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ())]
+    assert compress(graph, 0.5).module.get_submodule("1").num_features == 4
+
+
+def test_batch_norm_of_vectors_and_frozen_and_functional():
+    def forward(net, x):
+        h = net.n(net.f(net.a(x)).mean((2, 3)))
+        return net.b(F.batch_norm(h, net.n.running_mean, net.n.running_var, net.n.weight, bias=net.n.bias))
+
+    network = Network(
+        forward, a=nn.Conv2d(3, 8, 1), f=torchvision.ops.FrozenBatchNorm2d(8), n=nn.BatchNorm1d(8), b=nn.Linear(8, 2)
+    )
+    graph = assert_contracts(network, (3, 4, 4))
+    assert [s.size for s in graph.spaces] == [8]
+
+
+def test_instance_norm_as_a_function():
+    assert_contracts(
+        Network(lambda n, x: n.b(F.instance_norm(n.a(x))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)), (3, 4, 4)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_group_norm_is_exact_in_groups_and_mixes_inside(groups):
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(groups, 8), nn.Conv2d(8, 2, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    outer = next(s for s in graph.spaces if s.outer)
+    assert outer.size == (8 if groups == 1 else groups)
+    assert outer.mixed == (("group_norm at 1",) if groups == 1 else ())
+    if groups > 1:
+        graphs = [typed(network, (3, 4, 4), seed=seed)[0] for seed in range(2)]
+        x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+        big = concatenate(graphs)
+        assert big.module.get_submodule("1").num_groups == 2 * groups
+        assert deviation(big(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+def test_layer_norm_of_what_is_left_after_a_cut():
+    network = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    graph, x, network = typed(network, (5, 3))
+    assert graph.spaces[0].mixed == ("layer_norm at 1",)
+    kept = random_choice(graph, exact=False)["0"]
+    with torch.no_grad():
+        h = F.layer_norm(network[0](x[0])[..., kept], (len(kept),), network[1].weight[kept], network[1].bias[kept])
+        expected = F.linear(h, network[2].weight[:, kept], network[2].bias)
+        assert deviation(compress(graph, {"0": kept})(*x), expected) < 1e-12
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_layer_norm_as_a_function(by_name):
+    def forward(net, x):
+        h = net.a(x)
+        if by_name:
+            return net.b(F.layer_norm(h, normalized_shape=(8,), weight=net.w, bias=net.v, eps=1e-3))
+        return net.b(F.layer_norm(h, h.shape[-1:], net.w))
+
+    network = Network(forward, {"w": torch.ones(8), "v": torch.ones(8)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    graph = assert_contracts(network, (5, 3))
+    half = compress(graph, 0.5)
+    assert half.spaces[0].size == 4
+    graphs = [typed(network, (5, 3), seed=seed)[0] for seed in range(2)]
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    assert deviation(concatenate(graphs)(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_segmented_norms_keep_their_segments(as_module):
+    def forward(net, x):
+        h = net.a(x)
+        return net.b(net.norm(h) if as_module else segmented_layer_norm_leaf(h, (3, 5)))
+
+    network = Network(forward, a=nn.Linear(3, 8), norm=SegmentedLayerNorm((3, 5)), b=nn.Linear(8, 2))
+    graph, x, network = typed(network, (5, 3))
+    kept = torch.tensor([0, 2, 3, 4, 7])
+    with torch.no_grad():
+        w, v = (network.norm.weight, network.norm.bias) if as_module else (torch.ones(8), torch.zeros(8))
+        h = segmented_layer_norm(network.a(x[0])[..., kept], (2, 3), w.to(x[0])[kept], v.to(x[0])[kept])
+        expected = F.linear(h, network.b.weight[:, kept], network.b.bias)
+        assert deviation(compress(graph, {"a": kept})(*x), expected) < 1e-12
+
+
+def segmented_layer_norm_leaf(h, segments):
+    """Recorded whole, as it stands in concatenated networks."""
+    return (
+        h.tracer.create_proxy("call_function", segmented_layer_norm, (h, segments), {})
+        if hasattr(h, "tracer")
+        else segmented_layer_norm(h, segments)
+    )
+
+
+def test_a_norm_over_several_axes_is_frozen():
+    graph, *_ = typed(nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm((8, 4, 4)), nn.Conv2d(8, 2, 1)), (3, 4, 4))
+    assert graph.frozen == (("1", "a LayerNorm over several axes"),)
+    assert not graph.spaces
+
+
+def test_normalize_mixes_its_axis():
+    graph = assert_contracts(
+        Network(lambda n, x: n.b(F.normalize(n.a(x), dim=-1)), a=nn.Linear(3, 8), b=nn.Linear(8, 2)), (3,)
+    )
+    assert graph.spaces[0].mixed == ("normalize at normalize",)
+
+
+def test_a_norm_over_positions_beside_parents_is_refused():
+    network = Network(
+        lambda n, x: n.b(n.norm(n.a(x).flatten(2)).flatten(1)),
+        a=nn.Conv2d(3, 8, 1),
+        norm=nn.LayerNorm(16),
+        b=nn.Linear(128, 2),
+    )
+    assert_contracts(network, (3, 4, 4))
+    graphs = [typed(network, (3, 4, 4), seed=seed)[0] for seed in range(2)]
+    with pytest.raises(gs.SurgeryError, match="norm has one weight for the streams of all parents"):
+        concatenate(graphs)

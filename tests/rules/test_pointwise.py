@@ -1,0 +1,109 @@
+"""Pointwise operators with broadcasting."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import Network, assert_contracts, typed
+from torch import nn
+
+import graphsurgery as gs
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.rules.pointwise import UNARY_FUNCTIONS, UNARY_METHODS, UNARY_MODULES
+from graphsurgery.verify import deviation
+
+NEEDS = {nn.Threshold: (0.1, 0.2)}
+CASTS = ("float", "double", "half", "bfloat16", "cpu", "cuda", "to", "type", "type_as")
+
+
+def between(operator, **parameters):
+    return Network(
+        lambda net, x: net.b(operator(torch.sigmoid(net.a(x)), net)),
+        {name: torch.zeros(*shape) for name, shape in parameters.items()},
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.Conv2d(8, 2, 1),
+    )
+
+
+@pytest.mark.parametrize("kind", UNARY_MODULES, ids=lambda kind: kind.__name__)
+def test_modules(kind):
+    arguments = (0.5, "row") if kind.__name__ == "StochasticDepth" else NEEDS.get(kind, ())
+    module = kind(*arguments)
+    dims = {"Dropout1d": (4,), "Dropout3d": (2, 2, 2)}.get(kind.__name__, (4, 4))
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(dims)]
+    assert_contracts(nn.Sequential(convolution(3, 8, 1), module, convolution(8, 2, 1)), (3, *dims))
+
+
+@pytest.mark.parametrize("function", UNARY_FUNCTIONS, ids=lambda f: getattr(f, "__name__", str(f)))
+def test_functions(function):
+    if function.__name__ == "stochastic_depth":
+        assert_contracts(between(lambda h, _: function(h, 0.5, "row", training=False)), (3, 4, 4))
+    elif "dropout" in function.__name__:
+        assert_contracts(between(lambda h, _: function(h, 0.5, training=False)), (3, 4, 4))
+    else:
+        assert_contracts(between(lambda h, _: function(h)), (3, 4, 4))
+
+
+@pytest.mark.parametrize("method", [m for m in UNARY_METHODS if m not in CASTS])
+def test_methods(method):
+    assert_contracts(between(lambda h, _: getattr(h, method)()), (3, 4, 4))
+
+
+OPERATORS = {
+    "scalars": lambda h, _: 2 / (1 + h * 3 - 1) ** 2,
+    "a vector of channels": lambda h, net: h * net.p[:, None, None] + net.p[:, None, None],
+    "a scalar parameter": lambda h, net: net.s * h,
+    "itself": lambda h, _: torch.maximum(h, h * 0.5) - torch.minimum(h, h**2),
+    "where": lambda h, net: torch.where(h > net.p[:, None, None], h, 0.5),
+    "where as a method": lambda h, _: h.where(h > 0.5, h * 2),
+    "masked_fill": lambda h, _: h.masked_fill(h.le(0.5), 0.25),
+    "clamp to numbers": lambda h, _: h.clamp(0.3, max=0.7) + torch.clamp(h, min=0.6),
+    "clamp to tensors": lambda h, net: torch.clamp(h, min=net.p[:, None, None]),
+    "clip to a tensor": lambda h, net: h.clip(max=net.p[:, None, None]).clamp_min(0),
+    "lerp": lambda h, _: torch.lerp(h, h**2, 0.3),
+    "addcmul": lambda h, net: torch.addcmul(h, h, net.p[:, None, None], value=0.5),
+    "positions": lambda h, _: h * h[:, :, :1] + h[:, :, :, -1:],
+    "a map of one channel": lambda h, _: h * h.mean(1, keepdim=True),
+    "comparisons": lambda h, _: h * ((h > 0.4) & (h < 0.6) | h.ge(0.9)),
+    "in place": lambda h, net: operator.imul(operator.iadd(h, net.p[:, None, None]), 2),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operands_meet(name):
+    graph = assert_contracts(between(OPERATORS[name], p=(8,), s=(1,)), (3, 4, 4))
+    assert [s.size for s in graph.spaces] == [8]
+    assert not graph.frozen
+
+
+def test_casts_keep_types():
+    network = between(lambda h, _: h.float().to(torch.float64).type_as(h).double().cpu().type(torch.float64))
+    graph, x, network = typed(network, (3, 4, 4))
+    assert not graph.frozen
+    assert deviation(graph(*x), network(*x)) == 0
+
+
+@pytest.mark.parametrize("slopes", [1, 8])
+def test_prelu(slopes):
+    networks = [nn.Sequential(nn.Linear(3, 8), nn.PReLU(slopes), nn.Linear(8, 2)) for _ in range(2)]
+    graph = assert_contracts(networks[0], (3,))
+    assert [s.name for s in graph.spaces] == ["0"]
+    graphs = [typed(network, (3,), seed=seed)[0] for seed, network in enumerate(networks)]
+    if slopes == 1:
+        with pytest.raises(gs.SurgeryError, match="1 has one weight for the streams of all parents"):
+            concatenate(graphs)
+        return
+    x = torch.randn(3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        assert deviation(concatenate(graphs)(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+def test_a_value_written_between_two_reads_is_gated_anew():
+    def forward(net, x):
+        h = net.a(x)
+        first = net.b(h)
+        F.relu(h, inplace=True)
+        return first + net.c(h)
+
+    assert_contracts(Network(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2), c=nn.Linear(8, 2)), (3,))
