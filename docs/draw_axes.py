@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 import graphsurgery as gs
 from graphsurgery.axes import Axis, Dim, resolve
-from graphsurgery.inference import TensorType
+from graphsurgery.facts import TensorType
 
 COLOURS = ("#0067a8", "#b84800", "#00795a", "#8a3c93")
 GREY, INK = "#777777", "#222222"

@@ -18,8 +18,9 @@ from torch import fx, nn
 
 from graphsurgery.aliasing import acts_in_place
 from graphsurgery.axes import Dim, dims_of, resolve
+from graphsurgery.facts import tensor_types
 from graphsurgery.graph import ModelGraph
-from graphsurgery.inference import Inference, tensor_types
+from graphsurgery.inference import Inference
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
 _SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm"})

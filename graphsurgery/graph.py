@@ -14,7 +14,8 @@ from torch import Tensor, fx
 import graphsurgery.rules  # noqa: F401  (fills the table of rules)
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
-from graphsurgery.inference import Frozen, Inference, tensor_types, tensors_of
+from graphsurgery.facts import Frozen, named_tensors, tensor_types
+from graphsurgery.inference import Inference
 from graphsurgery.values import propagate
 
 
@@ -114,7 +115,7 @@ class ModelGraph:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, as they are now."""
-        return tensors_of(self.module)
+        return named_tensors(self.module)
 
     def example_inputs(self, batch: int = 2, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""

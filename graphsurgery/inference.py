@@ -8,101 +8,26 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from graphsurgery import axes as ax
 from graphsurgery.axes import Axis, Clash
-
-
-class TensorType:
-    """The type of a tensor: one axis type for each of its axes."""
-
-    __slots__ = ("axes", "parameter")
-
-    def __init__(self, axes: tuple[Axis, ...] | list[Axis], parameter: str | None = None) -> None:
-        self.axes = tuple(axes)
-        self.parameter = parameter
-
-    def __getitem__(self, index: int) -> Axis:
-        return self.axes[index]
-
-    def __len__(self) -> int:
-        return len(self.axes)
-
-    def replace(self, index: int, axis: Axis) -> TensorType:
-        """The same type with one axis replaced."""
-        axes = list(self.axes)
-        axes[index] = axis
-        return TensorType(axes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(ax.size_of(axis) for axis in self.axes)
-
-    def __repr__(self) -> str:
-        return f"TensorType{self.axes}"
-
-
-@dataclass
-class ParameterType:
-    """The axes of one parameter or buffer, and which of them a contraction sums over."""
-
-    name: str
-    axes: tuple[Axis, ...]
-    reads: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Access:
-    """A node that writes an axis with its parameters, or sums over it.
-
-    Attributes:
-        node: where.
-        axis: what is written, or summed over.
-        value: the node whose tensor is read; None for a write.
-        dim: the axis number, in that tensor, that holds `axis`.
-        weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
-        weight: that parameter, and the number of its axis.
-    """
-
-    node: fx.Node
-    axis: Axis
-    value: fx.Node | None = None
-    dim: int = 0
-    weighted: bool = True
-    weight: tuple[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result."""
-
-    node: fx.Node
-    axis: Axis
-    kind: str
-
-
-class Frozen(NamedTuple):
-    """A node around which axes may not change, and why."""
-
-    node: str
-    reason: str
-
-
-class Resize(Protocol):
-    """What a rebuild asks: the new sizes of old types."""
-
-    def size(self, axis: Axis) -> int:
-        """New number of indices of the axis."""
-
-    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """New sizes of consecutive old segments of the axis."""
-
+from graphsurgery.facts import (
+    Access,
+    Frozen,
+    Mixing,
+    ParameterType,
+    Resize,
+    TensorType,
+    has_tensors,
+    map_values,
+    named_tensors,
+    tensor_types,
+)
 
 Rewrite = Callable[[fx.Node, Resize], None]
 ModuleRewrite = Callable[[nn.Module, Resize], None]
@@ -141,7 +66,7 @@ class Inference:
         self.module = module
         self.open_outputs = open_outputs
         # For shapes and identities only: moving or casting the module replaces its buffers.
-        self._tensors = tensors_of(module)
+        self._tensors = named_tensors(module)
         self.canonical: dict[str, str] = {}
         first: dict[int, str] = {}
         for name, tensor in self._tensors.items():
@@ -339,13 +264,6 @@ class Inference:
         return self.untyped()
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names."""
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    return tensors
-
-
 def _accepts(function: Rule, infer: Inference, args: Any, kwargs: Any) -> bool:
     """Whether a rule takes these arguments."""
     try:
@@ -353,35 +271,3 @@ def _accepts(function: Rule, infer: Inference, args: Any, kwargs: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def has_tensors(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return any(has_tensors(v) for v in value)
-    return isinstance(value, Mapping) and any(has_tensors(v) for v in value.values())
-
-
-def map_values(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply `function` to every tensor of a nested value."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return tuple(map_values(v, function) for v in value)
-    if isinstance(value, Mapping):
-        return {key: map_values(v, function) for key, v in value.items()}
-    return value
-
-
-def tensor_types(value: Any) -> list[TensorType]:
-    """Every tensor type in a nested value, in order."""
-    if isinstance(value, TensorType):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in tensor_types(v)]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensor_types(v)]
-    if isinstance(value, slice):
-        return []
-    return []

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Dim
 from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
-from graphsurgery.inference import Inference, ParameterType, Resize, TensorType, has_tensors
+from graphsurgery.inference import Inference
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.values import copy_module, evaluate
 

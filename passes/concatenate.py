@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
 from graphsurgery.direct_sum import why_not_the_mean
 from graphsurgery.errors import SurgeryError
+from graphsurgery.facts import ParameterType, TensorType
 from graphsurgery.graph import ModelGraph
-from graphsurgery.inference import ParameterType, TensorType
 from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild

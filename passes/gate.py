@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from graphsurgery.aliasing import versions
 from graphsurgery.axes import Dim, dims_of, resolve, term_size
 from graphsurgery.errors import SurgeryError
+from graphsurgery.facts import TensorType
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.inference import TensorType
 from graphsurgery.layers import ChannelGate, scale_axis
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.remap import rebuild, remap

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.facts import ParameterType
 from graphsurgery.graph import ModelGraph
-from graphsurgery.inference import ParameterType
 from graphsurgery.maps import Edit
 from graphsurgery.matching import match_nodes, match_parameters
 from graphsurgery.remap import rebuild

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphsurgery import axes as ax
-from graphsurgery.inference import Inference, TensorType, rule
+from graphsurgery.facts import TensorType
+from graphsurgery.inference import Inference, rule
 from graphsurgery.rules.pointwise import broadcast
 
 

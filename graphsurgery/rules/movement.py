@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from graphsurgery import axes as ax
 from graphsurgery.axes import Axis, Clash
-from graphsurgery.inference import Inference, Resize, TensorType, rule
+from graphsurgery.facts import Resize, TensorType
+from graphsurgery.inference import Inference, rule
 from graphsurgery.rules.contraction import outputs_like, set_argument
 
 

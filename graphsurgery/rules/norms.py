@@ -10,7 +10,8 @@ import torchvision
 from torch import fx, nn
 
 from graphsurgery import axes as ax
-from graphsurgery.inference import Inference, Resize, TensorType, rule
+from graphsurgery.facts import Resize, TensorType
+from graphsurgery.inference import Inference, rule
 from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm
 from graphsurgery.rules.contraction import set_argument
 

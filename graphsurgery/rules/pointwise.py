@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from graphsurgery import axes as ax
-from graphsurgery.inference import Inference, TensorType, rule, tensor_types
+from graphsurgery.facts import TensorType, tensor_types
+from graphsurgery.inference import Inference, rule
 from graphsurgery.layers import scale_axis
 
 UNARY_MODULES = (

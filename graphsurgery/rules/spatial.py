@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphsurgery import axes as ax
-from graphsurgery.inference import Inference, TensorType, rule
+from graphsurgery.facts import TensorType
+from graphsurgery.inference import Inference, rule
 
 POOLING_MODULES = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,

@@ -1,0 +1,253 @@
+"""The tracer: fx's, with proxies that carry the meta value of their node.
+
+`bool`, `len`, `iter` and `dim()` are answered from the value, while sizes stay symbolic, so that the graph takes other
+batch sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import linecache
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_trace
+
+from graphsurgery.errors import TraceError
+from graphsurgery.leaves import is_leaf
+from graphsurgery.values import evaluate, meta_of
+
+_FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the meta value of its node."""
+
+    def __getattr__(self, name: str) -> Any:
+        return ValueAttribute(self, name)
+
+    def __len__(self) -> int:
+        return len(value_of(self))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([operator.getitem(self, i) for i in range(len(value_of(self)))])
+
+    def __contains__(self, item: Any) -> bool:
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            raise TraceError("`in` depends on the values of a tensor")
+        return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
+
+    def __index__(self) -> int:
+        return int(self._number())
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def _number(self) -> Any:
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            raise TraceError("a number is read out of a tensor, so the graph would depend on the data")
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def dim(self) -> int:
+        return value_of(self).dim()
+
+    def ndimension(self) -> int:
+        return value_of(self).dim()
+
+    @property
+    def ndim(self) -> int:
+        return value_of(self).ndim
+
+    def is_floating_point(self) -> bool:
+        return value_of(self).is_floating_point()
+
+
+def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
+    """`x += y`: tensors are written in place, as in the model; sizes are new numbers."""
+    written, new = getattr(operator, f"i{name}"), getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        target = written if isinstance(value_of(self), Tensor) else new
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
+
+
+class ValueAttribute(ValueProxy):
+    """An attribute of a proxy; a node only if it is used as a value rather than called."""
+
+    def __init__(self, root: fx.Proxy, name: str) -> None:
+        self.root = root
+        self.attr = name
+        self.tracer = root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+def value_of(proxy: fx.Proxy) -> Any:
+    return proxy.node.meta["value"]
+
+
+class ValueTracer(fx.Tracer):
+    """Records a forward while computing it on meta tensors."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, examples: Sequence[Tensor]) -> None:
+        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
+        # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
+        self._autowrap_search.append(torchvision.ops)
+        self.examples = list(examples)
+        self.names: dict[int, str] = {}
+        self.evaluating = False
+
+    def follow(self, root: nn.Module) -> fx.Graph:
+        """Trace `root`; arguments without an example keep their defaults."""
+        parameters = [p for p in inspect.signature(root.forward).parameters.values() if p.kind != p.VAR_KEYWORD]
+        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+            raise TraceError(f"{type(root).__name__}.forward takes *args; give it named arguments")
+        if len(parameters) < len(self.examples):
+            raise TraceError(
+                f"{type(root).__name__}.forward takes {len(parameters)} inputs, {len(self.examples)} given"
+            )
+        left_out = parameters[len(self.examples) :]
+        for parameter in left_out:
+            if parameter.default is parameter.empty:
+                raise TraceError(f"{type(root).__name__}.forward needs an example for its argument {parameter.name}")
+        self.names = {
+            id(tensor): name
+            for name, tensor in (
+                *root.named_parameters(remove_duplicate=False),
+                *root.named_buffers(remove_duplicate=False),
+            )
+        }
+        self._waiting = list(self.examples)
+        self._defaults = {p.name: p.default for p in left_out}
+        try:
+            with torch.no_grad(), self._patched():
+                graph = self.trace(root, dict(self._defaults))
+                for node in graph.nodes:
+                    self._value(node)
+        except Exception as error:
+            raise TraceError(_where(error, root)) from error
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return is_leaf(m)
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        return ValueProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
+        """Record a node and compute its value."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        self._value(proxy.node)
+        return proxy
+
+    def _value(self, node: fx.Node) -> Any:
+        if "value" not in node.meta:
+            for source in node.all_input_nodes:
+                self._value(source)
+            if node.op == "placeholder":
+                # fx also makes an input, `name_1`, of every argument that is left at its default.
+                default = self._defaults.get(str(node.target).rpartition("_")[0])
+                node.meta["value"] = self._waiting.pop(0) if self._waiting else default
+            else:
+                self.evaluating = True
+                try:
+                    node.meta["value"] = evaluate(node, self._attribute)
+                finally:
+                    self.evaluating = False
+        return node.meta["value"]
+
+    def _attribute(self, path: str) -> Any:
+        parent, _, name = path.rpartition(".")
+        found = getattr(self.root.get_submodule(parent), name)
+        return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Parameters and buffers become nodes, found by identity in constant time."""
+        if self.evaluating or not isinstance(attr_val, Tensor):
+            return attr_val
+        name = self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer a condition from the value; conditions on data cannot be answered."""
+        value = value_of(obj)
+        if isinstance(value, Tensor):
+            raise TraceError("control flow depends on the values of a tensor")
+        return bool(value)
+
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        """Record tensor factories that are given proxies, and follow functions that fx would keep whole."""
+        wrapped = dict(fx_trace._wrapped_fns_to_patch)
+        fx_trace._wrapped_fns_to_patch.clear()
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+        for name, original in originals.items():
+            setattr(torch, name, self._recording(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+            fx_trace._wrapped_fns_to_patch.update(wrapped)
+
+    def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            found: list[fx.Proxy] = []
+            fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
+            if found and not self.evaluating:
+                return self.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return factory
+
+
+def _where(error: Exception, root: nn.Module) -> str:
+    """The innermost line of the model's own code, and why it could not be followed."""
+    own = [str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<eval"]
+    own.append(str(Path(contextlib.__file__)))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(own))]
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not frames:
+        return f"{type(root).__name__}: {reason}"
+    frame = frames[-1]
+    line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return f"{frame.filename}:{frame.lineno} in {frame.name}: `{line}`: {reason}"
