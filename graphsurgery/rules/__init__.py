@@ -3,6 +3,6 @@
 Importing this package fills `graphsurgery.inference.RULES`.
 """
 
-from graphsurgery.rules import attention, contraction, movement, norms, pointwise, spatial
+from graphsurgery.rules import attention, contraction, indexing, movement, norms, pointwise, spatial
 
-__all__ = ["attention", "contraction", "movement", "norms", "pointwise", "spatial"]
+__all__ = ["attention", "contraction", "indexing", "movement", "norms", "pointwise", "spatial"]
