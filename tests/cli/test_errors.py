@@ -124,7 +124,13 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
 
 def test_an_interrupt_is_one_line_too(here):
     command = [sys.executable, "-m", "graphsurgery.cli", "train", SPEC, "--data", "digits", "-o", "x.pt"]
-    process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True)
+    # A background job of a shell ignores the signal, and so would its children.
+    process = subprocess.Popen(
+        [*command, "--epochs", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert "epoch 1/" in process.stderr.readline()
         time.sleep(0.2)
@@ -132,6 +138,7 @@ def test_an_interrupt_is_one_line_too(here):
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("error  interrupted")
     assert "Traceback" not in errors
