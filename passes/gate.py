@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from graphsurgery.aliasing import versions
 from graphsurgery.axes import Dim, dims_of, resolve, term_size
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.facts import TensorType
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.layers import ChannelGate, scale_axis
@@ -109,10 +109,13 @@ def _batch_axes(graph: ModelGraph) -> dict[str, int]:
     inputs = [n.meta["value"] for n in graph.module.graph.nodes if n.op == "placeholder"]
     old = inputs[0].shape[0]
     new = 2 * old + 1
-    propagate(
-        fx.GraphModule(graph.module, shadow),
-        [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs],
-    )
+    try:
+        propagate(
+            fx.GraphModule(graph.module, shadow),
+            [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs],
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SurgeryError(f"gate: the network does not take a batch of {new}: {one_line(error)}") from error
     found = {}
     for node, copy in copies.items():
         value, other = node.meta["value"], copy.meta["value"]

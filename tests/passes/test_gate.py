@@ -127,3 +127,16 @@ def test_refuses():
     linear = gs.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(gs.SurgeryError, match="no space can be gated; all its channels are network inputs or outputs"):
         gate(linear)
+
+
+def test_refuses_a_network_with_a_fixed_batch():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)).reshape(2, 4))
+
+    with pytest.raises(gs.SurgeryError, match="the network does not take a batch of 5"):
+        gate(gs.trace(Fixed(), torch.zeros(2, 3)))
