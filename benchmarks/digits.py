@@ -1,4 +1,4 @@
-"""Merging on scikit-learn digits: five seeds, converged parents, equal total epochs.
+"""Merging on scikit-learn digits: ten seeds, converged parents, equal total epochs.
 
     python benchmarks/digits.py
 
@@ -24,8 +24,10 @@ from graphsurgery.training.data import load_data
 from graphsurgery.training.progress import SilentReporter
 
 NOTE = f"""`{SPEC}`, {PLAN.epochs} epochs for each parent and each stage, last epochs throughout; the control is one
-network trained for as many epochs as everything together. The better parent is chosen by test accuracy, in its favour.
-The test set has 360 images, so one image is 0.28 points."""
+network trained for as many epochs as everything together. The test set has 360 images, so one image is 0.28 points.
+The plan was chosen on seeds 0 to 7; these are others. On seeds 0 to 4 (`--first-seed 0 --seeds 5`), seen by that choice, the
+means were 97.94 % merged, 97.67 % the parent that was better in hindsight, 97.72 % the control."""
+CHOSEN, HINDSIGHT = "parent chosen on validation", "better parent, in hindsight"
 ROWS = ("ensemble", "weight average", "gated", "cut", "recalibrated", "merged", "control")
 
 
@@ -39,22 +41,25 @@ def one_seed(seed: int) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=10, help="the plan was chosen on seeds 0 to 7")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     scores: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         outcome = one_seed(seed)
         found = {row.name: 100 * row.test["accuracy"] for row in outcome.rows}
-        parents = [found["parent 1"], found["parent 2"]]
-        found["parents, mean"], found["better parent"] = statistics.mean(parents), max(parents)
+        parents = [row for row in outcome.rows if row.name.startswith("parent")]
+        found["parents, mean"] = 100 * statistics.mean(row.test["accuracy"] for row in parents)
+        found[CHOSEN] = 100 * max(parents, key=lambda row: row.validation["accuracy"]).test["accuracy"]
+        found[HINDSIGHT] = 100 * max(row.test["accuracy"] for row in parents)
         for name, value in found.items():
             scores.setdefault(name, []).append(value)
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
     epochs = {row.name: row.epochs for row in outcome.rows}
     rows = []
-    for name in ("parents, mean", "better parent", *ROWS):
+    for name in ("parents, mean", CHOSEN, HINDSIGHT, *ROWS):
         each = ", ".join(f"{value:.1f}" for value in scores[name])
         rows.append([name, f"{epochs.get(name, PLAN.epochs):.0f}", f"{statistics.mean(scores[name]):.2f} %", each])
     command = measured("python benchmarks/digits.py", time.perf_counter() - began, "scikit-learn")
