@@ -25,8 +25,8 @@ from graphsurgery.training.progress import SilentReporter
 
 NOTE = f"""`{SPEC}`, {PLAN.epochs} epochs for each parent and each stage, last epochs throughout; the control is one
 network trained for as many epochs as everything together. The test set has 360 images, so one image is 0.28 points.
-The plan was chosen on seeds 0 to 7; these are others. On seeds 0 to 4 (`--first-seed 0 --seeds 5`), seen by that choice, the
-means were 97.94 % merged, 97.67 % the parent that was better in hindsight, 97.72 % the control."""
+The plan was chosen on seeds 0 to 7; these are others. On seeds 0 to 4 (`--first-seed 0 --seeds 5`), seen by that
+choice, the means were 97.94 % merged, 97.67 % the parent that was better in hindsight, 97.72 % the control."""
 CHOSEN, HINDSIGHT = "parent chosen on validation", "better parent, in hindsight"
 ROWS = ("ensemble", "weight average", "gated", "cut", "recalibrated", "merged", "control")
 
