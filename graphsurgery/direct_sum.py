@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from graphsurgery.aliasing import acts_in_place
 from graphsurgery.axes import Dim, dims_of, resolve
-from graphsurgery.facts import tensor_types
+from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
@@ -72,10 +72,10 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
     types = graph.types
     for mixing in types.mixings:
         if mixing.kind not in _SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
-            raise _MixesError(f"{_name(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
+            raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
-            raise _MixesError(f"{_name(access.node)}: a product over channels would mix the parents' streams")
+            raise _MixesError(f"{place_of(access.node)}: a product over channels would mix the parents' streams")
     for access in types.writers:
         free = [any(dim in summed for dim in term) for term in resolve(access.axis)]
         if any(free) and not all(free):
@@ -157,8 +157,4 @@ def _is_position(typed: Any) -> bool:
 
 
 def _refusal(node: fx.Node, what: str) -> _MixesError:
-    return _MixesError(f"{_name(node)} {what}, so the outputs would not be the mean of the parents' outputs")
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+    return _MixesError(f"{place_of(node)} {what}, so the outputs would not be the mean of the parents' outputs")

@@ -105,6 +105,11 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def place_of(node: fx.Node) -> str:
+    """How a node is called in messages and tables: the path of its module, or its own name."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
 def has_tensors(value: Any) -> bool:
     if isinstance(value, Tensor):
         return True

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 import graphsurgery.rules  # noqa: F401  (fills the table of rules)
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import Frozen, named_tensors, tensor_types
+from graphsurgery.facts import Frozen, named_tensors, place_of, tensor_types
 from graphsurgery.inference import Inference
 from graphsurgery.values import propagate
 
@@ -132,14 +132,14 @@ class ModelGraph:
 
 
 def _spaces(types: Inference) -> Iterator[Space]:
-    writers = _by_dim((a.axis, _where(a.node)) for a in types.writers)
+    writers = _by_dim((a.axis, place_of(a.node)) for a in types.writers)
     owners = _by_dim(
         (axis, typed.name.rpartition(".")[0] or typed.name)
         for typed in types.parameters.values()
         for axis in typed.axes
     )
-    readers = _by_dim((a.axis, _where(a.node)) for a in types.readers)
-    mixed = _by_dim((m.axis, f"{m.kind} at {_where(m.node)}") for m in types.mixings)
+    readers = _by_dim((a.axis, place_of(a.node)) for a in types.readers)
+    mixed = _by_dim((m.axis, f"{m.kind} at {place_of(m.node)}") for m in types.mixings)
     bare = _by_dim((a.axis, a.node.name) for a in types.readers if not a.weighted)
     inner = _inner_dims(types)
     names: dict[str, int] = {}
@@ -159,10 +159,6 @@ def _spaces(types: Inference) -> Iterator[Space]:
             mixed=tuple(mixed.get(dim, ())),
             dim=dim,
         )
-
-
-def _where(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _by_dim(pairs: Any) -> dict[Dim, dict[str, None]]:

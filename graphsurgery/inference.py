@@ -26,6 +26,7 @@ from graphsurgery.facts import (
     has_tensors,
     map_values,
     named_tensors,
+    place_of,
     tensor_types,
 )
 
@@ -173,7 +174,7 @@ class Inference:
         return map_values(self.value, lambda t: TensorType([ax.fixed(n) for n in t.shape]))
 
     def where(self) -> str:
-        return str(self.node.target) if self.node.op == "call_module" else self.node.name
+        return place_of(self.node)
 
     def operator(self) -> str:
         """A readable name of the node's operator."""

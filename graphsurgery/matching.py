@@ -10,6 +10,7 @@ from torch import fx
 
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
+from graphsurgery.facts import place_of
 from graphsurgery.graph import ModelGraph
 
 _SIZES = frozenset(
@@ -107,23 +108,23 @@ def _first_difference(first: ModelGraph, other: ModelGraph, a: list[fx.Node], b:
         kind_x, kind_y = kind_of(first.module, x), kind_of(other.module, y)
         sources = [matched[s] for s in x.all_input_nodes]
         if kind_x != kind_y:
-            return f"{_name(x)} is {_short(kind_x, kind_y)}, {_name(y)} is {_short(kind_y, kind_x)}"
+            return f"{place_of(x)} is {_short(kind_x, kind_y)}, {place_of(y)} is {_short(kind_y, kind_x)}"
         if sources != list(y.all_input_nodes):
-            return f"{_name(x)} and {_name(y)} are both {kind_x.split('[')[0].split('(')[0]} but read different nodes"
+            return f"{place_of(x)} and {place_of(y)} are both {_operator(kind_x)} but read different nodes"
         matched[x] = y
     if len(a) != len(b):
-        return f"they have {len(a)} and {len(b)} nodes, and are alike up to {_name(list(matched)[-1])}"
+        return f"they have {len(a)} and {len(b)} nodes, and are alike up to {place_of(list(matched)[-1])}"
     return None
 
 
 def _short(kind: str, other: str) -> str:
     """The operator alone where that tells the two apart, else with its settings."""
-    name, other_name = (k.split("[")[0].split("(")[0] for k in (kind, other))
-    return name if name != other_name else kind
+    return _operator(kind) if _operator(kind) != _operator(other) else kind
 
 
-def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+def _operator(kind: str) -> str:
+    """A kind without its settings."""
+    return kind.split("[")[0].split("(")[0]
 
 
 def match_parameters(first: ModelGraph, other: ModelGraph, nodes: dict[fx.Node, fx.Node]) -> dict[str, str]:

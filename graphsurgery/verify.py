@@ -1,8 +1,10 @@
-"""How far two networks' outputs lie apart."""
+"""How far two networks' outputs lie apart, and the float64 copies on which that is measured."""
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
 
 
 def deviation(found: Any, expected: Any) -> float:
@@ -55,3 +58,13 @@ def _largest(tensor: Tensor) -> float:
 
 def _shapes(tensors: list[Tensor]) -> list[list[int]]:
     return [list(tensor.shape) for tensor in tensors]
+
+
+def double(graph: ModelGraph) -> ModelGraph:
+    """A float64 copy in evaluation mode on the CPU, to measure contracts on."""
+    module = copy.deepcopy(graph.module).cpu().double().eval()
+    for node in module.graph.nodes:
+        # Types are inferred anew, from values of the new dtype.
+        node.meta.pop("value", None)
+    inputs = tuple(replace(s, dtype=torch.float64) if s.dtype.is_floating_point else s for s in graph.inputs)
+    return replace(graph, module=module, inputs=inputs)

@@ -25,7 +25,7 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.gate import fold, gate, gates, why_nothing
 from graphsurgery.tracing import trace
-from graphsurgery.verify import deviation, tensors_of
+from graphsurgery.verify import deviation, double, tensors_of
 
 LARGE = 30_000_000
 OPEN = 100.0
@@ -241,16 +241,6 @@ class Patient:
     def _contract(self, name: str, measure: Callable[[], float]) -> Contract:
         contract = _measured(name, measure)
         return replace(contract, note=self.note) if self.note else contract
-
-
-def double(graph: ModelGraph) -> ModelGraph:
-    """A float64 copy in evaluation mode."""
-    module = copy.deepcopy(graph.module).double().eval()
-    for node in module.graph.nodes:
-        # Types are inferred anew, from values of the new dtype.
-        node.meta.pop("value", None)
-    inputs = tuple(replace(s, dtype=torch.float64) if s.dtype.is_floating_point else s for s in graph.inputs)
-    return replace(graph, module=module, inputs=inputs)
 
 
 def randomize(module: nn.Module, seed: int, *, perturb: float = 0.0) -> None:

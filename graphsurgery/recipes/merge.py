@@ -9,7 +9,6 @@ that docs/architecture.md lists.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,7 @@ from graphsurgery.training.objectives import objective_for
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, History, Run
-from graphsurgery.verify import deviation
+from graphsurgery.verify import deviation, double
 
 _GATING = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
 _FINE_TUNING = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")
@@ -164,7 +163,7 @@ class _Merge:
 
     def _concatenate(self) -> ModelGraph:
         big = concatenate(self.parents)
-        probe, doubles = self._probe(), [_double(parent) for parent in self.parents]
+        probe, doubles = self._probe(), [double(parent) for parent in self.parents]
         expected = torch.stack([double(probe) for double in doubles]).mean(0)
         self._check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
         self._row("concatenated", big, self.spent)
@@ -172,10 +171,10 @@ class _Merge:
 
     def _close_gates(self, big: ModelGraph) -> ModelGraph:
         gated = gate(big, seed=self.plan.seed)
-        probe, wide_open = self._probe(), _double(gated)
+        probe, wide_open = self._probe(), double(gated)
         for module in gates(wide_open).values():
             module.loc.data.fill_(50.0)
-        self._check("gates open = no gates", wide_open(probe), _double(big)(probe), 1e-12)
+        self._check("gates open = no gates", wide_open(probe), double(big)(probe), 1e-12)
         targets = self._targets(big)
         modules = gates(gated)
         budgets = {name: targets[name] / modules[name].channels for name in modules}
@@ -218,7 +217,7 @@ class _Merge:
         small = compress(gated, kept)
         exact = not any(space.mixed for space in big.spaces) and set(modules) == set(targets)
         if exact:
-            probe, masked = self._probe(), _double(gated)
+            probe, masked = self._probe(), double(gated)
             expected = compress(masked, kept)(probe)
             for name, module in gates(masked).items():
                 closed = torch.ones(module.channels, dtype=torch.bool)
@@ -337,11 +336,6 @@ def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
         relation = "as good as" if gain == 0 else f"{size} better than" if gain > 0 else f"{size} worse than"
         words.append(f"{relation} {name}")
     return f"On test data the merged network is {' and '.join(words)}."
-
-
-def _double(graph: ModelGraph) -> ModelGraph:
-    """A float64 copy in evaluation mode on the CPU."""
-    return replace(graph, module=copy.deepcopy(graph.module).cpu().double().eval())
 
 
 def _gate_epoch(record: EpochRecord, budgets: Mapping[str, float], modules: Mapping[str, Any]) -> GateEpoch:
