@@ -164,7 +164,7 @@ class _Merge:
     def _concatenate(self) -> ModelGraph:
         big = concatenate(self.parents)
         probe, doubles = self._probe(), [double(parent) for parent in self.parents]
-        expected = torch.stack([double(probe) for double in doubles]).mean(0)
+        expected = torch.stack([parent(probe) for parent in doubles]).mean(0)
         self._check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
         self._row("concatenated", big, self.spent)
         return big
