@@ -8,10 +8,11 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.models.loading import open_pair
-from graphsurgery.recipes import contracts
-from graphsurgery.recipes.contracts import TOLERANCES, double, randomize
+from graphsurgery.recipes import doctor, pass_contracts
+from graphsurgery.recipes.contracts import TOLERANCES, Contract
 from graphsurgery.recipes.doctor import examine
-from graphsurgery.verify import deviation
+from graphsurgery.recipes.subjects import randomize
+from graphsurgery.verify import deviation, double
 
 MIXED = "gates 0 or 1 = compressed, mixed spaces"
 
@@ -82,7 +83,7 @@ def test_a_mistake_in_a_pass_is_a_finding(monkeypatch):
     def broken(*_args, **_kwargs):
         raise IndexError("index 4 is out of range")
 
-    monkeypatch.setattr(contracts, "concatenate", broken)
+    monkeypatch.setattr(pass_contracts, "concatenate", broken)
     graph, _ = open_pair("paper/mlp")
     report = examine(graph, onnx=False)
     contract = next(c for c in report.contracts if c.name == "concatenated = mean of two")
@@ -107,7 +108,7 @@ def test_a_wrong_trace_is_found():
 
 
 def test_large_networks_are_measured_on_a_cut(monkeypatch):
-    monkeypatch.setattr(contracts, "LARGE", 100)
+    monkeypatch.setattr(doctor, "LARGE", 100)
     graph, module = open_pair("paper/mlp")
     report = examine(graph, module, onnx=False)
     assert report.holds
@@ -140,4 +141,4 @@ def test_randomize_shows_what_fresh_networks_hide():
 
 
 def test_infinity_fails():
-    assert contracts.Contract("saved and loaded = original", math.inf, 0.0, 0.0).status == "fails"
+    assert Contract("saved and loaded = original", math.inf, 0.0, 0.0).status == "fails"
