@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -178,7 +179,8 @@ def _same(new: Any, old: Any) -> bool:
 def _erase_unused_numbers(graph: fx.Graph) -> None:
     """Sizes that nobody asks for any more go; they might not even be computable."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"]):
+        number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
+        if number and not node.users and node.target is not operator.setitem:
             graph.erase_node(node)
 
 

@@ -88,6 +88,11 @@ def _put_varargs(node: fx.Node, sizes: list[Any]) -> None:
     node.kwargs = {}
 
 
+RESHAPES = frozenset(
+    {torch.reshape, "reshape", "view", torch.flatten, "flatten", torch.unflatten, "unflatten", "view_as", "reshape_as"}
+)
+
+
 @rule(torch.reshape, "reshape", "view")
 def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) -> TensorType:
     """Matches runs of input axes with runs of output axes of equal size; each run is a product, refined to fit."""
