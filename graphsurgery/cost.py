@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.modes import without_training
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Cost:
 def cost(graph: ModelGraph) -> Cost:
     """Count parameters, bytes, and MACs of one evaluation at batch 1; the network is neither run nor modified.
 
-    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`.
+    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`. What
+    only training uses (auxiliary heads) counts among the parameters, not among the MACs.
 
     Raises:
         SurgeryError: the network does not run at these input sizes.
@@ -40,7 +42,7 @@ def cost(graph: ModelGraph) -> Cost:
     tensors = [*module.parameters(), *module.buffers()]
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
     stand_ins = {id(t): _stand_in(t) for t in tensors}
-    shadow = copy.deepcopy(module, stand_ins).eval()
+    shadow = copy.deepcopy(without_training(module), stand_ins).eval()
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(

@@ -21,6 +21,7 @@ from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
+from graphsurgery.layers import either
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
 _SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm"})
@@ -34,7 +35,7 @@ _LINEAR = frozenset(
         torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
         torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",
         "transpose", "mean", "sum", "squeeze", "unsqueeze", "expand", "contiguous", "chunk", "split", "add", "to",
-        "float", "double", "clone",
+        "float", "double", "clone", either,
     }
 ) - _NOT_LINEAR  # fmt: skip
 _SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})

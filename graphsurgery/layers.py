@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SegmentedLayerNorm", "scale_axis", "segmented_layer_norm"]
+__all__ = ["ChannelGate", "SegmentedLayerNorm", "TrainingFlag", "either", "scale_axis", "segmented_layer_norm"]
+
+
+class TrainingFlag(nn.Module):
+    """Gives its mode, so that a graph can ask for it: True in training."""
+
+    def forward(self) -> bool:
+        return self.training
+
+
+def either(training: bool, in_training: Any, in_evaluation: Any) -> Any:
+    """What the mode asks for; both are computed."""
+    return in_training if training else in_evaluation
 
 
 class ChannelGate(nn.Module):

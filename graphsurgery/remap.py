@@ -93,7 +93,7 @@ def rebuild(
             rewrite(copy, resize)
         if node not in types.sized and has_tensors(node.meta["value"]):
             _keep_numbers(copy, originals)
-        copy.meta = {"value": _new_value(node, copy, types, resize)}
+        copy.meta = {**node.meta, "value": _new_value(node, copy, types, resize)}
         path = str(node.target)
         if node.op == "get_attr" and path not in root:
             root[path] = tensor(path) if path in types.canonical else _attribute(graph.module, path)
@@ -134,7 +134,7 @@ def _keep_modes(old: fx.GraphModule, new: fx.GraphModule) -> None:
 def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
     """The value of a rebuilt node: tensors as their types say, sizes computed anew and compared with the types."""
     old = node.meta["value"]
-    if node.op in ("placeholder", "output"):
+    if node.op in ("placeholder", "output") or (node.op == "call_module" and not has_tensors(old)):
         return old
     if not has_tensors(old):
         return _computed(copy)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphsurgery.layers import TrainingFlag
 from graphsurgery.rules.norms import PER_CHANNEL_NORMS
 from graphsurgery.rules.pointwise import UNARY_MODULES
 
@@ -57,6 +58,8 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         return attribute(str(node.target))
     if node.op == "call_module":
         module = attribute(str(node.target))
+        if type(module) is TrainingFlag:
+            return False
         if type(module) in SHAPE_KEEPING and isinstance(args[0], Tensor):
             return args[0]
         if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
