@@ -1,7 +1,7 @@
 """Examine one network in this process, and write what was found as JSON; `coverage.py` runs it for each network.
 
-    python benchmarks/examination.py torchvision/resnet18 found.json
-    python benchmarks/examination.py --families families.json
+python benchmarks/examination.py torchvision/resnet18 found.json
+python benchmarks/examination.py --families families.json
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    found = smallest_of_families() if options.families else examine_spec(options.spec, onnx=options.onnx)
+    found = {"smallest": smallest_of_families()} if options.families else examine_spec(options.spec, onnx=options.onnx)
     options.output.write_text(json.dumps(found), encoding="utf-8")
 
 

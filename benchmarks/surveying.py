@@ -11,10 +11,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType
+from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _PAUSE = 0.1
@@ -35,7 +36,7 @@ class Process:
     name: str
     child: subprocess.Popen[bytes]
     output: Path
-    errors: IO[bytes]
+    errors: Path
     began: float
     peak: float = 0.0
 
@@ -60,8 +61,7 @@ class Process:
 
     def said_last(self) -> str:
         """The last line of its standard error."""
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        lines = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1][:400] if lines else "it said nothing"
 
 
@@ -71,6 +71,7 @@ def survey(
     cache: Callable[[str], Path],
     limits: Limits,
     jobs: int = 1,
+    stamp: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """Measure everything, in parallel; what is in the cache is not measured again.
 
@@ -80,6 +81,7 @@ def survey(
         cache: where the document of a name is kept.
         limits: of one process; what exceeds them is killed, and its document says so under `failure`.
         jobs: how many run at a time.
+        stamp: added to every document that is measured now.
 
     Yields:
         The name, its document, and whether it came from the cache; in the order in which they are done.
@@ -99,7 +101,7 @@ def survey(
                     running.append(_start(name, command(name, output), output))
                 for process in [p for p in running if _ended(p, limits)]:
                     running.remove(process)
-                    document = _document(process, limits)
+                    document = {**_document(process, limits), **stamp}
                     _keep(cache(process.name), document)
                     yield process.name, document, False
                 time.sleep(_PAUSE if running else 0)
@@ -109,8 +111,9 @@ def survey(
 
 
 def _start(name: str, command: Sequence[str], output: Path) -> Process:
-    errors = tempfile.TemporaryFile()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+    errors = output.with_suffix(".errors")
+    with errors.open("wb") as stream:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True)
     return Process(name, child, output, errors, time.monotonic())
 
 
@@ -134,7 +137,6 @@ def _document(process: Process, limits: Limits) -> dict[str, Any]:
         document["failure"] = f"took longer than {limits.seconds:.0f} s"
     else:
         document["failure"] = f"took more than {limits.memory / 1e9:.1f} GB of memory"
-    process.errors.close()
     return {**document, "wall_seconds": process.seconds(), "peak_bytes": process.peak}
 
 

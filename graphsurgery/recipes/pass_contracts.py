@@ -60,9 +60,10 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
         return Subject(traced, dtype, "in float32, because the module does not run in float64")
     try:
         subject, note = (traced or graph, "") if size <= 1 else _narrowed(graph, seed, size)
-        subject = double(subject)
         if not has_values(subject.module):
+            subject = replace(subject, module=copy.deepcopy(subject.module))
             fill(subject.module, seed)
+        subject = double(subject)
     except SurgeryError as cause:
         raise NothingToCompareError(one_line(cause)) from cause
     randomize(subject.module, seed)
