@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.modes import without_training
+from graphsurgery.modes import as_evaluated
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def cost(graph: ModelGraph) -> Cost:
     tensors = [*module.parameters(), *module.buffers()]
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
     stand_ins = {id(t): _stand_in(t) for t in tensors}
-    shadow = copy.deepcopy(without_training(module), stand_ins).eval()
+    shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
 from graphsurgery.errors import TraceError
-from graphsurgery.layers import TrainingFlag
+from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
 from graphsurgery.modes import FLAG
 from graphsurgery.values import evaluate, meta_of
@@ -33,14 +33,19 @@ _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", 
 class ValueProxy(fx.Proxy):
     """A proxy that knows the meta value of its node."""
 
+    tracer: ValueTracer
+
     def __getattr__(self, name: str) -> Any:
         return ValueAttribute(self, name)
 
     def __len__(self) -> int:
-        return len(value_of(self))
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            self.tracer.decided(operator.getitem(self.shape, 0))
+        return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(value_of(self)))])
+        return iter([operator.getitem(self, i) for i in range(len(self))])
 
     def __contains__(self, item: Any) -> bool:
         value = value_of(self)
@@ -49,12 +54,19 @@ class ValueProxy(fx.Proxy):
         return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
 
     def __index__(self) -> int:
+        # Also asked by torch's own functions when they are handed a size, which decides nothing.
         return int(self._number())
 
-    __int__ = __index__
+    def __int__(self) -> int:
+        return int(self._decided())
 
     def __float__(self) -> float:
-        return float(self._number())
+        return float(self._decided())
+
+    def _decided(self) -> Any:
+        value = self._number()
+        self.tracer.decided(self)
+        return value
 
     def _number(self) -> Any:
         value = value_of(self)
@@ -97,7 +109,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; a node only if it is used as a value rather than called."""
 
-    def __init__(self, root: fx.Proxy, name: str) -> None:
+    def __init__(self, root: ValueProxy, name: str) -> None:
         self.root = root
         self.attr = name
         self.tracer = root.tracer
@@ -180,6 +192,7 @@ class ValueTracer(fx.Tracer):
         self.evaluating = False
         self.failed: str | None = None
         self._flags: dict[str, ValueProxy] = {}
+        self._decisions: set[fx.Node] = set()
 
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
@@ -320,7 +333,15 @@ class ValueTracer(fx.Tracer):
         value = value_of(obj)
         if isinstance(value, Tensor):
             raise TraceError("control flow depends on the values of a tensor")
+        self.decided(obj)
         return bool(value)
+
+    def decided(self, proxy: fx.Proxy) -> None:
+        """The model decided by this number, so the graph is right only where it is the same."""
+        value = value_of(proxy)
+        if proxy.node not in self._decisions and isinstance(value, (bool, int, float)):
+            self._decisions.add(proxy.node)
+            self.create_proxy("call_function", hold, (proxy, value, _asking_line()), {})
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -354,9 +375,10 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def _asking_line() -> str:
-    """The line of the model that asks for its mode."""
+    """The line of the model that asks for something."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename == __file__:
+    own = (__file__, fx.proxy.__file__)
+    while frame is not None and frame.f_code.co_filename in own:
         frame = frame.f_back
     if frame is None:
         return "an unknown line"
