@@ -165,7 +165,6 @@ class ValueTracer(fx.Tracer):
         training: the mode to trace in.
         opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
         identities: paths of submodules without weights that are kept whole because they only act in training.
-        run_opaque: what runs such a submodule where meta tensors are not enough.
     """
 
     proxy_buffer_attributes = True
@@ -177,7 +176,6 @@ class ValueTracer(fx.Tracer):
         training: bool = False,
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
-        run_opaque: Callable[[str, Any, Any], Any] | None = None,
     ) -> None:
         super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
         # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
@@ -186,7 +184,6 @@ class ValueTracer(fx.Tracer):
         self.training = training
         self.opaque = opaque
         self.identities = set(identities)
-        self.run_opaque = run_opaque
         self.branches: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
@@ -284,16 +281,9 @@ class ValueTracer(fx.Tracer):
         if node.op == "call_module" and str(node.target) in self.identities:
             node.meta["identity"] = True
             return node.args[0].meta["value"]  # type: ignore[union-attr]
-        if node.op != "call_module" or str(node.target) not in self.opaque:
-            return evaluate(node, self._attribute)
-        node.meta["unfollowed"] = self.opaque[str(node.target)]
-        try:
-            return evaluate(node, self._attribute)
-        except Exception:  # whatever it does with values, it cannot do without them
-            if self.run_opaque is None:
-                raise
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-            return self.run_opaque(str(node.target), args, kwargs)
+        if node.op == "call_module" and str(node.target) in self.opaque:
+            node.meta["unfollowed"] = self.opaque[str(node.target)]
+        return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
         parent, _, name = path.rpartition(".")
