@@ -260,12 +260,11 @@ class Inference:
         return result
 
     def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
-        self.freeze(reason, args, kwargs)
+        parameters = []
         if self.node.op == "call_module":
-            for name, _ in self.submodule.named_parameters():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
-            for name, _ in self.submodule.named_buffers():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+            tensors = (*self.submodule.named_parameters(), *self.submodule.named_buffers())
+            parameters = [self._parameter(f"{self.node.target}.{name}") for name, _ in tensors]
+        self.freeze(reason, args, kwargs, parameters)
         return self.untyped()
 
 

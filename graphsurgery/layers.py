@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SegmentedLayerNorm", "TrainingFlag", "either", "scale_axis", "segmented_layer_norm"]
+__all__ = ["ChannelGate", "SegmentedLayerNorm", "TrainingFlag", "either", "hold", "scale_axis", "segmented_layer_norm"]
 
 
 class TrainingFlag(nn.Module):
@@ -27,6 +27,21 @@ class TrainingFlag(nn.Module):
 def either(training: bool, in_training: Any, in_evaluation: Any) -> Any:
     """What the mode asks for; both are computed."""
     return in_training if training else in_evaluation
+
+
+def hold(found: Any, traced: Any, line: str) -> None:
+    """Refuse an input for which the model would have gone another way than it did when it was traced.
+
+    Args:
+        found: a size, or a comparison of sizes, that the model asked for in order to decide.
+        traced: its value in the trace.
+        line: the line of the model that asked.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    if found != traced:
+        raise ValueError(f"{line} finds {found} where the trace found {traced}; trace the model at this input size")
 
 
 class ChannelGate(nn.Module):

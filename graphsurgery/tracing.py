@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, one_line
-from graphsurgery.facts import map_values
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
@@ -91,7 +89,6 @@ class _Traces:
                 training=training,
                 opaque=self.opaque,
                 identities=self.identities,
-                run_opaque=partial(self._run, skeleton),
             )
             try:
                 graph = tracer.follow(skeleton)
@@ -105,15 +102,6 @@ class _Traces:
             self.modes |= modes
             self.skeletons.append(skeleton)
             return graph, tracer.branches
-
-    def _run(self, skeleton: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        """Run a submodule on random numbers of these shapes, for the shapes of what it gives."""
-
-        def filled(tensor: Tensor) -> Tensor:
-            return torch.rand(tensor.shape).to(tensor.dtype)
-
-        module = copy_module(skeleton.get_submodule(path), lambda t: self.real.get(id(t), t).detach().clone())
-        return map_values(module(*map_values(args, filled), **map_values(kwargs, filled)), meta_of)
 
     def _owner(self, path: str) -> tuple[nn.Module, str]:
         """The module that has an attribute (a leaf module, a parameter, a constant), in the first trace that has it."""
