@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.errors import one_line
+from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.layers import hold
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, UnlikeError, measure
 from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.subjects import draw_inputs, has_values, light_copy, randomize
@@ -112,6 +113,8 @@ class TraceContracts:
         try:
             found = run(module, x, self.seed)
         except Exception as cause:  # the original takes these inputs, so its trace has to
+            if _on_purpose(cause):
+                raise SurgeryError(one_line(cause)) from cause
             raise UnlikeError(f"the trace does not run: {type(cause).__name__}: {one_line(cause)}") from cause
         return apart(found, expected)
 
@@ -135,3 +138,11 @@ def other_resolutions(specs: Sequence[InputSpec]) -> Iterator[list[InputSpec]]:
             else s
             for s in specs
         ]
+
+
+def _on_purpose(cause: Exception) -> bool:
+    """Whether a trace refused its inputs, rather than broke on them."""
+    frame = cause.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return isinstance(cause, SurgeryError) or (frame is not None and frame.tb_frame.f_code is hold.__code__)

@@ -191,15 +191,29 @@ def test_statistics_after_training_are_compared():
     assert found[TRAINING].status == "fails"
 
 
-def test_a_trace_that_depends_on_the_size_fails_there():
-    """The trace answers the comparison with the size that it was traced at."""
+def test_a_trace_that_refuses_another_size_says_so():
 
     def give(_, f, y):
         return y * 2 if f.shape[-1] > 8 else y
 
     module = Twin(give)
     contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
-    assert {c.name: c.status for c in contracts}[SIZES] == "fails"
+    found = {c.name: c for c in contracts}
+    assert found[SIZES].status == "refused"
+    assert "trace the model at this input size" in found[SIZES].refused
+
+
+def test_a_trace_that_breaks_at_another_size_fails():
+    class Fixed(Twin):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if type(x) is torch.Tensor else y + x.flatten(1) @ torch.ones(128, 3, dtype=torch.float64)
+
+    module = Fixed(lambda _m, _f, y: y)
+    contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
+    found = {c.name: c for c in contracts}
+    assert found[SIZES].status == "fails"
+    assert "40x72: the trace does not run: RuntimeError" in found[SIZES].note
 
 
 def test_a_size_that_the_original_refuses_is_not_measured():
