@@ -167,7 +167,7 @@ def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
     number = _number(contract["measured"])
     if contract["status"] == "fails":
         why = contract["note"] if contract["measured"] is None else ""
-        return f"**fails** {number}{notes.mark(why)}".rstrip()
+        return " ".join(filter(None, ("**fails**", number))) + notes.mark(why)
     return f"({number})" if contract["status"] == "stated" else number
 
 
