@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -140,4 +141,6 @@ def _counts(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    # A polite kill stops the networks that are under way too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     main()
