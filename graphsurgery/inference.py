@@ -61,6 +61,7 @@ class Inference:
         frozen: what could not be typed, and why.
         rewrites: how a node's literal sizes follow from its types.
         attributes: how a module's attributes follow from its types.
+        sized: the nodes whose arguments are sizes, all of which follow from the types.
     """
 
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
@@ -80,6 +81,7 @@ class Inference:
         self.frozen: list[Frozen] = []
         self.rewrites: dict[fx.Node, list[Rewrite]] = {}
         self.attributes: dict[str, list[ModuleRewrite]] = {}
+        self.sized: set[fx.Node] = set()
         self.node: fx.Node = next(iter(module.graph.nodes))
         self.submodule: nn.Module = module
 

@@ -59,7 +59,9 @@ class ChannelGate(nn.Module):
         return f"{self.channels}, space={self.space!r}"
 
 
-def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]], batch: int = 0) -> Tensor:
+def scale_axis(
+    x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]], batch: int = 0, merged: bool = False
+) -> Tensor:
     """Multiply axis `dim` of `x` by per-example factors, laid out as the axis is typed.
 
     Args:
@@ -68,6 +70,7 @@ def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, in
         parts: one `(mask, outer, inner)` for each term of the axis, in order. `mask [batch, n]` stands for the term
             `outer · n · inner`; a mask of None leaves `outer · inner` indices as they are.
         batch: the axis of the examples.
+        merged: whether that axis has several entries (windows, heads) for each example, next to each other.
     """
     factors = []
     for mask, outer, inner in parts:
@@ -76,6 +79,8 @@ def scale_axis(x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, in
             factors.append(ones.expand(x.shape[batch], -1))
             continue
         factor = mask
+        if merged:
+            factor = factor.unsqueeze(1).expand(-1, x.shape[batch] // mask.shape[0], -1).flatten(0, 1)
         if inner > 1:
             factor = factor.unsqueeze(2).expand(-1, -1, inner).flatten(1)
         if outer > 1:

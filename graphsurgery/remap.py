@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Dim
-from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
@@ -83,17 +84,22 @@ def rebuild(
     new_graph = fx.Graph()
     root: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
+    originals: dict[fx.Node, fx.Node] = {}
     for node in graph.module.graph.nodes:
         copy = new_graph.node_copy(node, copies.__getitem__)
         copies[node] = copy
+        originals[copy] = node
         for rewrite in types.rewrites.get(node, ()):
             rewrite(copy, resize)
+        if node not in types.sized and has_tensors(node.meta["value"]):
+            _keep_numbers(copy, originals)
         copy.meta = {"value": _new_value(node, copy, types, resize)}
         path = str(node.target)
         if node.op == "get_attr" and path not in root:
             root[path] = tensor(path) if path in types.canonical else _attribute(graph.module, path)
         elif node.op == "call_module" and path not in root:
             root[path] = _new_module(graph.module, path, types, resize, tensor)
+    _erase_unused_numbers(new_graph)
     module = fx.GraphModule(root, new_graph, class_name=type(graph.module).__name__)
     _keep_modes(graph.module, module)
     lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
@@ -139,19 +145,43 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -
     return predicted
 
 
+class _Unknown:
+    """The value of a number that cannot be computed from the new sizes; whoever needed it keeps its old value."""
+
+
 def _computed(node: fx.Node) -> Any:
     """The value of a node whose inputs are known, where sizes are computed from sizes."""
     try:
         return evaluate(node, _no_attribute)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise SurgeryError(
-            f"{node.name}: its sizes are computed in a way that does not follow the new widths"
-            f" ({one_line(error)}); name the spaces to change and leave out those that it touches"
-        ) from error
+    except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
+        return _Unknown()
 
 
 def _no_attribute(path: str) -> Any:
     raise SurgeryError(f"{path}: a module between sizes")
+
+
+def _keep_numbers(copy: fx.Node, originals: Mapping[fx.Node, fx.Node]) -> None:
+    """Numbers that are computed from widths but are no sizes (`x * width ** -0.5`) keep their old values."""
+
+    def kept(source: fx.Node) -> Any:
+        old = originals[source].meta["value"]
+        return source if has_tensors(old) or _same(source.meta["value"], old) else old
+
+    copy.args = fx.map_arg(copy.args, kept)
+    copy.kwargs = fx.map_arg(copy.kwargs, kept)
+
+
+def _same(new: Any, old: Any) -> bool:
+    return type(new) is type(old) and bool(new == old)
+
+
+def _erase_unused_numbers(graph: fx.Graph) -> None:
+    """Sizes that nobody asks for any more go; they might not even be computable."""
+    for node in reversed(list(graph.nodes)):
+        number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
+        if number and not node.users and node.target is not operator.setitem:
+            graph.erase_node(node)
 
 
 def _resized(value: Any, typed: Any, resize: Resize) -> Any:
@@ -166,11 +196,13 @@ def _resized(value: Any, typed: Any, resize: Resize) -> Any:
 
 
 def _compare(node: fx.Node, predicted: Any, computed: Any) -> None:
+    if isinstance(computed, _Unknown):
+        raise SurgeryError(f"{node.name}: its sizes do not follow the new widths; leave out the spaces that it touches")
     if isinstance(predicted, Tensor):
         if predicted.shape != computed.shape:
             raise SurgeryError(
                 f"{node.name}: its computed sizes give {tuple(computed.shape)} where the types say"
-                f" {tuple(predicted.shape)}; freeze the spaces that it touches"
+                f" {tuple(predicted.shape)}; leave out the spaces that it touches"
             )
     elif isinstance(predicted, tuple):
         for p, c in zip(predicted, computed, strict=True):

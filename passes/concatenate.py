@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
 from graphsurgery.direct_sum import why_not_the_mean
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import ParameterType, TensorType
+from graphsurgery.facts import ParameterType, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
@@ -102,6 +102,7 @@ class _Family:
             self.nodes.append(nodes)
             self.names.append(names)
             self.dims.append(match_dims(first, other, names))
+            _check_numbers(first, nodes)
         self.summed = {space.dim for space in first.spaces if space.outer}
         for space in first.spaces:
             sizes = [self.dim_size(t, space.dim) for t in range(len(graphs))]
@@ -202,6 +203,18 @@ class _Family:
                 found.append(torch.arange(offset, offset + size))
             offset += size
         return torch.cat(found)
+
+
+def _check_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> None:
+    """A number that is computed from a width, and is no size, has one value in the direct sum."""
+    types = first.types
+    for node in first.module.graph.nodes:
+        if node in types.sized or node in types.rewrites or not has_tensors(node.meta["value"]):
+            continue
+        for number in node.all_input_nodes:
+            mine, theirs = number.meta["value"], nodes[number].meta["value"]
+            if not has_tensors(mine) and mine != theirs:
+                raise SurgeryError(f"concatenate: {node.name} uses {mine} in one network and {theirs} in another")
 
 
 def _as_slice(places: Tensor) -> slice | None:

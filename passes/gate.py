@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.layers import ChannelGate, scale_axis
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.remap import rebuild, remap
+from graphsurgery.rules.movement import RESHAPES
 from graphsurgery.values import propagate
 
 
@@ -99,7 +101,14 @@ def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim,
     return chosen
 
 
-def _batch_axes(graph: ModelGraph) -> dict[str, int]:
+class BatchAxis(NamedTuple):
+    """The axis of a tensor that holds the batch, and how many entries it has for each example."""
+
+    axis: int
+    inner: int
+
+
+def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis]:
     """The axis that holds the batch in the tensor of every node that has one; found by a batch of another size."""
     shadow = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -116,15 +125,37 @@ def _batch_axes(graph: ModelGraph) -> dict[str, int]:
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise SurgeryError(f"gate: the network does not take a batch of {new}: {one_line(error)}") from error
-    found = {}
+    found: dict[str, BatchAxis] = {}
     for node, copy in copies.items():
         value, other = node.meta["value"], copy.meta["value"]
         if not isinstance(value, Tensor) or value.dim() != other.dim():
             continue
         changed = [i for i, sizes in enumerate(zip(value.shape, other.shape, strict=True)) if sizes[0] != sizes[1]]
-        if len(changed) == 1 and (value.shape[changed[0]], other.shape[changed[0]]) == (old, new):
-            found[node.name] = changed[0]
+        if len(changed) != 1:
+            continue
+        axis = changed[0]
+        inner, rest = divmod(value.shape[axis], old)
+        if rest or other.shape[axis] != inner * new:
+            continue
+        if inner == 1 or _is_outermost(node, axis, inner, found):
+            found[node.name] = BatchAxis(axis, inner)
     return found
+
+
+def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, BatchAxis]) -> bool:
+    """Whether an axis that is the batch times something (windows, heads) has the batch on the outside.
+
+    A reshape keeps the order of elements, so the batch stays outermost where as many elements lie before it; every
+    other operator hands on the axis that it is given.
+    """
+    known = [(source, found[source.name]) for source in node.all_input_nodes if source.name in found]
+    if not known:
+        return False
+    source, place = known[0]
+    if isinstance(node.target, Hashable) and node.target in RESHAPES:
+        before, after = source.meta["value"].shape[: place.axis], node.meta["value"].shape[:axis]
+        return math.prod(before) == math.prod(after)
+    return any(place.inner == inner for _, place in known)
 
 
 def why_nothing(graph: ModelGraph) -> str:
@@ -137,7 +168,7 @@ def why_nothing(graph: ModelGraph) -> str:
 
 
 def _scale_reads(
-    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, int]
+    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, BatchAxis]
 ) -> None:
     """Put a scale between every read value and its readers; readers of one value share it.
 
@@ -156,9 +187,9 @@ def _scale_reads(
         if key not in scaled:
             parts = tuple(_part(term, gated, masks) for term in resolve(typed[access.dim]))
             with reader.graph.inserting_before(reader):
-                batch = batches[access.value.name]
-                arguments = (value, access.dim, parts) if batch == 0 else (value, access.dim, parts, batch)
-                scaled[key] = reader.graph.call_function(scale_axis, arguments)
+                batch, inner = batches[access.value.name]
+                options: dict[str, Any] = {"batch": batch} | ({"merged": True} if inner > 1 else {})
+                scaled[key] = reader.graph.call_function(scale_axis, (value, access.dim, parts), options)
             scaled[key].meta["value"] = value.meta["value"]
         reader.replace_input_with(value, scaled[key])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -17,40 +18,88 @@ from graphsurgery.inference import Inference, rule
 from graphsurgery.rules.contraction import set_argument
 
 
-def write_sizes(infer: Inference, axes: Sequence[Axis], get: Callable[[fx.Node], Sequence[Any]], put: Any) -> None:
-    """On a rebuild, literal sizes of a call become the new sizes of these axes; -1 and computed sizes stay."""
+def write_sizes(
+    infer: Inference,
+    axes: Sequence[Axis],
+    get: Callable[[fx.Node], Any],
+    put: Callable[[fx.Node, list[Any]], None],
+    *,
+    may_infer: bool = False,
+) -> None:
+    """On a rebuild, the sizes in a call become the new sizes of these axes.
+
+    A size that is computed stays computed where it comes out right, so that other batches and resolutions keep
+    working; where it does not (`width // heads`, when heads were cut), the types have the last word. -1 stays.
+
+    Args:
+        infer: at the node that is called.
+        axes: what the sizes are the sizes of.
+        get, put: where the sizes stand in the call.
+        may_infer: whether the operator takes a -1, which serves where a wrong size is a product with the batch.
+    """
+    infer.sized.add(infer.node)
 
     def resize(node: fx.Node, new: Resize) -> None:
-        old = get(node)
-        sizes = [
-            new.size(axis) if isinstance(size, int) and size != -1 and not ax.is_fixed(axis) else size
-            for size, axis in zip(old, axes, strict=True)
-        ]
-        if sizes != list(old):
+        wanted = [new.size(axis) for axis in axes]
+        written = _elements(node, get(node), wanted)
+        sizes = [old if _number(old) in (-1, size) else size for old, size in zip(written, wanted, strict=True)]
+        for index, (old, size) in enumerate(zip(written, sizes, strict=True)):
+            partly_fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
+            if may_infer and size is not old and isinstance(old, fx.Node) and partly_fixed and -1 not in sizes:
+                sizes[index] = -1
+        if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
 
-    if not all(ax.is_fixed(axis) for axis in axes):
-        infer.on_rebuild(resize)
+    infer.on_rebuild(resize)
 
 
-def _varargs(node: fx.Node) -> Sequence[Any]:
-    """The sizes of `x.view(2, 3)` or `x.view((2, 3))`."""
-    sizes = node.args[1:] or node.kwargs.get("shape") or node.kwargs.get("size")
-    return sizes[0] if isinstance(sizes, tuple) and isinstance(sizes[0], (list, tuple)) else sizes  # type: ignore
+def _number(size: Any) -> Any:
+    return size.meta["value"] if isinstance(size, fx.Node) else size
+
+
+def _elements(node: fx.Node, written: Any, wanted: list[int]) -> Sequence[Any]:
+    """The sizes one by one, also of a call whose sizes are one computed value (`x.view(y.shape)`)."""
+    if not isinstance(written, fx.Node):
+        return written
+    value = written.meta["value"]
+    if not isinstance(value, tuple) or len(value) != len(wanted):
+        return wanted
+    elements = []
+    for index, size in enumerate(value):
+        with node.graph.inserting_before(node):
+            elements.append(node.graph.call_function(operator.getitem, (written, index)))
+        elements[-1].meta["value"] = size
+    return elements
+
+
+def _varargs(node: fx.Node) -> Any:
+    """The sizes of `x.view(2, 3)`, `x.view((2, 3))` or `x.view(y.shape)`."""
+    sizes: Any = node.args[1:] or node.kwargs.get("shape") or node.kwargs.get("size")
+    if isinstance(sizes, tuple) and len(sizes) == 1:
+        first = sizes[0]
+        if isinstance(first, (list, tuple)) or (isinstance(first, fx.Node) and isinstance(first.meta["value"], tuple)):
+            return first
+    return sizes
 
 
 def _put_varargs(node: fx.Node, sizes: list[Any]) -> None:
-    nested = len(node.args) > 1 and isinstance(node.args[1], (list, tuple))
-    node.args = (node.args[0], tuple(sizes)) if nested or len(node.args) == 1 else (node.args[0], *sizes)
+    nested = len(node.args) == 1 or isinstance(node.args[1], (list, tuple)) or node.op == "call_function"
+    node.args = (node.args[0], tuple(sizes)) if nested else (node.args[0], *sizes)
     node.kwargs = {}
 
 
+RESHAPES = frozenset(
+    {torch.reshape, "reshape", "view", torch.flatten, "flatten", torch.unflatten, "unflatten", "view_as", "reshape_as"}
+)
+
+
 @rule(torch.reshape, "reshape", "view")
-def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) -> TensorType:  # noqa: ARG001
+def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) -> TensorType:
     """Matches runs of input axes with runs of output axes of equal size; each run is a product, refined to fit."""
+    if any(isinstance(size, torch.dtype) for size in (*shape, *options.values())):
+        raise Clash("its memory is read as another type")
     result = reshaped(infer, input, infer.value.shape)
-    if not isinstance(_varargs(infer.node), fx.Node):
-        write_sizes(infer, result.axes, _varargs, _put_varargs)
+    write_sizes(infer, result.axes, _varargs, _put_varargs, may_infer=True)
     return result
 
 
@@ -132,8 +181,8 @@ def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> Tens
     shape = infer.value.shape
     parts = reshaped(infer, TensorType([input[dim]]), shape[dim : dim + len(shape) - len(input) + 1]).axes
 
-    def get(node: fx.Node) -> Sequence[Any]:
-        return node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]  # type: ignore[return-value]
+    def get(node: fx.Node) -> Any:
+        return node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]
 
     write_sizes(infer, parts, get, lambda node, new: set_argument(node, 2, "sizes", tuple(new)))
     return TensorType([*input.axes[:dim], *parts, *input.axes[dim + 1 :]])

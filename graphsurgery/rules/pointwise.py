@@ -99,7 +99,7 @@ def _meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
 
 
 @rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0) -> TensorType:  # noqa: ARG001
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0, merged: bool = False) -> TensorType:  # noqa: ARG001
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:

@@ -170,16 +170,34 @@ def test_embeddings():
     assert small.module.get_submodule("0").embedding_dim == 2
 
 
-def test_a_read_where_the_batch_is_merged_is_not_gated():
+def test_a_read_where_each_example_has_several_rows_is_gated_by_example():
     network = Network(
         lambda n, x: n.b(torch.tanh(n.a(x.flatten(0, 1)))).unflatten(0, (-1, 5)), a=nn.Linear(3, 8), b=nn.Linear(8, 2)
+    )
+    assert_contracts(network, (5, 3))
+    apart = Network(lambda n, x: n.b(torch.tanh(n.a(x))), a=network.a, b=network.b)
+    outputs = []
+    for each in (network, apart):
+        gated = gate(gs.trace(each.double(), torch.zeros(4, 5, 3)), loc=0.0)
+        gated.module.train()
+        torch.manual_seed(0)
+        outputs.append(gated(torch.ones(4, 5, 3, dtype=torch.float64)))
+    assert deviation(*outputs) < 1e-12
+    assert not torch.equal(outputs[0][0], outputs[0][1])
+
+
+def test_a_read_where_the_rows_of_the_examples_alternate_is_not_gated():
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.a(x.transpose(0, 1).flatten(0, 1)))).unflatten(0, (5, -1)),
+        a=nn.Linear(3, 8),
+        b=nn.Linear(8, 2),
     )
     graph, x, _ = typed(network, (5, 3))
     with pytest.raises(gs.SurgeryError, match="b reads space a where the batch is no axis of its own"):
         gate(graph, ["a"])
     with pytest.raises(gs.SurgeryError, match="every read merges the batch with other axes"):
         gate(graph)
-    assert compress(graph, 0.5)(*x).shape == (3, 5, 2)
+    assert compress(graph, 0.5)(*x).shape == (5, 3, 2)
 
 
 def test_tokens_before_the_batch_are_gated():
