@@ -275,7 +275,10 @@ def _unify_terms(s: Term, t: Term) -> None:
             right.extend([y] if y else [])
             continue
         if x.size != y.size and 1 in (x.size, y.size):
-            raise Clash(f"a single index of a product stands against {max(x.size, y.size)}")
+            # A single factor has nothing to stand against: it is the unit, which is fixed.
+            single, longer, stack = (x, y, right) if x.size == 1 else (y, x, left)
+            single.fixed = True
+            stack.append(longer)
         elif x.size > y.size:
             left.append(_divide(x, y))
         elif y.size > x.size:

@@ -113,9 +113,9 @@ class Inference:
         """The node's parameters write this axis."""
         self.writers.append(Access(self.node, axis))
 
-    def reads(self, argument: int, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument number `argument`, with axis `weight_axis` of a weight."""
-        value = self.node.args[argument] if len(self.node.args) > argument else None
+    def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
+        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
+        value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
         if weight is None or weight.parameter is None:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False))

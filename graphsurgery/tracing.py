@@ -33,6 +33,11 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() == 0:
             raise SurgeryError("trace: example inputs are tensors [batch, ...]")
+    for path, part in model.named_modules():
+        kind, home = type(part).__name__, type(part).__module__
+        if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
+            where = path or type(model).__name__
+            raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
     graph = traces.both_modes()

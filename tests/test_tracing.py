@@ -386,3 +386,12 @@ class Two(nn.Module):
 def test_wrong_inputs_are_refused(network, inputs, message):
     with pytest.raises(gs.SurgeryError, match=message):
         gs.trace(network, inputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_int8_weights_are_refused():
+    network = torchvision.models.quantization.mobilenet_v2(quantize=False).eval()
+    assert "features.0.0" in {s.name for s in gs.trace(network, torch.zeros(2, 3, 32, 32)).spaces}
+    int8 = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
+    with pytest.raises(gs.TraceError, match="0: its weights are int8; trace the network before it is converted"):
+        gs.trace(int8, torch.zeros(2, 4))

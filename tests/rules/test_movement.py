@@ -98,7 +98,7 @@ FROZEN = {
     "slice across a product": (
         between(lambda h: h.flatten(1)[:, 5:, None, None], after=123), (3, 4, 4), "a slice: a border at 5 falls inside",
     ),
-    "reshape across": (flat(lambda h: torch.cat([h, h[:, :4]], 1).view(-1, 3, 4).flatten(1)[:, :8]), (3,), ""),
+    "reshape across": (flat(lambda h: torch.cat([h, h[:, :4]], 1).view(-1, 2, 6).flatten(1)[:, :8]), (3,), ""),
     "unknown form": (flat(lambda h: torch.swapaxes(h[:, None], axis0=1, axis1=2)[..., 0]), (3,), "form that its rule"),
     "unknown method": (flat(lambda h: h.movedim(1, 0).movedim(0, 1)), (3,), "no rule for movedim"),
 }  # fmt: skip
