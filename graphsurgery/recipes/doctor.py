@@ -34,6 +34,8 @@ class DoctorReport:
         editable: share of the parameters that have an axis which can change.
         held: the other parameters: what holds them, and how many that are.
         kept: share of the parameters that stays when half of every space is kept; None if nothing can be removed.
+        sensitivity: by what share of itself the least sensitive output of what the passes were measured on changes
+            when the inputs are others; where it is close to 0, equal outputs say little. None if nothing was measured.
         contracts: what was measured.
         seconds: wall-clock time of everything.
     """
@@ -46,6 +48,7 @@ class DoctorReport:
     editable: float
     held: tuple[tuple[str, int], ...]
     kept: float | None
+    sensitivity: float | None
     contracts: tuple[Contract, ...]
     seconds: float
 
@@ -91,7 +94,8 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
         dtype = compared.dtype
         traced = compared.traced if size.parameters <= LARGE else None
         del compared
-    contracts += _passes(graph, size.parameters, seed, traced, dtype, onnx)
+    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, onnx)
+    contracts += passes
     held = held_parameters(graph)
     parameters = size.parameters if reference is None else sum(p.numel() for p in reference.parameters())
     if parameters > size.parameters:
@@ -105,6 +109,7 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
         editable=_editable(graph) / max(1, parameters),
         held=tuple(held.items()),
         kept=kept_at_half(graph, seed),
+        sensitivity=sensitivity,
         contracts=tuple(contracts),
         seconds=time.perf_counter() - began,
     )
@@ -112,16 +117,20 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
 
 def _passes(
     graph: ModelGraph, parameters: int, seed: int, traced: ModelGraph | None, dtype: torch.dtype, onnx: bool
-) -> list[Contract]:
-    """The contracts of the passes; where memory allows none to be measured, each says so."""
+) -> tuple[list[Contract], float | None]:
+    """The contracts of the passes, where memory allows them to be measured, and the sensitivity of what they are of."""
     try:
         subject = settle(graph, seed, parameters / LARGE, traced, dtype)
     except NothingToCompareError as cause:
         names = [name for name in TOLERANCES if not name.startswith("traced") and "mixed" not in name]
         names = [name for name in names if onnx or not name.startswith("ONNX")]
-        return [Contract(name, None, TOLERANCES[name], 0.0, absent=str(cause)) for name in names]
+        return [Contract(name, None, TOLERANCES[name], 0.0, absent=str(cause)) for name in names], None
     del traced
-    return PassContracts(subject, seed).all(onnx=onnx)
+    try:
+        sensitivity = subject.sensitivity(seed)
+    except Exception:  # a network that does not run shows in its contracts
+        sensitivity = None
+    return PassContracts(subject, seed).all(onnx=onnx), sensitivity
 
 
 def _editable(graph: ModelGraph) -> int:

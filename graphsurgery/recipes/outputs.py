@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,10 @@ def run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Ten
         return named_outputs(module(*inputs))
 
 
-def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest relative deviation of any output, each in proportion to its own largest value.
+def apart(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, over: Callable[[list[float]], float] = max
+) -> float:
+    """The relative deviation of the outputs, each in proportion to its own largest value: the largest, or another.
 
     Raises:
         UnlikeError: they are not the same outputs, or not of the same shapes.
@@ -60,4 +62,4 @@ def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise UnlikeError(f"output {name} has the shape {list(found[name].shape)}, expected {list(tensor.shape)}")
-    return max((deviation(found[name], tensor) for name, tensor in expected.items()), default=0.0)
+    return over([deviation(found[name], tensor) for name, tensor in expected.items()] or [0.0])

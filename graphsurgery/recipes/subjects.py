@@ -15,6 +15,8 @@ from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.passes.compress import compress
 
+_LARGEST_GAIN = 2.0
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -92,16 +94,12 @@ def fill(module: nn.Module, seed: int) -> None:
             owner._parameters[name] = new[id(parameter)]
 
 
-def randomize(module: nn.Module, seed: int, *, perturb: float = 0.0) -> None:
-    """Draw the statistics and affine values of all norms, in place, and whatever is too small to be seen in an output.
+def randomize(module: nn.Module, seed: int) -> None:
+    """Draw what would hide a mistake or blow one up, in place: norms, and weights far from the scale of their reads.
 
-    Fresh networks have norms that do nothing, biases of 0 and layer scales of 1e-6: they would hide every mistake.
-    What is drawn gets new memory, so that a network which shares its own (`light_copy`) keeps its values.
-
-    Args:
-        module: changed in place.
-        seed: of the drawing.
-        perturb: every other parameter changes by this share of itself.
+    Fresh networks have norms that do nothing, biases of 0 and layer scales of 1e-6, behind which a mistake is not seen,
+    and squeezing weights so large that rounding alone is. What is drawn gets new memory, so that a network which shares
+    its own (`light_copy`) keeps its values.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in _floating(module):
@@ -113,8 +111,72 @@ def randomize(module: nn.Module, seed: int, *, perturb: float = 0.0) -> None:
         elif isinstance(tensor, nn.Parameter):
             if float(tensor.detach().abs().max()) < 1e-3:
                 tensor.data = _normal(tensor, generator) / math.sqrt(_fan_in(tensor))
-            elif perturb:
-                tensor.data = tensor.data * (1 + perturb * _normal(tensor, generator))
+            elif tensor.dim() > 1 and (gain := _spread(tensor) * math.sqrt(_fan_in(tensor))) > _LARGEST_GAIN:
+                tensor.data = tensor.data / gain
+
+
+def redraw(module: nn.Module, seed: int) -> None:
+    """Draw every parameter anew, with the mean and the spread that its values have; in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, tensor in _floating(module):
+        if isinstance(tensor, nn.Parameter):
+            spread = _spread(tensor) or float(tensor.detach().abs().mean())
+            tensor.data = tensor.data.mean() + spread * _normal(tensor, generator)
+
+
+def change_last_digits(module: nn.Module, seed: int) -> None:
+    """Change every parameter by about the last digit of its precision, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, tensor in _floating(module):
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = tensor.data * (1 + torch.finfo(tensor.dtype).eps * _normal(tensor, generator))
+
+
+def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype, seed: int) -> None:
+    """Give every BatchNorm about the statistics of a random batch, in place, and none exactly.
+
+    Without it the signal fades in a deep network until its outputs are the same for every input, whatever its layers
+    do. All other layers evaluate meanwhile. A network that does not take such inputs stays as it is.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    modes = {each: each.training for each in module.modules()}
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    try:
+        with torch.no_grad():
+            module(*draw_inputs(specs, _calibrating_batch(specs), seed + 1, dtype))
+    except Exception:  # whatever the module's own code raises; who measures it will see
+        pass
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        _settle(norm, torch.Generator().manual_seed(seed))
+    for each, training in modes.items():
+        each.training = training
+
+
+def _calibrating_batch(specs: Sequence[InputSpec]) -> int:
+    """Examples enough that the deepest norms see more than a handful of positions, and no more than time allows."""
+    positions = max(math.prod(spec.shape[2:]) for spec in specs)
+    return min(32, max(4, 32 * 64 * 64 // positions))
+
+
+def _settle(norm: nn.modules.batchnorm._BatchNorm, generator: torch.Generator) -> None:
+    """Disturb the statistics a little, and raise those of channels that hardly moved, which would blow up rounding."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is not None and variance is not None:
+        variance.clamp_(min=0.1 * float(variance.mean()))
+        mean.add_(0.02 * variance.sqrt() * _normal(mean, generator))
+        variance.mul_(1 + 0.02 * _normal(variance, generator).clamp(-2, 2))
+
+
+def _spread(tensor: Tensor) -> float:
+    """Standard deviation of the values; 0 of a single one."""
+    return float(tensor.detach().std()) if tensor.numel() > 1 else 0.0
 
 
 def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

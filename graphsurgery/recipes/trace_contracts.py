@@ -13,7 +13,7 @@ from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.layers import hold
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, UnlikeError, measure
 from graphsurgery.recipes.outputs import apart, run
-from graphsurgery.recipes.subjects import draw_inputs, has_values, light_copy, randomize
+from graphsurgery.recipes.subjects import calibrate, draw_inputs, has_values, light_copy, randomize
 from graphsurgery.tracing import trace
 
 FLOAT32 = 1e-5
@@ -37,7 +37,6 @@ class TraceContracts:
             self._measured("traced = eager, evaluating", self._evaluating),
             self._measured("traced = eager, other batch sizes", self._other_batches),
             self._measured("traced = eager, another resolution", self._another_resolution),
-            # Last, because it moves the statistics of norms.
             self._measured("traced = eager, training", self._training),
         ]
 
@@ -49,8 +48,10 @@ class TraceContracts:
         for dtype in (torch.float32,) if large else (torch.float64, torch.float32):
             eager = light_copy(module).cpu().to(dtype).eval()
             randomize(eager, self.seed)
+            x = draw_inputs(self.specs, 2, self.seed, dtype)
+            calibrate(eager, self.specs, dtype, self.seed)
             try:
-                run(eager, draw_inputs(self.specs, 2, self.seed, dtype), self.seed)
+                run(eager, x, self.seed)
             except Exception as cause:  # whatever the module's own code raises
                 refusal = refusal or f"the module refuses its example inputs: {one_line(cause)}"
             else:
@@ -101,10 +102,15 @@ class TraceContracts:
 
     def _training(self) -> float:
         """The outputs, and the buffers that both have after it, such as the statistics of norms."""
-        outputs = self._apart(draw_inputs(self.specs, 2, self.seed, self.dtype), training=True)
+        if self.refusal:
+            raise NothingToCompareError(self.refusal)
         traced, eager = (dict(module.named_buffers()) for module in (self._trace().module, self.eager))
+        before = {name: buffer.clone() for name, buffer in traced.items()}
+        outputs = self._apart(draw_inputs(self.specs, 2, self.seed, self.dtype), training=True)
         common = [name for name in traced if name in eager]
         buffers = apart({n: traced[n] for n in common}, {n: eager[n] for n in common})
+        for name, buffer in traced.items():
+            buffer.copy_(before[name])
         return max(outputs, buffers)
 
     def _apart(self, x: Sequence[Tensor], *, training: bool) -> float:
