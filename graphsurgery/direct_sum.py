@@ -38,6 +38,9 @@ _LINEAR = frozenset(
         "float", "double", "clone", either,
     }
 ) - _NOT_LINEAR  # fmt: skip
+_CONSTANT = frozenset(
+    {torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "new_empty"}
+)
 _SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 
 
@@ -102,6 +105,8 @@ def _state(
     if not tensors or node.op == "placeholder":
         return _State.COMMON
     beside = any(dim in summed for typed in tensors for axis in typed.axes for dim in dims_of(axis))
+    if node.op in ("call_function", "call_method") and node.target in _CONSTANT:
+        return _State.BESIDE if beside else _State.COMMON
     if node.op == "get_attr":
         name = types.canonical.get(str(node.target))
         same = name is None or same_everywhere(name)

@@ -121,9 +121,14 @@ def scale_axis(
 
 
 def segmented_layer_norm(
-    x: Tensor, segments: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    segments: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    groups: Sequence[int] | None = None,
 ) -> Tensor:
-    """LayerNorm of each segment of the last axis by its own mean and variance.
+    """LayerNorm of each group of segments of the last axis by its own mean and variance.
 
     Args:
         x: `[..., sum(segments)]`.
@@ -131,9 +136,19 @@ def segmented_layer_norm(
         weight: scale `[sum(segments)]`, applied after all segments are normalised.
         bias: shift `[sum(segments)]`.
         eps: added to each variance.
+        groups: the group of each segment; by default every segment is one of its own.
     """
-    pieces = [F.layer_norm(piece, piece.shape[-1:], None, None, eps) for piece in x.split(list(segments), -1)]
-    y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    pieces = x.split(list(segments), -1)
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(range(len(pieces)) if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    normed = list(pieces)
+    for places in members.values():
+        whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], -1)
+        whole = F.layer_norm(whole, whole.shape[-1:], None, None, eps)
+        for index, piece in zip(places, whole.split([segments[i] for i in places], -1), strict=True):
+            normed[index] = piece
+    y = normed[0] if len(normed) == 1 else torch.cat(normed, -1)
     if weight is not None:
         y = y * weight
     return y if bias is None else y + bias
@@ -143,10 +158,16 @@ class SegmentedLayerNorm(nn.Module):
     """The module form of `segmented_layer_norm`: what LayerNorm becomes in a direct sum of networks."""
 
     def __init__(
-        self, segments: Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+        self,
+        segments: Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        groups: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.segments = tuple(segments)
+        self.groups = None if groups is None else tuple(groups)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         size = sum(self.segments)
@@ -154,7 +175,7 @@ class SegmentedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if elementwise_affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps)
+        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps, self.groups)
 
     def extra_repr(self) -> str:
-        return f"{self.segments}, eps={self.eps}"
+        return f"{self.segments}, eps={self.eps}" + ("" if self.groups is None else f", groups={self.groups}")
