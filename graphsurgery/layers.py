@@ -88,7 +88,11 @@ class ChannelGate(nn.Module):
 
 
 def scale_axis(
-    x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]], batch: int = 0, merged: bool = False
+    x: Tensor,
+    dim: int,
+    parts: Sequence[tuple[Tensor | None, int, int]],
+    batch: int | None = 0,
+    merged: bool = False,
 ) -> Tensor:
     """Multiply axis `dim` of `x` by per-example factors, laid out as the axis is typed.
 
@@ -97,18 +101,19 @@ def scale_axis(
         dim: the axis that is scaled.
         parts: one `(mask, outer, inner)` for each term of the axis, in order. `mask [batch, n]` stands for the term
             `outer · n · inner`; a mask of None leaves `outer · inner` indices as they are.
-        batch: the axis of the examples.
+        batch: the axis of the examples; None where there is none, and the mask of the first example serves for all.
         merged: whether that axis has several entries (windows, heads) for each example, next to each other.
     """
     factors = []
+    rows = 1 if batch is None else x.shape[batch]
     for mask, outer, inner in parts:
         if mask is None:
             ones = torch.ones((1, outer * inner), dtype=x.dtype, device=x.device)
-            factors.append(ones.expand(x.shape[batch], -1))
+            factors.append(ones.expand(rows, -1))
             continue
-        factor = mask
+        factor = mask[:1] if batch is None else mask
         if merged:
-            factor = factor.unsqueeze(1).expand(-1, x.shape[batch] // mask.shape[0], -1).flatten(0, 1)
+            factor = factor.unsqueeze(1).expand(-1, rows // mask.shape[0], -1).flatten(0, 1)
         if inner > 1:
             factor = factor.unsqueeze(2).expand(-1, -1, inner).flatten(1)
         if outer > 1:
@@ -116,8 +121,10 @@ def scale_axis(
         factors.append(factor)
     factor = factors[0] if len(factors) == 1 else torch.cat(factors, 1)
     shape = [1] * x.dim()
-    shape[batch], shape[dim] = -1, factor.shape[1]
-    return x * (factor if batch < dim else factor.t()).reshape(shape)
+    shape[dim] = factor.shape[1]
+    if batch is not None:
+        shape[batch] = -1
+    return x * (factor if batch is None or batch < dim else factor.t()).reshape(shape)
 
 
 def segmented_layer_norm(
