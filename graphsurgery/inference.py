@@ -232,7 +232,7 @@ class Inference:
 
     def call_module(self) -> Any:
         self.submodule = self.module.get_submodule(str(self.node.target))
-        return self._apply(type(self.submodule))
+        return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
 
     def _typed(self, argument: Any) -> Any:
         return fx.map_arg(argument, lambda node: self.types[node])
@@ -244,7 +244,9 @@ class Inference:
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         function = RULES.get(key)
         if function is None:
-            return self._opaque(f"no rule for {self.operator()}", args, kwargs)
+            unfollowed = self.node.meta.get("unfollowed")
+            reason = f"is kept whole: {unfollowed}" if unfollowed else f"no rule for {self.operator()}"
+            return self._opaque(reason, args, kwargs)
         try:
             result = function(self, *args, **kwargs)
         except Clash as clash:
@@ -258,12 +260,11 @@ class Inference:
         return result
 
     def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
-        self.freeze(reason, args, kwargs)
+        parameters = []
         if self.node.op == "call_module":
-            for name, _ in self.submodule.named_parameters():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
-            for name, _ in self.submodule.named_buffers():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+            tensors = (*self.submodule.named_parameters(), *self.submodule.named_buffers())
+            parameters = [self._parameter(f"{self.node.target}.{name}") for name, _ in tensors]
+        self.freeze(reason, args, kwargs, parameters)
         return self.untyped()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphsurgery.facts import map_values
+from graphsurgery.layers import TrainingFlag
 from graphsurgery.rules.norms import PER_CHANNEL_NORMS
 from graphsurgery.rules.pointwise import UNARY_MODULES
 
@@ -57,11 +59,13 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         return attribute(str(node.target))
     if node.op == "call_module":
         module = attribute(str(node.target))
+        if type(module) is TrainingFlag:
+            return False
         if type(module) in SHAPE_KEEPING and isinstance(args[0], Tensor):
             return args[0]
         if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
             return args[0].new_empty((*args[0].shape[:-2], module.output_size, module.output_size))
-        return module.forward(*args, **kwargs)
+        return run_on_meta(module, args, kwargs)
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
     if node.op == "call_method":
@@ -79,6 +83,30 @@ def _alike(operands: Sequence[Any]) -> bool:
     if len(operands) != 2 or not all(isinstance(operand, Tensor) for operand in operands):
         return False
     return operands[0].shape == operands[1].shape and operands[0].dtype == operands[1].dtype
+
+
+def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a module gives on meta tensors.
+
+    A module of the user's may look at values, which meta tensors do not have; it is then run on random numbers.
+    """
+    try:
+        return module.forward(*args, **kwargs)
+    except Exception:
+        if not is_foreign(module):
+            raise
+    with torch.random.fork_rng(devices=[]):
+        filled = copy_module(module, _filled)
+        return map_values(filled(*map_values(args, _filled), **map_values(kwargs, _filled)), meta_of)
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Whether a leaf is neither torch's nor ours, but a module that a trace has kept whole."""
+    return not type(module).__module__.startswith(("torch.", "torchvision.ops", "graphsurgery."))
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    return torch.rand(tensor.shape).to(tensor.dtype)
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:

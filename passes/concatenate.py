@@ -230,43 +230,62 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 
 def _segment_norms(family: _Family, new: ModelGraph) -> None:
-    """Give every LayerNorm over a summed axis a segment for each teacher."""
+    """Let every LayerNorm over a summed axis normalise each teacher's channels by themselves."""
     graphs = family.graphs
     copies = {node.name: node for node in new.module.graph.nodes}
     for mixing in graphs[0].types.mixings:
         if not mixing.kind.endswith("layer_norm") or not family.is_summed(mixing.axis):
             continue
-        if len(resolve(mixing.axis)) != 1:
-            raise SurgeryError(f"{mixing.node.name}: a LayerNorm over a concat of several spaces has no direct sum")
-        segments = tuple(n for t, g in enumerate(graphs) for n in _segments(g, family.nodes[t][mixing.node]))
+        owner = torch.full((family.size(mixing.axis),), -1)
+        for teacher, graph in enumerate(graphs):
+            own = _group_of_channel(graph, family.nodes[teacher][mixing.node])
+            places = family.places(teacher, mixing.axis)
+            if bool((owner[places] >= 0).any()):
+                raise SurgeryError(f"{mixing.node.name}: a LayerNorm over channels that the networks share")
+            owner[places] = own + int(owner.max()) + 1
+        sizes, groups = _runs(owner)
         if mixing.node.op == "call_module":
-            _replace_norm(new.module, str(mixing.node.target), segments)
+            _replace_norm(new.module, str(mixing.node.target), sizes, groups)
         else:
             copy = copies[mixing.node.name]
             copy.target = segmented_layer_norm
-            set_argument(copy, 1, "segments", segments)
+            set_argument(copy, 1, "segments", sizes)
             copy.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in copy.kwargs.items()}
+            if groups is not None:
+                set_argument(copy, 5, "groups", groups)
 
 
-def _segments(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
-    """The segments of a norm in one teacher."""
+def _group_of_channel(graph: ModelGraph, node: fx.Node) -> Tensor:
+    """The number of the group that normalises each channel, in one teacher."""
+    groups: Any = None
     if node.op == "call_module":
         module = graph.module.get_submodule(str(node.target))
         if isinstance(module, SegmentedLayerNorm):
-            return module.segments
-        assert isinstance(module, nn.LayerNorm)
-        return tuple(module.normalized_shape)
-    written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
-    return tuple(written.meta["value"] if isinstance(written, fx.Node) else written)
+            sizes, groups = module.segments, module.groups
+        else:
+            assert isinstance(module, nn.LayerNorm)
+            sizes = tuple(module.normalized_shape)
+    else:
+        written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
+        sizes = tuple(written.meta["value"] if isinstance(written, fx.Node) else written)
+        groups = node.args[5] if len(node.args) > 5 else node.kwargs.get("groups")
+    numbers = torch.arange(len(sizes)) if groups is None else torch.tensor(groups)
+    return numbers.repeat_interleave(torch.tensor(sizes))
 
 
-def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...]) -> None:
+def _runs(owner: Tensor) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Neighbours of one group as segments; the groups only where one has several segments."""
+    groups, sizes = (tuple(values.tolist()) for values in torch.unique_consecutive(owner, return_counts=True))
+    return sizes, None if len(set(groups)) == len(groups) else groups
+
+
+def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...], groups: tuple[int, ...] | None) -> None:
     old = module.get_submodule(path)
     if isinstance(old, SegmentedLayerNorm):
-        old.segments = segments
+        old.segments, old.groups = segments, groups
         return
     assert isinstance(old, nn.LayerNorm)
-    new = SegmentedLayerNorm(segments, old.eps, old.elementwise_affine, old.bias is not None)
+    new = SegmentedLayerNorm(segments, old.eps, old.elementwise_affine, old.bias is not None, groups)
     new.weight, new.bias, new.training = old.weight, old.bias, old.training
     parent, _, name = path.rpartition(".")
     setattr(module.get_submodule(parent), name, new)

@@ -43,14 +43,25 @@ def write_sizes(
         wanted = [new.size(axis) for axis in axes]
         written = _elements(node, get(node), wanted)
         sizes = [old if _number(old) in (-1, size) else size for old, size in zip(written, wanted, strict=True)]
-        for index, (old, size) in enumerate(zip(written, sizes, strict=True)):
-            partly_fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
-            if may_infer and size is not old and isinstance(old, fx.Node) and partly_fixed and -1 not in sizes:
-                sizes[index] = -1
+        if may_infer:
+            _infer_the_batch(sizes, written, wanted, axes)
         if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
 
     infer.on_rebuild(resize)
+
+
+def _infer_the_batch(sizes: list[Any], written: Sequence[Any], wanted: Sequence[int], axes: Sequence[Axis]) -> None:
+    """A computed size that changes, and has a fixed factor, may be a product with the batch: it becomes the -1."""
+    changed = [i for i, (old, size) in enumerate(zip(written, sizes, strict=True)) if size is not old]
+    for index in changed:
+        fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
+        if isinstance(written[index], fx.Node) and fixed:
+            sizes[:] = [
+                size if old != -1 else wanted[i] for i, (old, size) in enumerate(zip(written, sizes, strict=True))
+            ]
+            sizes[index] = -1
+            return
 
 
 def _number(size: Any) -> Any:

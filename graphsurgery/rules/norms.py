@@ -125,7 +125,7 @@ def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
 
     def resize(module: nn.Module, new: Resize) -> None:
         assert isinstance(module, SegmentedLayerNorm)
-        module.segments = new.segments(x[-1], module.segments)
+        module.segments, module.groups = _left(new, x[-1], module.segments, module.groups)
 
     infer.on_module(resize)
     return TensorType(x.axes)
@@ -139,14 +139,31 @@ def segmented_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
 ) -> TensorType:
     """The functional form."""
     for vector in (weight, bias):
         if vector is not None:
             infer.unify(vector[0], x[-1])
     infer.mixes(x[-1], "segmented_layer_norm")
-    infer.on_rebuild(lambda node, new: set_argument(node, 1, "segments", new.segments(x[-1], tuple(segments))))
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left = _left(new, x[-1], segments, groups)
+        set_argument(node, 1, "segments", left[0])
+        if groups is not None:
+            set_argument(node, 5, "groups", left[1])
+
+    infer.on_rebuild(resize)
     return TensorType(x.axes)
+
+
+def _left(
+    new: Resize, axis: ax.Axis, segments: Sequence[int], groups: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The new sizes of segments, and their groups; segments that are left empty go."""
+    sizes = new.segments(axis, tuple(segments))
+    kept = [index for index, size in enumerate(sizes) if size]
+    return tuple(sizes[i] for i in kept), None if groups is None else tuple(groups[i] for i in kept)
 
 
 @rule(nn.RMSNorm)

@@ -13,7 +13,7 @@ from torch import nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import TensorType, tensor_types
 from graphsurgery.inference import Inference, rule
-from graphsurgery.layers import scale_axis
+from graphsurgery.layers import either, scale_axis
 
 UNARY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -129,8 +129,21 @@ def meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
     return other
 
 
+@rule(either)
+def one_of_two(infer: Inference, training: bool, in_training: Any, in_evaluation: Any) -> Any:  # noqa: ARG001
+    """Both values have one type; where they are not alike (auxiliary outputs), they are what the network gives."""
+    alike = isinstance(in_training, TensorType) and isinstance(in_evaluation, TensorType)
+    if alike and in_training.shape == in_evaluation.shape:
+        return broadcast(infer, in_training, in_evaluation)
+    if any(user.op != "output" for user in infer.node.users):
+        infer.freeze("is one thing in training and another in evaluation", in_training, in_evaluation)
+    elif not infer.open_outputs:
+        infer.fix(*(axis for typed in tensor_types((in_training, in_evaluation)) for axis in typed.axes))
+    return in_evaluation
+
+
 @rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0, merged: bool = False) -> TensorType:  # noqa: ARG001
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, **place: Any) -> TensorType:  # noqa: ARG001
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:

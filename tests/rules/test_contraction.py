@@ -283,6 +283,28 @@ def test_a_read_where_the_rows_of_the_examples_alternate_is_not_gated():
     assert compress(graph, 0.5)(*x).shape == (5, 3, 2)
 
 
+def test_a_read_of_constants_is_gated_once_for_the_batch():
+    def forward(net, x):
+        bias = net.c(torch.tanh(net.d(net.table)))
+        return net.b(torch.tanh(net.a(x))) + bias
+
+    table = {"table": torch.rand(5, 3)}
+    layers = {"a": nn.Linear(3, 8), "b": nn.Linear(8, 2), "c": nn.Linear(6, 2), "d": nn.Linear(3, 6)}
+    network = Network(forward, table, **layers)
+    assert_contracts(network, (5, 3))
+    gated = gate(gs.trace(network, torch.zeros(4, 5, 3, dtype=torch.float64)), ["d"], loc=0.0)
+    gated.module.train()
+    rows = gated(torch.zeros(4, 5, 3, dtype=torch.float64))
+    assert torch.equal(rows[0], rows[3])
+
+    def both(net, x):
+        return net.b(torch.tanh(net.a(x))) + net.b(torch.tanh(net.a(net.table)))
+
+    graph, *_ = typed(Network(both, {"table": torch.rand(5, 3)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), (5, 3))
+    with pytest.raises(gs.SurgeryError, match="reads space a where the batch is no axis of its own"):
+        gate(graph, ["a"])
+
+
 def test_tokens_before_the_batch_are_gated():
     network = Network(
         lambda n, x: n.b(torch.tanh(n.a(x.transpose(0, 1)))).transpose(0, 1), a=nn.Linear(3, 8), b=nn.Linear(8, 2)
