@@ -166,6 +166,8 @@ def _keep_numbers(copy: fx.Node, originals: Mapping[fx.Node, fx.Node]) -> None:
     """Numbers that are computed from widths but are no sizes (`x * width ** -0.5`) keep their old values."""
 
     def kept(source: fx.Node) -> Any:
+        if source not in originals:  # a rewrite has made it
+            return source
         old = originals[source].meta["value"]
         return source if has_tensors(old) or _same(source.meta["value"], old) else old
 

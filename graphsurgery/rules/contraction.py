@@ -75,7 +75,7 @@ def convolution_function(
     axis = _groups(groups)
     result = _convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
     return result
 
 
@@ -90,6 +90,21 @@ def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> N
         node.update_arg(position, value)
     else:
         node.update_kwarg(name, value)
+
+
+def resize_argument(node: torch.fx.Node, position: int, name: str, size: int) -> None:
+    """Set a size in a call; one that is computed stays in proportion, so that other batches keep working."""
+    old = node.args[position] if len(node.args) > position else node.kwargs[name]
+    if not isinstance(old, torch.fx.Node):
+        set_argument(node, position, name, size)
+        return
+    value: Any = old.meta["value"]
+    if value != size:
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(operator.mul, (old, size))
+            scaled = node.graph.call_function(operator.floordiv, (product, value))
+        product.meta["value"], scaled.meta["value"] = value * size, size
+        set_argument(node, position, name, scaled)
 
 
 def _convolve(
@@ -169,7 +184,7 @@ def transposed_convolution_function(
     axis = _groups(groups)
     result = _transposed(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
     return result
 
 
