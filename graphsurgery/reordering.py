@@ -48,7 +48,7 @@ class Known(Protocol):
         """Where the channels of a tensor are by now, in their old order; None if that cannot be said."""
 
     def wanted(self, node: fx.Node) -> Order | None:
-        """The order in which the one reader of a dense layer wants its channels; None where it does not matter."""
+        """The order in which a dense layer had best write its channels; None where it does not matter."""
 
 
 Planner = Callable[[Known, fx.Node], "Plan | None"]
@@ -246,25 +246,58 @@ def reduce(known: Known, node: fx.Node) -> Plan | None:
     return None if 0 in reduced else Plan({found[0]: found[1]}, result=found[1])
 
 
-@plan(torch.flatten, "flatten", nn.Flatten, torch.reshape, "reshape", "view")
-def flatten(known: Known, node: fx.Node) -> Plan | None:
-    """To `[batch, features]` for linear layers, which fix the number of positions: each channel is a block."""
+@plan("expand_as")
+def expand_as(known: Known, node: fx.Node) -> Plan | None:
+    """Stretched over positions, a tensor keeps the order of its channels; the other one gives nothing but its shape."""
+    found, other = _operand(known, node), node.args[1]
+    wiring = known.wires(other) if isinstance(other, fx.Node) else None
+    if found is None or wiring is None or found[0].meta["value"].shape[:2] != node.meta["value"].shape[:2]:
+        return None
+    assert isinstance(other, fx.Node)
+    return Plan({other: natural_order(wiring), found[0]: found[1]}, result=found[1])
+
+
+@plan(
+    torch.flatten, "flatten", nn.Flatten, torch.reshape, "reshape", "view", torch.squeeze, "squeeze", torch.unsqueeze,
+    "unsqueeze",
+)  # fmt: skip
+def lay_out(known: Known, node: fx.Node) -> Plan | None:
+    """Keeps the order where only positions are laid out anew, and where linear layers read `[batch, features]`.
+
+    A linear layer fixes the number of positions of each channel. Anything else may meet other resolutions.
+    """
     found, value = _operand(known, node), node.meta["value"]
-    if found is None or value.dim() != 2 or not _for_linear(known.module, node):
+    if found is None or value.dim() < 2:
         return None
     shape, order = found[0].meta["value"].shape, found[1]
-    if value.shape[0] != shape[0]:
+    if _lays_out_positions(known.module, node) and shape[:2] == value.shape[:2]:
+        return Plan({found[0]: order}, result=order)
+    if value.dim() > 2 or value.shape[0] != shape[0] or not _for_linear(known.module, node):
         return None
     size = value.shape[1] // len(order)
     return Plan({found[0]: order}, result=tuple(channel * size + i for channel in order for i in range(size)))
 
 
+def _lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether axes 0 and 1 of a tensor stay, whatever its positions."""
+    operator, source = operator_of(module, node), node.args[0]
+    assert isinstance(source, fx.Node)
+    if operator in (torch.reshape, "reshape", "view"):
+        sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+        return len(sizes) > 1 and -1 not in sizes[:2]
+    named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
+    if operator is nn.Flatten:
+        named = module.get_submodule(str(node.target)).start_dim
+    axes = named if isinstance(named, (list, tuple)) else [named]
+    rank = source.meta["value"].dim() + (operator in (torch.unsqueeze, "unsqueeze"))
+    return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
+
+
 def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether only linear layers read a tensor, unchanged or each element for itself."""
     for user in node.users:
-        operator = operator_of(module, user)
-        if user.args[0] is not node or not (
-            operator is nn.Linear or (PLANS.get(operator) is keep and _for_linear(module, user))
-        ):
+        operator = operator_of(module, user) if user.op.startswith("call") else None
+        passes = operator is nn.Linear or (PLANS.get(operator) is keep and _for_linear(module, user))
+        if not passes or user.args[0] is not node:
             return False
     return bool(node.users)

@@ -13,6 +13,9 @@ dense layer before, if nothing else reads that one, or else by a shuffle, or by 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -73,6 +76,7 @@ class _Rewriting:
         self.arrangements: dict[int, Arrangement] = {}
         self.buffers: dict[str, Tensor] = {}
         self.graph = fx.Graph()
+        self.moves: list[fx.Node] = []
         self.placed: dict[fx.Node, Wiring] = {}
         self.copies: dict[fx.Node, fx.Node] = {}
         self.joined: dict[Wiring, fx.Node] = {}
@@ -115,19 +119,30 @@ class _Rewriting:
         return self.placed.get(node) if wiring is None else tuple(self.placed[source][i] for source, i in wiring)
 
     def wanted(self, node: fx.Node) -> Order | None:
-        """The order in which the one reader of a dense layer wants its channels; None where it does not matter."""
+        """The order in which a dense layer had best write its channels; None where it does not matter."""
         current, channels = node, tuple(range(node.meta["value"].shape[1]))
-        while len(self.readers.get(current, ())) == 1:
-            reader, operand = self.readers[current][0]
-            if operand is not current:
-                wiring = self.movement.wirings.get(operand, ())
-                if sorted(wiring, key=lambda wire: wire[1]) != [(current, i) for i in range(len(channels))]:
-                    return None
-                channels = tuple(channels[i] for _, i in wiring)
+        while True:
+            readers = self.readers.get(current, [])
+            read = [self._read(current, operand) for _, operand in readers]
+            if len(read) != 1 or len(set(read[0])) < len(channels) or self._joins(current, readers[0][1]):
+                order = _gathered(len(channels), read)
+                return order and tuple(channels[i] for i in order)
+            reader, operand = readers[0]
+            channels = tuple(channels[i] for i in read[0])
             if not _keeps(self.module, reader, operand):
                 return self._met(reader, operand, channels)
             current = reader
-        return None
+
+    def _read(self, node: fx.Node, operand: fx.Node) -> Order:
+        """The channels of a node that are in an operand, in order."""
+        wiring = self.movement.wirings.get(operand)
+        channels = range(node.meta["value"].shape[1])
+        return tuple(channels) if wiring is None else tuple(i for source, i in wiring if source is node)
+
+    def _joins(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Whether an operand has more than the channels of a node, or has them in a way that is not known."""
+        wiring = self.movement.wirings.get(operand)
+        return operand is not node and (wiring is None or any(source is not node for source, _ in wiring))
 
     def _met(self, reader: fx.Node, operand: fx.Node, channels: Order) -> Order | None:
         """The order in which a node that does not keep it wants an operand with these channels of a dense layer."""
@@ -171,7 +186,12 @@ class _Rewriting:
             written = node.all_input_nodes[0]
             if written in self.movement.origins or not owns_memory(self.module, written):
                 operands[written] = self._call("clone", operands[written])
-        return self.graph.node_copy(node, operands.__getitem__)
+        new = self.graph.node_copy(node, operands.__getitem__)
+        if node in self.movement.origins:
+            self.moves.append(new)
+            # What was laid out for a view may be a slice by now.
+            new.target = "reshape" if new.op == "call_method" and new.target == "view" else new.target
+        return new
 
     def _arrange(self, name: str, arrangement: Arrangement) -> None:
         """Note how a use of a parameter or buffer needs it."""
@@ -185,10 +205,7 @@ class _Rewriting:
         if wiring is not None and has_tensors(node.meta["value"]):
             return self._joined(wiring)
         if node not in self.copies:
-            copy = self._copy(node, Plan())
-            if copy.op == "call_method" and copy.target == "view":
-                copy.target = "reshape"
-            self.copies[node] = copy
+            self.copies[node] = self._copy(node, Plan())
         return self.copies[node]
 
     def _joined(self, wiring: Wiring) -> fx.Node:
@@ -201,24 +218,28 @@ class _Rewriting:
         order = natural_order(wiring)
         natural = tuple(wiring[i] for i in order)
         if same(order):
-            return self._slices(wiring)
+            return self._pieces(wiring)
         back = tuple(sorted(range(len(order)), key=order.__getitem__))
         groups = shuffle_groups(back)
         if groups is not None:
             split = self._call("unflatten", self._joined(natural), 1, (groups, len(order) // groups))
             return self._call("flatten", self._call("transpose", split, 1, 2), 1, 2)
-        if 4 * len(runs(wiring)) <= len(wiring):
-            return self._slices(wiring)
-        return self._looked_up(self._joined(natural), back)
+        return self._pieces(wiring) if _few(wiring) else self._looked_up(self._joined(natural), back)
 
-    def _slices(self, wiring: Wiring) -> fx.Node:
-        pieces = []
-        for source, start, stop in runs(wiring):
-            whole = stop - start == source.meta["value"].shape[1]
-            pieces.append(source if whole else self._slice(source, start, stop))
+    def _pieces(self, wiring: Wiring) -> fx.Node:
+        """Slices of tensors, one after the other; indices of those of which they would be too many."""
+        pieces: list[fx.Node] = []
+        for source, wires in groupby(wiring, key=itemgetter(0)):
+            part = tuple(wires)
+            if _few(part):
+                pieces += [self._slice(*run) for run in runs(part)]
+            else:
+                pieces.append(self._looked_up(source, tuple(channel for _, channel in part)))
         return pieces[0] if len(pieces) == 1 else self._call(torch.cat, pieces, 1)
 
     def _slice(self, source: fx.Node, start: int, stop: int) -> fx.Node:
+        if stop - start == source.meta["value"].shape[1]:
+            return source
         if (source, start, stop) not in self.sliced:
             index = (slice(None), slice(start, stop))
             self.sliced[source, start, stop] = self._call(operator.getitem, source, index)
@@ -231,6 +252,7 @@ class _Rewriting:
             name += "_"
         self.buffers[name] = torch.tensor(order)
         index = self.graph.create_node("get_attr", name)
+        self.moves.append(index)
         index.meta["value"] = meta_of(self.buffers[name])
         return self._call(operator.getitem, source, (slice(None), index))
 
@@ -238,6 +260,7 @@ class _Rewriting:
         """Add a node that moves channels."""
         node = self.graph.create_node("call_method" if isinstance(target, str) else "call_function", target, args)
         node.meta["value"] = evaluate(node, self.module.get_submodule)
+        self.moves.append(node)
         return node
 
     def install(self) -> None:
@@ -247,11 +270,20 @@ class _Rewriting:
         with torch.no_grad():
             for number, arrangement in self.arrangements.items():
                 tensors[number].copy_(arranged(tensors[number], arrangement))
-        for name, order in self.buffers.items():
-            self.module.register_buffer(name, order.to(device))
+        for node in reversed(self.moves):
+            if not node.users:
+                self.graph.erase_node(node)
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target in self.buffers:
+                self.module.register_buffer(node.target, self.buffers[node.target].to(device))
         self.module.graph = self.graph
         self.module.delete_all_unused_submodules()
         self.module.recompile()
+
+
+def _few(wiring: Wiring) -> bool:
+    """Whether slices are better than indices: each is a part of a space, while an index fixes all of it."""
+    return len(runs(wiring)) <= max(8, len(wiring) // 4)
 
 
 def _keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
@@ -261,3 +293,16 @@ def _keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
         layer = module.get_submodule(str(node.target))
         return layer.groups == layer.in_channels == layer.out_channels
     return kind in (keep, pool, per_channel) and node.args[0] is operand
+
+
+def _gathered(size: int, read: Sequence[Order]) -> Order | None:
+    """Channels in an order in which those that are read together are together; None if there is no better one."""
+    sets = [frozenset(channels) for channels in read]
+    readers = [tuple(number for number, channels in enumerate(sets) if i in channels) for i in range(size)]
+    first: dict[tuple[int, ...], int] = {}
+    order = tuple(sorted(range(size), key=lambda i: first.setdefault(readers[i], i)))
+
+    def pieces(order: Order) -> int:
+        return sum((a in channels) != (b in channels) for channels in sets for a, b in pairwise(order))
+
+    return order if pieces(order) < pieces(tuple(range(size))) else None

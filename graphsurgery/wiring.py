@@ -62,15 +62,15 @@ class Movement:
         self.module = module
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
-        reordered: set[fx.Node] = set()
+        self.reordered: set[fx.Node] = set()
         suspect = False
         for node in module.graph.nodes:
             if not self._moves(node):
                 continue
             sources = [s for s in node.all_input_nodes if has_tensors(s.meta["value"])]
             self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
-            if self._reorders(node) or any(s in reordered for s in sources):
-                reordered.add(node)
+            if self._reorders(node) or any(s in self.reordered for s in sources):
+                self.reordered.add(node)
                 suspect |= any(_alike(node, origin) for origin in self.origins[node])
         if suspect:
             for node in self.origins:
@@ -80,8 +80,9 @@ class Movement:
 
     @property
     def shuffles(self) -> bool:
-        """Whether any channels stand in another order than those that they are from."""
-        return any(natural_order(wiring) != tuple(range(len(wiring))) for wiring in self.wirings.values())
+        """Whether any tensor holds channels of another one, but not as one piece in their order."""
+        found = [wiring for node, wiring in self.wirings.items() if node in self.reordered]
+        return any(len(runs(wiring)) > len({source for source, _ in wiring}) for wiring in found)
 
     def _moves(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
