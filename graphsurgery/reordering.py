@@ -15,9 +15,19 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
 
+from graphsurgery.facts import has_tensors
+from graphsurgery.layers import either
 from graphsurgery.rules.norms import PER_CHANNEL_NORMS
-from graphsurgery.rules.pointwise import BINARY_FUNCTIONS, BINARY_METHODS, UNARY_FUNCTIONS, UNARY_METHODS, UNARY_MODULES
-from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES, REDUCTIONS
+from graphsurgery.rules.pointwise import (
+    BINARY_FUNCTIONS,
+    BINARY_NAMES,
+    UNARY_FUNCTIONS,
+    UNARY_METHODS,
+    UNARY_MODULES,
+    UNARY_NAMES,
+    spellings,
+)
+from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.wiring import Order, Wiring, natural_order, operator_of, runs
 
 Arrangement = tuple[tuple[int, tuple[Order, ...]], ...]
@@ -93,8 +103,8 @@ def _operand(known: Known, node: fx.Node) -> tuple[fx.Node, Order] | None:
 
 
 @plan(
-    *UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, F.softmax,
-    F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
+    *UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES), nn.Softmax, nn.LogSoftmax, nn.Softmin,
+    nn.Softmax2d, F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
 )  # fmt: skip
 def keep(known: Known, node: fx.Node) -> Plan | None:
     """Acts on all channels alike, so it keeps their order."""
@@ -206,7 +216,7 @@ def linear(known: Known, node: fx.Node) -> Plan | None:
     return Plan({found[0]: found[1]}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
 
 
-@plan(*BINARY_FUNCTIONS, *BINARY_METHODS)
+@plan(*BINARY_FUNCTIONS, *spellings(BINARY_NAMES))
 def pointwise(known: Known, node: fx.Node) -> Plan | None:
     """All operands get the order in which they are the fewest slices together; parameters follow it."""
     met = meeting(node)
@@ -232,7 +242,15 @@ def meeting(node: fx.Node) -> dict[fx.Node, int]:
     return found
 
 
-@plan(*REDUCTIONS)
+@plan(either)
+def choice(known: Known, node: fx.Node) -> Plan | None:
+    """One of two tensors of one shape, which get one order."""
+    given = [operand.meta["value"] for operand in node.all_input_nodes if has_tensors(operand.meta["value"])]
+    alike = all(isinstance(value, Tensor) and value.shape == node.meta["value"].shape for value in given)
+    return pointwise(known, node) if alike else None
+
+
+@plan(*spellings("mean nanmean sum nansum count_nonzero prod amax amin any all var std logsumexp"))
 def reduce(known: Known, node: fx.Node) -> Plan | None:
     """Over positions, keeps the order; over the channels too, it does not matter."""
     found = _operand(known, node)
@@ -258,8 +276,8 @@ def expand_as(known: Known, node: fx.Node) -> Plan | None:
 
 
 @plan(
-    torch.flatten, "flatten", nn.Flatten, torch.reshape, "reshape", "view", torch.squeeze, "squeeze", torch.unsqueeze,
-    "unsqueeze",
+    torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten", torch.reshape, "reshape", "view",
+    torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
 )  # fmt: skip
 def lay_out(known: Known, node: fx.Node) -> Plan | None:
     """Keeps the order where only positions are laid out anew, and where linear layers read `[batch, features]`.

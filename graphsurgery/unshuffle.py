@@ -96,9 +96,11 @@ class _Rewriting:
         return self.torn
 
     def _computes(self, node: fx.Node) -> bool:
+        """Whether a node is written where it stood; sizes and parameters are written where they are needed."""
         if node.op in ("placeholder", "output"):
             return True
-        return node.op != "get_attr" and (has_tensors(node.meta["value"]) or acts_in_place(self.module, node))
+        works = has_tensors(node.meta["value"]) or acts_in_place(self.module, node) or not node.users
+        return works and node.op != "get_attr"
 
     def _find_readers(self) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
         """For every computed tensor, the nodes that compute with it, each with the operand that has it."""

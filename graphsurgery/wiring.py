@@ -31,9 +31,9 @@ Order = tuple[int, ...]
 _LAYOUTS = frozenset(
     {
         torch.reshape, "reshape", "view", torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten",
-        nn.Unflatten, "contiguous", nn.Identity, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", torch.split,
-        "split", torch.chunk, "chunk", torch.tensor_split, "tensor_split", torch.narrow, "narrow", torch.unbind,
-        "unbind", torch.cat, torch.concat,
+        nn.Unflatten, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", nn.Identity, torch.split,
+        "split", torch.split_with_sizes, "split_with_sizes", torch.chunk, "chunk", torch.tensor_split, "tensor_split",
+        torch.narrow, "narrow", torch.unbind, "unbind", torch.cat, torch.concat,
     }
 )  # fmt: skip
 _REORDERINGS = frozenset(

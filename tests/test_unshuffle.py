@@ -125,7 +125,7 @@ def test_shufflenet_is_free():
     assert free >= {name for name, tensor in graph.module.named_parameters() if name != "fc.bias"}
     half = compress(graph, 0.5)
     sizes = [p.numel() for p in graph.module.parameters()]
-    assert sum(p.numel() for p in half.module.parameters()) < 0.3 * sum(sizes)
+    assert sum(p.numel() for p in half.module.parameters()) < 0.35 * sum(sizes)
     x = torch.randn(3, 3, 64, 40, dtype=torch.float64)
     assert half(x).shape == (3, 10)
 
@@ -238,15 +238,15 @@ def test_shuffled_inputs_and_outputs_keep_their_order():
     assert kept(graph) == (1, 0)
 
     def twice(_, x):
-        return torch.relu(channel_shuffle(torch.relu(channel_shuffle(x, 2)), 3))
+        return torch.relu(channel_shuffle(torch.relu(channel_shuffle(x, 3)), 3))
 
-    graph = check(Network(twice), channels=12)
+    graph = check(Network(twice), channels=24)
     assert kept(graph) == (0, 1)
 
 
 def looking_up():
     def forward(net, x):
-        y = channel_shuffle(channel_shuffle(net.groups(x), 2), 3)
+        y = channel_shuffle(channel_shuffle(net.groups(x), 3), 3)
         return net.last(net.mixing(y).mean((2, 3)))
 
     return Network(
@@ -295,14 +295,10 @@ OPERATORS = {
     "sum over channels": lambda x: x - x.sum(1, keepdim=True),
     "running sum": lambda x: x.cumsum(1),
     "flat positions": lambda x: torch.tanh(x.flatten(2)).unflatten(2, x.shape[2:]),
-    "single positions": lambda x: torch.tanh(x.mean(2).unsqueeze(-1)).squeeze(-1).unsqueeze(2).expand(x.shape),
+    "single positions": lambda x: torch.tanh(x.mean(2).unsqueeze(-1)).squeeze(-1).unsqueeze(2).expand_as(x),
     "constants": lambda x: 2 * torch.clamp(x, -1, 1) + 1,
 }
-FREE = [
-    name
-    for name in OPERATORS
-    if name not in ("grouped transposed convolution", "layer norm", "running sum", "more channels")
-]
+ORDERED = ("grouped transposed convolution", "group norm", "layer norm", "running sum", "more channels")
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -320,7 +316,7 @@ def test_operators_between_shuffle_and_reader(operator):
     network.between = copy.deepcopy(between)
     fixed = operator in ("layer norm over positions", "linear over positions")
     graph = check(network, sizes=((3, 8, 8), (5, 8, 8) if fixed else (2, 6, 10)))
-    assert (kept(graph)[1] == 0) == (operator in FREE)
+    assert (kept(graph) == (0, 0)) == (operator not in ORDERED)
 
 
 def test_parameters_of_a_channel_follow():
@@ -389,17 +385,16 @@ def test_flattened_for_a_linear_layer(flat):
 
 
 def test_memory_that_is_written_in_place():
-    """A shuffle copies: what is written into it does not reach the tensor that it is from."""
+    """A concatenation copies: what is written into a part of it does not reach the tensor that the part is from."""
 
     def forward(net, x):
-        y = torch.tanh(net.stem(x))
-        both = torch.cat([y, net.b(x)], 1)
-        z = F.relu(channel_shuffle(both, 2)[:, :8], inplace=True)
-        return net.last(z) + net.last(y) + net.last(both[:, 8:])
+        y, z = net.norm(net.stem(x)), net.b(x)
+        written = F.relu(torch.cat([y, z], 1)[:, :8], inplace=True)
+        return net.last(written) + net.last(channel_shuffle(z, 2)) + net.last(y)
 
-    layers = {"stem": nn.Conv2d(8, 8, 1), "b": nn.Conv2d(8, 8, 1), "last": nn.Conv2d(8, 3, 1)}
-    graph = check(Network(forward, **layers))
-    assert "view" not in targets(graph)
+    layers = {"stem": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8), "b": nn.Conv2d(8, 8, 1, groups=2)}
+    graph = check(Network(forward, **layers, last=nn.Conv2d(8, 3, 1)))
+    assert "clone" in targets(graph)
 
 
 @pytest.mark.parametrize("kind", ["part", "buffer"])
