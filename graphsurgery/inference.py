@@ -197,8 +197,10 @@ class Inference:
 
     def _settle(self) -> None:
         """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
-        for typed in (*self.parameters.values(), *tensor_types(list(self.types.values()))):
-            for axis in typed.axes:
+        every = [typed.axes for typed in self.parameters.values()]
+        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
+        for axes in every:
+            for axis in axes:
                 ax.resolve(axis)
 
     def _check_weights(self) -> None:

@@ -28,7 +28,7 @@ from graphsurgery.rules.pointwise import (
     spellings,
 )
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
-from graphsurgery.wiring import Order, Wiring, natural_order, operator_of, runs
+from graphsurgery.wiring import Order, Wiring, lays_out_positions, natural_order, operator_of, runs
 
 Arrangement = tuple[tuple[int, tuple[Order, ...]], ...]
 """How a parameter is reordered: axes, each with one order for all of it, or with one for each block of its axis 0."""
@@ -288,27 +288,12 @@ def lay_out(known: Known, node: fx.Node) -> Plan | None:
     if found is None or value.dim() < 2:
         return None
     shape, order = found[0].meta["value"].shape, found[1]
-    if _lays_out_positions(known.module, node) and shape[:2] == value.shape[:2]:
+    if lays_out_positions(known.module, node):
         return Plan({found[0]: order}, result=order)
     if value.dim() > 2 or value.shape[0] != shape[0] or not _for_linear(known.module, node):
         return None
     size = value.shape[1] // len(order)
     return Plan({found[0]: order}, result=tuple(channel * size + i for channel in order for i in range(size)))
-
-
-def _lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether axes 0 and 1 of a tensor stay, whatever its positions."""
-    operator, source = operator_of(module, node), node.args[0]
-    assert isinstance(source, fx.Node)
-    if operator in (torch.reshape, "reshape", "view"):
-        sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
-        return len(sizes) > 1 and -1 not in sizes[:2]
-    named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
-    if operator is nn.Flatten:
-        named = module.get_submodule(str(node.target)).start_dim
-    axes = named if isinstance(named, (list, tuple)) else [named]
-    rank = source.meta["value"].dim() + (operator in (torch.unsqueeze, "unsqueeze"))
-    return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
 
 
 def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:

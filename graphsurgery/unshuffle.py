@@ -31,6 +31,7 @@ from graphsurgery.reordering import (
     convolution,
     group_norm,
     keep,
+    lay_out,
     meeting,
     per_channel,
     pointwise,
@@ -38,7 +39,16 @@ from graphsurgery.reordering import (
     same,
 )
 from graphsurgery.values import evaluate, meta_of
-from graphsurgery.wiring import Movement, Order, Wiring, natural_order, operator_of, runs, shuffle_groups
+from graphsurgery.wiring import (
+    Movement,
+    Order,
+    Wiring,
+    lays_out_positions,
+    natural_order,
+    operator_of,
+    runs,
+    shuffle_groups,
+)
 
 
 def unshuffle(module: fx.GraphModule) -> None:
@@ -53,7 +63,7 @@ def unshuffle(module: fx.GraphModule) -> None:
         module: traced, with the value of each node in `node.meta["value"]`, and parameters of its own; it is changed.
     """
     movement = Movement(module)
-    if not movement.shuffles or not is_functional(module):
+    if not movement.wirings or not is_functional(module):
         return
     fixed: set[int] = set()
     while torn := (rewriting := _Rewriting(module, movement, fixed)).run():
@@ -86,8 +96,10 @@ class _Rewriting:
     def run(self) -> set[int]:
         """Write the new graph; returns `torn`."""
         for node in self.module.graph.nodes:
+            if node in self.movement.wirings or (node in self.movement.layouts and node not in self.readers):
+                continue
             planner = PLANS.get(operator_of(self.module, node)) if node.op.startswith("call") else None
-            plan = planner(self, node) if planner is not None and node not in self.movement.wirings else None
+            plan = planner(self, node) if planner is not None else None
             if plan is not None and any(id(self.tensors[name]) in self.fixed for name in plan.tensors):
                 plan = None
             # What only moves and has no plan is written where it is needed.
@@ -103,14 +115,15 @@ class _Rewriting:
         return works and node.op != "get_attr"
 
     def _find_readers(self) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
-        """For every computed tensor, the nodes that compute with it, each with the operand that has it."""
+        """For every tensor that is computed or laid out, the nodes that use it, each with the operand that has it."""
         readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
-        for node in self.module.graph.nodes:
-            if node in self.movement.origins or not self._computes(node):
+        for node in reversed(self.module.graph.nodes):
+            moves = node in self.movement.origins and not (node in self.movement.layouts and node in readers)
+            if moves or not self._computes(node):
                 continue
             for operand in node.all_input_nodes:
-                for origin in self.movement.origins.get(operand, {operand}):
-                    readers.setdefault(origin, []).append((node, operand))
+                for source in self.movement.sources(operand):
+                    readers.setdefault(source, []).append((node, operand))
         return readers
 
     # What plans ask -------------------------------------------------------------------------------------------------
@@ -294,7 +307,8 @@ def _keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
     if kind is convolution:
         layer = module.get_submodule(str(node.target))
         return layer.groups == layer.in_channels == layer.out_channels
-    return kind in (keep, pool, per_channel) and node.args[0] is operand
+    lays_out = kind is lay_out and lays_out_positions(module, node)
+    return (kind in (keep, pool, per_channel) or lays_out) and node.args[0] is operand
 
 
 def _gathered(size: int, read: Sequence[Order]) -> Order | None:

@@ -36,6 +36,11 @@ _LAYOUTS = frozenset(
         torch.narrow, "narrow", torch.unbind, "unbind", torch.cat, torch.concat,
     }
 )  # fmt: skip
+_LAYOUTS_FROM = frozenset(
+    {
+        torch.flatten, "flatten", torch.unflatten, "unflatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
+    }
+)  # fmt: skip
 _REORDERINGS = frozenset(
     {
         torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.permute, "permute", torch.movedim, "movedim",
@@ -54,35 +59,51 @@ class Movement:
 
     Attributes:
         origins: for each of these nodes, the computed tensors that its values are from.
-        wirings: those whose tensors are whole channels of computed tensors, `[batch, channel, ...]`, each example and
-            each position in its place; and which channels. Empty where no channels are reordered.
+        wirings: those whose tensors are whole channels `[batch, channel, ...]` of tensors that are computed or laid
+            out, each example and each position in its place; and which channels. Empty where nothing is shuffled.
+        layouts: those that give another shape to the positions of such tensors.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
-        self.reordered: set[fx.Node] = set()
-        suspect = False
+        self.layouts: set[fx.Node] = set()
+        reordered: set[fx.Node] = set()
         for node in module.graph.nodes:
             if not self._moves(node):
                 continue
-            sources = [s for s in node.all_input_nodes if has_tensors(s.meta["value"])]
+            sources = self._tensors(node)
             self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
-            if self._reorders(node) or any(s in self.reordered for s in sources):
-                self.reordered.add(node)
-                suspect |= any(_alike(node, origin) for origin in self.origins[node])
-        if suspect:
+            if self._reorders(node) or any(source in reordered for source in sources):
+                reordered.add(node)
+        if any(self._shuffles(node) for node in self.origins if node in reordered):
             for node in self.origins:
-                wiring = self._wiring(node)
+                wiring = self._wiring(node, past_layouts=True) or self._wiring(node, past_layouts=False)
                 if wiring is not None:
                     self.wirings[node] = wiring
+                elif lays_out_positions(module, node) and self._has_channels(node.args[0]):
+                    self.layouts.add(node)
 
-    @property
-    def shuffles(self) -> bool:
-        """Whether any tensor holds channels of another one, but not as one piece in their order."""
-        found = [wiring for node, wiring in self.wirings.items() if node in self.reordered]
-        return any(len(runs(wiring)) > len({source for source, _ in wiring}) for wiring in found)
+    def sources(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The nearest tensors of which it is known where their channels are."""
+        if node in self.wirings:
+            return frozenset(source for source, _ in self.wirings[node])
+        if node in self.layouts or node not in self.origins:
+            return frozenset({node})
+        return frozenset().union(*map(self.sources, self._tensors(node)))
+
+    def _shuffles(self, node: fx.Node) -> bool:
+        """Whether a tensor holds channels of another one, but not as one piece in their order."""
+        wiring = self._wiring(node, past_layouts=True) or ()
+        return len(runs(wiring)) > len({source for source, _ in wiring})
+
+    def _tensors(self, node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+
+    def _has_channels(self, node: Any) -> bool:
+        computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
+        return computed or node in self.wirings or node in self.layouts
 
     def _moves(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
@@ -104,25 +125,27 @@ class Movement:
         items = index if isinstance(index, tuple) else (index,)
         return any(isinstance(i, list) or (isinstance(i, slice) and i.step not in (None, 1)) for i in items)
 
-    def _wiring(self, node: fx.Node) -> Wiring | None:
-        """The channels of a moved tensor."""
-        if not any(_alike(node, origin) for origin in self.origins[node]):
+    def _wiring(self, node: fx.Node, *, past_layouts: bool) -> Wiring | None:
+        """The channels of a moved tensor, in terms of computed tensors alone, or of laid out ones too."""
+        sources = self.origins[node] if past_layouts else self.sources(node)
+        if not any(_alike(node, source) for source in sources):
             return None
         grid = _Coordinates()
-        wiring = grid.read(self._run(node, grid))
+        wiring = grid.read(self._run(node, grid, past_layouts))
         if wiring is None or any(source.op == "get_attr" for source, _ in wiring):
             return None
         return tuple(self.wirings[source][i] if source in self.wirings else (source, i) for source, i in wiring)
 
-    def _run(self, node: fx.Node, grid: _Coordinates) -> Any:
+    def _run(self, node: fx.Node, grid: _Coordinates, past_layouts: bool) -> Any:
         """The node on coordinates of the nearest tensors whose channels are known."""
 
         def operand(source: fx.Node) -> Any:
             value = source.meta["value"]
             if not has_tensors(value):
                 return value
-            inside = source in self.origins and source not in self.wirings
-            return self._run(source, grid) if inside else grid.of(source)
+            known = source not in self.origins or source in self.wirings
+            known = known or (source in self.layouts and not past_layouts)
+            return grid.of(source) if known else self._run(source, grid, past_layouts)
 
         args: Any = fx.map_arg(node.args, operand)
         kwargs: Any = fx.map_arg(node.kwargs, operand)
@@ -177,6 +200,27 @@ def _alike(node: fx.Node, other: fx.Node) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.dim() == b.dim() >= 2:
         return False
     return a.shape[0] == b.shape[0] and a.shape[2:] == b.shape[2:]
+
+
+def lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives another shape to the positions of a tensor; its axes 0 and 1 stay, whatever the sizes."""
+    kind, source = operator_of(module, node), node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta["value"], Tensor):
+        return False
+    shape, new = source.meta["value"].shape, node.meta["value"]
+    if not isinstance(new, Tensor) or min(len(shape), new.dim()) < 2 or shape[:2] != new.shape[:2]:
+        return False
+    if kind in (torch.reshape, "reshape", "view"):
+        sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+        return len(sizes) > 1 and -1 not in sizes[:2]
+    named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
+    if kind is nn.Flatten:
+        named = module.get_submodule(str(node.target)).start_dim
+    elif kind not in _LAYOUTS_FROM:
+        return False
+    axes = named if isinstance(named, (list, tuple)) else [named]
+    rank = len(shape) + (kind in (torch.unsqueeze, "unsqueeze"))
+    return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
 
 
 def _plain(index: Any) -> Any:
