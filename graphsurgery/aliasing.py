@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from graphsurgery.facts import has_tensors
 
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, f"i{name}")
@@ -61,15 +64,34 @@ def _makes_new(module: nn.Module, node: fx.Node) -> bool:
 
 def versions(module: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, int]]:
     """For every node, how often each of its operands' memory had been written in place before the node ran."""
+    return {node: before for node, before, _, _ in _writes(module)}
+
+
+def is_functional(module: fx.GraphModule) -> bool:
+    """Whether a graph is sure to compute the same if every operator gives a new tensor.
+
+    Then no node reads a tensor that was written in place after it was made, and none writes to a parameter or buffer.
+    """
+    made: dict[fx.Node, int] = {}
+    for node, before, after, written in _writes(module):
+        made[node] = after
+        reads = has_tensors(node.meta["value"]) or acts_in_place(module, node)
+        stale = reads and any(count != made[source] for source, count in before.items())
+        if stale or any(root.op == "get_attr" for root in written):
+            return False
+    return True
+
+
+def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
+    """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
     roots: dict[fx.Node, frozenset[fx.Node]] = {}
     writes: dict[fx.Node, int] = {}
-    found: dict[fx.Node, dict[fx.Node, int]] = {}
     for node in module.graph.nodes:
         sources = node.all_input_nodes
-        found[node] = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
+        before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
         shared: Any = frozenset() if _makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
         roots[node] = shared or frozenset({node})
-        if sources and acts_in_place(module, node):
-            for root in roots[sources[0]]:
-                writes[root] = writes.get(root, 0) + 1
-    return found
+        written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
+        for root in written:
+            writes[root] = writes.get(root, 0) + 1
+        yield node, before, sum(writes.get(root, 0) for root in roots[node]), written

@@ -191,8 +191,17 @@ class Inference:
         for node in self.module.graph.nodes:
             self.node = node
             self.types[node] = getattr(self, node.op)()
+        self._settle()
         self._check_weights()
         return self
+
+    def _settle(self) -> None:
+        """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
+        every = [typed.axes for typed in self.parameters.values()]
+        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
+        for axes in every:
+            for axis in axes:
+                ax.resolve(axis)
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""

@@ -14,6 +14,7 @@ from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
+from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
 from graphsurgery.values import copy_module, meta_of
 
@@ -43,6 +44,7 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     graph = traces.both_modes()
     module = traces.with_real_tensors(graph)
     module.training = model.training
+    unshuffle(module)
     inputs = tuple(
         InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
         for node in graph.nodes

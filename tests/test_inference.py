@@ -128,6 +128,22 @@ def test_mixing_operators_are_named():
     assert [s.mixed for s in graph.spaces] == [("layer_norm at norm",), ("softmax at softmax",)]
 
 
+def test_what_is_fixed_late_is_no_space():
+    """`2·3` meets `2 + 4` on one side: 3 becomes `1 + 2`, which fixes the 2 of a product that was typed before."""
+    graph = graph_of(
+        lambda net, x: net.c(
+            torch.cat([net.a(x), net.b(x)], 1)
+            * net.s(x).expand(-1, 6, -1, -1).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        ),
+        *(3, 4, 4),
+        a=nn.Conv2d(3, 2, 1),
+        b=nn.Conv2d(3, 4, 1),
+        s=nn.Conv2d(3, 1, 1),
+        c=nn.Conv2d(6, 2, 1),
+    )
+    assert [(s.name, s.dim.fixed) for s in graph.spaces] == [("b", False)]
+
+
 def test_inputs_and_outputs_are_fixed_without_saying():
     graph = graph_of(lambda net, x: net.a(x), 4, a=nn.Linear(4, 8))
     assert not graph.spaces
