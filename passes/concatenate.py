@@ -168,7 +168,7 @@ class _Family:
         if not sides:
             return _mean(tensors) if first.is_floating_point() else first.clone()
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
-        averaged = all(index in typed.reads for index in sides)
+        averaged = all(index in typed.reads - typed.passes for index in sides)
         if not averaged:
             self._check_common(typed, tensors)
         for teacher, tensor in enumerate(tensors):

@@ -191,6 +191,8 @@ def _transposed(
     if bias is not None:
         infer.unify(bias[0], output)
     infer.reads(0, channel, weight[0], weight, 0)
+    if ax.size_of(groups) > 1 and weight.parameter is not None:
+        infer.parameters[weight.parameter].passes.add(0)
     infer.writes(output)
     return TensorType([*input.axes[:channel], output, *positions])
 
