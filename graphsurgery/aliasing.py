@@ -50,10 +50,10 @@ def owns_memory(module: nn.Module, node: fx.Node) -> bool:
     """Whether nobody but the one user of this node can look at its memory: it is new, and no view of it is used."""
     if len(node.users) != 1 or node.op in ("get_attr", "placeholder"):
         return False
-    return _makes_new(module, node) or all(owns_memory(module, source) for source in node.all_input_nodes)
+    return makes_new(module, node) or all(owns_memory(module, source) for source in node.all_input_nodes)
 
 
-def _makes_new(module: nn.Module, node: fx.Node) -> bool:
+def makes_new(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node gives memory of its own; False where that is not certain."""
     if acts_in_place(module, node):
         return False
@@ -77,7 +77,7 @@ def is_functional(module: fx.GraphModule) -> bool:
         made[node] = after
         reads = has_tensors(node.meta["value"]) or acts_in_place(module, node)
         stale = reads and any(count != made[source] for source, count in before.items())
-        if stale or any(root.op == "get_attr" for root in written):
+        if stale or "out" in node.kwargs or any(root.op == "get_attr" for root in written):
             return False
     return True
 
@@ -89,7 +89,7 @@ def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
-        shared: Any = frozenset() if _makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
+        shared: Any = frozenset() if makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
         roots[node] = shared or frozenset({node})
         written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
         for root in written:

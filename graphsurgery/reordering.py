@@ -304,3 +304,15 @@ def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:
         if not passes or user.args[0] is not node:
             return False
     return bool(node.users)
+
+
+def keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
+    """Whether a node has as many channels as this operand, and gives them in the order in which it gets them."""
+    kind = PLANS.get(operator_of(module, node)) if node.op.startswith("call") else None
+    if kind is convolution:
+        layer = module.get_submodule(str(node.target))
+        return layer.groups == layer.in_channels == layer.out_channels
+    keeping = kind in (keep, pool, pad, per_channel, expand_as) or (
+        kind is lay_out and lays_out_positions(module, node)
+    )
+    return keeping and node.args[0] is operand and node.meta["value"].shape[1] == operand.meta["value"].shape[1]

@@ -13,42 +13,19 @@ dense layer before, if nothing else reads that one, or else by a shuffle, or by 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.aliasing import acts_in_place, is_functional, owns_memory
+from graphsurgery.aliasing import acts_in_place, is_functional, makes_new
 from graphsurgery.facts import has_tensors, named_tensors
-from graphsurgery.reordering import (
-    PLANS,
-    Arrangement,
-    Plan,
-    arranged,
-    convolution,
-    group_norm,
-    keep,
-    lay_out,
-    meeting,
-    per_channel,
-    pointwise,
-    pool,
-    same,
-)
+from graphsurgery.readers import Readers, computes
+from graphsurgery.reordering import PLANS, Arrangement, Plan, arranged, same
 from graphsurgery.values import evaluate, meta_of
-from graphsurgery.wiring import (
-    Movement,
-    Order,
-    Wiring,
-    lays_out_positions,
-    natural_order,
-    operator_of,
-    runs,
-    shuffle_groups,
-)
+from graphsurgery.wiring import Movement, Order, Wiring, natural_order, operator_of, runs, shuffle_groups
 
 
 def unshuffle(module: fx.GraphModule) -> None:
@@ -91,83 +68,35 @@ class _Rewriting:
         self.copies: dict[fx.Node, fx.Node] = {}
         self.joined: dict[Wiring, fx.Node] = {}
         self.sliced: dict[tuple[fx.Node, int, int], fx.Node] = {}
-        self.readers = self._find_readers()
+        self.readers = Readers(module, movement)
 
     def run(self) -> set[int]:
         """Write the new graph; returns `torn`."""
         for node in self.module.graph.nodes:
-            if node in self.movement.wirings or (node in self.movement.layouts and node not in self.readers):
+            if node in self.movement.wirings or (node in self.movement.layouts and not self.readers.of(node)):
                 continue
             planner = PLANS.get(operator_of(self.module, node)) if node.op.startswith("call") else None
             plan = planner(self, node) if planner is not None else None
             if plan is not None and any(id(self.tensors[name]) in self.fixed for name in plan.tensors):
                 plan = None
             # What only moves and has no plan is written where it is needed.
-            if plan is not None or (self._computes(node) and node not in self.movement.origins):
+            if plan is not None or (computes(self.module, node) and node not in self.movement.origins):
                 self._compute(node, plan or Plan())
         return self.torn
-
-    def _computes(self, node: fx.Node) -> bool:
-        """Whether a node is written where it stood; sizes and parameters are written where they are needed."""
-        if node.op in ("placeholder", "output"):
-            return True
-        works = has_tensors(node.meta["value"]) or acts_in_place(self.module, node) or not node.users
-        return works and node.op != "get_attr"
-
-    def _find_readers(self) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
-        """For every tensor that is computed or laid out, the nodes that use it, each with the operand that has it."""
-        readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
-        for node in reversed(self.module.graph.nodes):
-            moves = node in self.movement.origins and not (node in self.movement.layouts and node in readers)
-            if moves or not self._computes(node):
-                continue
-            for operand in node.all_input_nodes:
-                for source in self.movement.sources(operand):
-                    readers.setdefault(source, []).append((node, operand))
-        return readers
 
     # What plans ask -------------------------------------------------------------------------------------------------
 
     def wires(self, node: fx.Node) -> Wiring | None:
         """Where the channels of a tensor are by now, in their old order; None if that cannot be said."""
         wiring = self.movement.wirings.get(node)
-        return self.placed.get(node) if wiring is None else tuple(self.placed[source][i] for source, i in wiring)
+        if wiring is None:
+            return self.placed.get(node)
+        known = all(source in self.placed for source, _ in wiring)
+        return tuple(self.placed[source][i] for source, i in wiring) if known else None
 
     def wanted(self, node: fx.Node) -> Order | None:
         """The order in which a dense layer had best write its channels; None where it does not matter."""
-        current, channels = node, tuple(range(node.meta["value"].shape[1]))
-        while True:
-            readers = self.readers.get(current, [])
-            read = [self._read(current, operand) for _, operand in readers]
-            if len(read) != 1 or len(set(read[0])) < len(channels) or self._joins(current, readers[0][1]):
-                order = _gathered(len(channels), read)
-                return order and tuple(channels[i] for i in order)
-            reader, operand = readers[0]
-            channels = tuple(channels[i] for i in read[0])
-            if not _keeps(self.module, reader, operand):
-                return self._met(reader, operand, channels)
-            current = reader
-
-    def _read(self, node: fx.Node, operand: fx.Node) -> Order:
-        """The channels of a node that are in an operand, in order."""
-        wiring = self.movement.wirings.get(operand)
-        channels = range(node.meta["value"].shape[1])
-        return tuple(channels) if wiring is None else tuple(i for source, i in wiring if source is node)
-
-    def _joins(self, node: fx.Node, operand: fx.Node) -> bool:
-        """Whether an operand has more than the channels of a node, or has them in a way that is not known."""
-        wiring = self.movement.wirings.get(operand)
-        return operand is not node and (wiring is None or any(source is not node for source, _ in wiring))
-
-    def _met(self, reader: fx.Node, operand: fx.Node, channels: Order) -> Order | None:
-        """The order in which a node that does not keep it wants an operand with these channels of a dense layer."""
-        kind = PLANS.get(operator_of(self.module, reader)) if reader.op.startswith("call") else None
-        if kind is pointwise:
-            others = [self.wires(other) for other in meeting(reader) if other is not operand]
-            orders = [natural_order(wiring) for wiring in others if wiring is not None]
-            return tuple(channels[i] for i in orders[0]) if orders else None
-        grouped = kind is convolution and self.module.get_submodule(str(reader.target)).groups != 1
-        return channels if kind is None or kind is group_norm or grouped else None
+        return self.readers.wanted(node, self.wires)
 
     # The new graph --------------------------------------------------------------------------------------------------
 
@@ -199,7 +128,7 @@ class _Rewriting:
                 self._arrange(f"{node.target}.{name}", plan.tensors.get(f"{node.target}.{name}", ()))
         if operands and acts_in_place(self.module, node):
             written = node.all_input_nodes[0]
-            if written in self.movement.origins or not owns_memory(self.module, written):
+            if not self._is_private(written):
                 operands[written] = self._call("clone", operands[written])
         new = self.graph.node_copy(node, operands.__getitem__)
         if node in self.movement.origins:
@@ -207,6 +136,11 @@ class _Rewriting:
             # What was laid out for a view may be a slice by now.
             new.target = "reshape" if new.op == "call_method" and new.target == "view" else new.target
         return new
+
+    def _is_private(self, node: fx.Node) -> bool:
+        """Whether its one reader may write over a tensor in the new graph, where what moved it may be gone."""
+        fresh = makes_new(self.module, node) or acts_in_place(self.module, node)
+        return fresh and len(node.users) == 1 and node not in self.movement.origins
 
     def _arrange(self, name: str, arrangement: Arrangement) -> None:
         """Note how a use of a parameter or buffer needs it."""
@@ -299,26 +233,3 @@ class _Rewriting:
 def _few(wiring: Wiring) -> bool:
     """Whether slices are better than indices: each is a part of a space, while an index fixes all of it."""
     return len(runs(wiring)) <= max(8, len(wiring) // 4)
-
-
-def _keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
-    """Whether a node has all its channels from this operand, each from one, in the order in which it gets them."""
-    kind = PLANS.get(operator_of(module, node)) if node.op.startswith("call") else None
-    if kind is convolution:
-        layer = module.get_submodule(str(node.target))
-        return layer.groups == layer.in_channels == layer.out_channels
-    lays_out = kind is lay_out and lays_out_positions(module, node)
-    return (kind in (keep, pool, per_channel) or lays_out) and node.args[0] is operand
-
-
-def _gathered(size: int, read: Sequence[Order]) -> Order | None:
-    """Channels in an order in which those that are read together are together; None if there is no better one."""
-    sets = [frozenset(channels) for channels in read]
-    readers = [tuple(number for number, channels in enumerate(sets) if i in channels) for i in range(size)]
-    first: dict[tuple[int, ...], int] = {}
-    order = tuple(sorted(range(size), key=lambda i: first.setdefault(readers[i], i)))
-
-    def pieces(order: Order) -> int:
-        return sum((a in channels) != (b in channels) for channels in sets for a, b in pairwise(order))
-
-    return order if pieces(order) < pieces(tuple(range(size))) else None

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from contracts import Network, assert_contracts, assert_permutes, typed
 from random_networks import SHUFFLES, STEPS, RandomNetwork
 from torch import nn
@@ -128,6 +129,14 @@ def test_shufflenet_is_free():
     assert sum(p.numel() for p in half.module.parameters()) < 0.35 * sum(sizes)
     x = torch.randn(3, 3, 64, 40, dtype=torch.float64)
     assert half(x).shape == (3, 10)
+
+
+def test_quantizable_shufflenet_is_as_free():
+    plain = gs.trace(torchvision.models.shufflenet_v2_x0_5(weights=None), torch.randn(2, 3, 32, 32))
+    quantizable = torchvision.models.quantization.shufflenet_v2_x0_5(weights=None, quantize=False)
+    graph = gs.trace(quantizable, torch.randn(2, 3, 32, 32))
+    assert [(s.name, s.size) for s in graph.spaces] == [(s.name, s.size) for s in plain.spaces]
+    assert graph.frozen == ()
 
 
 def test_shufflenet_follows_the_model_in_both_modes():
@@ -349,16 +358,29 @@ def test_shared_layers_in_two_orders():
     assert kept(graph) == (0, 0)
 
 
-def test_excitation_by_dense_layers_takes_the_order():
+def excite_by_convolutions(net, y):
+    return y * torch.sigmoid(net.excite(torch.relu(net.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+
+
+def excite_by_linear_layers(net, y):
+    batch, channels, _, _ = y.size()
+    squeezed = torch.relu(net.narrow(F.adaptive_avg_pool2d(y, 1).view(batch, channels)))
+    return y * torch.sigmoid(net.wide(squeezed)).view(batch, channels, 1, 1).expand_as(y)
+
+
+@pytest.mark.parametrize("excite", [excite_by_convolutions, excite_by_linear_layers])
+def test_excitation_by_dense_layers_takes_the_order(excite):
     """The scales of the channels are written in the order that the shuffled channels have."""
 
     def forward(net, x):
-        y = channel_shuffle(torch.cat([net.a(x), net.b(x)], 1), 2)
-        squeezed = torch.relu(net.squeeze(F.adaptive_avg_pool2d(y, 1)))
-        return net.last(y * torch.sigmoid(net.excite(squeezed)))
+        return net.last(excite(net, channel_shuffle(torch.cat([net.a(x), net.b(x)], 1), 2)))
 
-    layers = {"a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "squeeze": nn.Conv2d(8, 3, 1)}
-    graph = check(Network(forward, **layers, excite=nn.Conv2d(3, 8, 1), last=nn.Conv2d(8, 3, 1)))
+    layers = {"a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "last": nn.Conv2d(8, 3, 1)}
+    if excite is excite_by_convolutions:
+        layers |= {"squeeze": nn.Conv2d(8, 3, 1), "excite": nn.Conv2d(3, 8, 1)}
+    else:
+        layers |= {"narrow": nn.Linear(8, 3), "wide": nn.Linear(3, 8)}
+    graph = check(Network(forward, **layers))
     assert kept(graph) == (0, 0)
     assert [s.size for s in graph.spaces] == [4, 4, 3]
 
@@ -384,16 +406,18 @@ def test_flattened_for_a_linear_layer(flat):
     check(network, sizes=((3, 8, 8), (2, 16, 24)))
 
 
-def test_memory_that_is_written_in_place():
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout(), nn.Hardtanh(inplace=True)])
+def test_memory_that_is_written_in_place(between):
     """A concatenation copies: what is written into a part of it does not reach the tensor that the part is from."""
 
     def forward(net, x):
         y, z = net.norm(net.stem(x)), net.b(x)
-        written = F.relu(torch.cat([y, z], 1)[:, :8], inplace=True)
+        written = F.relu(net.between(torch.cat([y, z], 1)[:, :8]), inplace=True)
         return net.last(written) + net.last(channel_shuffle(z, 2)) + net.last(y)
 
     layers = {"stem": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8), "b": nn.Conv2d(8, 8, 1, groups=2)}
-    graph = check(Network(forward, **layers, last=nn.Conv2d(8, 3, 1)))
+    graph, x, network = typed(Network(forward, **layers, between=between, last=nn.Conv2d(8, 3, 1)), (8, 8, 8))
+    assert deviation(graph(*x), network(*x)) < 1e-12
     assert "clone" in targets(graph)
 
 
@@ -417,6 +441,21 @@ def test_networks_that_depend_on_memory_stay_as_they_are(kind):
     assert not is_functional(graph.module)
     for _ in range(2):
         assert deviation(graph(*x), network(*x)) < 1e-12
+
+
+def test_checks_of_the_model_are_kept():
+    """A condition on sizes that was followed in the trace still refuses what would have gone another way."""
+
+    def forward(net, x):
+        y = channel_shuffle(net.groups(x), 2)
+        if y.shape[2] % 2:
+            return net.last(y)
+        return net.last(torch.relu(y))
+
+    graph, x, network = typed(Network(forward, groups=nn.Conv2d(8, 8, 1, groups=4), last=nn.Conv2d(8, 3, 1)), (8, 8, 8))
+    assert deviation(graph(*x), network(*x)) < 1e-12
+    with pytest.raises(ValueError, match="finds"):
+        graph(torch.randn(2, 8, 7, 8, dtype=torch.float64))
 
 
 def test_networks_without_shuffles_stay_as_they_are():
