@@ -220,7 +220,8 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
     head, tail = count // size, outer.size - count // size
     if outer.fixed:
         return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
-    first, second = Dim(head), Dim(tail)
+    # A single factor of a product is the unit.
+    first, second = (Dim(n, fixed=n == 1 and bool(inner)) for n in (head, tail))
     outer.link = ((first,), (second,))
     return (first, *inner), (second, *inner)
 
