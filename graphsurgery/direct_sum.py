@@ -24,7 +24,8 @@ from graphsurgery.inference import Inference
 from graphsurgery.layers import either
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
-_SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm"})
+SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize"})
+"""Operators that mix channels, but can be kept to those of each network."""
 _NOT_LINEAR = frozenset(
     kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
 )
@@ -75,7 +76,7 @@ class _MixesError(Exception):
 def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
     types = graph.types
     for mixing in types.mixings:
-        if mixing.kind not in _SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
+        if mixing.kind not in SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
             raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
