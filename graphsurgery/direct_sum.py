@@ -21,7 +21,7 @@ from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
-from graphsurgery.layers import either
+from graphsurgery.layers import Boundary, either
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
 SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize"})
@@ -36,7 +36,7 @@ _LINEAR = frozenset(
         torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
         torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",
         "transpose", "mean", "sum", "squeeze", "unsqueeze", "expand", "contiguous", "chunk", "split", "add", "to",
-        "float", "double", "clone", either,
+        "float", "double", "clone", either, Boundary,
     }
 ) - _NOT_LINEAR  # fmt: skip
 _CONSTANT = frozenset(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "Boundary",
     "ChannelGate",
     "SegmentedLayerNorm",
     "TrainingFlag",
@@ -51,6 +52,24 @@ def hold(found: Any, traced: Any, line: str) -> None:
     """
     if found != traced:
         raise ValueError(f"{line} finds {found} where the trace found {traced}; trace the model at this input size")
+
+
+class Boundary(nn.Module):
+    """Gives what it is given, and marks where one part of a network ends and the next begins.
+
+    Passes change the widths of what crosses it as they do elsewhere, but leave the mark where it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Any) -> Any:
+        """`x`, a tensor or a dict of tensors, as it is."""
+        return x
+
+    def extra_repr(self) -> str:
+        return repr(self.name)
 
 
 class ChannelGate(nn.Module):
