@@ -39,7 +39,7 @@ def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
         return str(node.target).endswith("_")
     if node.op != "call_function":
         return False
-    if node.target in _IN_PLACE_OPERATORS or "out" in node.kwargs or node.kwargs.get("inplace", False):
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return True
     name, home = (str(getattr(node.target, part, "")) for part in ("__name__", "__module__"))
     positional = home == F.__name__ and any(argument is True for argument in node.args)
