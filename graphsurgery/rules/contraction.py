@@ -105,7 +105,7 @@ def _convolve(
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
     infer.writes(weight[0])
-    return outputs_like(infer, (channel, weight[0]))
+    return outputs_like(infer, *enumerate(input.axes[:channel]), (channel, weight[0]))
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -126,7 +126,7 @@ def transposed_convolution(infer: Inference, input: TensorType, output_size: Any
     infer.writes(weight[1])
     infer.attribute("in_channels", weight[0])
     infer.attribute("out_channels", output)
-    return outputs_like(infer, (channel, output))
+    return outputs_like(infer, *enumerate(input.axes[:channel]), (channel, output))
 
 
 @rule(torch.matmul, operator.matmul, "matmul", "__matmul__", torch.bmm, "bmm")
