@@ -43,6 +43,7 @@ def linear_function(
         infer.unify(bias[0], weight[0])
     infer.reads(0, len(input) - 1, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:-1], *weight.axes)
     return input.replace(-1, weight[0])
 
 
@@ -105,6 +106,7 @@ def _convolve(
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2])
     return outputs_like(infer, *enumerate(input.axes[:channel]), (channel, weight[0]))
 
 
@@ -124,6 +126,7 @@ def transposed_convolution(infer: Inference, input: TensorType, output_size: Any
     infer.tie("bias", output)
     infer.reads(0, channel, weight[0], weight, 0)
     infer.writes(weight[1])
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2])
     infer.attribute("in_channels", weight[0])
     infer.attribute("out_channels", output)
     return outputs_like(infer, *enumerate(input.axes[:channel]), (channel, output))
@@ -144,9 +147,12 @@ def matmul(infer: Inference, input: TensorType, other: TensorType) -> TensorType
         if side.parameter is not None:
             infer.writes(side[-1] if side is right else side[0])
     if len(left) == 1 or len(right) == 1:
-        return TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
-    lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
-    return TensorType([*lead.axes, left[-2], right[-1]])
+        result = TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
+    else:
+        lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
+        result = TensorType([*lead.axes, left[-2], right[-1]])
+    infer.multiplies(*result.axes, inner)
+    return result
 
 
 @rule(nn.Embedding)

@@ -207,7 +207,9 @@ def test_tokens_before_the_batch_are_gated():
     assert_contracts(network, (5, 3))
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, padding=1), nn.ConvTranspose2d(4, 6, 1)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 3, padding=1), nn.ConvTranspose2d(4, 6, 1)], ids=lambda layer: type(layer).__name__
+)
 def test_a_convolution_of_heads_merged_with_the_batch_keeps_the_heads(layer):
     def forward(net, x):
         y = net.a(x).reshape(x.shape[0] * 2, 4, 4, 4)
