@@ -7,14 +7,24 @@ ONNX export needs nothing special.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SegmentedLayerNorm", "TrainingFlag", "either", "hold", "scale_axis", "segmented_layer_norm"]
+__all__ = [
+    "Boundary",
+    "ChannelGate",
+    "SegmentedLayerNorm",
+    "TrainingFlag",
+    "either",
+    "hold",
+    "scale_axis",
+    "segmented_layer_norm",
+    "segmented_normalize",
+]
 
 
 class TrainingFlag(nn.Module):
@@ -42,6 +52,24 @@ def hold(found: Any, traced: Any, line: str) -> None:
     """
     if found != traced:
         raise ValueError(f"{line} finds {found} where the trace found {traced}; trace the model at this input size")
+
+
+class Boundary(nn.Module):
+    """Gives what it is given, and marks where one part of a network ends and the next begins.
+
+    Passes change the widths of what crosses it as they do elsewhere, but leave the mark where it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Any) -> Any:
+        """`x`, a tensor or a dict of tensors, as it is."""
+        return x
+
+    def extra_repr(self) -> str:
+        return repr(self.name)
 
 
 class ChannelGate(nn.Module):
@@ -145,20 +173,44 @@ def segmented_layer_norm(
         eps: added to each variance.
         groups: the group of each segment; by default every segment is one of its own.
     """
-    pieces = x.split(list(segments), -1)
+    y = _each_group(x, -1, segments, groups, lambda part: F.layer_norm(part, part.shape[-1:], None, None, eps))
+    if weight is not None:
+        y = y * weight
+    return y if bias is None else y + bias
+
+
+def segmented_normalize(
+    x: Tensor,
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+) -> Tensor:
+    """`F.normalize` of each group of segments of axis `dim` by its own norm.
+
+    What dividing by a norm over channels becomes in a direct sum of networks; segments and groups are those of
+    `segmented_layer_norm`.
+    """
+    return _each_group(x, dim, segments, groups, lambda part: F.normalize(part, p, dim, eps))
+
+
+def _each_group(
+    x: Tensor, dim: int, segments: Sequence[int], groups: Sequence[int] | None, norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Apply `norm` to the segments of each group together."""
+    pieces = x.split(list(segments), dim)
     members: dict[int, list[int]] = {}
     for index, group in enumerate(range(len(pieces)) if groups is None else groups):
         members.setdefault(group, []).append(index)
     normed = list(pieces)
     for places in members.values():
-        whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], -1)
-        whole = F.layer_norm(whole, whole.shape[-1:], None, None, eps)
-        for index, piece in zip(places, whole.split([segments[i] for i in places], -1), strict=True):
+        whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], dim)
+        parts = norm(whole).split([segments[i] for i in places], dim)
+        for index, piece in zip(places, parts, strict=True):
             normed[index] = piece
-    y = normed[0] if len(normed) == 1 else torch.cat(normed, -1)
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
+    return normed[0] if len(normed) == 1 else torch.cat(normed, dim)
 
 
 class SegmentedLayerNorm(nn.Module):

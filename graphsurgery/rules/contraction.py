@@ -43,6 +43,7 @@ def linear_function(
         infer.unify(bias[0], weight[0])
     infer.reads(0, len(input) - 1, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:-1], *weight.axes)
     return input.replace(-1, weight[0])
 
 
@@ -126,6 +127,7 @@ def _convolve(
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2], *positions)
     return TensorType([*input.axes[:channel], weight[0], *positions])
 
 
@@ -209,6 +211,7 @@ def _transposed(
     if ax.size_of(groups) > 1 and weight.parameter is not None:
         infer.parameters[weight.parameter].passes.add(0)
     infer.writes(output)
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2], *positions)
     return TensorType([*input.axes[:channel], output, *positions])
 
 
@@ -231,9 +234,12 @@ def _product(infer: Inference, left: TensorType, right: TensorType, first: int, 
         if side.parameter is not None:
             infer.writes(side[-1] if side is right else side[0])
     if len(left) == 1 or len(right) == 1:
-        return TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
-    lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
-    return TensorType([*lead.axes, left[-2], right[-1]])
+        result = TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
+    else:
+        lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
+        result = TensorType([*lead.axes, left[-2], right[-1]])
+    infer.multiplies(*result.axes, inner)
+    return result
 
 
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")

@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
-from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
 from graphsurgery.rules.contraction import resize_argument, set_argument
 
 PER_CHANNEL_NORMS = (
@@ -247,8 +247,30 @@ def _normalize_groups(
 def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
     """Divides by a norm over some axes, which it mixes."""
     for index in [dim] if isinstance(dim, int) else dim:
-        infer.mixes(input[index], "normalize")
+        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "norm")
     return TensorType(input.axes)
+
+
+@rule(segmented_normalize)
+def segmented_normalize_function(
+    infer: Inference,
+    x: TensorType,
+    p: float = 2.0,  # noqa: ARG001
+    dim: int = 1,
+    eps: float = 1e-12,  # noqa: ARG001
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+) -> TensorType:
+    """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
+    infer.mixes(x[dim], "segmented_normalize")
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[dim], segments, groups)
+        node.kwargs = {**node.kwargs, "segments": left, "groups": numbers}
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
 
 
 @rule(ChannelGate)

@@ -104,8 +104,6 @@ def test_a_packed_bias_of_three_parts():
 
 
 FROZEN = {
-    "every third": (flat(lambda h: h[:, ::3], 3), (3,), "every 3th of 8 indices"),
-    "to a border": (flat(lambda h: h[:, :6:2], 3), (3,), "every 2th of 8 indices"),
     "one channel": (flat(lambda h: h.select(1, 3)[:, None], 1), (3,), "indexed by a constant"),
     "looked up": (flat(lambda h: h[:, torch.tensor([7, 6, 5, 4, 3, 2, 1, 0])]), (3,), "looked up by indices"),
     "looked up by name": (flat(lambda h: h.index_select(1, torch.arange(7, -1, -1))), (3,), "looked up by indices"),

@@ -85,6 +85,8 @@ FREE = {
     "repeat_interleave heads": (
         flat(lambda h: h.view(-1, 4, 2).repeat_interleave(2, 1).flatten(1), 16), (3,)
     ),
+    "step": (flat(lambda h: h[:, ::3], 3), (3,)),
+    "step to a border": (flat(lambda h: h[:, :6:2], 3), (3,)),
     "pad positions": (between(lambda h: F.pad(h, (1, 2, 0, 1), mode="reflect")), (3, 4, 4)),
     "pad channels": (flat(lambda h: F.pad(h, (1, 2)), 11), (3,)),
     "pad channels with a value": (flat(lambda h: F.pad(h, pad=(0, 2), value=0.5), 10), (3,)),
@@ -105,7 +107,6 @@ FROZEN = {
         "cropped, or padded with its own indices",
     ),
     "crop channels": (flat(lambda h: F.pad(h, (-1, -1)), 6), (3,), "cropped"),
-    "step": (flat(lambda h: h[:, ::3], 3), (3,), "a slice: every 3th of 8 indices"),
     "slice across a product": (
         between(lambda h: h.flatten(1)[:, 5:, None, None], after=123), (3, 4, 4), "a slice: a border at 5 falls inside",
     ),
