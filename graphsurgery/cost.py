@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.modes import as_evaluated
+from graphsurgery.values import is_foreign, run_on_meta
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Cost:
 def cost(graph: ModelGraph) -> Cost:
     """Count parameters, bytes, and MACs of one evaluation at batch 1; the network is neither run nor modified.
 
-    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`.
+    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`. What
+    only training uses (auxiliary heads) counts among the parameters, not among the MACs.
 
     Raises:
         SurgeryError: the network does not run at these input sizes.
@@ -50,7 +53,8 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     module = graph.module
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
     stand_ins = {id(t): _stand_in(t) for t in (*module.parameters(), *module.buffers())}
-    shadow = copy.deepcopy(module, stand_ins).eval()
+    shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
+    _open_foreign(shadow)
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(
@@ -60,13 +64,13 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     ]
     counting = _Counting(shadow)
     try:
-        with counting.counter, torch.no_grad():
+        with counting.counter, torch.no_grad(), torch.device("meta"):
             counting.run(*inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
         shapes = [tuple(x.shape) for x in inputs]
         raise SurgeryError(f"cost: the network does not run on inputs of shape {shapes} ({one_line(cause)})") from cause
-    nodes = zip(module.graph.nodes, shadow.graph.nodes, strict=True)
-    return {node: counting.macs[twin] for node, twin in nodes if counting.macs.get(twin)}
+    counts = {node.name: macs for node, macs in counting.macs.items() if macs}
+    return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
 
 
 class _Counting(fx.Interpreter):
@@ -83,6 +87,24 @@ class _Counting(fx.Interpreter):
         result = super().run_node(n)
         self.macs[n] = (self.counter.get_total_flops() - before) // 2
         return result
+
+
+def _open_foreign(shadow: Any) -> None:
+    """Modules that a trace has kept whole may need values to run."""
+    for path in dict.fromkeys(str(node.target) for node in shadow.graph.nodes if node.op == "call_module"):
+        leaf = shadow.get_submodule(path)
+        if is_foreign(leaf):
+            parent, _, name = path.rpartition(".")
+            setattr(shadow.get_submodule(parent), name, _Foreign(leaf))
+
+
+class _Foreign(nn.Module):
+    def __init__(self, leaf: nn.Module) -> None:
+        super().__init__()
+        self.leaf = leaf
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return run_on_meta(self.leaf, args, kwargs)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

@@ -115,9 +115,9 @@ class Inference:
         """The node's parameters write this axis."""
         self.writers.append(Access(self.node, axis))
 
-    def reads(self, argument: int, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument number `argument`, with axis `weight_axis` of a weight."""
-        value = self.node.args[argument] if len(self.node.args) > argument else None
+    def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
+        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
+        value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
         if weight is None or weight.parameter is None:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False))
@@ -200,8 +200,17 @@ class Inference:
         for node in self.module.graph.nodes:
             self.node = node
             self.types[node] = getattr(self, node.op)()
+        self._settle()
         self._check_weights()
         return self
+
+    def _settle(self) -> None:
+        """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
+        every = [typed.axes for typed in self.parameters.values()]
+        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
+        for axes in every:
+            for axis in axes:
+                ax.resolve(axis)
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
@@ -241,7 +250,7 @@ class Inference:
 
     def call_module(self) -> Any:
         self.submodule = self.module.get_submodule(str(self.node.target))
-        return self._apply(type(self.submodule))
+        return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
 
     def _typed(self, argument: Any) -> Any:
         return fx.map_arg(argument, lambda node: self.types[node])
@@ -253,7 +262,9 @@ class Inference:
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         function = RULES.get(key)
         if function is None:
-            return self._opaque(f"no rule for {self.operator()}", args, kwargs)
+            unfollowed = self.node.meta.get("unfollowed")
+            reason = f"is kept whole: {unfollowed}" if unfollowed else f"no rule for {self.operator()}"
+            return self._opaque(reason, args, kwargs)
         try:
             result = function(self, *args, **kwargs)
         except Clash as clash:
@@ -267,12 +278,11 @@ class Inference:
         return result
 
     def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
-        self.freeze(reason, args, kwargs)
+        parameters = []
         if self.node.op == "call_module":
-            for name, _ in self.submodule.named_parameters():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
-            for name, _ in self.submodule.named_buffers():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+            tensors = (*self.submodule.named_parameters(), *self.submodule.named_buffers())
+            parameters = [self._parameter(f"{self.node.target}.{name}") for name, _ in tensors]
+        self.freeze(reason, args, kwargs, parameters)
         return self.untyped()
 
 

@@ -1,13 +1,16 @@
 """The normal form: what tracing leaves is made of fewer, plainer operators.
 
-Before the trace `nn.MultiheadAttention` becomes projections and `scaled_dot_product_attention`; after it, assertions
-and unused sizes go, and functional dropout becomes a module, so that it follows `train()` and `eval()`.
+Before the trace `nn.MultiheadAttention` becomes projections and `scaled_dot_product_attention`, and timm's norms with
+an activation become norm and activation; after it, assertions and unused sizes go, and functional dropout becomes a
+module.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.aliasing import acts_in_place, owns_memory
 from graphsurgery.errors import TraceError
+from graphsurgery.layers import hold
+from graphsurgery.modes import FLAG
 
 
 class LoweredAttention(nn.Module):
@@ -24,8 +29,6 @@ class LoweredAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        if attention.bias_k is not None or attention.add_zero_attn:
-            raise TraceError("nn.MultiheadAttention with bias_k or add_zero_attn is not supported")
         self.heads = attention.num_heads
         self.width = attention.embed_dim
         self.batch_first = attention.batch_first
@@ -39,8 +42,6 @@ class LoweredAttention(nn.Module):
         self.v_proj: nn.Linear
         if self.packed:
             self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
-        elif attention.in_proj_bias is not None:
-            raise TraceError("nn.MultiheadAttention with kdim or vdim and a bias is not supported")
         else:
             self.q_proj = _linear(attention.q_proj_weight, None)
             self.k_proj = _linear(attention.k_proj_weight, None)
@@ -110,15 +111,45 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
     return layer
 
 
-def lower_attention(root: nn.Module, modes: dict[str, bool]) -> None:
-    """Replace every `nn.MultiheadAttention` below `root`, in place; `modes` learns the modes of the new modules."""
-    found = [(path, m) for path, m in root.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    for path, attention in found:
-        lowered = LoweredAttention(attention).eval()
+def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:
+    """Replace modules below `root` by plainer ones over the same parameters, in place.
+
+    Args:
+        root: whose submodules are replaced.
+        modes: the mode of each module by its path; it learns those of the new ones.
+        kept: paths below which nothing is replaced.
+    """
+    for path, module in list(root.named_modules()):
+        lowered = None if any(path == k or path.startswith(f"{k}.") for k in kept) else _lowered(module)
+        if lowered is None or not path:
+            continue
         parent, _, name = path.rpartition(".")
-        setattr(root.get_submodule(parent), name, lowered)
+        setattr(root.get_submodule(parent), name, lowered.eval())
         for below, _ in lowered.named_modules():
             modes[f"{path}.{below}" if below else path] = modes[path]
+
+
+def _lowered(module: nn.Module) -> nn.Module | None:
+    """The plainer form of a module, if it has one."""
+    kind = type(module)
+    if isinstance(module, nn.MultiheadAttention):
+        extended = module.bias_k is not None or module.add_zero_attn
+        unpacked = module.in_proj_weight is None and module.in_proj_bias is not None
+        return None if extended or unpacked else LoweredAttention(module)
+    if kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct") and kind.__module__.startswith("timm."):
+        return _norm_and_activation(module)
+    if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
+        p = getattr(module, "drop_prob", None)
+        return torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+    return None
+
+
+def _norm_and_activation(module: Any) -> nn.Module:
+    """A BatchNorm that calls its own dropout and activation becomes three modules."""
+    norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
+    norm.__dict__ = {**module.__dict__, "_modules": {}}
+    parts = {"norm": norm, "drop": module.drop, "act": module.act}
+    return nn.Sequential(OrderedDict((name, part) for name, part in parts.items() if type(part) is not nn.Identity))
 
 
 _DROPOUTS: dict[Any, Any] = {
@@ -143,6 +174,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             continue
         if node.target is torch._assert:
             graph.erase_node(node)
+        elif isinstance(node.target, type) and hasattr(node.target, "_fields"):
+            _plain_tuple(node)
         elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
         elif node.target in _DROPOUTS:
@@ -150,10 +183,23 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         elif node.target is torchvision.ops.stochastic_depth:
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
-        default = node.op == "placeholder" and not isinstance(node.meta["value"], Tensor)
+        flag = node.op == "call_module" and str(node.target).endswith(FLAG)
+        default = flag or (node.op == "placeholder" and not isinstance(node.meta["value"], Tensor))
         plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
-        if not node.users and (default or plain):
+        if not node.users and node.target is not hold and (default or plain):
             graph.erase_node(node)
+
+
+def _plain_tuple(node: fx.Node) -> None:
+    """A named tuple (torchvision's outputs with auxiliary heads) becomes a tuple."""
+    values = (*node.args, *node.kwargs.values())
+
+    def opened(operand: fx.Node) -> Any:
+        return values if operand is node else operand
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(user.args, opened), fx.map_arg(user.kwargs, opened)
+    node.graph.erase_node(node)
 
 
 def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
@@ -183,23 +229,32 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _dropout_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
-    """`F.dropout(x, p, training=self.training)`, traced in eval mode, becomes `nn.Dropout`."""
-    if _argument(node, 2, "training", True):
-        return
-    _as_module(node, root, modes, _DROPOUTS[node.target](_argument(node, 1, "p", 0.5)))
+    """`F.dropout(x, p, training=self.training)` becomes `nn.Dropout`."""
+    owner, p = _owner(_argument(node, 2, "training", True)), _argument(node, 1, "p", 0.5)
+    if owner is not None and isinstance(p, float):
+        _as_module(node, root, modes, _DROPOUTS[node.target](p), owner)
 
 
 def _stochastic_depth_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
-    if _argument(node, 3, "training", True):
-        return
-    module = torchvision.ops.StochasticDepth(_argument(node, 1, "p", 0.0), _argument(node, 2, "mode", "row"))
-    _as_module(node, root, modes, module)
+    owner, p = _owner(_argument(node, 3, "training", True)), _argument(node, 1, "p", 0.0)
+    if owner is not None and isinstance(p, float):
+        module = torchvision.ops.StochasticDepth(p, _argument(node, 2, "mode", "row"))
+        _as_module(node, root, modes, module, owner)
 
 
-def _as_module(node: fx.Node, root: nn.Module, modes: dict[str, bool], module: nn.Module) -> None:
-    path = node.name
-    while hasattr(root, path):
-        path += "_"
-    root.add_module(path, module)
-    modes[path] = modes.get("", False)
+def _owner(training: Any) -> str | None:
+    """The path of the module whose mode this is; None for a mode that is written down."""
+    if not isinstance(training, fx.Node) or training.op != "call_module":
+        return None
+    path = str(training.target)
+    return path.removesuffix(FLAG).removesuffix(".") if path.endswith(FLAG) else None
+
+
+def _as_module(node: fx.Node, root: nn.Module, modes: dict[str, bool], module: nn.Module, owner: str) -> None:
+    parent, name = root.get_submodule(owner), node.name
+    while hasattr(parent, name):
+        name += "_"
+    parent.add_module(name, module)
+    path = f"{owner}.{name}" if owner else name
+    modes[path] = modes.get(owner, False)
     node.op, node.target, node.args, node.kwargs = "call_module", path, (node.args[0],), {}

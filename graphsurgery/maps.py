@@ -197,7 +197,7 @@ class Edit(Widths):
         return known.share if known is not None else None
 
     def segments(self, axis: Axis, sizes: Sequence[int]) -> tuple[int, ...]:
-        """New sizes of consecutive old segments of the axis; segments that are left empty go."""
+        """New sizes of consecutive old segments of the axis; what is left empty has size 0."""
         lifted = self.lift(axis)
         if lifted is None:
             return tuple(sizes)
@@ -206,7 +206,7 @@ class Edit(Widths):
         counts = torch.bincount(owner, minlength=len(sizes))
         if bool((owner.diff() < 0).any()):
             raise ValueError("a map mixes the segments of a segmented norm")
-        return tuple(int(n) for n in counts if n)
+        return tuple(int(n) for n in counts)
 
 
 def _placed(tensor: Tensor, rank: int, *places: int) -> Tensor:

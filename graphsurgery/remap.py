@@ -14,6 +14,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
+from graphsurgery.layers import hold
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.values import copy_module, evaluate
 
@@ -105,7 +106,7 @@ def rebuild(
             rewrite(copy, resize)
         if node not in types.sized and has_tensors(node.meta["value"]):
             _keep_numbers(copy, originals)
-        copy.meta = {"value": _new_value(node, copy, types, resize)}
+        copy.meta = {**node.meta, "value": _new_value(node, copy, types, resize)}
         path = str(node.target)
         if node.op == "get_attr" and path not in root:
             root[path] = tensor(path) if path in types.canonical else _attribute(graph.module, path)
@@ -146,7 +147,7 @@ def _keep_modes(old: fx.GraphModule, new: fx.GraphModule) -> None:
 def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
     """The value of a rebuilt node: tensors as their types say, sizes computed anew and compared with the types."""
     old = node.meta["value"]
-    if node.op in ("placeholder", "output"):
+    if node.op in ("placeholder", "output") or (node.op == "call_module" and not has_tensors(old)):
         return old
     if not has_tensors(old):
         return _computed(copy)
@@ -189,10 +190,15 @@ def _same(new: Any, old: Any) -> bool:
 
 
 def _erase_unused_numbers(graph: fx.Graph) -> None:
-    """Sizes that nobody asks for any more go; they might not even be computable."""
+    """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
     for node in reversed(list(graph.nodes)):
         number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
-        if number and not node.users and node.target is not operator.setitem:
+        if node.target is hold:
+            found: Any = node.args[0]
+            stands = isinstance(found, fx.Node) and _same(found.meta["value"], node.args[1])
+        else:
+            stands = bool(node.users) or node.target is operator.setitem
+        if number and not stands:
             graph.erase_node(node)
 
 

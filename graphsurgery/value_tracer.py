@@ -11,8 +11,9 @@ import inspect
 import linecache
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
+from graphsurgery import layers
 from graphsurgery.errors import TraceError
+from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
+from graphsurgery.modes import FLAG
 from graphsurgery.values import evaluate, meta_of
 
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
@@ -30,14 +34,19 @@ _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", 
 class ValueProxy(fx.Proxy):
     """A proxy that knows the meta value of its node."""
 
+    tracer: ValueTracer
+
     def __getattr__(self, name: str) -> Any:
         return ValueAttribute(self, name)
 
     def __len__(self) -> int:
-        return len(value_of(self))
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            self.tracer.decided(operator.getitem(self.shape, 0))
+        return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(value_of(self)))])
+        return iter([operator.getitem(self, i) for i in range(len(self))])
 
     def __contains__(self, item: Any) -> bool:
         value = value_of(self)
@@ -46,12 +55,19 @@ class ValueProxy(fx.Proxy):
         return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
 
     def __index__(self) -> int:
+        # Also asked by torch's own functions when they are handed a size, which decides nothing.
         return int(self._number())
 
-    __int__ = __index__
+    def __int__(self) -> int:
+        return int(self._decided())
 
     def __float__(self) -> float:
-        return float(self._number())
+        return float(self._decided())
+
+    def _decided(self) -> Any:
+        value = self._number()
+        self.tracer.decided(self)
+        return value
 
     def _number(self) -> Any:
         value = value_of(self)
@@ -94,7 +110,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; a node only if it is used as a value rather than called."""
 
-    def __init__(self, root: fx.Proxy, name: str) -> None:
+    def __init__(self, root: ValueProxy, name: str) -> None:
         self.root = root
         self.attr = name
         self.tracer = root.tracer
@@ -114,18 +130,69 @@ def value_of(proxy: fx.Proxy) -> Any:
     return proxy.node.meta["value"]
 
 
+class Mode:
+    """Stands for `self.training` of a module that is traced through.
+
+    Handed on as an argument it becomes a node that gives the module's mode; asked for its truth it answers with the
+    mode of the trace, and the tracer remembers that the graph depends on it.
+    """
+
+    def __init__(self, tracer: ValueTracer, path: str) -> None:
+        self.tracer = tracer
+        self.path = path
+
+    def __bool__(self) -> bool:
+        self.tracer.branches.append(_asking_line())
+        return self.tracer.training
+
+
+class UnfollowedError(TraceError):
+    """A submodule whose forward cannot be followed.
+
+    Attributes:
+        path: of the innermost module that raised; empty for the network itself.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class ValueTracer(fx.Tracer):
-    """Records a forward while computing it on meta tensors."""
+    """Records a forward while computing it on meta tensors.
+
+    Args:
+        examples: meta tensors, one for each input.
+        training: the mode to trace in.
+        opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
+        identities: paths of submodules without weights that are kept whole because they only act in training.
+    """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, examples: Sequence[Tensor]) -> None:
-        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
+    def __init__(
+        self,
+        examples: Sequence[Tensor],
+        *,
+        training: bool = False,
+        opaque: Mapping[str, str] = MappingProxyType({}),
+        identities: Iterable[str] = (),
+    ) -> None:
+        # Our own functions are operators with rules of their own.
+        own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
+        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth, *own))
         # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
         self._autowrap_search.append(torchvision.ops)
         self.examples = list(examples)
+        self.training = training
+        self.opaque = opaque
+        self.identities = set(identities)
+        self.branches: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
+        self.failed: str | None = None
+        self._flags: dict[str, ValueProxy] = {}
+        self._decisions: set[fx.Node] = set()
 
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
@@ -149,17 +216,44 @@ class ValueTracer(fx.Tracer):
         }
         self._waiting = list(self.examples)
         self._defaults = {p.name: p.default for p in left_out}
+        followed = list(self._set_modes(root))
         try:
             with torch.no_grad(), self._patched():
                 graph = self.trace(root, dict(self._defaults))
                 for node in graph.nodes:
                     self._value(node)
         except Exception as error:
-            raise TraceError(_where(error, root)) from error
+            raise UnfollowedError(_where(error, root), self.failed or "") from error
+        finally:
+            for module in followed:
+                module.training = False
         return graph
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return is_leaf(m)
+    def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
+        """Let every module that is traced through answer for its mode."""
+        root.training = Mode(self, path)  # type: ignore[assignment]
+        yield root
+        for name, child in root.named_children():
+            below = f"{path}.{name}" if path else name
+            if not self.is_leaf_module(child, below):
+                yield from self._set_modes(child, below)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.opaque or module_qualified_name in self.identities or is_leaf(m)
+
+    def create_arg(self, a: Any) -> Any:
+        """A mode that is handed on becomes a node."""
+        return self._flag(a.path).node if isinstance(a, Mode) else super().create_arg(a)
+
+    def _flag(self, owner: str) -> ValueProxy:
+        """The node that gives the mode of a module."""
+        path = f"{owner}.{FLAG}" if owner else FLAG
+        if path not in self._flags:
+            module = self.root.get_submodule(owner)
+            if not hasattr(module, FLAG):
+                module.add_module(FLAG, TrainingFlag())
+            self._flags[path] = self.create_proxy("call_module", path, (), {})
+        return self._flags[path]
 
     def proxy(self, node: fx.Node) -> ValueProxy:
         return ValueProxy(node, self)
@@ -181,10 +275,18 @@ class ValueTracer(fx.Tracer):
             else:
                 self.evaluating = True
                 try:
-                    node.meta["value"] = evaluate(node, self._attribute)
+                    node.meta["value"] = self._evaluate(node)
                 finally:
                     self.evaluating = False
         return node.meta["value"]
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "call_module" and str(node.target) in self.identities:
+            node.meta["identity"] = True
+            return node.args[0].meta["value"]  # type: ignore[union-attr]
+        if node.op == "call_module" and str(node.target) in self.opaque:
+            node.meta["unfollowed"] = self.opaque[str(node.target)]
+        return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
         parent, _, name = path.rpartition(".")
@@ -205,14 +307,34 @@ class ValueTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.evaluating:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        asked = len(self.branches)
+        path = self.path_of_module(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None and path not in self.opaque:
+                self.failed = path
+            raise
+        if len(self.branches) > asked and len(args) == 1 and result is args[0] and not m._modules and _is_bare(m):
+            # It acts in training only and has no weights, as drop-path: kept whole, it follows the mode.
+            self.identities.add(path)
+            result = self.create_proxy("call_module", path, args, kwargs)
+        return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answer a condition from the value; conditions on data cannot be answered."""
         value = value_of(obj)
         if isinstance(value, Tensor):
             raise TraceError("control flow depends on the values of a tensor")
+        self.decided(obj)
         return bool(value)
+
+    def decided(self, proxy: fx.Proxy) -> None:
+        """The model decided by this number, so the graph is right only where it is the same."""
+        value = value_of(proxy)
+        if proxy.node not in self._decisions and isinstance(value, (bool, int, float)):
+            self._decisions.add(proxy.node)
+            self.create_proxy("call_function", hold, (proxy, value, _asking_line()), {})
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -238,6 +360,23 @@ class ValueTracer(fx.Tracer):
             return original(*args, **kwargs)
 
         return factory
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a module has no parameters and no buffers of its own."""
+    return not any(t is not None for t in (*module._parameters.values(), *module._buffers.values()))
+
+
+def _asking_line() -> str:
+    """The line of the model that asks for something."""
+    frame = inspect.currentframe()
+    own = (__file__, fx.proxy.__file__)
+    while frame is not None and frame.f_code.co_filename in own:
+        frame = frame.f_back
+    if frame is None:
+        return "an unknown line"
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(path).name}:{line}: `{linecache.getline(path, line).strip()}`"
 
 
 def _where(error: Exception, root: nn.Module) -> str:

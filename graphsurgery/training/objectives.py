@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,18 @@ class Objective(ABC):
         """Take back what `state_dict` gave."""
 
 
+AUXILIARY_WEIGHT = 0.3
+"""Weight of the loss of each auxiliary output (Szegedy et al., "Going deeper with convolutions", 2015, section 5)."""
+
+
+def total_loss(output: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The loss of an output; of several, the first is the network's and the others are auxiliary heads'."""
+    if isinstance(output, Tensor):
+        return loss(output)
+    main, *auxiliary = (part for part in output if part is not None)
+    return torch.stack([loss(main), *(AUXILIARY_WEIGHT * loss(part) for part in auxiliary)]).sum()
+
+
 class CrossEntropy(Objective):
     """Mean cross entropy of logits `[batch, classes]` and class indices `[batch]`; scored by accuracy."""
 
@@ -74,7 +87,8 @@ class CrossEntropy(Objective):
         self.label_smoothing = label_smoothing
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"total": F.cross_entropy(module(batch[0]), batch[1], label_smoothing=self.label_smoothing)}
+        loss = partial(F.cross_entropy, target=batch[1], label_smoothing=self.label_smoothing)
+        return {"total": total_loss(module(batch[0]), loss)}
 
     def metrics(self) -> dict[str, Metric]:
         # Imported here: it takes a second, and only training needs it.
@@ -92,7 +106,7 @@ class MeanSquaredError(Objective):
     score = "mse"
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"total": F.mse_loss(module(batch[0]), batch[1])}
+        return {"total": total_loss(module(batch[0]), partial(F.mse_loss, target=batch[1]))}
 
     def metrics(self) -> dict[str, Metric]:
         import torchmetrics

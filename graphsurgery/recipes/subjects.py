@@ -1,0 +1,131 @@
+"""The copies that contracts are measured on: with values that hide nothing, and of a size that memory allows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.errors import UnsupportedError
+from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.passes.compress import compress
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def draw_inputs(specs: Sequence[InputSpec], batch: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Random inputs `[batch, ...]` on the CPU; floating ones in `dtype`, and zeros where indices are expected."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, *spec.shape[1:]) for spec in specs]
+    return tuple(
+        torch.randn(shape, generator=generator).to(dtype)
+        if spec.dtype.is_floating_point
+        else torch.zeros(shape, dtype=spec.dtype)
+        for spec, shape in zip(specs, shapes, strict=True)
+    )
+
+
+def light_copy(module: Network) -> Network:
+    """A copy with parameters of its own on the same memory, and with buffers of its own.
+
+    `randomize` and a cast give a parameter new memory, so the original keeps its values.
+    """
+    return _copy_with(module, lambda p: p.detach())
+
+
+def skeleton(module: Network) -> Network:
+    """A copy whose parameters hold no values (meta tensors); its buffers, such as tables of indices, keep theirs."""
+    return _copy_with(module, lambda p: torch.empty_like(p, device="meta"))
+
+
+def _copy_with(module: Network, value: Callable[[Tensor], Tensor]) -> Network:
+    memo = {id(p): nn.Parameter(value(p), requires_grad=p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
+def has_values(module: nn.Module) -> bool:
+    """Whether no parameter and no buffer is a meta tensor."""
+    return not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+def narrow(graph: ModelGraph, share: float, seed: int) -> ModelGraph:
+    """A network of the same structure with this share of every space, filled with random values.
+
+    Only meta tensors are cut, so that the memory which it takes is that of the small network.
+
+    Raises:
+        SurgeryError: nothing can be cut, or the network holds buffers without values.
+    """
+    without_values = replace(graph, module=skeleton(graph.module))
+    small = compress(without_values, share, importance="random", seed=seed)
+    fill(small.module, seed)
+    return small
+
+
+def fill(module: nn.Module, seed: int) -> None:
+    """Give random values to every parameter that is a meta tensor, in place, at the scale of a fresh network.
+
+    Raises:
+        UnsupportedError: a buffer is a meta tensor: what it should hold cannot be drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    new: dict[int, nn.Parameter] = {}
+    for path, owner in module.named_modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                raise UnsupportedError(
+                    f"buffer {path}.{name} holds no values; build the network with its parameters alone on meta, as "
+                    "accelerate.init_empty_weights does"
+                )
+        for name, parameter in owner._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            if id(parameter) not in new:
+                scale = 1 / math.sqrt(_fan_in(parameter))
+                value = scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                new[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+            owner._parameters[name] = new[id(parameter)]
+
+
+def randomize(module: nn.Module, seed: int, *, perturb: float = 0.0) -> None:
+    """Draw the statistics and affine values of all norms, in place, and whatever is too small to be seen in an output.
+
+    Fresh networks have norms that do nothing, biases of 0 and layer scales of 1e-6: they would hide every mistake.
+    What is drawn gets new memory, so that a network which shares its own (`light_copy`) keeps its values.
+
+    Args:
+        module: changed in place.
+        seed: of the drawing.
+        perturb: every other parameter changes by this share of itself.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in _floating(module):
+        leaf = name.rpartition(".")[2]
+        if leaf == "running_mean":
+            tensor.data = 0.3 * _normal(tensor, generator)
+        elif leaf == "running_var" or (leaf == "weight" and tensor.dim() == 1):
+            tensor.data = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5
+        elif isinstance(tensor, nn.Parameter):
+            if float(tensor.detach().abs().max()) < 1e-3:
+                tensor.data = _normal(tensor, generator) / math.sqrt(_fan_in(tensor))
+            elif perturb:
+                tensor.data = tensor.data * (1 + perturb * _normal(tensor, generator))
+
+
+def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and tensor.numel():
+            yield name, tensor
+
+
+def _normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
+def _fan_in(tensor: Tensor) -> int:
+    return max(1, tensor[0].numel()) if tensor.dim() > 1 else 10
