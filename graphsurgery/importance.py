@@ -50,10 +50,17 @@ class Scores:
         self._tensors = graph.tensors()
         self._criterion = criterion
         self._seed = seed
+        self._scores: dict[tuple[Dim, tuple[Dim, ...]], Tensor] = {}
         self._sums: dict[tuple[_Criterion, str, tuple[int, ...]], Tensor] = {}
 
     def of(self, space: Space, outers: Sequence[Dim] = ()) -> Tensor:
         """The scores `[channels]` of a space; or `[groups, channels]`, in each group of the dims that it stands in."""
+        key = (space.dim, tuple(outers))
+        if key not in self._scores:
+            self._scores[key] = self._of(space, outers)
+        return self._scores[key]
+
+    def _of(self, space: Space, outers: Sequence[Dim]) -> Tensor:
         if self._criterion == "random":
             return _random(space, self._seed, outers)
         criterion = CRITERIA[self._criterion]

@@ -97,7 +97,8 @@ class Nesting:
         summed: list[Access | Mixing] = [*types.readers, *types.mixings]
         for place in summed:
             axis = resolve(place.axis)
-            beside = [a for axes in self._around[place.node] for a in axes if a != axis and _holds(a, inner)]
+            taken = [axes for source in place.node.all_input_nodes for axes in self._values[source]]
+            beside = any(other != axis and _holds(other, inner) for axes in taken for other in axes)
             if _is_bare(axis, inner, outers) and beside:
                 return f"{place_of(place.node)} mixes its groups"
         for mixing in types.mixings:

@@ -18,6 +18,7 @@ from graphsurgery.nesting import Family
 from graphsurgery.planned_cost import PlannedCost
 from graphsurgery.targets import Lane, Target, search
 
+_Counter = Callable[[Mapping[Choice, int]], int]
 Request = float | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
@@ -88,22 +89,23 @@ class Plan:
         Returns:
             The target, with what it asked for, what there was before, and what is reached.
         """
+        count = _counter(self._graph, target.quantity)
         shares = [1.0] * len(self._families)
-        if self._within == "best":
-            shares = self._shares(target)
+        if self._within == "best" and any(family.inners for family in self._families):
+            shares = self._shares(target, count)
         choices = [
             self._choices.of_family(family, self._within, self._rounded(share))
             for family, share in zip(self._families, shares, strict=True)
         ]
-        found = self._search(list(itertools.chain(*choices)), target)
+        found = self._search(list(itertools.chain(*choices)), target, count)
         self.sizes = found.sizes
         return {"asked": str(target), **asdict(target), "before": found.before, "reached": found.reached}
 
-    def _shares(self, target: Target) -> list[float]:
+    def _shares(self, target: Target, count: _Counter) -> list[float]:
         """The share that each family keeps when whole groups go; the smallest where that is not enough."""
         groups = [Choice(space) for family in self._families for space in family.outers]
         try:
-            sizes = self._search(groups, target).sizes
+            sizes = self._search(groups, target, count).sizes
         except SurgeryError:
             sizes = {choice: self._rounded(1 - target.max_cut)(choice.space) for choice in groups}
         return [
@@ -111,9 +113,8 @@ class Plan:
             for family in self._families
         ]
 
-    def _search(self, choices: Sequence[Choice], target: Target) -> _Found:
+    def _search(self, choices: Sequence[Choice], target: Target, count: _Counter) -> _Found:
         """Sizes for these choices, besides those of the spaces that are named."""
-        count = _counter(self._graph, target.quantity)
         worth = [self._choices.worth(choice) if target.ranking == "global" else None for choice in choices]
         lanes = [Lane(choice.space.size, of) for choice, of in zip(choices, worth, strict=True)]
         before = count({choice: choice.space.size for choice in (*self.sizes, *choices)})
@@ -161,7 +162,7 @@ def _without(family: Family, named: Mapping[str, Request]) -> Family:
     return Family(outers, () if touched else family.inners)
 
 
-def _counter(graph: ModelGraph, quantity: str) -> Callable[[Mapping[Choice, int]], int]:
+def _counter(graph: ModelGraph, quantity: str) -> _Counter:
     """How much of a quantity a network has at given sizes of its spaces."""
     if quantity == "width":
         return lambda sizes: sum(sizes.values())

@@ -77,14 +77,20 @@ def compress(
                 f"compress: 0 channels removed from {len(plan.sizes)} spaces: keep {share:g} rounded to multiples of "
                 f"{round_to} is all of each; lower keep or round_to"
             )
+    return remap(base, _maps(base, plan, opened), record | plan.as_dict())
+
+
+def _maps(graph: ModelGraph, plan: Plan, opened: Mapping[str, ChannelGate]) -> dict[Dim, ChannelMap | MapInGroups]:
+    """What stays of each space, with the gates folded in."""
+    gains = {name: gain(module) for name, module in opened.items()}
     maps: dict[Dim, ChannelMap | MapInGroups] = {
-        base.space(name).dim: ChannelMap(torch.arange(module.channels), gain(module)) for name, module in opened.items()
+        graph.space(name).dim: ChannelMap(torch.arange(len(share)), share) for name, share in gains.items()
     }
     for space, channel_map in plan.maps():
-        if isinstance(channel_map, ChannelMap) and space.name in opened:
-            channel_map = replace(channel_map, share=gain(opened[space.name])[channel_map.source])
+        if isinstance(channel_map, ChannelMap) and space.name in gains:
+            channel_map = replace(channel_map, share=gains[space.name][channel_map.source])
         maps[space.dim] = channel_map
-    return remap(base, maps, record | plan.as_dict())
+    return maps
 
 
 def _asked(keep: Keep | None, target: Target | str | None) -> tuple[float | None, dict[str, Request]]:

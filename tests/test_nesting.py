@@ -104,6 +104,10 @@ def _among_heads_by_hand(heads, _):
     return ((tokens @ tokens.transpose(2, 3)).softmax(-1) @ tokens).transpose(1, 2)
 
 
+def _scores(heads):
+    return torch.einsum("bhsd,bhtd->bhst", heads, heads) * WIDTH**-0.5
+
+
 STEPS = {
     "relu": lambda heads, _: torch.relu(heads),
     "scale of heads": lambda heads, p: heads * p.w,
@@ -116,6 +120,9 @@ STEPS = {
     "dense": _densely,
     "grouped": _convolve,
     "merged with the batch": _merged,
+    "grouped transposed": _convolve,
+    "attention by letters": lambda heads, _: torch.einsum("bhst,bhtd->bhsd", _scores(heads).softmax(-1), heads),
+    "weights by letters": lambda heads, p: torch.einsum("bhld,hde->bhle", heads, p.w),
     "scale of widths": lambda heads, p: heads * p.w,
     "one linear for all": lambda heads, layer: layer(heads),
     "sum of heads": lambda heads, _: heads + heads.sum(1, keepdim=True),
@@ -125,6 +132,11 @@ STEPS = {
     "convolution over heads": lambda heads, conv: conv(heads),
     "attention among heads": _among_heads,
     "attention among heads by hand": _among_heads_by_hand,
+    "pairs of heads by letters": lambda heads, p: heads + torch.einsum("bhld,gd->bgl", heads, p.w)[..., None],
+    "other heads by letters": lambda heads, p: heads + torch.einsum("bhld,hg->bgld", heads, p.w),
+    "scores of heads by letters": lambda heads, _: (
+        heads * torch.einsum("bhld,bgld->bhg", heads, heads).sum(2)[..., None, None]
+    ),
 }
 LAYERS = {
     "scale of heads": lambda: Weight(HEADS, 1, 1),
@@ -134,6 +146,10 @@ LAYERS = {
     "weights of heads": lambda: Weight(HEADS, WIDTH, WIDTH),
     "dense": lambda: nn.Linear(HEADS * WIDTH, HEADS * WIDTH),
     "grouped": lambda: nn.Conv1d(HEADS * WIDTH, HEADS * WIDTH, 3, padding=1, groups=HEADS),
+    "grouped transposed": lambda: nn.ConvTranspose1d(HEADS * WIDTH, HEADS * WIDTH, 1, groups=HEADS),
+    "weights by letters": lambda: Weight(HEADS, WIDTH, WIDTH),
+    "pairs of heads by letters": lambda: Weight(HEADS, WIDTH),
+    "other heads by letters": lambda: Weight(HEADS, HEADS),
     "scale of widths": lambda: Weight(WIDTH),
     "one linear for all": lambda: nn.Linear(WIDTH, WIDTH),
     "heads by heads": lambda: Weight(HEADS, WIDTH),
@@ -150,6 +166,9 @@ ALIKE = {
     "convolution over heads": r"layers\.0 mixes its groups",
     "attention among heads": "scaled_dot_product_attention mixes its groups",
     "attention among heads by hand": "matmul pairs its groups with each other",
+    "pairs of heads by letters": "einsum mixes its groups|einsum pairs its groups with each other",
+    "other heads by letters": "einsum pairs its groups with each other",
+    "scores of heads by letters": "einsum pairs its groups with each other",
 }
 
 
