@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models import detection
 
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
+from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
 from graphsurgery.values import copy_module, meta_of
+
+DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
+"""Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
 
 
 def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGraph:
@@ -29,6 +34,11 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
     """
+    if isinstance(model, DETECTORS):
+        raise TraceError(
+            f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
+            " put it back with install(graph, detector); both are in graphsurgery.models.detection"
+        )
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() == 0:
@@ -43,6 +53,7 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     graph = traces.both_modes()
     module = traces.with_real_tensors(graph)
     module.training = model.training
+    unshuffle(module)
     inputs = tuple(
         InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
         for node in graph.nodes

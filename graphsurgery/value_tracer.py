@@ -21,6 +21,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
+from graphsurgery import layers
 from graphsurgery.errors import TraceError
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
@@ -177,7 +178,9 @@ class ValueTracer(fx.Tracer):
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
     ) -> None:
-        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
+        # Our own functions are operators with rules of their own.
+        own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
+        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth, *own))
         # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
         self._autowrap_search.append(torchvision.ops)
         self.examples = list(examples)

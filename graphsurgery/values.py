@@ -1,11 +1,10 @@
 """What a node gives on meta tensors: shapes and dtypes without data, sizes as plain numbers.
 
-Every node of a traced graph carries it in `node.meta["value"]`. Modules that keep shapes are not run at all.
+Every node of a traced graph carries it in `node.meta["value"]`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,9 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag
-from graphsurgery.rules.norms import PER_CHANNEL_NORMS
-from graphsurgery.rules.pointwise import UNARY_MODULES
+from graphsurgery.shapes import result_of
 
-SHAPE_KEEPING = frozenset({*UNARY_MODULES, *PER_CHANNEL_NORMS, nn.LayerNorm, nn.GroupNorm})
-
-
-_HOOKS = tuple(name for name in nn.Module().__dict__ if "_hooks" in name)
-_SAME_SHAPE = frozenset({operator.add, operator.mul, operator.sub, operator.truediv, torch.add, torch.mul})
+_NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
 
 
 def meta_of(tensor: Tensor) -> Tensor:
@@ -32,15 +26,14 @@ def meta_of(tensor: Tensor) -> Tensor:
 def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
     new = module.__class__.__new__(module.__class__)
-    new.__dict__ = dict(module.__dict__)
-    for name in _HOOKS:
-        hooks = module.__dict__.get(name)
-        if hooks:
-            new.__dict__[name] = type(hooks)()
-    new.__dict__["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
-    new.__dict__["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
-    new.__dict__["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
-    new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    state = new.__dict__
+    state.update(module.__dict__)
+    for name, kind in _NEW_HOOKS:
+        state[name] = kind()
+    state["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
+    state["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
+    state["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
+    state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     return new
 
 
@@ -61,28 +54,19 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         module = attribute(str(node.target))
         if type(module) is TrainingFlag:
             return False
-        if type(module) in SHAPE_KEEPING and isinstance(args[0], Tensor):
-            return args[0]
-        if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
-            return args[0].new_empty((*args[0].shape[:-2], module.output_size, module.output_size))
-        return run_on_meta(module, args, kwargs)
+        known = result_of(node.op, module, args, kwargs)
+        return run_on_meta(module, args, kwargs) if known is None else known
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
+    known = result_of(node.op, node.target, args, kwargs)
+    if known is not None:
+        return known
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
-    if node.target in _SAME_SHAPE and _alike(args):
-        return args[0]
     value = node.target(*args, **kwargs)
     # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
     return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value
-
-
-def _alike(operands: Sequence[Any]) -> bool:
-    """Whether two operands are tensors of one shape and dtype, which torch's reference code is slow to find out."""
-    if len(operands) != 2 or not all(isinstance(operand, Tensor) for operand in operands):
-        return False
-    return operands[0].shape == operands[1].shape and operands[0].dtype == operands[1].dtype
 
 
 def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:

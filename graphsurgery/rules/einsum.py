@@ -34,6 +34,8 @@ def einsum(infer: Inference, equation: str, *operands: Any) -> TensorType:
             for letter in letters:
                 if letter in output and letter not in others:
                     infer.writes(axes[letter])
+    if len(given) == 2:
+        infer.multiplies(*axes.values())
     return TensorType([axes[letter] for letter in output])
 
 
@@ -83,7 +85,8 @@ def _sum_over(
     weight = next((i for i in reversed(holders) if given[i].parameter and names[i].count(letter) == 1), None)
     read = next(i for i in (*(h for h in holders if not given[h].parameter), *holders) if i != weight)
     dim = names[read].index(letter)
-    if weight is None or names[read].count(letter) > 1:
+    # A value that stands there twice would be scaled twice.
+    if weight is None or names[read].count(letter) > 1 or nodes.count(nodes[read]) > 1:
         infer.reads(nodes[read], dim, axis, None, 0)
     else:
         infer.reads(nodes[read], dim, axis, given[weight], names[weight].index(letter))

@@ -89,7 +89,7 @@ def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -
         elif isinstance(item, slice):
             axis = input[source]
             result.append(_slice(infer, axis, item, len(result)))
-            if (item.start, item.stop) != (None, None) and not ax.is_fixed(axis):
+            if item != slice(None) and not ax.is_fixed(axis):
                 slices[position] = axis
             source += 1
         else:
@@ -130,7 +130,10 @@ def _resize_slices(node: fx.Node, new: Resize, old: tuple[Any, ...], slices: dic
     index = list(node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],))
     for position, axis in slices.items():
         item = old[position]
-        start, stop, _ = item.indices(ax.size_of(axis))
+        start, stop, step = item.indices(ax.size_of(axis))
+        if step != 1:
+            index[position] = slice(start, None, step)
+            continue
         before = new.size(ax.take(axis, 0, start)) if start else 0
         index[position] = slice(before, before + new.size(ax.take(axis, start, stop)))
     node.update_arg(1, tuple(index) if isinstance(node.args[1], tuple) else index[0])

@@ -262,12 +262,17 @@ def t(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
     return TensorType([*input.axes[:-2], *input.axes[-2:][::-1]])
 
 
+_RESULTS = {"values": 0, "indices": 1, "min": 0, "max": 1}
+
+
 @rule(getattr)
-def attribute(infer: Inference, input: Any, name: str) -> TensorType:
+def attribute(infer: Inference, input: Any, name: str) -> TensorType:  # noqa: ARG001
     """A tensor seen another way, or one of several results by its name."""
     if isinstance(input, tuple):
-        found: TensorType = input[infer.node.args[0].meta["value"]._fields.index(name)]  # type: ignore[union-attr]
-        return found
+        if name not in _RESULTS:
+            raise Clash(f"the result {name}")
+        result: TensorType = input[_RESULTS[name]]
+        return result
     if name in ("mT", "mH", "T", "H") and len(input) > 1:
         return TensorType(input.axes[::-1] if name == "T" else [*input.axes[:-2], input[-1], input[-2]])
     if name in ("T", "real", "imag", "data"):
@@ -284,7 +289,7 @@ def view_as_real(infer: Inference, input: TensorType) -> TensorType:  # noqa: AR
 @rule(torch.view_as_complex)
 def view_as_complex(infer: Inference, input: TensorType) -> TensorType:
     """The last axis holds the real and imaginary part."""
-    infer.freeze_axis("real and imaginary parts", input[-1])
+    infer.fix(input[-1])
     return TensorType(input.axes[:-1])
 
 

@@ -12,8 +12,8 @@ from torch import fx, nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
-from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm
-from graphsurgery.rules.contraction import set_argument
+from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
+from graphsurgery.rules.contraction import resize_argument, set_argument
 
 PER_CHANNEL_NORMS = (
     nn.BatchNorm1d,
@@ -125,7 +125,7 @@ def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
 
     def resize(module: nn.Module, new: Resize) -> None:
         assert isinstance(module, SegmentedLayerNorm)
-        module.segments = new.segments(x[-1], module.segments)
+        module.segments, module.groups = _left(new, x[-1], module.segments, module.groups)
 
     infer.on_module(resize)
     return TensorType(x.axes)
@@ -139,14 +139,31 @@ def segmented_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
 ) -> TensorType:
     """The functional form."""
     for vector in (weight, bias):
         if vector is not None:
             infer.unify(vector[0], x[-1])
     infer.mixes(x[-1], "segmented_layer_norm")
-    infer.on_rebuild(lambda node, new: set_argument(node, 1, "segments", new.segments(x[-1], tuple(segments))))
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left = _left(new, x[-1], segments, groups)
+        set_argument(node, 1, "segments", left[0])
+        if groups is not None:
+            set_argument(node, 5, "groups", left[1])
+
+    infer.on_rebuild(resize)
     return TensorType(x.axes)
+
+
+def _left(
+    new: Resize, axis: ax.Axis, segments: Sequence[int], groups: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The new sizes of segments, and their groups; segments that are left empty go."""
+    sizes = new.segments(axis, tuple(segments))
+    kept = [index for index, size in enumerate(sizes) if size]
+    return tuple(sizes[i] for i in kept), None if groups is None else tuple(groups[i] for i in kept)
 
 
 @rule(nn.RMSNorm)
@@ -207,7 +224,7 @@ def group_norm_function(
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)
-    infer.on_rebuild(lambda node, new: set_argument(node, 1, "num_groups", new.size(groups)))
+    infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
     return TensorType(input.axes)
 
 
@@ -230,8 +247,30 @@ def _normalize_groups(
 def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
     """Divides by a norm over some axes, which it mixes."""
     for index in [dim] if isinstance(dim, int) else dim:
-        infer.mixes(input[index], "normalize")
+        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "norm")
     return TensorType(input.axes)
+
+
+@rule(segmented_normalize)
+def segmented_normalize_function(
+    infer: Inference,
+    x: TensorType,
+    p: float = 2.0,  # noqa: ARG001
+    dim: int = 1,
+    eps: float = 1e-12,  # noqa: ARG001
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+) -> TensorType:
+    """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
+    infer.mixes(x[dim], "segmented_normalize")
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[dim], segments, groups)
+        node.kwargs = {**node.kwargs, "segments": left, "groups": numbers}
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
 
 
 @rule(ChannelGate)

@@ -143,7 +143,7 @@ def one_of_two(infer: Inference, training: bool, in_training: Any, in_evaluation
 
 
 @rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0, merged: bool = False) -> TensorType:  # noqa: ARG001
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, **place: Any) -> TensorType:  # noqa: ARG001
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:

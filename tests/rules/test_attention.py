@@ -59,7 +59,7 @@ def test_the_scale_stays_when_head_sizes_are_cut():
         assert deviation(small(*x), network(*x)) < 1e-12
 
 
-def test_grouped_queries_freeze_the_heads():
+def test_grouped_queries():
     network = attending(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), keys=1)
     broadcast = assert_contracts(network, (5, 6))
     assert not [f for f in broadcast.frozen if "pairs" in f.reason]
@@ -72,8 +72,8 @@ def test_grouped_queries_freeze_the_heads():
 
     network = Network(forward, q=nn.Linear(6, 16), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(16, 2))
     graph = assert_contracts(network, (5, 6))
-    assert [s.size for s in graph.spaces] == [4, 4]
-    assert "scaled_dot_product_attention pairs 4 indices with 2" in graph.frozen[0].reason
+    assert [(s.size, s.outer) for s in graph.spaces] == [(2, True), (4, False), (4, False)]
+    assert not graph.frozen
 
 
 @pytest.mark.parametrize("kind", [nn.Softmax, nn.LogSoftmax, nn.Softmin])
@@ -96,6 +96,11 @@ def test_softmax_modules_mix(kind):
 def test_softmax_functions_mix(function):
     graph = assert_contracts(Network(lambda n, x: n.b(function(n.a(x))), a=nn.Linear(3, 8), b=nn.Linear(8, 2)), (3,))
     assert len(graph.spaces[0].mixed) == 1
+
+
+def test_softmax_over_the_channels_of_images_mixes():
+    graph = assert_contracts(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax2d(), nn.Conv2d(8, 2, 1)), (3, 4, 4))
+    assert graph.spaces[0].mixed == ("softmax at 1",)
 
 
 def test_softmax_over_positions_mixes_nothing():
