@@ -224,6 +224,7 @@ def group_norm_function(
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)
+    infer.sized.add(infer.node)
     infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
     return TensorType(input.axes)
 
