@@ -229,7 +229,7 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
     if outer.fixed:
         return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
     # A single factor of a product is the unit.
-    first, second = (Dim(n, fixed=n == 1 and bool(inner)) for n in (head, tail))
+    first, second = (Dim(n, fixed=n == 1 and size > 1) for n in (head, tail))
     outer.link = ((first,), (second,))
     return (first, *inner), (second, *inner)
 

@@ -58,13 +58,16 @@ def has_values(module: nn.Module) -> bool:
 def narrow(graph: ModelGraph, share: float, seed: int) -> ModelGraph:
     """A network of the same structure with this share of every space, filled with random values.
 
-    Only meta tensors are cut, so that the memory which it takes is that of the small network.
+    Only meta tensors are cut, so that the memory which it takes is that of the small network. Two channels are left
+    where there are two: one head alone would be another structure.
 
     Raises:
         SurgeryError: nothing can be cut, or the network holds buffers without values.
     """
     without_values = replace(graph, module=skeleton(graph.module))
-    small = compress(without_values, share, importance="random", seed=seed)
+    outer = (space for space in graph.spaces if space.outer)
+    sizes = {space.name: max(round(share * space.size), min(2, space.size)) for space in outer}
+    small = compress(without_values, sizes or share, importance="random", seed=seed)
     fill(small.module, seed)
     return small
 
