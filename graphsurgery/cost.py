@@ -108,6 +108,6 @@ class _Foreign(nn.Module):
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same kind, shape and dtype that holds no values."""
+    """A tensor of the same kind, shape and dtype that holds no values, and of which no gradients are asked."""
     empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

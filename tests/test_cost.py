@@ -59,6 +59,19 @@ def test_cost_of_a_network_that_makes_tensors():
     assert cost(gs.trace(Table(), torch.zeros(2, 5, 3))).macs == 5 * 3 * 4
 
 
+def test_cost_of_a_layer_that_reads_a_parameter():
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.zeros(1, 3))
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(self.latent.expand(x.shape[0], -1))
+
+    assert cost(gs.trace(Query(), torch.zeros(2, 4))).macs == 3 * 4
+
+
 def test_cost_names_the_shape_that_does_not_run():
     with pytest.raises(SurgeryError, match=r"cost: the network does not run on inputs of shape \[\(1, 4\)\]"):
         cost(graph_of(nn.Sequential(nn.Linear(3, 2)), 2, 4))
