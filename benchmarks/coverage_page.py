@@ -59,16 +59,20 @@ def line(name: str, document: Document) -> str:
     return f"{name}: {document['editable']:.1%} editable, {verdict}, {document['wall_seconds']:.0f} s"
 
 
-def write(found: Mapping[str, Mapping[str, Document]], sources: str, page: Path = PAGE) -> None:
+def write(
+    found: Mapping[str, Mapping[str, Document]], sources: str, missing: Mapping[str, int], page: Path = PAGE
+) -> None:
     """Write the sections of these sources, and their counts above.
 
     Args:
         found: for each source (`torchvision`, `timm`) every network and what was found on it.
         sources: a digest of graphsurgery's sources as they are now.
+        missing: for each source, how many of its networks are not measured.
         page: a Markdown page with markers for each section.
     """
     for source, documents in found.items():
-        write_section(f"{source} counts", counts(source, documents), page)
+        unmeasured = f"\n- {missing[source]} more are not measured." if missing[source] else ""
+        write_section(f"{source} counts", counts(source, documents) + unmeasured, page)
         write_section(source, "\n\n".join([_measured(source, documents, sources), section(documents)]), page)
 
 
@@ -188,6 +192,9 @@ def _measured(source: str, documents: Mapping[str, Document], sources: str) -> s
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     other = sum(document.get("sources") != sources for document in documents.values())
     older = f" {other} networks were measured with other sources of graphsurgery than the last." if other else ""
+    examined = [c["name"] for document in documents.values() for c in document.get("contracts", ())]
+    if not any(name == COLUMNS["ONNX"] for name in examined):
+        older += " ONNX Runtime was left out (`--no-onnx`)."
     return (
         f"```\npython benchmarks/coverage.py {source}\n```\n\nMeasured until {datetime.date.today().isoformat()} in "
         f"{seconds / 60:.0f} minutes of one thread; {versions}.{older}"

@@ -220,7 +220,8 @@ def test_the_page_shows_what_falls_short_with_its_reason(page):
         "torchvision/killed": {"failure": "took longer than 9 s", "wall_seconds": 9.0, "sources": "x"},
         "torchvision/quantized_a?quantize=true": {"refused": "its weights are int8", "wall_seconds": 1.0},
     }
-    coverage_page.write({"torchvision": documents}, "x", page)
+    coverage_page.write({"torchvision": documents}, "x", {"torchvision": 3}, page)
+    assert "3 more are not measured" in page.read_text()
     text = page.read_text()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert rows["good"][1:3] == ["whole", "float64"]
