@@ -195,6 +195,7 @@ def contract(name, measured=0.0, status="holds", **more):
 
 def document(*contracts, **more):
     fields = {"core": False, "nodes": 10, "spaces": 2, "parameters": 2_000_000, "editable": 0.9999, "kept": 0.25}
+    fields["sensitivity"] = 0.5
     return {**fields, "held": [], "contracts": contracts, "wall_seconds": 3.0, "sources": "x", **more}
 
 
@@ -216,7 +217,7 @@ def test_the_page_shows_what_falls_short_with_its_reason(page):
             editable=0.4,
             held=[["no rule for einsum", 1_200_000]],
         ),
-        "torchvision/core": document(contract(name), core=True, sources="older"),
+        "torchvision/core": document(contract(name), core=True, sensitivity=1e-9, sources="older"),
         "torchvision/killed": {"failure": "took longer than 9 s", "wall_seconds": 9.0, "sources": "x"},
         "torchvision/quantized_a?quantize=true": {"refused": "its weights are int8", "wall_seconds": 1.0},
     }
@@ -229,10 +230,16 @@ def test_the_page_shows_what_falls_short_with_its_reason(page):
     assert rows["poor"][6] == "40.0%<sup>1</sup>"
     assert rows["poor"][8] == "**fails**<sup>2</sup>"
     assert "refused<sup>4</sup>" in rows["poor"]
-    assert rows["core"][1] == "tensor core"
+    assert rows["core<sup>5</sup>"][1] == "tensor core"
     assert rows["killed"][1].startswith("**fails**")
     assert rows["quantized_a (int8)"][1].startswith("refused")
-    for reason in ("1,200,000 parameters: no rule for einsum", "RuntimeError: no \\| way", "too\\_large", "9 s"):
+    for reason in (
+        "1,200,000 parameters: no rule for einsum",
+        "RuntimeError: no \\| way",
+        "too\\_large",
+        "9 s",
+        "change by 1e-09 only",
+    ):
         assert reason in text
     assert "**2 of 4 torchvision networks** with every contract holding and at least 95%" in text
     assert "**2 of 4 torchvision networks** with more than half" in text
