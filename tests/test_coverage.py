@@ -18,15 +18,20 @@ from surveying import Limits, survey
 
 WIDE = Limits(seconds=60, memory=4e9)
 CHILD = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 name, output, log = sys.argv[1:]
+parent = os.getppid()
+def wait():
+    began = time.monotonic()
+    while os.getppid() == parent and time.monotonic() - began < 60:
+        time.sleep(0.05)
 with open(log, "a") as file:
     file.write(name + "\\n")
 if name == "slow":
-    time.sleep(60)
+    wait()
 if name == "large":
     block = bytearray(400_000_000)
-    time.sleep(60)
+    wait()
 if name == "broken":
     raise ValueError("no such network")
 pathlib.Path(output).write_text(json.dumps({"name": name}))
@@ -81,7 +86,7 @@ for name, document, cached in survey({names}, command, lambda name: folder / nam
     assert [path.name for path in tmp_path.iterdir() if path.name in names] == ["a"]
 
     def command(name, output):
-        return [sys.executable, "-c", CHILD.replace("sleep(60)", "sleep(0)"), name, str(output), str(tmp_path / "log")]
+        return [sys.executable, "-c", CHILD.replace("    wait()", "    pass"), name, str(output), str(tmp_path / "log")]
 
     found = list(survey(names, command, lambda name: tmp_path / name, WIDE))
     assert [(name, cached) for name, _, cached in found] == [("a", True), ("slow", False), ("b", False)]
