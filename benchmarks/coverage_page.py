@@ -30,6 +30,7 @@ COLUMNS = {
 }
 HEAD = ("network", "route", "measured on", "nodes", "spaces", "M parameters", "editable", "left at ½", *COLUMNS, "s")
 WELL, HALF = 0.95, 0.5
+INSENSITIVE = 1e-3
 _LARGEST_REASONS = 2
 
 
@@ -131,6 +132,9 @@ def _row(name: str, document: Document, notes: _Notes) -> list[str]:
     if "refused" in document:
         return [label, f"refused{notes.mark(document['refused'])}", "", *blank]
     contracts = {contract["name"]: contract for contract in document["contracts"]}
+    sensitivity = document["sensitivity"]
+    if sensitivity is not None and sensitivity < INSENSITIVE:
+        label += notes.mark(f"with other inputs its outputs change by {sensitivity:.0e} only: equality says less")
     reasons = [f"{count:,} parameters: {reason}" for reason, count in document["held"][:_LARGEST_REASONS]]
     held = notes.mark("not editable: " + "; ".join(reasons)) if document["editable"] < WELL else ""
     kept = document["kept"]
