@@ -119,7 +119,10 @@ class Inference:
         """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
         value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
-        if weight is None or weight.parameter is None:
+        given: list[fx.Node] = []
+        fx.map_arg((self.node.args, self.node.kwargs), given.append)
+        # A value that is given twice would be scaled twice.
+        if weight is None or weight.parameter is None or given.count(source) > 1:  # type: ignore[arg-type]
             self.readers.append(Access(self.node, axis, source, dim, weighted=False))
             return
         self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))

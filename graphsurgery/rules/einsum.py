@@ -85,8 +85,7 @@ def _sum_over(
     weight = next((i for i in reversed(holders) if given[i].parameter and names[i].count(letter) == 1), None)
     read = next(i for i in (*(h for h in holders if not given[h].parameter), *holders) if i != weight)
     dim = names[read].index(letter)
-    # A value that stands there twice would be scaled twice.
-    if weight is None or names[read].count(letter) > 1 or nodes.count(nodes[read]) > 1:
+    if weight is None or names[read].count(letter) > 1:
         infer.reads(nodes[read], dim, axis, None, 0)
     else:
         infer.reads(nodes[read], dim, axis, given[weight], names[weight].index(letter))

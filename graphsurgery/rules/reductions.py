@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from graphsurgery import axes as ax
 from graphsurgery.facts import TensorType
@@ -43,9 +45,16 @@ def extreme(infer: Inference, input: TensorType, dim: Any = None, keepdim: bool 
     if isinstance(other, TensorType):
         return broadcast(infer, input, other)
     result = reduced(infer, input, dim, "maximum")
-    if isinstance(result, tuple):
+    if isinstance(result, tuple) and not all(_takes_values(user) for user in infer.node.users):
         infer.freeze_axis("an axis in which an index is found", input[dim])
     return result
+
+
+def _takes_values(user: fx.Node) -> bool:
+    """Whether a node asks for the extreme itself, not for where it is."""
+    if user.target is operator.getitem:
+        return bool(user.args[1] == 0)
+    return user.target is getattr and bool(user.args[1] == "values")
 
 
 @rule(*spellings("argmax argmin"))

@@ -215,6 +215,16 @@ def test_added_products(name):
     assert [s.size for s in graph.spaces] == [8, 5]
 
 
+def test_a_value_that_is_read_and_added_takes_no_factor():
+    def forward(net, x):
+        h = torch.tanh(net.a(x))
+        return net.b(torch.addmm(h, h, net.w))
+
+    network = Network(forward, {"w": torch.zeros(8, 8)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    graph = assert_contracts(network, (3,))
+    assert [(s.size, s.scalable) for s in graph.spaces] == [(8, False)]
+
+
 def test_outer_products_and_vectors():
     network = Network(
         lambda n, x: n.b(torch.tanh(n.a(x)) @ torch.outer(n.v, n.w) + torch.tanh(n.a(x)).mv(n.v)[:, None]),

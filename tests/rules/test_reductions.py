@@ -30,6 +30,7 @@ CHANNELS = {
     "sum over everything": lambda h: h.sum(),
     "maximum": lambda h: torch.amax(h, 1, True) + h.amin(1, True) + h.max() + torch.min(h),
     "maximum, no axis named": lambda h: torch.aminmax(h)[0] + h.aminmax(dim=1, keepdim=True).max,
+    "maximum along an axis": lambda h: h.max(1, True)[0] + torch.min(h, dim=1, keepdim=True).values,
     "median": lambda h: h.median() + h.mean(1, True),
     "norm": lambda h: h.norm(dim=1, keepdim=True) + torch.norm(h, 1, 1, True),
     "norm in linalg": lambda h: torch.linalg.vector_norm(h, dim=1, keepdim=True),
