@@ -33,6 +33,8 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         screen.line("frozen", "only the network's inputs and outputs")
     for frozen in graph.frozen:
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
+    for line in (line for record in graph.lineage for line in record.get("only as in evaluation", ())):
+        screen.line("training", f"as in evaluation: {line}")
     shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
     screen.line("inputs", shapes)
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from graphsurgery.facts import has_tensors
 
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, f"i{name}")
@@ -36,7 +39,7 @@ def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
         return str(node.target).endswith("_")
     if node.op != "call_function":
         return False
-    if node.target in _IN_PLACE_OPERATORS or "out" in node.kwargs or node.kwargs.get("inplace", False):
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return True
     name, home = (str(getattr(node.target, part, "")) for part in ("__name__", "__module__"))
     positional = home == F.__name__ and any(argument is True for argument in node.args)
@@ -47,10 +50,10 @@ def owns_memory(module: nn.Module, node: fx.Node) -> bool:
     """Whether nobody but the one user of this node can look at its memory: it is new, and no view of it is used."""
     if len(node.users) != 1 or node.op in ("get_attr", "placeholder"):
         return False
-    return _makes_new(module, node) or all(owns_memory(module, source) for source in node.all_input_nodes)
+    return makes_new(module, node) or all(owns_memory(module, source) for source in node.all_input_nodes)
 
 
-def _makes_new(module: nn.Module, node: fx.Node) -> bool:
+def makes_new(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node gives memory of its own; False where that is not certain."""
     if acts_in_place(module, node):
         return False
@@ -61,15 +64,34 @@ def _makes_new(module: nn.Module, node: fx.Node) -> bool:
 
 def versions(module: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, int]]:
     """For every node, how often each of its operands' memory had been written in place before the node ran."""
+    return {node: before for node, before, _, _ in _writes(module)}
+
+
+def is_functional(module: fx.GraphModule) -> bool:
+    """Whether a graph is sure to compute the same if every operator gives a new tensor.
+
+    Then no node reads a tensor that was written in place after it was made, and none writes to a parameter or buffer.
+    """
+    made: dict[fx.Node, int] = {}
+    for node, before, after, written in _writes(module):
+        made[node] = after
+        reads = has_tensors(node.meta["value"]) or acts_in_place(module, node)
+        stale = reads and any(count != made[source] for source, count in before.items())
+        if stale or "out" in node.kwargs or any(root.op == "get_attr" for root in written):
+            return False
+    return True
+
+
+def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
+    """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
     roots: dict[fx.Node, frozenset[fx.Node]] = {}
     writes: dict[fx.Node, int] = {}
-    found: dict[fx.Node, dict[fx.Node, int]] = {}
     for node in module.graph.nodes:
         sources = node.all_input_nodes
-        found[node] = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
-        shared: Any = frozenset() if _makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
+        before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
+        shared: Any = frozenset() if makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
         roots[node] = shared or frozenset({node})
-        if sources and acts_in_place(module, node):
-            for root in roots[sources[0]]:
-                writes[root] = writes.get(root, 0) + 1
-    return found
+        written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
+        for root in written:
+            writes[root] = writes.get(root, 0) + 1
+        yield node, before, sum(writes.get(root, 0) for root in roots[node]), written

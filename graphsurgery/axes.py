@@ -220,7 +220,8 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
     head, tail = count // size, outer.size - count // size
     if outer.fixed:
         return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
-    first, second = Dim(head), Dim(tail)
+    # A single factor of a product is the unit.
+    first, second = (Dim(n, fixed=n == 1 and bool(inner)) for n in (head, tail))
     outer.link = ((first,), (second,))
     return (first, *inner), (second, *inner)
 
@@ -275,7 +276,10 @@ def _unify_terms(s: Term, t: Term) -> None:
             right.extend([y] if y else [])
             continue
         if x.size != y.size and 1 in (x.size, y.size):
-            raise Clash(f"a single index of a product stands against {max(x.size, y.size)}")
+            # A single factor has nothing to stand against: it is the unit, which is fixed.
+            single, longer, stack = (x, y, right) if x.size == 1 else (y, x, left)
+            single.fixed = True
+            stack.append(longer)
         elif x.size > y.size:
             left.append(_divide(x, y))
         elif y.size > x.size:

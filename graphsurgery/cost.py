@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.modes import without_training
+from graphsurgery.modes import as_evaluated
+from graphsurgery.values import is_foreign, run_on_meta
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def cost(graph: ModelGraph) -> Cost:
     tensors = [*module.parameters(), *module.buffers()]
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
     stand_ins = {id(t): _stand_in(t) for t in tensors}
-    shadow = copy.deepcopy(without_training(module), stand_ins).eval()
+    shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
+    _open_foreign(shadow)
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(
@@ -52,7 +55,7 @@ def cost(graph: ModelGraph) -> Cost:
     ]
     counter = FlopCounterMode(display=False)
     try:
-        with counter, torch.no_grad():
+        with counter, torch.no_grad(), torch.device("meta"):
             shadow(*inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
         shapes = [tuple(x.shape) for x in inputs]
@@ -62,6 +65,24 @@ def cost(graph: ModelGraph) -> Cost:
         macs=counter.get_total_flops() // 2,
         bytes=sum(t.numel() * t.element_size() for t in tensors),
     )
+
+
+def _open_foreign(shadow: Any) -> None:
+    """Modules that a trace has kept whole may need values to run."""
+    for path in dict.fromkeys(str(node.target) for node in shadow.graph.nodes if node.op == "call_module"):
+        leaf = shadow.get_submodule(path)
+        if is_foreign(leaf):
+            parent, _, name = path.rpartition(".")
+            setattr(shadow.get_submodule(parent), name, _Foreign(leaf))
+
+
+class _Foreign(nn.Module):
+    def __init__(self, leaf: nn.Module) -> None:
+        super().__init__()
+        self.leaf = leaf
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return run_on_meta(self.leaf, args, kwargs)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

@@ -21,10 +21,11 @@ from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
-from graphsurgery.layers import either
+from graphsurgery.layers import Boundary, either
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
-_SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm"})
+SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize"})
+"""Operators that mix channels, but can be kept to those of each network."""
 _NOT_LINEAR = frozenset(
     kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
 )
@@ -35,9 +36,12 @@ _LINEAR = frozenset(
         torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
         torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",
         "transpose", "mean", "sum", "squeeze", "unsqueeze", "expand", "contiguous", "chunk", "split", "add", "to",
-        "float", "double", "clone", either,
+        "float", "double", "clone", either, Boundary,
     }
 ) - _NOT_LINEAR  # fmt: skip
+_CONSTANT = frozenset(
+    {torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "new_empty"}
+)
 _SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 
 
@@ -72,7 +76,7 @@ class _MixesError(Exception):
 def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
     types = graph.types
     for mixing in types.mixings:
-        if mixing.kind not in _SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
+        if mixing.kind not in SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
             raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
@@ -102,6 +106,8 @@ def _state(
     if not tensors or node.op == "placeholder":
         return _State.COMMON
     beside = any(dim in summed for typed in tensors for axis in typed.axes for dim in dims_of(axis))
+    if node.op in ("call_function", "call_method") and node.target in _CONSTANT:
+        return _State.BESIDE if beside else _State.COMMON
     if node.op == "get_attr":
         name = types.canonical.get(str(node.target))
         same = name is None or same_everywhere(name)

@@ -44,11 +44,19 @@ class TensorType:
 
 @dataclass
 class ParameterType:
-    """The axes of one parameter or buffer, and which of them a contraction sums over."""
+    """The axes of one parameter or buffer.
+
+    Attributes:
+        name: its first name.
+        axes: their types.
+        reads: the axes that a contraction sums over.
+        passes: those of them that are written too, group by group, as in a grouped transposed convolution.
+    """
 
     name: str
     axes: tuple[Axis, ...]
     reads: set[int] = field(default_factory=set)
+    passes: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

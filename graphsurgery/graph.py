@@ -173,8 +173,8 @@ def _by_dim(pairs: Any) -> dict[Dim, dict[str, None]]:
 
 
 def _inner_dims(types: Inference) -> set[Dim]:
-    """The free dims that stand inside another free dim somewhere."""
-    inner: set[Dim] = set()
+    """The free dims that stand inside an outer one; of two that stand inside each other the first is the outer one."""
+    around: dict[Dim, set[Dim]] = {}
     seen: set[Axis] = set()
     every = [axis for typed in types.parameters.values() for axis in typed.axes]
     every += [axis for value in types.types.values() for typed in tensor_types(value) for axis in typed.axes]
@@ -183,7 +183,21 @@ def _inner_dims(types: Inference) -> set[Dim]:
             continue
         seen.add(axis)
         for term in resolve(axis):
-            if len(term) > 1:
-                free = [dim for dim in term if not dim.fixed]
-                inner.update(free[1:])
-    return inner
+            free = [dim for dim in term if not dim.fixed]
+            for position, dim in enumerate(free):
+                around.setdefault(dim, set()).update(free[:position])
+    outer = {dim for dim, outside in around.items() if not outside}
+    for dim, outside in around.items():
+        if dim not in outside and outer.isdisjoint(_reached(outside, around)):
+            outer.add(dim)
+    return set(around) - outer
+
+
+def _reached(start: set[Dim], steps: Mapping[Dim, set[Dim]]) -> set[Dim]:
+    """Everything that can be reached from these dims, themselves included."""
+    found, waiting = set(start), list(start)
+    while waiting:
+        more = steps[waiting.pop()] - found
+        found |= more
+        waiting.extend(more)
+    return found

@@ -113,9 +113,9 @@ class Inference:
         """The node's parameters write this axis."""
         self.writers.append(Access(self.node, axis))
 
-    def reads(self, argument: int, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument number `argument`, with axis `weight_axis` of a weight."""
-        value = self.node.args[argument] if len(self.node.args) > argument else None
+    def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
+        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
+        value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
         if weight is None or weight.parameter is None:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False))
@@ -191,8 +191,17 @@ class Inference:
         for node in self.module.graph.nodes:
             self.node = node
             self.types[node] = getattr(self, node.op)()
+        self._settle()
         self._check_weights()
         return self
+
+    def _settle(self) -> None:
+        """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
+        every = [typed.axes for typed in self.parameters.values()]
+        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
+        for axes in every:
+            for axis in axes:
+                ax.resolve(axis)
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
@@ -260,12 +269,11 @@ class Inference:
         return result
 
     def _opaque(self, reason: str, args: Any, kwargs: Any) -> Any:
-        self.freeze(reason, args, kwargs)
+        parameters = []
         if self.node.op == "call_module":
-            for name, _ in self.submodule.named_parameters():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
-            for name, _ in self.submodule.named_buffers():
-                self.freeze(reason, self._parameter(f"{self.node.target}.{name}"))
+            tensors = (*self.submodule.named_parameters(), *self.submodule.named_buffers())
+            parameters = [self._parameter(f"{self.node.target}.{name}") for name, _ in tensors]
+        self.freeze(reason, args, kwargs, parameters)
         return self.untyped()
 
 

@@ -7,14 +7,24 @@ ONNX export needs nothing special.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelGate", "SegmentedLayerNorm", "TrainingFlag", "either", "scale_axis", "segmented_layer_norm"]
+__all__ = [
+    "Boundary",
+    "ChannelGate",
+    "SegmentedLayerNorm",
+    "TrainingFlag",
+    "either",
+    "hold",
+    "scale_axis",
+    "segmented_layer_norm",
+    "segmented_normalize",
+]
 
 
 class TrainingFlag(nn.Module):
@@ -27,6 +37,39 @@ class TrainingFlag(nn.Module):
 def either(training: bool, in_training: Any, in_evaluation: Any) -> Any:
     """What the mode asks for; both are computed."""
     return in_training if training else in_evaluation
+
+
+def hold(found: Any, traced: Any, line: str) -> None:
+    """Refuse an input for which the model would have gone another way than it did when it was traced.
+
+    Args:
+        found: a size, or a comparison of sizes, that the model asked for in order to decide.
+        traced: its value in the trace.
+        line: the line of the model that asked.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    if found != traced:
+        raise ValueError(f"{line} finds {found} where the trace found {traced}; trace the model at this input size")
+
+
+class Boundary(nn.Module):
+    """Gives what it is given, and marks where one part of a network ends and the next begins.
+
+    Passes change the widths of what crosses it as they do elsewhere, but leave the mark where it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Any) -> Any:
+        """`x`, a tensor or a dict of tensors, as it is."""
+        return x
+
+    def extra_repr(self) -> str:
+        return repr(self.name)
 
 
 class ChannelGate(nn.Module):
@@ -73,7 +116,11 @@ class ChannelGate(nn.Module):
 
 
 def scale_axis(
-    x: Tensor, dim: int, parts: Sequence[tuple[Tensor | None, int, int]], batch: int = 0, merged: bool = False
+    x: Tensor,
+    dim: int,
+    parts: Sequence[tuple[Tensor | None, int, int]],
+    batch: int | None = 0,
+    merged: bool = False,
 ) -> Tensor:
     """Multiply axis `dim` of `x` by per-example factors, laid out as the axis is typed.
 
@@ -82,18 +129,19 @@ def scale_axis(
         dim: the axis that is scaled.
         parts: one `(mask, outer, inner)` for each term of the axis, in order. `mask [batch, n]` stands for the term
             `outer · n · inner`; a mask of None leaves `outer · inner` indices as they are.
-        batch: the axis of the examples.
+        batch: the axis of the examples; None where there is none, and the mask of the first example serves for all.
         merged: whether that axis has several entries (windows, heads) for each example, next to each other.
     """
     factors = []
+    rows = 1 if batch is None else x.shape[batch]
     for mask, outer, inner in parts:
         if mask is None:
             ones = torch.ones((1, outer * inner), dtype=x.dtype, device=x.device)
-            factors.append(ones.expand(x.shape[batch], -1))
+            factors.append(ones.expand(rows, -1))
             continue
-        factor = mask
+        factor = mask[:1] if batch is None else mask
         if merged:
-            factor = factor.unsqueeze(1).expand(-1, x.shape[batch] // mask.shape[0], -1).flatten(0, 1)
+            factor = factor.unsqueeze(1).expand(-1, rows // mask.shape[0], -1).flatten(0, 1)
         if inner > 1:
             factor = factor.unsqueeze(2).expand(-1, -1, inner).flatten(1)
         if outer > 1:
@@ -101,14 +149,21 @@ def scale_axis(
         factors.append(factor)
     factor = factors[0] if len(factors) == 1 else torch.cat(factors, 1)
     shape = [1] * x.dim()
-    shape[batch], shape[dim] = -1, factor.shape[1]
-    return x * (factor if batch < dim else factor.t()).reshape(shape)
+    shape[dim] = factor.shape[1]
+    if batch is not None:
+        shape[batch] = -1
+    return x * (factor if batch is None or batch < dim else factor.t()).reshape(shape)
 
 
 def segmented_layer_norm(
-    x: Tensor, segments: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    segments: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    groups: Sequence[int] | None = None,
 ) -> Tensor:
-    """LayerNorm of each segment of the last axis by its own mean and variance.
+    """LayerNorm of each group of segments of the last axis by its own mean and variance.
 
     Args:
         x: `[..., sum(segments)]`.
@@ -116,22 +171,62 @@ def segmented_layer_norm(
         weight: scale `[sum(segments)]`, applied after all segments are normalised.
         bias: shift `[sum(segments)]`.
         eps: added to each variance.
+        groups: the group of each segment; by default every segment is one of its own.
     """
-    pieces = [F.layer_norm(piece, piece.shape[-1:], None, None, eps) for piece in x.split(list(segments), -1)]
-    y = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    y = _each_group(x, -1, segments, groups, lambda part: F.layer_norm(part, part.shape[-1:], None, None, eps))
     if weight is not None:
         y = y * weight
     return y if bias is None else y + bias
+
+
+def segmented_normalize(
+    x: Tensor,
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+) -> Tensor:
+    """`F.normalize` of each group of segments of axis `dim` by its own norm.
+
+    What dividing by a norm over channels becomes in a direct sum of networks; segments and groups are those of
+    `segmented_layer_norm`.
+    """
+    return _each_group(x, dim, segments, groups, lambda part: F.normalize(part, p, dim, eps))
+
+
+def _each_group(
+    x: Tensor, dim: int, segments: Sequence[int], groups: Sequence[int] | None, norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Apply `norm` to the segments of each group together."""
+    pieces = x.split(list(segments), dim)
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(range(len(pieces)) if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    normed = list(pieces)
+    for places in members.values():
+        whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], dim)
+        parts = norm(whole).split([segments[i] for i in places], dim)
+        for index, piece in zip(places, parts, strict=True):
+            normed[index] = piece
+    return normed[0] if len(normed) == 1 else torch.cat(normed, dim)
 
 
 class SegmentedLayerNorm(nn.Module):
     """The module form of `segmented_layer_norm`: what LayerNorm becomes in a direct sum of networks."""
 
     def __init__(
-        self, segments: Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+        self,
+        segments: Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        groups: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.segments = tuple(segments)
+        self.groups = None if groups is None else tuple(groups)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         size = sum(self.segments)
@@ -139,7 +234,7 @@ class SegmentedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if elementwise_affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps)
+        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps, self.groups)
 
     def extra_repr(self) -> str:
-        return f"{self.segments}, eps={self.eps}"
+        return f"{self.segments}, eps={self.eps}" + ("" if self.groups is None else f", groups={self.groups}")

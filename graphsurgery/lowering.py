@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.aliasing import acts_in_place, owns_memory
 from graphsurgery.errors import TraceError
+from graphsurgery.layers import hold
 from graphsurgery.modes import FLAG
 
 
@@ -185,7 +186,7 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         flag = node.op == "call_module" and str(node.target).endswith(FLAG)
         default = flag or (node.op == "placeholder" and not isinstance(node.meta["value"], Tensor))
         plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
-        if not node.users and (default or plain):
+        if not node.users and node.target is not hold and (default or plain):
             graph.erase_node(node)
 
 

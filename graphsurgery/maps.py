@@ -84,7 +84,7 @@ class Edit:
         return size_of(axis) if lifted is None else len(lifted.source)
 
     def segments(self, axis: Axis, sizes: Sequence[int]) -> tuple[int, ...]:
-        """New sizes of consecutive old segments of the axis; segments that are left empty go."""
+        """New sizes of consecutive old segments of the axis; what is left empty has size 0."""
         lifted = self.lift(axis)
         if lifted is None:
             return tuple(sizes)
@@ -93,4 +93,4 @@ class Edit:
         counts = torch.bincount(owner, minlength=len(sizes))
         if bool((owner.diff() < 0).any()):
             raise ValueError("a map mixes the segments of a segmented norm")
-        return tuple(int(n) for n in counts if n)
+        return tuple(int(n) for n in counts)

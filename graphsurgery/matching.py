@@ -58,6 +58,8 @@ def kind_of(module: fx.GraphModule, node: fx.Node) -> str:
     target = target.removeprefix("segmented_")
     args: tuple[Any, ...] = node.args
     kwargs = dict(node.kwargs)
+    if target == "normalize":
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("segments", "groups", "out")}
     if target in ("split", "chunk") and len(args) == 3:
         args, kwargs = args[:2], {"dim": args[-1]}
     sized = target in _SIZED

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from graphsurgery.aliasing import acts_in_place, owns_memory
-from graphsurgery.layers import TrainingFlag, either
+from graphsurgery.layers import TrainingFlag, either, hold
 
 FLAG = "training_flag"
 
@@ -82,7 +82,7 @@ class _Join:
 
     def _check_harmless(self, node: fx.Node, mode: int) -> None:
         skeleton = self.skeletons[mode]
-        if acts_in_place(skeleton, node) and not all(owns_memory(skeleton, n) for n in node.all_input_nodes[:1]):
+        if not _is_harmless(skeleton, node):
             raise ModesDifferError(f"{node.name} writes into memory in one of the modes only")
         if (
             node.op == "call_module"
@@ -169,19 +169,26 @@ def _equal(a: Any, b: Any) -> bool:
         return False
 
 
-def without_training(module: fx.GraphModule) -> fx.GraphModule:
-    """The network as it evaluates, without what only training needs; it shares the tensors of `module`."""
-    if not any(node.target is either for node in module.graph.nodes):
+def _is_harmless(module: nn.Module, node: fx.Node) -> bool:
+    """Whether nobody but its own users can see that a node has run."""
+    return not acts_in_place(module, node) or all(owns_memory(module, n) for n in node.all_input_nodes[:1])
+
+
+def as_evaluated(module: fx.GraphModule) -> fx.GraphModule:
+    """The network as it evaluates, without what only training needs and without checks; it shares the tensors."""
+    if not any(node.target in (either, hold) for node in module.graph.nodes if node.op == "call_function"):
         return module
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
+        if node.target is hold:
+            continue
         if node.target is either:
             copies[node] = fx.map_arg(node.args[2], copies.__getitem__)
             continue
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not acts_in_place(module, node):
+        if not node.users and node.op not in ("placeholder", "output") and _is_harmless(module, node):
             graph.erase_node(node)
     return fx.GraphModule(module, graph, class_name=type(module).__name__)

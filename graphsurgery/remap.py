@@ -14,6 +14,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
+from graphsurgery.layers import hold
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.values import copy_module, evaluate
 
@@ -177,10 +178,15 @@ def _same(new: Any, old: Any) -> bool:
 
 
 def _erase_unused_numbers(graph: fx.Graph) -> None:
-    """Sizes that nobody asks for any more go; they might not even be computable."""
+    """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
     for node in reversed(list(graph.nodes)):
         number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
-        if number and not node.users and node.target is not operator.setitem:
+        if node.target is hold:
+            found: Any = node.args[0]
+            stands = isinstance(found, fx.Node) and _same(found.meta["value"], node.args[1])
+        else:
+            stands = bool(node.users) or node.target is operator.setitem
+        if number and not stands:
             graph.erase_node(node)
 
 

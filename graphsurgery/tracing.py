@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models import detection
 
 from graphsurgery.errors import SurgeryError, TraceError, one_line
-from graphsurgery.facts import map_values
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
+from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
 from graphsurgery.values import copy_module, meta_of
+
+DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
+"""Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
 
 
 def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGraph:
@@ -31,15 +34,26 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
     """
+    if isinstance(model, DETECTORS):
+        raise TraceError(
+            f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
+            " put it back with install(graph, detector); both are in graphsurgery.models.detection"
+        )
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() == 0:
             raise SurgeryError("trace: example inputs are tensors [batch, ...]")
+    for path, part in model.named_modules():
+        kind, home = type(part).__name__, type(part).__module__
+        if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
+            where = path or type(model).__name__
+            raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
     graph = traces.both_modes()
     module = traces.with_real_tensors(graph)
     module.training = model.training
+    unshuffle(module)
     inputs = tuple(
         InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
         for node in graph.nodes
@@ -91,7 +105,6 @@ class _Traces:
                 training=training,
                 opaque=self.opaque,
                 identities=self.identities,
-                run_opaque=partial(self._run, skeleton),
             )
             try:
                 graph = tracer.follow(skeleton)
@@ -105,15 +118,6 @@ class _Traces:
             self.modes |= modes
             self.skeletons.append(skeleton)
             return graph, tracer.branches
-
-    def _run(self, skeleton: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        """Run a submodule on random numbers of these shapes, for the shapes of what it gives."""
-
-        def filled(tensor: Tensor) -> Tensor:
-            return torch.rand(tensor.shape).to(tensor.dtype)
-
-        module = copy_module(skeleton.get_submodule(path), lambda t: self.real.get(id(t), t).detach().clone())
-        return map_values(module(*map_values(args, filled), **map_values(kwargs, filled)), meta_of)
 
     def _owner(self, path: str) -> tuple[nn.Module, str]:
         """The module that has an attribute (a leaf module, a parameter, a constant), in the first trace that has it."""

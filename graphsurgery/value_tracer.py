@@ -21,8 +21,9 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
+from graphsurgery import layers
 from graphsurgery.errors import TraceError
-from graphsurgery.layers import TrainingFlag
+from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
 from graphsurgery.modes import FLAG
 from graphsurgery.values import evaluate, meta_of
@@ -33,14 +34,19 @@ _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", 
 class ValueProxy(fx.Proxy):
     """A proxy that knows the meta value of its node."""
 
+    tracer: ValueTracer
+
     def __getattr__(self, name: str) -> Any:
         return ValueAttribute(self, name)
 
     def __len__(self) -> int:
-        return len(value_of(self))
+        value = value_of(self)
+        if isinstance(value, Tensor):
+            self.tracer.decided(operator.getitem(self.shape, 0))
+        return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(value_of(self)))])
+        return iter([operator.getitem(self, i) for i in range(len(self))])
 
     def __contains__(self, item: Any) -> bool:
         value = value_of(self)
@@ -49,12 +55,19 @@ class ValueProxy(fx.Proxy):
         return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
 
     def __index__(self) -> int:
+        # Also asked by torch's own functions when they are handed a size, which decides nothing.
         return int(self._number())
 
-    __int__ = __index__
+    def __int__(self) -> int:
+        return int(self._decided())
 
     def __float__(self) -> float:
-        return float(self._number())
+        return float(self._decided())
+
+    def _decided(self) -> Any:
+        value = self._number()
+        self.tracer.decided(self)
+        return value
 
     def _number(self) -> Any:
         value = value_of(self)
@@ -97,7 +110,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; a node only if it is used as a value rather than called."""
 
-    def __init__(self, root: fx.Proxy, name: str) -> None:
+    def __init__(self, root: ValueProxy, name: str) -> None:
         self.root = root
         self.attr = name
         self.tracer = root.tracer
@@ -153,7 +166,6 @@ class ValueTracer(fx.Tracer):
         training: the mode to trace in.
         opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
         identities: paths of submodules without weights that are kept whole because they only act in training.
-        run_opaque: what runs such a submodule where meta tensors are not enough.
     """
 
     proxy_buffer_attributes = True
@@ -165,21 +177,22 @@ class ValueTracer(fx.Tracer):
         training: bool = False,
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
-        run_opaque: Callable[[str, Any, Any], Any] | None = None,
     ) -> None:
-        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth,))
+        # Our own functions are operators with rules of their own.
+        own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
+        super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth, *own))
         # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
         self._autowrap_search.append(torchvision.ops)
         self.examples = list(examples)
         self.training = training
         self.opaque = opaque
         self.identities = set(identities)
-        self.run_opaque = run_opaque
         self.branches: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
         self.failed: str | None = None
         self._flags: dict[str, ValueProxy] = {}
+        self._decisions: set[fx.Node] = set()
 
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
@@ -271,16 +284,9 @@ class ValueTracer(fx.Tracer):
         if node.op == "call_module" and str(node.target) in self.identities:
             node.meta["identity"] = True
             return node.args[0].meta["value"]  # type: ignore[union-attr]
-        if node.op != "call_module" or str(node.target) not in self.opaque:
-            return evaluate(node, self._attribute)
-        node.meta["unfollowed"] = self.opaque[str(node.target)]
-        try:
-            return evaluate(node, self._attribute)
-        except Exception:  # whatever it does with values, it cannot do without them
-            if self.run_opaque is None:
-                raise
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-            return self.run_opaque(str(node.target), args, kwargs)
+        if node.op == "call_module" and str(node.target) in self.opaque:
+            node.meta["unfollowed"] = self.opaque[str(node.target)]
+        return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
         parent, _, name = path.rpartition(".")
@@ -320,7 +326,15 @@ class ValueTracer(fx.Tracer):
         value = value_of(obj)
         if isinstance(value, Tensor):
             raise TraceError("control flow depends on the values of a tensor")
+        self.decided(obj)
         return bool(value)
+
+    def decided(self, proxy: fx.Proxy) -> None:
+        """The model decided by this number, so the graph is right only where it is the same."""
+        value = value_of(proxy)
+        if proxy.node not in self._decisions and isinstance(value, (bool, int, float)):
+            self._decisions.add(proxy.node)
+            self.create_proxy("call_function", hold, (proxy, value, _asking_line()), {})
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -354,9 +368,10 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def _asking_line() -> str:
-    """The line of the model that asks for its mode."""
+    """The line of the model that asks for something."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename == __file__:
+    own = (__file__, fx.proxy.__file__)
+    while frame is not None and frame.f_code.co_filename in own:
         frame = frame.f_back
     if frame is None:
         return "an unknown line"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag
 from graphsurgery.shapes import result_of
 
@@ -54,7 +55,7 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         if type(module) is TrainingFlag:
             return False
         known = result_of(node.op, module, args, kwargs)
-        return module.forward(*args, **kwargs) if known is None else known
+        return run_on_meta(module, args, kwargs) if known is None else known
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
     known = result_of(node.op, node.target, args, kwargs)
@@ -66,6 +67,30 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
     value = node.target(*args, **kwargs)
     # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
     return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value
+
+
+def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a module gives on meta tensors.
+
+    A module of the user's may look at values, which meta tensors do not have; it is then run on random numbers.
+    """
+    try:
+        return module.forward(*args, **kwargs)
+    except Exception:
+        if not is_foreign(module):
+            raise
+    with torch.random.fork_rng(devices=[]):
+        filled = copy_module(module, _filled)
+        return map_values(filled(*map_values(args, _filled), **map_values(kwargs, _filled)), meta_of)
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Whether a leaf is neither torch's nor ours, but a module that a trace has kept whole."""
+    return not type(module).__module__.startswith(("torch.", "torchvision.ops", "graphsurgery."))
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    return torch.rand(tensor.shape).to(tensor.dtype)
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:

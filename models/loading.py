@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphsurgery.checkpoint import is_checkpoint, load
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.models.specs import build, input_shape
+from graphsurgery.models.specs import build, followable, input_shape
 from graphsurgery.tracing import trace
 from graphsurgery.weights import read_weights
 
@@ -70,7 +70,8 @@ def open_pair(
         return load(source), None
     weights = read_weights(source, trust_pickle=trust_pickle)
     if isinstance(weights, nn.Module):
-        return _traced(weights, arch, source, example_shape), weights
+        module = followable(weights)
+        return _traced(module, arch, source, example_shape), module
     if arch is None:
         raise CheckpointError(
             f"{source}: holds {len(weights)} tensors and not their architecture; give --arch SPEC, "

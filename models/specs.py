@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,11 +17,14 @@ from graphsurgery.models.paper import PAPER_NETWORKS
 from graphsurgery.spec_text import Spec, Value, is_function_spec, load_function, near_names, parse_spec
 
 SOURCES = ("paper", "timm", "torchvision")
-_TORCHVISION_SIDES = {"inception_v3": 299}
+_TORCHVISION_SIDES = {"inception_v3": 299, "ssd300_vgg16": 300}
+_DETECTOR_SIDE = 320
 
 
 def build(spec: str) -> nn.Module:
     """The network that `spec` names, freshly initialised by the global random state of torch (or with its `weights`).
+
+    Of a detector it is the core that holds its weights; `models.detection.install` puts that back into the detector.
 
     Args:
         spec: `paper/resnet20?in_channels=1`, `torchvision/resnet18?weights=DEFAULT`, `timm/resnet10t`, or
@@ -35,9 +39,16 @@ def build(spec: str) -> nn.Module:
         module = _call(spec, function, parsed.options)
         if not isinstance(module, nn.Module):
             raise SpecError(f"{spec}: returned {type(module).__name__}, expected a torch.nn.Module; return the network")
-        return module
+        return followable(module)
     source, name = _source_and_name(spec, parsed)
-    return _BUILDERS[source](spec, name, parsed.options)
+    return followable(_BUILDERS[source](spec, name, parsed.options))
+
+
+def followable(module: nn.Module) -> nn.Module:
+    """The core of a detector, which a trace can follow; any other module as it is."""
+    from graphsurgery.models.detection import DETECTORS, core
+
+    return core(module) if isinstance(module, DETECTORS) else module
 
 
 def available(prefix: str = "") -> list[str]:
@@ -122,7 +133,14 @@ def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Mo
     if name in ("googlenet", "inception_v3") and options.get("weights") is None:
         # Their default, spelled out: torchvision warns when it is left implicit.
         options = {"init_weights": True, **options}
-    return _call(spec, builder, options)
+    if not _is_detector(builder):
+        return _call(spec, builder, options)
+    # Left at its default, torchvision downloads weights for the backbone alone.
+    return _call(spec, partial(builder, weights_backbone=None), options)
+
+
+def _is_detector(builder: Callable[..., Any]) -> bool:
+    return ".detection" in builder.__module__
 
 
 def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
@@ -176,13 +194,15 @@ def _accepted(builder: Callable[..., Any]) -> list[str]:
 def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
     from torchvision.models import get_model_builder
 
-    package = get_model_builder(name).__module__
-    if ".detection" in package or ".optical_flow" in package:
+    builder = get_model_builder(name)
+    package = builder.__module__
+    if ".optical_flow" in package:
         return None
     if ".video" in package:
         side = 224 if name.startswith(("mvit", "swin3d", "s3d")) else 112
         return (3, 16, side, side)
-    side_option = options.get("image_size", _TORCHVISION_SIDES.get(name, 224))
+    usual = _DETECTOR_SIDE if _is_detector(builder) else 224
+    side_option = options.get("image_size", _TORCHVISION_SIDES.get(name, usual))
     if not isinstance(side_option, int):
         return None
     return (3, side_option, side_option)

@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
-from graphsurgery.direct_sum import why_not_the_mean
+from graphsurgery.direct_sum import SEPARABLE, why_not_the_mean
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
-from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild
 from graphsurgery.rules.contraction import set_argument
@@ -24,8 +25,9 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """Put teachers side by side: weights become block diagonal, the read into the outputs is averaged.
 
     The zeros between the blocks are ordinary parameters: training connects the streams. All four vectors of every
-    BatchNorm are carried; a LayerNorm keeps each teacher's own statistics as a segmented norm. Grouped convolutions
-    and attention get the teachers' groups and heads side by side, whose inner sizes must agree.
+    BatchNorm are carried; a LayerNorm and a division by a norm over channels keep each teacher's own statistics, as a
+    segmented norm. Grouped convolutions and attention get the teachers' groups and heads side by side, whose inner
+    sizes must agree.
 
     Args:
         graphs: two or more typed networks of the same topology; widths may differ. They are not modified.
@@ -168,7 +170,7 @@ class _Family:
         if not sides:
             return _mean(tensors) if first.is_floating_point() else first.clone()
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
-        averaged = all(index in typed.reads for index in sides)
+        averaged = all(index in typed.reads - typed.passes for index in sides)
         if not averaged:
             self._check_common(typed, tensors)
         for teacher, tensor in enumerate(tensors):
@@ -230,43 +232,77 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 
 def _segment_norms(family: _Family, new: ModelGraph) -> None:
-    """Give every LayerNorm over a summed axis a segment for each teacher."""
+    """Let every norm across the channels of a summed axis normalise each teacher's channels by themselves."""
     graphs = family.graphs
     copies = {node.name: node for node in new.module.graph.nodes}
     for mixing in graphs[0].types.mixings:
-        if not mixing.kind.endswith("layer_norm") or not family.is_summed(mixing.axis):
+        if mixing.kind not in SEPARABLE or not family.is_summed(mixing.axis):
             continue
-        if len(resolve(mixing.axis)) != 1:
-            raise SurgeryError(f"{mixing.node.name}: a LayerNorm over a concat of several spaces has no direct sum")
-        segments = tuple(n for t, g in enumerate(graphs) for n in _segments(g, family.nodes[t][mixing.node]))
+        owner = torch.full((family.size(mixing.axis),), -1)
+        for teacher, graph in enumerate(graphs):
+            own = _group_of_channel(graph, family.nodes[teacher][mixing.node])
+            places = family.places(teacher, mixing.axis)
+            if bool((owner[places] >= 0).any()):
+                raise SurgeryError(f"{mixing.node.name}: {mixing.kind} over channels that the networks share")
+            owner[places] = own + int(owner.max()) + 1
+        sizes, groups = _runs(owner)
         if mixing.node.op == "call_module":
-            _replace_norm(new.module, str(mixing.node.target), segments)
+            _replace_norm(new.module, str(mixing.node.target), sizes, groups)
         else:
-            copy = copies[mixing.node.name]
-            copy.target = segmented_layer_norm
-            set_argument(copy, 1, "segments", segments)
-            copy.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in copy.kwargs.items()}
+            _segment(copies[mixing.node.name], sizes, groups)
 
 
-def _segments(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
-    """The segments of a norm in one teacher."""
+def _segment(node: fx.Node, segments: tuple[int, ...], groups: tuple[int, ...] | None) -> None:
+    """The functional form of a norm across channels becomes that of a segmented one."""
+    if node.target in (F.normalize, segmented_normalize):
+        node.target = segmented_normalize
+        options = {name: value for name, value in node.kwargs.items() if name != "out"}
+        node.kwargs = options | {"segments": segments, "groups": groups}
+        return
+    node.target = segmented_layer_norm
+    set_argument(node, 1, "segments", segments)
+    node.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in node.kwargs.items()}
+    if groups is not None:
+        set_argument(node, 5, "groups", groups)
+
+
+def _group_of_channel(graph: ModelGraph, node: fx.Node) -> Tensor:
+    """The number of the group that normalises each channel, in one teacher."""
+    groups: Any = None
     if node.op == "call_module":
         module = graph.module.get_submodule(str(node.target))
         if isinstance(module, SegmentedLayerNorm):
-            return module.segments
-        assert isinstance(module, nn.LayerNorm)
-        return tuple(module.normalized_shape)
-    written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
-    return tuple(written.meta["value"] if isinstance(written, fx.Node) else written)
+            sizes, groups = module.segments, module.groups
+        else:
+            assert isinstance(module, nn.LayerNorm)
+            sizes = tuple(module.normalized_shape)
+    elif node.target is F.normalize:
+        dim: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 1)
+        sizes = (node.meta["value"].shape[dim],)
+    elif node.target is segmented_normalize:
+        given: Any = node.kwargs
+        sizes, groups = given["segments"], given["groups"]
+    else:
+        written: Any = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
+        sizes = tuple(written.meta["value"] if isinstance(written, fx.Node) else written)
+        groups = node.args[5] if len(node.args) > 5 else node.kwargs.get("groups")
+    numbers = torch.arange(len(sizes)) if groups is None else torch.tensor(groups)
+    return numbers.repeat_interleave(torch.tensor(sizes))
 
 
-def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...]) -> None:
+def _runs(owner: Tensor) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Neighbours of one group as segments; the groups only where one has several segments."""
+    groups, sizes = (tuple(values.tolist()) for values in torch.unique_consecutive(owner, return_counts=True))
+    return sizes, None if len(set(groups)) == len(groups) else groups
+
+
+def _replace_norm(module: fx.GraphModule, path: str, segments: tuple[int, ...], groups: tuple[int, ...] | None) -> None:
     old = module.get_submodule(path)
     if isinstance(old, SegmentedLayerNorm):
-        old.segments = segments
+        old.segments, old.groups = segments, groups
         return
     assert isinstance(old, nn.LayerNorm)
-    new = SegmentedLayerNorm(segments, old.eps, old.elementwise_affine, old.bias is not None)
+    new = SegmentedLayerNorm(segments, old.eps, old.elementwise_affine, old.bias is not None, groups)
     new.weight, new.bias, new.training = old.weight, old.bias, old.training
     parent, _, name = path.rpartition(".")
     setattr(module.get_submodule(parent), name, new)

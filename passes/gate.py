@@ -47,12 +47,7 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     if has_gates(graph):
         raise SurgeryError("gate: this network has gates already; fold or compress it first")
     batches = _batch_axes(graph)
-    merged = {
-        dim: access.node.name
-        for access in graph.types.readers
-        if access.value is not None and access.value.name not in batches
-        for dim in dims_of(access.axis)
-    }
+    merged = _ungateable(graph, batches)
     chosen = _choose(graph, spaces, merged)
     new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "gate", "spaces": len(chosen), "seed": seed})
     nodes = {node.name: node for node in new.module.graph.nodes}
@@ -82,6 +77,12 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     return ModelGraph(new.module, new.inputs, new.lineage)
 
 
+def gateable(graph: ModelGraph) -> list[Space]:
+    """The spaces that `gate` gates by default."""
+    merged = _ungateable(graph, _batch_axes(graph))
+    return [s for s in graph.spaces if s.outer and s.scalable and s.readers and s.dim not in merged]
+
+
 def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim, str]) -> list[Space]:
     if names is None:
         chosen = [s for s in graph.spaces if s.outer and s.scalable and s.readers and s.dim not in merged]
@@ -101,6 +102,24 @@ def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim,
     return chosen
 
 
+def _ungateable(graph: ModelGraph, batches: Mapping[str, BatchAxis | None]) -> dict[Dim, str]:
+    """The dims that are read where an example has no place of its own, with the reader.
+
+    What no example has a part in (a position bias that is computed from constants) is gated once for the whole batch;
+    but not where the same channels are also read example by example.
+    """
+    places: dict[Dim, set[bool]] = {}
+    found: dict[Dim, str] = {}
+    for access in graph.types.readers:
+        if access.value is None:
+            continue
+        for dim in dims_of(access.axis):
+            places.setdefault(dim, set()).add(batches.get(access.value.name, None) is None)
+            if access.value.name not in batches or len(places[dim]) > 1:
+                found.setdefault(dim, access.node.name)
+    return found
+
+
 class BatchAxis(NamedTuple):
     """The axis of a tensor that holds the batch, and how many entries it has for each example."""
 
@@ -108,8 +127,11 @@ class BatchAxis(NamedTuple):
     inner: int
 
 
-def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis]:
-    """The axis that holds the batch in the tensor of every node that has one; found by a batch of another size."""
+def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis | None]:
+    """The axis that holds the batch in the tensor of every node, None where none does; by a batch of another size.
+
+    A node is left out where it cannot be told.
+    """
     shadow = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.module.graph.nodes:
@@ -125,12 +147,14 @@ def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis]:
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise SurgeryError(f"gate: the network does not take a batch of {new}: {one_line(error)}") from error
-    found: dict[str, BatchAxis] = {}
+    found: dict[str, BatchAxis | None] = {}
     for node, copy in copies.items():
         value, other = node.meta["value"], copy.meta["value"]
         if not isinstance(value, Tensor) or value.dim() != other.dim():
             continue
         changed = [i for i, sizes in enumerate(zip(value.shape, other.shape, strict=True)) if sizes[0] != sizes[1]]
+        if not changed:
+            found[node.name] = None
         if len(changed) != 1:
             continue
         axis = changed[0]
@@ -142,13 +166,13 @@ def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis]:
     return found
 
 
-def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, BatchAxis]) -> bool:
+def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, BatchAxis | None]) -> bool:
     """Whether an axis that is the batch times something (windows, heads) has the batch on the outside.
 
     A reshape keeps the order of elements, so the batch stays outermost where as many elements lie before it; every
     other operator hands on the axis that it is given.
     """
-    known = [(source, found[source.name]) for source in node.all_input_nodes if source.name in found]
+    known = [(source, place) for source in node.all_input_nodes if (place := found.get(source.name)) is not None]
     if not known:
         return False
     source, place = known[0]
@@ -168,7 +192,7 @@ def why_nothing(graph: ModelGraph) -> str:
 
 
 def _scale_reads(
-    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, BatchAxis]
+    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, BatchAxis | None]
 ) -> None:
     """Put a scale between every read value and its readers; readers of one value share it.
 
@@ -187,8 +211,10 @@ def _scale_reads(
         if key not in scaled:
             parts = tuple(_part(term, gated, masks) for term in resolve(typed[access.dim]))
             with reader.graph.inserting_before(reader):
-                batch, inner = batches[access.value.name]
-                options: dict[str, Any] = {"batch": batch} | ({"merged": True} if inner > 1 else {})
+                place = batches[access.value.name]
+                options: dict[str, Any] = {"batch": None if place is None else place.axis}
+                if place is not None and place.inner > 1:
+                    options["merged"] = True
                 scaled[key] = reader.graph.call_function(scale_axis, (value, access.dim, parts), options)
             scaled[key].meta["value"] = value.meta["value"]
         reader.replace_input_with(value, scaled[key])

@@ -1,9 +1,10 @@
 """Random networks of convolutions, linears, norms, attention, sums, concats, splits, reshapes, groups and writes in
-place, for property tests."""
+place, for property tests; with channel shuffles, in many spellings, if asked for."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 class RandomNetwork(nn.Module):
     """A chain of random steps on `[batch, channels, 4, 4]`, then a flatten and a linear layer."""
 
-    def __init__(self, seed: int, steps: int = 5) -> None:
+    def __init__(self, seed: int, steps: int = 5, kinds: Iterable[str] | None = None) -> None:
         super().__init__()
         self.plan: list[tuple[str, int]] = []
         self.layers = nn.ModuleList()
@@ -21,8 +22,8 @@ class RandomNetwork(nn.Module):
         channels = choose.choice([4, 8, 12])
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         for _ in range(steps):
-            kind = choose.choice(list(STEPS))
-            layers, produced, detail = STEPS[kind](channels, choose)
+            kind = choose.choice(list(STEPS if kinds is None else kinds))
+            layers, produced, detail = (STEPS | SHUFFLES)[kind](channels, choose)
             if layers is None:
                 continue
             self.plan.append((kind, detail))
@@ -137,6 +138,60 @@ def _in_place(channels, _):
     return [nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)], channels, 0
 
 
+def _shuffled(channels, choose):
+    groups = [g for g in (2, 3, 4) if channels % g == 0 and channels > g]
+    return ([], channels, choose.choice(groups)) if groups else (None, channels, 0)
+
+
+def _shuffle_module(channels, choose):
+    _, _, groups = _shuffled(channels, choose)
+    return ([nn.ChannelShuffle(groups)], channels, 0) if groups else (None, channels, 0)
+
+
+def _shuffled_sum(channels, choose):
+    _, _, groups = _shuffled(channels, choose)
+    return ([nn.Conv2d(channels, channels, 1)], channels, groups) if groups else (None, channels, 0)
+
+
+def _unit(channels, _):
+    if channels % 2:
+        return None, channels, 0
+    half = channels // 2
+    depthwise = nn.Conv2d(half, half, 3, padding=1, groups=half)
+    return [nn.Conv2d(half, half, 1), depthwise, nn.BatchNorm2d(half)], channels, 0
+
+
+def _interleaved(channels, _):
+    return [nn.Conv2d(channels, channels, 1)], 2 * channels, 0
+
+
+def _shuffle(x, groups):
+    """As torchvision writes it."""
+    batch, channels, height, width = x.size()
+    x = x.view(batch, groups, channels // groups, height, width)
+    return torch.transpose(x, 1, 2).contiguous().view(batch, channels, height, width)
+
+
+def _permute_groups(x, groups):
+    batch, channels, height, width = x.shape
+    return x.reshape(batch, groups, channels // groups, height, width).permute(0, 2, 1, 3, 4).flatten(1, 2)
+
+
+def _shuffle_and_split(x):
+    """Even and odd channels."""
+    batch, channels, height, width = x.size()
+    x = x.reshape(batch * channels // 2, 2, height * width).permute(1, 0, 2)
+    x = x.reshape(2, -1, channels // 2, height, width)
+    return x[0], x[1]
+
+
+def _change_half(halves, layers):
+    kept, changed = halves
+    for layer in layers:
+        changed = layer(changed)
+    return torch.cat([kept, torch.relu_(changed)], 1)
+
+
 def _mix_tokens(x, layers, _):
     attention = layers[0]
     tokens = x.flatten(2).permute(*((0, 2, 1) if attention.batch_first else (2, 0, 1)))
@@ -181,4 +236,22 @@ FORWARD = {
     "stacked": lambda x, layers, dim: torch.stack([x, layers[0](x)], dim).flatten(1, 2),
     "uneven": lambda x, _, pieces: torch.cat(x.chunk(pieces, 1)[::-1], 1),
     "in_place": _written_between_reads,
+}
+
+SHUFFLES = {
+    "shuffle": _shuffled, "shuffle_permute": _shuffled, "shuffle_function": _shuffled, "shuffle_in_place": _shuffled,
+    "shuffle_module": _shuffle_module, "shuffle_sum": _shuffled_sum, "sum_shuffle": _shuffled_sum,
+    "shuffle_unit": _unit, "odd_even": _unit, "interleaved": _interleaved,
+}  # fmt: skip
+FORWARD |= {
+    "shuffle": lambda x, _, groups: _shuffle(x, groups),
+    "shuffle_permute": lambda x, _, groups: _permute_groups(x, groups),
+    "shuffle_function": lambda x, _, groups: F.channel_shuffle(x, groups),
+    "shuffle_in_place": lambda x, _, groups: torch.relu_(_shuffle(x, groups)),
+    "shuffle_module": lambda x, layers, _: layers[0](x),
+    "shuffle_sum": lambda x, layers, groups: _shuffle(x, groups) + layers[0](x),
+    "sum_shuffle": lambda x, layers, groups: x + _shuffle(layers[0](x), groups),
+    "shuffle_unit": lambda x, layers, _: _shuffle(_change_half(x.chunk(2, 1), layers), 2),
+    "odd_even": lambda x, layers, _: _change_half(_shuffle_and_split(x), layers),
+    "interleaved": lambda x, layers, _: torch.stack([x, layers[0](x)], 2).flatten(1, 2),
 }

@@ -133,16 +133,25 @@ def test_fixed_wins_over_free():
             lambda: ax.product([ax.free(2), ax.free(3)]),
             "a border at 2 falls inside a block of 3",
         ),
-        (
-            lambda: ax.concat([ax.free(3), ax.free(3)]),
-            lambda: ax.product([ax.free(2), ax.free(3)]),
-            "a single index of a product stands against 3",
-        ),
     ],
 )
 def test_clashes_say_why(left, right, reason):
     with pytest.raises(Clash, match=reason):
         ax.unify(left(), right())
+
+
+def test_a_sum_of_as_many_parts_as_the_outer_factor_has_indices():
+    parts = [ax.free(6) for _ in range(3)]
+    heads, size = ax.free(2), ax.free(3)
+    ax.unify(ax.concat(parts), ax.product([ax.free(3), heads, size]))
+    assert [ax.resolve(part) for part in parts] == [(*ax.product([heads, size]),)] * 3
+    assert not any(dim.fixed for part in parts for dim in ax.dims_of(part))
+
+
+def test_a_single_factor_is_the_unit():
+    long, rest = ax.free(6), ax.free(6)
+    ax.unify(long, ax.product([ax.free(1), rest]))
+    assert ax.resolve(long) == ax.resolve(rest)
 
 
 def test_freeze_counts_what_was_free():

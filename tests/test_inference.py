@@ -61,11 +61,11 @@ def test_the_name_of_a_space_that_is_not_there():
 @pytest.mark.parametrize(
     ("forward", "node", "reason"),
     [
-        (lambda net, x: net.b(torch.fft.fft(net.a(x)).real), "fft_fft", "no rule for fft_fft"),
-        (lambda net, x: net.b(torch.cumsum(net.a(x), 1)), "cumsum", "no rule for cumsum"),
+        (lambda net, x: net.b(torch.fft.hfft(net.a(x), 8)), "fft_hfft", "Fourier-transformed"),
+        (lambda net, x: net.b(torch.renorm(net.a(x), 2, 1, 1.0)), "renorm", "no rule for renorm"),
         (lambda net, x: net.b(net.bilinear(net.a(x), net.a(x))), "bilinear", "no rule for Bilinear"),
         (lambda net, x: net.b(net.a(x)) + net.a(x)[:, 3][:, None], "getitem", "an axis that is indexed by a constant"),
-        (lambda net, x: net.b(net.a(x)[:, ::2].repeat(1, 2)), "getitem", "sliced with a step or a computed border"),
+        (lambda net, x: net.b(net.a(x)[:, ::3].repeat(1, 3)[:, :8]), "getitem", "a slice: every 3th of 8 indices"),
         (lambda net, x: net.b(net.a(x)[:, [7, 6, 5, 4, 3, 2, 1, 0]]), "getitem", "looked up by indices"),
         (lambda net, x: net.b(net.a(x).flip(1)), "flip", "an axis that is flipped"),
         (lambda net, x: net.b(torch.roll(net.a(x), 1)), "roll", "an axis that is rolled"),
@@ -95,10 +95,10 @@ def test_a_clash_freezes_both_sides_and_says_why():
     assert frozen.reason == "add cannot give both sides one type: a border at 2 falls inside a block of 3"
 
 
-def test_writing_by_index_freezes_what_is_written_to():
+def test_writing_where_a_tensor_says_freezes_what_is_written_to():
     def forward(net, x):
         h = net.a(x)
-        h[:, :2] = 0
+        h[:, torch.tensor([0, 3])] = 0
         return net.b(h)
 
     graph = graph_of(forward, 4, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
@@ -126,6 +126,22 @@ def test_mixing_operators_are_named():
         c=nn.Linear(6, 2),
     )
     assert [s.mixed for s in graph.spaces] == [("layer_norm at norm",), ("softmax at softmax",)]
+
+
+def test_what_is_fixed_late_is_no_space():
+    """`2·3` meets `2 + 4` on one side: 3 becomes `1 + 2`, which fixes the 2 of a product that was typed before."""
+    graph = graph_of(
+        lambda net, x: net.c(
+            torch.cat([net.a(x), net.b(x)], 1)
+            * net.s(x).expand(-1, 6, -1, -1).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        ),
+        *(3, 4, 4),
+        a=nn.Conv2d(3, 2, 1),
+        b=nn.Conv2d(3, 4, 1),
+        s=nn.Conv2d(3, 1, 1),
+        c=nn.Conv2d(6, 2, 1),
+    )
+    assert [(s.name, s.dim.fixed) for s in graph.spaces] == [("b", False)]
 
 
 def test_inputs_and_outputs_are_fixed_without_saying():

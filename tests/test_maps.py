@@ -84,7 +84,7 @@ def test_lifting_follows_refinements_made_after_the_map():
 
 @pytest.mark.parametrize(
     ("source", "segments"),
-    [([0, 1, 2, 3, 4], (2, 3)), ([1, 3, 4], (1, 2)), ([3, 4], (2,)), ([0, 0, 1, 4], (3, 1))],
+    [([0, 1, 2, 3, 4], (2, 3)), ([1, 3, 4], (1, 2)), ([3, 4], (0, 2)), ([0, 0, 1, 4], (3, 1))],
 )
 def test_segments_follow_what_is_left_of_each(source, segments):
     space = ax.free(5)

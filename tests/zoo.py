@@ -54,9 +54,12 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "inception_v3": (partial(_torchvision, "inception_v3", aux_logits=False, init_weights=False), (3, 75, 75)),
     "mnasnet0_5": (partial(_torchvision, "mnasnet0_5"), (3, 32, 32)),
     "regnet_y_400mf": (partial(_torchvision, "regnet_y_400mf"), (3, 32, 32)),
+    "shufflenet_v2_x0_5": (partial(_torchvision, "shufflenet_v2_x0_5"), (3, 64, 64)),
     "convnext": (_convnext, (3, 32, 32)),
     "vit": (_vit, (3, 32, 32)),
 }
+# Families whose trace has the values of some parameters and buffers in another order.
+SHUFFLING = ("shufflenet_v2_x0_5",)
 # Families of which one or two stand for the others where a test is slow.
 FEW = ("resnet18", "mobilenet_v3_small", "convnext", "vit")
 NAMES = (*PAPER, *FAMILIES)

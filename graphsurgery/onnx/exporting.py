@@ -21,6 +21,7 @@ from torch.utils import _pytree
 from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.modes import as_evaluated
 
 _LIMIT = 2**31 - 1
 
@@ -91,7 +92,7 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
 
 def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
     # A batch of one would be taken for a constant.
-    network = ModelGraph(copy.deepcopy(graph.module).cpu().float().eval(), graph.inputs)
+    network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     batch = torch.export.Dim("batch")
     with _quiet():
         program = torch.onnx.export(

@@ -3,6 +3,34 @@
 Importing this package fills `graphsurgery.inference.RULES`.
 """
 
-from graphsurgery.rules import attention, contraction, indexing, movement, norms, pointwise, spatial
+from graphsurgery.rules import (
+    attention,
+    contraction,
+    creation,
+    detection,
+    einsum,
+    indexing,
+    movement,
+    norms,
+    ordered,
+    pointwise,
+    recurrent,
+    reductions,
+    spatial,
+)
 
-__all__ = ["attention", "contraction", "indexing", "movement", "norms", "pointwise", "spatial"]
+__all__ = [
+    "attention",
+    "contraction",
+    "creation",
+    "detection",
+    "einsum",
+    "indexing",
+    "movement",
+    "norms",
+    "ordered",
+    "pointwise",
+    "recurrent",
+    "reductions",
+    "spatial",
+]

@@ -26,9 +26,16 @@ def attention(
     dropout_p: float = 0.0,  # noqa: ARG001
     is_causal: bool = False,  # noqa: ARG001
     scale: float | None = None,
-    **options: Any,  # noqa: ARG001
+    enable_gqa: bool = False,
 ) -> TensorType:
-    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays when d changes."""
+    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays when d changes.
+
+    With grouped queries every head of k and v serves as many heads of q, which come after each other.
+    """
+    if enable_gqa and ax.size_of(query[-3]) != ax.size_of(key[-3]):
+        copies = ax.fixed(ax.size_of(query[-3]) // ax.size_of(key[-3]))
+        infer.unify(key[-3], value[-3])
+        key, value = (typed.replace(-3, ax.product([typed[-3], copies])) for typed in (key, value))
     infer.unify(query[-1], key[-1])
     infer.unify(key[-2], value[-2])
     infer.reads(0, len(query) - 1, query[-1], None, 0)
@@ -58,7 +65,14 @@ def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+@rule(nn.Softmax2d)
+def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
+    """Mixes the channels at every position."""
+    infer.mixes(input[-3], "softmax")
+    return TensorType(input.axes)
+
+
+@rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
 def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Mixes one axis."""
     infer.mixes(input[dim], "softmax")

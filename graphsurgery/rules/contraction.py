@@ -53,7 +53,7 @@ def convolution(infer: Inference, input: TensorType) -> TensorType:
     assert weight is not None
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     groups = _groups(module.groups)
-    result = _convolve(infer, input, weight, infer.parameter("bias"), groups)
+    result = _convolve(infer, input, weight, infer.parameter("bias"), groups, module.stride, module.padding)
     infer.attribute("in_channels", input[len(input) - len(weight) + 1])
     infer.attribute("out_channels", weight[0])
     infer.attribute("groups", groups)
@@ -66,14 +66,14 @@ def convolution_function(
     input: TensorType,
     weight: TensorType,
     bias: TensorType | None = None,
-    stride: Any = 1,  # noqa: ARG001
-    padding: Any = 0,  # noqa: ARG001
+    stride: Any = 1,
+    padding: Any = 0,
     dilation: Any = 1,  # noqa: ARG001
     groups: int = 1,
 ) -> TensorType:
     """The functional form, whose weight may itself be computed and whose groups are a literal."""
     axis = _groups(groups)
-    result = _convolve(infer, input, weight, bias, axis)
+    result = _convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
         infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
     return result
@@ -93,10 +93,16 @@ def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> N
 
 
 def _convolve(
-    infer: Inference, input: TensorType, weight: TensorType, bias: TensorType | None, groups: ax.Axis
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    groups: ax.Axis,
+    stride: Any,
+    padding: Any,
 ) -> TensorType:
     channel = len(input) - len(weight) + 1
-    infer.fix(*weight.axes[2:])
+    positions = _positions(infer, input, weight, channel, stride, padding)
     per_group = ax.size_of(weight[0]) // ax.size_of(groups)
     infer.unify(input[channel], ax.product([groups, weight[1]]))
     if ax.size_of(groups) > 1:
@@ -105,7 +111,31 @@ def _convolve(
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
     infer.writes(weight[0])
-    return outputs_like(infer, (channel, weight[0]))
+    return TensorType([*input.axes[:channel], weight[0], *positions])
+
+
+def _positions(
+    infer: Inference, input: TensorType, weight: TensorType, channel: int, stride: Any, padding: Any
+) -> list[ax.Axis]:
+    """The axes behind the channels: new positions, but a kernel of one that takes every index leaves an axis alone."""
+    infer.fix(*weight.axes[2:])
+    kernel = weight.shape[2:]
+    settings = zip(kernel, _each(stride, len(kernel)), _each(padding, len(kernel)), strict=True)
+    found = []
+    for index, setting in enumerate(settings, channel + 1):
+        if setting in ((1, 1, 0), (1, 1, "same"), (1, 1, "valid")):
+            found.append(input[index])
+        else:
+            infer.freeze_axis("an axis that a convolution slides over", input[index])
+            found.append(ax.fixed(infer.value.shape[index]))
+    return found
+
+
+def _each(setting: Any, rank: int) -> list[Any]:
+    """A setting for every position axis, of which one may stand for all."""
+    if isinstance(setting, (int, str)):
+        return [setting] * rank
+    return [*setting] * (rank // len(setting))
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -115,31 +145,73 @@ def transposed_convolution(infer: Inference, input: TensorType, output_size: Any
     assert weight is not None
     assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     groups = _groups(module.groups)
+    output = _transposed(infer, input, weight, infer.parameter("bias"), groups, module.stride, module.padding)
     channel = len(input) - len(weight) + 1
-    infer.fix(*weight.axes[2:])
-    if module.groups > 1:
-        infer.freeze_axis("a grouped transposed convolution", input[channel], *weight.axes[:2], groups)
-    infer.unify(input[channel], weight[0])
-    output = ax.product([groups, weight[1]])
-    infer.tie("bias", output)
-    infer.reads(0, channel, weight[0], weight, 0)
-    infer.writes(weight[1])
     infer.attribute("in_channels", weight[0])
-    infer.attribute("out_channels", output)
-    return outputs_like(infer, (channel, output))
+    infer.attribute("out_channels", output[channel])
+    infer.attribute("groups", groups)
+    return output
 
 
-@rule(torch.matmul, operator.matmul, "matmul", "__matmul__", torch.bmm, "bmm")
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def transposed_convolution_function(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType,
+    bias: TensorType | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,  # noqa: ARG001
+    groups: int = 1,
+    dilation: Any = 1,  # noqa: ARG001
+) -> TensorType:
+    """The functional form, whose weight may itself be computed and whose groups are a literal."""
+    axis = _groups(groups)
+    result = _transposed(infer, input, weight, bias, axis, stride, padding)
+    if groups > 1:
+        infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
+    return result
+
+
+def _transposed(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    groups: ax.Axis,
+    stride: Any,
+    padding: Any,
+) -> TensorType:
+    channel = len(input) - len(weight) + 1
+    positions = _positions(infer, input, weight, channel, stride, padding)
+    infer.unify(input[channel], weight[0])
+    if ax.size_of(groups) > 1:
+        infer.unify(weight[0], ax.product([groups, ax.free(ax.size_of(weight[0]) // ax.size_of(groups))]))
+    output = ax.product([groups, weight[1]])
+    if bias is not None:
+        infer.unify(bias[0], output)
+    infer.reads(0, channel, weight[0], weight, 0)
+    if ax.size_of(groups) > 1 and weight.parameter is not None:
+        infer.parameters[weight.parameter].passes.add(0)
+    infer.writes(output)
+    return TensorType([*input.axes[:channel], output, *positions])
+
+
+@rule(torch.matmul, operator.matmul, "matmul", "__matmul__", torch.bmm, "bmm", torch.mm, "mm", torch.mv, "mv")
 def matmul(infer: Inference, input: TensorType, other: TensorType) -> TensorType:
     """`[..., n, k] @ [..., k, m]`: k is summed over, the leading axes broadcast."""
-    left, right = input, other
+    return _product(infer, input, other, 0, 1)
+
+
+def _product(infer: Inference, left: TensorType, right: TensorType, first: int, second: int) -> TensorType:
+    """The product of the node's arguments number `first` and `second`."""
     inner = right[-2] if len(right) > 1 else right[0]
     infer.unify(left[-1], inner)
     left_axis, right_axis = len(left) - 1, max(len(right) - 2, 0)
     if left.parameter and not right.parameter:
-        infer.reads(1, right_axis, inner, left, left_axis)
+        infer.reads(second, right_axis, inner, left, left_axis)
     else:
-        infer.reads(0, left_axis, inner, right if right.parameter else None, right_axis)
+        infer.reads(first, left_axis, inner, right if right.parameter else None, right_axis)
     for side in (left, right):
         if side.parameter is not None:
             infer.writes(side[-1] if side is right else side[0])
@@ -147,6 +219,24 @@ def matmul(infer: Inference, input: TensorType, other: TensorType) -> TensorType
         return TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
     lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
     return TensorType([*lead.axes, left[-2], right[-1]])
+
+
+@rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")
+def added_product(
+    infer: Inference,
+    input: TensorType,
+    left: TensorType,
+    right: TensorType,
+    **factors: Any,  # noqa: ARG001
+) -> TensorType:
+    """`beta · input + alpha · left @ right`."""
+    return broadcast(infer, input, _product(infer, left, right, 1, 2))
+
+
+@rule(torch.outer, "outer", torch.ger, "ger")
+def outer(infer: Inference, input: TensorType, vec2: TensorType) -> TensorType:  # noqa: ARG001
+    """Every element of one vector times every element of another."""
+    return TensorType([input[0], vec2[0]])
 
 
 @rule(nn.Embedding)
@@ -157,4 +247,12 @@ def embedding(infer: Inference, input: TensorType) -> TensorType:
     infer.fix(weight[0])
     infer.writes(weight[1])
     infer.attribute("embedding_dim", weight[1])
+    return TensorType([*input.axes, weight[1]])
+
+
+@rule(F.embedding)
+def embedding_function(infer: Inference, input: TensorType, weight: TensorType, **options: Any) -> TensorType:  # noqa: ARG001
+    """The functional form."""
+    infer.freeze_axis("the rows of an embedding", weight[0])
+    infer.writes(weight[1])
     return TensorType([*input.axes, weight[1]])

@@ -12,10 +12,14 @@ from graphsurgery import axes as ax
 from graphsurgery.axes import Axis, Clash
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
-from graphsurgery.rules.contraction import outputs_like
+from graphsurgery.rules.contraction import set_argument
+from graphsurgery.rules.pointwise import broadcast
 
 
-@rule(torch.split, "split", torch.chunk, "chunk", torch.tensor_split)
+@rule(
+    torch.split, "split", torch.chunk, "chunk", torch.tensor_split, "tensor_split", torch.split_with_sizes,
+    "split_with_sizes",
+)  # fmt: skip
 def split(
     infer: Inference,
     input: TensorType,
@@ -47,9 +51,17 @@ def unbind(infer: Inference, input: TensorType, dim: int = 0) -> tuple[TensorTyp
 
 
 @rule(operator.setitem)
-def setitem(infer: Inference, *operands: Any) -> Any:
-    """Writing into a tensor by index fixes it and what is written: the indices are not moved along."""
-    infer.freeze("is written to by index", operands)
+def setitem(infer: Inference, target: Any, index: Any, value: Any) -> Any:
+    """What is written has the type of the part that it is written over; indices in tensors are not moved along."""
+    index = index if isinstance(index, tuple) else (index,)
+    if not isinstance(target, TensorType) or any(isinstance(i, (TensorType, list, bool)) for i in index):
+        infer.freeze("is written to by index", target, index, value)
+        return infer.value
+    part = _index_tensor(infer, target, index)
+    if isinstance(value, TensorType):
+        skipped = max(len(value) - len(part), 0)
+        infer.fix(*value.axes[:skipped])
+        broadcast(infer, TensorType(value.axes[skipped:]), part)
     return infer.value
 
 
@@ -63,7 +75,7 @@ def getitem(infer: Inference, input: Any, index: Any) -> Any:
 
 def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
     if any(isinstance(i, (TensorType, list)) for i in index):
-        return _gather(infer, input, index)
+        return _look_up(infer, input, index)
     result: list[Axis] = []
     slices: dict[int, Axis] = {}
     source = 0
@@ -77,7 +89,7 @@ def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -
         elif isinstance(item, slice):
             axis = input[source]
             result.append(_slice(infer, axis, item, len(result)))
-            if (item.start, item.stop) != (None, None) and not ax.is_fixed(axis):
+            if item != slice(None) and not ax.is_fixed(axis):
                 slices[position] = axis
             source += 1
         else:
@@ -93,14 +105,24 @@ def _slice(infer: Inference, axis: Axis, item: slice, out: int) -> Axis:
     if (item.start, item.stop, item.step) == (None, None, None):
         return axis
     start, stop, step = item.indices(size)
-    if step != 1 or not all(isinstance(i, int) or i is None for i in (item.start, item.stop)):
-        infer.freeze_axis("an axis that is sliced with a step or a computed border", axis)
+    if not all(isinstance(i, int) or i is None for i in (item.start, item.stop)):
+        infer.freeze_axis("an axis that is sliced with a computed border", axis)
         return ax.fixed(infer.value.shape[out])
     try:
-        return ax.take(axis, start, stop)
+        return ax.take(axis, start, stop) if step == 1 else _every(axis, item, start, step)
     except Clash as clash:
         infer.freeze_axis(f"a slice: {clash}", axis)
-        return ax.fixed(max(stop - start, 0))
+        return ax.fixed(len(range(start, stop, step)))
+
+
+def _every(axis: Axis, item: slice, start: int, step: int) -> Axis:
+    """Every `step`-th index: of `n·step` one index of the inner factor, which that fixes."""
+    size = ax.size_of(axis)
+    if step < 0 or size % step or not 0 <= start < step or item.stop not in (None, size):
+        raise Clash(f"every {step}th of {size} indices")
+    outer, inner = ax.factor(axis, [size // step, step])
+    ax.freeze(inner)
+    return outer
 
 
 def _resize_slices(node: fx.Node, new: Resize, old: tuple[Any, ...], slices: dict[int, Axis]) -> None:
@@ -108,22 +130,104 @@ def _resize_slices(node: fx.Node, new: Resize, old: tuple[Any, ...], slices: dic
     index = list(node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],))
     for position, axis in slices.items():
         item = old[position]
-        start, stop, _ = item.indices(ax.size_of(axis))
+        start, stop, step = item.indices(ax.size_of(axis))
+        if step != 1:
+            index[position] = slice(start, None, step)
+            continue
         before = new.size(ax.take(axis, 0, start)) if start else 0
         index[position] = slice(before, before + new.size(ax.take(axis, start, stop)))
     node.update_arg(1, tuple(index) if isinstance(node.args[1], tuple) else index[0])
 
 
-def _gather(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
-    """Indexing by tensors fixes the axes that are looked up; the others pass."""
-    if any(not isinstance(i, (TensorType, list, slice)) for i in index) or Ellipsis in index:
-        infer.freeze("indexed by tensors and more", input, index)
-        return outputs_like(infer)
-    looked_up = [i for i, item in enumerate(index) if not isinstance(item, slice)]
-    if len(looked_up) != 1 or any(isinstance(i, slice) and i != slice(None) for i in index):
-        infer.freeze("indexed by several tensors", input, index)
-        return outputs_like(infer)
-    infer.freeze_axis("an axis that is looked up by indices", input[looked_up[0]])
-    lead, tail = input.axes[: looked_up[0]], input.axes[looked_up[0] + 1 :]
-    shape = infer.value.shape
-    return TensorType([*lead, *(ax.fixed(n) for n in shape[len(lead) : len(shape) - len(tail)]), *tail])
+def _look_up(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
+    """Indexing by tensors fixes the axes that are looked up; they give way to the axes of the indices."""
+    entries = _spelled_out(index, len(input))
+    result: list[Axis] = []
+    found: list[TensorType] = []
+    places: list[int] = []
+    source = 0
+    for position, item in enumerate(entries):
+        if item is None:
+            result.append(ax.UNIT)
+            continue
+        if isinstance(item, slice):
+            if item != slice(None):
+                infer.freeze_axis("an axis that is sliced beside one that is looked up", input[source])
+            size = len(range(*item.indices(ax.size_of(input[source]))))
+            result.append(input[source] if item == slice(None) else ax.fixed(size))
+        else:
+            infer.freeze_axis("an axis that is looked up by indices", input[source])
+            places.append(position)
+            if isinstance(item, TensorType):
+                found.append(item)
+            elif isinstance(item, list):
+                found.append(TensorType([ax.fixed(n) for n in torch.tensor(item).shape]))
+        source += 1
+    axes = broadcast(infer, *found).axes
+    together = places[-1] - places[0] + 1 == len(places)
+    # Where indices stand apart, their axes come first.
+    before = sum(position < places[0] for position in range(len(entries))) if together else 0
+    return TensorType([*result[:before], *axes, *result[before:]])
+
+
+def _spelled_out(index: tuple[Any, ...], rank: int) -> list[Any]:
+    """An entry for every axis, in place of the ellipsis and of what is left out at the end."""
+    if any(isinstance(i, bool) for i in index):
+        raise Clash("indexed by a truth value")
+    missing = rank - sum(i is not None and i is not Ellipsis for i in index)
+    entries: list[Any] = []
+    for item in index if any(i is Ellipsis for i in index) else (*index, Ellipsis):
+        entries.extend([slice(None)] * missing if item is Ellipsis else [item])
+    return entries
+
+
+@rule(torch.select, "select")
+def select(infer: Inference, input: TensorType, dim: int, index: Any) -> TensorType:  # noqa: ARG001
+    """One index of an axis, which that fixes."""
+    dim %= len(input)
+    infer.freeze_axis("an axis that is indexed by a constant", input[dim])
+    return TensorType([a for i, a in enumerate(input.axes) if i != dim])
+
+
+@rule(torch.narrow, "narrow")
+def narrow(infer: Inference, input: TensorType, dim: int, start: Any, length: int) -> TensorType:
+    """A piece of one axis, from its start and length."""
+    axis = input[dim]
+    if ax.is_fixed(axis) or not isinstance(start, int):
+        infer.freeze_axis("an axis that is sliced with a computed border", axis)
+        return input.replace(dim, ax.fixed(length))
+    start %= ax.size_of(axis)
+    before, piece = ax.take(axis, 0, start), ax.take(axis, start, start + length)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        set_argument(node, 2, "start", new.size(before))
+        set_argument(node, 3, "length", new.size(piece))
+
+    infer.on_rebuild(resize)
+    return input.replace(dim, piece)
+
+
+@rule(torch.index_select, "index_select")
+def index_select(infer: Inference, input: TensorType, dim: int, index: TensorType) -> TensorType:
+    """One axis is looked up by indices."""
+    infer.freeze_axis("an axis that is looked up by indices", input[dim])
+    return input.replace(dim, index[0] if len(index) else ax.UNIT)
+
+
+@rule(torch.gather, "gather", torch.take_along_dim, "take_along_dim")
+def gather(infer: Inference, input: TensorType, *arguments: Any, **options: Any) -> TensorType:
+    """One axis is looked up by indices that differ along the others."""
+    numbers = [a for a in (*arguments, *options.values()) if isinstance(a, int) and not isinstance(a, bool)]
+    indices = [a for a in (*arguments, *options.values()) if isinstance(a, TensorType)]
+    if len(numbers) != 1 or len(indices) != 1 or len(indices[0]) != len(input):
+        raise Clash("indexed in all axes at once")
+    dim, index = numbers[0] % len(input), indices[0]
+    infer.freeze_axis("an axis that is looked up by indices", input[dim])
+    axes = []
+    for position, (axis, wanted) in enumerate(zip(input.axes, index.axes, strict=True)):
+        if position != dim and ax.size_of(axis) != ax.size_of(wanted):
+            infer.freeze_axis("an axis of which only a part is looked up", axis, wanted)
+        elif position != dim:
+            infer.unify(axis, wanted)
+        axes.append(wanted)
+    return TensorType(axes)

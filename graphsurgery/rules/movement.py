@@ -43,14 +43,25 @@ def write_sizes(
         wanted = [new.size(axis) for axis in axes]
         written = _elements(node, get(node), wanted)
         sizes = [old if _number(old) in (-1, size) else size for old, size in zip(written, wanted, strict=True)]
-        for index, (old, size) in enumerate(zip(written, sizes, strict=True)):
-            partly_fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
-            if may_infer and size is not old and isinstance(old, fx.Node) and partly_fixed and -1 not in sizes:
-                sizes[index] = -1
+        if may_infer:
+            _infer_the_batch(sizes, written, wanted, axes)
         if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
 
     infer.on_rebuild(resize)
+
+
+def _infer_the_batch(sizes: list[Any], written: Sequence[Any], wanted: Sequence[int], axes: Sequence[Axis]) -> None:
+    """A computed size that changes, and has a fixed factor, may be a product with the batch: it becomes the -1."""
+    changed = [i for i, (old, size) in enumerate(zip(written, sizes, strict=True)) if size is not old]
+    for index in changed:
+        fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
+        if isinstance(written[index], fx.Node) and fixed:
+            sizes[:] = [
+                size if old != -1 else wanted[i] for i, (old, size) in enumerate(zip(written, sizes, strict=True))
+            ]
+            sizes[index] = -1
+            return
 
 
 def _number(size: Any) -> Any:
@@ -101,6 +112,15 @@ def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) ->
     result = reshaped(infer, input, infer.value.shape)
     write_sizes(infer, result.axes, _varargs, _put_varargs, may_infer=True)
     return result
+
+
+@rule("view_as", "reshape_as")
+def reshape_as(infer: Inference, input: TensorType, other: TensorType) -> TensorType:
+    """Laid out as another tensor, whatever its sizes."""
+    result = reshaped(infer, input, other.shape)
+    for own, axis in zip(result.axes, other.axes, strict=True):
+        infer.unify(own, axis)
+    return TensorType(other.axes)
 
 
 def reshaped(infer: Inference, input: TensorType, shape: Sequence[int]) -> TensorType:
@@ -174,6 +194,23 @@ def flatten_module(infer: Inference, input: TensorType) -> TensorType:
     return flatten(infer, input, module.start_dim, module.end_dim)
 
 
+@rule(nn.Unflatten)
+def unflatten_module(infer: Inference, input: TensorType) -> TensorType:
+    """As `unflatten`; the sizes are an attribute."""
+    module = infer.submodule
+    assert isinstance(module, nn.Unflatten)
+    if not isinstance(module.dim, int):
+        raise Clash("named axes")
+    dim = module.dim % len(input)
+    parts = reshaped(infer, TensorType([input[dim]]), infer.value.shape[dim : dim + len(module.unflattened_size)]).axes
+
+    def resize(new_module: nn.Module, new: Resize) -> None:
+        new_module.unflattened_size = tuple(new.size(axis) for axis in parts)  # type: ignore[assignment]
+
+    infer.on_module(resize)
+    return TensorType([*input.axes[:dim], *parts, *input.axes[dim + 1 :]])
+
+
 @rule(torch.unflatten, "unflatten")
 def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> TensorType:  # noqa: ARG001
     """One axis becomes a product."""
@@ -199,7 +236,19 @@ def _flat(numbers: Any) -> Sequence[int]:
     return numbers[0] if len(numbers) == 1 and not isinstance(numbers[0], int) else numbers
 
 
-@rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes")
+@rule(torch.movedim, "movedim", torch.moveaxis, "moveaxis")
+def movedim(infer: Inference, input: TensorType, source: Any, destination: Any) -> TensorType:  # noqa: ARG001
+    """Some axes go to new places; the others keep their order."""
+    rank = len(input)
+    sources, destinations = ([d % rank for d in ([n] if isinstance(n, int) else n)] for n in (source, destination))
+    order: list[int | None] = [None] * rank
+    for old, new in zip(sources, destinations, strict=True):
+        order[new] = old
+    rest = iter(d for d in range(rank) if d not in sources)
+    return TensorType([input[next(rest) if d is None else d] for d in order])
+
+
+@rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims")
 def transpose(infer: Inference, input: TensorType, dim0: int, dim1: int) -> TensorType:  # noqa: ARG001
     """Two axes change places."""
     axes = list(input.axes)
@@ -207,10 +256,49 @@ def transpose(infer: Inference, input: TensorType, dim0: int, dim1: int) -> Tens
     return TensorType(axes)
 
 
-@rule("t", torch.t)
+@rule("t", torch.t, "adjoint", torch.adjoint)
 def t(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
-    """A matrix, transposed."""
-    return TensorType(input.axes[::-1])
+    """A matrix, or each of a batch, transposed."""
+    return TensorType([*input.axes[:-2], *input.axes[-2:][::-1]])
+
+
+_RESULTS = {"values": 0, "indices": 1, "min": 0, "max": 1}
+
+
+@rule(getattr)
+def attribute(infer: Inference, input: Any, name: str) -> TensorType:  # noqa: ARG001
+    """A tensor seen another way, or one of several results by its name."""
+    if isinstance(input, tuple):
+        if name not in _RESULTS:
+            raise Clash(f"the result {name}")
+        result: TensorType = input[_RESULTS[name]]
+        return result
+    if name in ("mT", "mH", "T", "H") and len(input) > 1:
+        return TensorType(input.axes[::-1] if name == "T" else [*input.axes[:-2], input[-1], input[-2]])
+    if name in ("T", "real", "imag", "data"):
+        return TensorType(input.axes)
+    raise Clash(f"the attribute {name} of a tensor")
+
+
+@rule(torch.view_as_real)
+def view_as_real(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
+    """The real and imaginary part are a new last axis."""
+    return TensorType([*input.axes, ax.fixed(2)])
+
+
+@rule(torch.view_as_complex)
+def view_as_complex(infer: Inference, input: TensorType) -> TensorType:
+    """The last axis holds the real and imaginary part."""
+    infer.fix(input[-1])
+    return TensorType(input.axes[:-1])
+
+
+@rule(torch.complex, torch.polar)
+def complex_numbers(infer: Inference, real: TensorType, imag: TensorType) -> TensorType:
+    """Complex numbers from two tensors."""
+    from graphsurgery.rules.pointwise import broadcast
+
+    return broadcast(infer, real, imag)
 
 
 @rule("unsqueeze", torch.unsqueeze)
@@ -282,28 +370,37 @@ def expand_as(infer: Inference, input: TensorType, other: TensorType) -> TensorT
     return TensorType(other.axes)
 
 
-@rule("repeat", "tile")
-def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:  # noqa: ARG001
-    """Copies side by side: `n·axis` with the number of copies fixed."""
-    counts = _flat(sizes)
-    counts = [1] * (len(input) - len(counts)) + list(counts)
+@rule("repeat", "tile", torch.tile)
+def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:
+    """Copies side by side: `n·axis` with the number of copies fixed; copies of a single index stretch it."""
+    given = _flat(sizes)
+    counts = [1] * (len(input) - len(given)) + list(given)
     axes = [ax.UNIT] * (len(counts) - len(input)) + list(input.axes)
-    return TensorType([ax.product([ax.fixed(n), a]) if n != 1 else a for n, a in zip(counts, axes, strict=True)])
+    result, copies = [], []
+    for count, axis in zip(counts, axes, strict=True):
+        stretched = ax.size_of(axis) == 1 and count > 1
+        if stretched:
+            infer.fix(axis)
+        copies.append(ax.free(count) if stretched else ax.fixed(count))
+        result.append(copies[-1] if stretched else ax.product([copies[-1], axis]))
+    write_sizes(infer, copies[len(copies) - len(given) :], _varargs, _put_varargs)
+    return TensorType(result)
 
 
-@rule(torch.roll, "roll")
-def roll(infer: Inference, input: TensorType, shifts: Any, dims: Any = ()) -> TensorType:  # noqa: ARG001
-    """Indices change places along the named axes, which fixes those; without names, along all."""
-    named = [dims] if isinstance(dims, int) else dims
-    infer.freeze_axis("an axis that is rolled", *(input[d] for d in named or range(len(input))))
-    return TensorType(input.axes)
-
-
-@rule(torch.flip, "flip")
-def flip(infer: Inference, input: TensorType, *order: Any, dims: Any = None) -> TensorType:
-    """Indices are reversed along the named axes, which fixes those."""
-    infer.freeze_axis("an axis that is flipped", *(input[d] for d in (_flat(order) if dims is None else dims)))
-    return TensorType(input.axes)
+@rule(torch.repeat_interleave, "repeat_interleave")
+def repeat_interleave(
+    infer: Inference,  # noqa: ARG001
+    input: TensorType,
+    repeats: Any,
+    dim: int | None = None,
+    **options: Any,  # noqa: ARG001
+) -> TensorType:
+    """Copies of every index next to it: `axis·n` with the number of copies fixed."""
+    if not isinstance(repeats, int):
+        raise Clash("numbers of copies that differ")
+    if dim is None:
+        raise Clash("no axis is named")
+    return input.replace(dim, ax.product([input[dim], ax.fixed(repeats)]))
 
 
 @rule(F.pad)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
-from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
 from graphsurgery.rules.contraction import set_argument
 
 PER_CHANNEL_NORMS = (
@@ -32,7 +32,15 @@ def batch_norm(infer: Inference, input: TensorType) -> TensorType:
         infer.tie(name, input[1])
     infer.tie("num_batches_tracked")
     infer.attribute("num_features", input[1])
+    if infer.submodule.running_mean is None:
+        _mixes_positions(infer, input)
     return TensorType(input.axes)
+
+
+def _mixes_positions(infer: Inference, input: TensorType) -> None:
+    """Statistics over the axes behind the channels mix those that are no mere positions."""
+    for axis in input.axes[2:]:
+        infer.mixes(axis, "norm")
 
 
 @rule(torchvision.ops.FrozenBatchNorm2d)
@@ -45,10 +53,17 @@ def frozen_batch_norm(infer: Inference, x: TensorType) -> TensorType:
 
 @rule(F.batch_norm, F.instance_norm)
 def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **options: Any) -> TensorType:
-    """The functional form."""
-    for vector in (*vectors, *options.values()):
-        if isinstance(vector, TensorType):
-            infer.unify(vector[0], input[1])
+    """The functional form; statistics that it takes from its input mix the other axes."""
+    names = ("running_mean", "running_var", "weight", "bias", "training")
+    given = dict(zip(names, vectors, strict=False)) | options
+    for name in names[:4]:
+        if isinstance(given.get(name), TensorType):
+            infer.unify(given[name][0], input[1])
+    if infer.node.target is F.instance_norm:
+        _mixes_positions(infer, input)
+    elif given.get("training", False) is not False or given.get("running_mean") is None:
+        infer.mixes(input[0], "norm")
+        _mixes_positions(infer, input)
     return TensorType(input.axes)
 
 
@@ -94,11 +109,11 @@ def layer_norm_function(
     return TensorType(input.axes)
 
 
-def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis]) -> None:
+def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "layer_norm") -> None:
     if len(normalized) > 1:
-        infer.freeze_axis("a LayerNorm over several axes", *normalized)
+        infer.freeze_axis("a norm over several axes", *normalized)
     for axis in normalized:
-        infer.mixes(axis, "layer_norm")
+        infer.mixes(axis, kind)
 
 
 @rule(SegmentedLayerNorm)
@@ -110,7 +125,7 @@ def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
 
     def resize(module: nn.Module, new: Resize) -> None:
         assert isinstance(module, SegmentedLayerNorm)
-        module.segments = new.segments(x[-1], module.segments)
+        module.segments, module.groups = _left(new, x[-1], module.segments, module.groups)
 
     infer.on_module(resize)
     return TensorType(x.axes)
@@ -124,14 +139,67 @@ def segmented_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
 ) -> TensorType:
     """The functional form."""
     for vector in (weight, bias):
         if vector is not None:
             infer.unify(vector[0], x[-1])
     infer.mixes(x[-1], "segmented_layer_norm")
-    infer.on_rebuild(lambda node, new: set_argument(node, 1, "segments", new.segments(x[-1], tuple(segments))))
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left = _left(new, x[-1], segments, groups)
+        set_argument(node, 1, "segments", left[0])
+        if groups is not None:
+            set_argument(node, 5, "groups", left[1])
+
+    infer.on_rebuild(resize)
     return TensorType(x.axes)
+
+
+def _left(
+    new: Resize, axis: ax.Axis, segments: Sequence[int], groups: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The new sizes of segments, and their groups; segments that are left empty go."""
+    sizes = new.segments(axis, tuple(segments))
+    kept = [index for index, size in enumerate(sizes) if size]
+    return tuple(sizes[i] for i in kept), None if groups is None else tuple(groups[i] for i in kept)
+
+
+@rule(nn.RMSNorm)
+def rms_norm(infer: Inference, x: TensorType) -> TensorType:
+    """Divides by the root mean square over the last axes, which it mixes; the weight follows them."""
+    module = infer.submodule
+    assert isinstance(module, nn.RMSNorm)
+    normalized = x.axes[-len(module.normalized_shape) :]
+    infer.tie("weight", *normalized)
+    _mixes_last(infer, normalized, "rms_norm")
+
+    def resize(new_module: nn.Module, new: Resize) -> None:
+        new_module.normalized_shape = tuple(new.size(axis) for axis in normalized)  # type: ignore[assignment]
+
+    infer.on_module(resize)
+    return TensorType(x.axes)
+
+
+@rule(F.rms_norm)
+def rms_norm_function(
+    infer: Inference,
+    input: TensorType,
+    normalized_shape: Sequence[int],
+    weight: TensorType | None = None,
+    eps: float | None = None,  # noqa: ARG001
+) -> TensorType:
+    """The functional form; its normalised shape is a literal."""
+    normalized = input.axes[-len(normalized_shape) :]
+    if weight is not None:
+        for own, axis in zip(weight.axes, normalized, strict=True):
+            infer.unify(own, axis)
+    _mixes_last(infer, normalized, "rms_norm")
+    infer.on_rebuild(
+        lambda node, new: set_argument(node, 1, "normalized_shape", tuple(new.size(axis) for axis in normalized))
+    )
+    return TensorType(input.axes)
 
 
 @rule(nn.GroupNorm)
@@ -139,22 +207,70 @@ def group_norm(infer: Inference, input: TensorType) -> TensorType:
     """Channels are `g·k`: each group is normalised alone, so cutting groups is exact and cutting in a group is not."""
     module = infer.submodule
     assert isinstance(module, nn.GroupNorm)
-    groups = ax.free(module.num_groups) if module.num_groups > 1 else ax.UNIT
-    inner = ax.free(module.num_channels // module.num_groups)
-    infer.unify(input[1], ax.product([groups, inner]))
-    infer.tie("weight", input[1])
-    infer.tie("bias", input[1])
-    infer.mixes(inner, "group_norm")
+    groups = _normalize_groups(infer, input, module.num_groups, infer.parameter("weight"), infer.parameter("bias"))
     infer.attribute("num_groups", groups)
     infer.attribute("num_channels", input[1])
     return TensorType(input.axes)
 
 
-@rule(F.normalize)
-def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: int = 1, **options: Any) -> TensorType:  # noqa: ARG001
-    """Divides by a norm over one axis, which it mixes."""
-    infer.mixes(input[dim], "normalize")
+@rule(F.group_norm)
+def group_norm_function(
+    infer: Inference,
+    input: TensorType,
+    num_groups: int,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """The functional form; the number of groups is a literal."""
+    groups = _normalize_groups(infer, input, num_groups, weight, bias)
+    infer.on_rebuild(lambda node, new: set_argument(node, 1, "num_groups", new.size(groups)))
     return TensorType(input.axes)
+
+
+def _normalize_groups(
+    infer: Inference, input: TensorType, count: int, weight: TensorType | None, bias: TensorType | None
+) -> ax.Axis:
+    """Returns the axis of the groups."""
+    groups = ax.free(count) if count > 1 else ax.UNIT
+    inner = ax.free(ax.size_of(input[1]) // count)
+    infer.unify(input[1], ax.product([groups, inner]))
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], input[1])
+    infer.mixes(inner, "group_norm")
+    _mixes_positions(infer, input)
+    return groups
+
+
+@rule(F.normalize)
+def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
+    """Divides by a norm over some axes, which it mixes."""
+    for index in [dim] if isinstance(dim, int) else dim:
+        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "norm")
+    return TensorType(input.axes)
+
+
+@rule(segmented_normalize)
+def segmented_normalize_function(
+    infer: Inference,
+    x: TensorType,
+    p: float = 2.0,  # noqa: ARG001
+    dim: int = 1,
+    eps: float = 1e-12,  # noqa: ARG001
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+) -> TensorType:
+    """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
+    infer.mixes(x[dim], "segmented_normalize")
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[dim], segments, groups)
+        node.kwargs = {**node.kwargs, "segments": left, "groups": numbers}
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
 
 
 @rule(ChannelGate)

@@ -21,33 +21,47 @@ UNARY_MODULES = (
     nn.Tanhshrink, nn.Threshold, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
     nn.FeatureAlphaDropout, nn.RReLU, torchvision.ops.StochasticDepth,
 )  # fmt: skip
+UNARY_NAMES = """
+abs absolute acos acosh angle arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not ceil clone
+conj cos cosh deg2rad detach digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 isfinite isinf isnan isneginf
+isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive rad2deg reciprocal relu
+resolve_conj resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc
+"""
+BINARY_NAMES = """
+add addcdiv addcmul arctan2 atan2 bitwise_and bitwise_or bitwise_xor clamp clamp_max clamp_min clip copysign div divide
+eq float_power floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot isclose ldexp le lerp less
+less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne
+nextafter not_equal pow remainder sub subtract true_divide where xlogy
+"""
+
+
+def spellings(names: str) -> tuple[Any, ...]:
+    """The functions and methods of these names, in-place forms too."""
+    every = [spelling for name in names.split() for spelling in (name, f"{name}_")]
+    functions = [getattr(torch, name, None) for name in every]
+    return (*filter(None, functions), *(name for name in every if hasattr(torch.Tensor, name)))
+
+
 UNARY_FUNCTIONS = (
-    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
-    F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout2d,
-    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt,
-    torch.abs, torch.neg, torch.square, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.sign,
-    torch.round, torch.floor, torch.clone, torch.detach, operator.neg, torchvision.ops.stochastic_depth,
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.selu, F.selu_, F.celu, F.celu_, F.gelu,
+    F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.hardtanh, F.hardtanh_, F.softplus, F.softsign,
+    F.logsigmoid, F.hardshrink, F.softshrink, F.tanhshrink, F.threshold, torch.threshold_, F.rrelu, F.rrelu_, F.dropout,
+    F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, operator.neg, operator.pos,
+    operator.abs, operator.invert, operator.inv, abs, torchvision.ops.stochastic_depth,
 )  # fmt: skip
 UNARY_METHODS = (
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "exp", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square",
-    "sin", "cos", "erf", "reciprocal", "sign", "round", "floor", "clone", "detach", "contiguous", "to", "type",
-    "float", "double", "half", "bfloat16", "cpu", "type_as", "cuda",
+    "contiguous", "to", "type", "float", "double", "half", "bfloat16", "bool", "int", "long", "cpu", "type_as", "cuda",
+    "requires_grad_", "fill_", "zero_",
 )  # fmt: skip
 BINARY_FUNCTIONS = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.floordiv, operator.mod,
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.add, torch.sub, torch.mul, torch.div,
-    torch.pow, torch.maximum, torch.minimum, torch.where, torch.true_divide, torch.multiply, torch.subtract,
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod,
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_,
-    torch.lerp, torch.addcmul, torch.addcdiv, torch.clamp, torch.clamp_min, torch.clamp_max, torch.clip,
-)  # fmt: skip
-BINARY_METHODS = (
-    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum", "where", "masked_fill",
-    "masked_fill_", "eq", "ne", "lt", "le", "gt", "ge", "lerp", "clamp",
-    "clamp_", "clamp_min", "clamp_max", "clip",
+    operator.xor, operator.iand, operator.ior, operator.ixor, torch.rsub,
 )  # fmt: skip
 
 
-@rule(*UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS)
+@rule(*UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES))
 def unary(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """The output has the type of the input."""
     return TensorType(input.axes)
@@ -66,7 +80,24 @@ def prelu(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(*BINARY_FUNCTIONS, *BINARY_METHODS)
+@rule("copy_")
+def copy(infer: Inference, input: TensorType, src: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """One tensor is written over another."""
+    return broadcast(infer, src, input)
+
+
+@rule(nn.GLU, F.glu)
+def gated_linear_unit(infer: Inference, input: TensorType, dim: int | None = None) -> TensorType:
+    """One half of an axis, times the sigmoid of the other."""
+    axis = dim if dim is not None else infer.submodule.dim if infer.node.op == "call_module" else -1
+    assert isinstance(axis, int)
+    half = ax.size_of(input[axis]) // 2
+    first, second = ax.take(input[axis], 0, half), ax.take(input[axis], half, 2 * half)
+    infer.unify(first, second)
+    return input.replace(axis, first)
+
+
+@rule(*BINARY_FUNCTIONS, *spellings(BINARY_NAMES))
 def pointwise(infer: Inference, *operands: Any, **options: Any) -> TensorType:
     """Axes are aligned from the right; those of size 1 stretch, the others are unified."""
     return broadcast(infer, *tensor_types(operands), *tensor_types(options))
@@ -75,17 +106,17 @@ def pointwise(infer: Inference, *operands: Any, **options: Any) -> TensorType:
 def broadcast(infer: Inference, *operands: TensorType) -> TensorType:
     """The type of operands broadcast together."""
     if len(operands) == 2 and len(operands[0]) == len(operands[1]):
-        return TensorType([_meet(infer, a, b) for a, b in zip(operands[0].axes, operands[1].axes, strict=True)])
+        return TensorType([meet(infer, a, b) for a, b in zip(operands[0].axes, operands[1].axes, strict=True)])
     rank = max((len(typed) for typed in operands), default=0)
     axes: list[ax.Axis | None] = [None] * rank
     for typed in operands:
         for index, axis in enumerate(typed.axes, rank - len(typed)):
             known = axes[index]
-            axes[index] = axis if known is None else _meet(infer, known, axis)
+            axes[index] = axis if known is None else meet(infer, known, axis)
     return TensorType([ax.UNIT if axis is None else axis for axis in axes])
 
 
-def _meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
+def meet(infer: Inference, a: ax.Axis, b: ax.Axis) -> ax.Axis:
     if a is b:
         return a
     if ax.size_of(a) == ax.size_of(b):
@@ -112,7 +143,7 @@ def one_of_two(infer: Inference, training: bool, in_training: Any, in_evaluation
 
 
 @rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any, batch: int = 0, merged: bool = False) -> TensorType:  # noqa: ARG001
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, **place: Any) -> TensorType:  # noqa: ARG001
     """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:

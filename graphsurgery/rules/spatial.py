@@ -1,7 +1,8 @@
-"""Operators that act on positions and leave channels alone: pooling, resizing, reductions over positions."""
+"""Operators that act on positions and leave channels alone: pooling, resizing, sampling, windows."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -11,54 +12,97 @@ from torch import nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import TensorType
 from graphsurgery.inference import Inference, rule
+from graphsurgery.rules.contraction import outputs_like
 
 POOLING_MODULES = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.LPPool1d, nn.LPPool2d, nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, nn.ZeroPad1d, nn.ZeroPad2d,
-    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ConstantPad2d,
+    nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d, nn.ZeroPad1d,
+    nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
+    nn.ReplicationPad2d, nn.ReplicationPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.CircularPad1d,
+    nn.CircularPad2d, nn.CircularPad3d,
 )  # fmt: skip
 POOLING_FUNCTIONS = (
     F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d, F.interpolate, F.lp_pool2d,
+    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+    F.interpolate, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+    F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices,
+    F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices,
 )  # fmt: skip
-REDUCTIONS = (torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin", torch.var, "var", "std")
 
 
 @rule(*POOLING_MODULES, *POOLING_FUNCTIONS)
-def pool(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+def pool(infer: Inference, input: TensorType, *others: Any, **options: Any) -> Any:  # noqa: ARG001
     """The last axes, as many as the operator's name says, are new positions; those before them stay."""
     digits = [int(c) for c in infer.operator() if c.isdigit()]
     kept = len(input) - digits[-1] if digits else 2
-    infer.fix(*input.axes[kept:])
-    return TensorType([*input.axes[:kept], *(ax.fixed(n) for n in infer.value.shape[kept:])])
+    infer.freeze_axis("an axis that is pooled, resized or padded", *input.axes[kept:])
+    with_indices = isinstance(infer.value, tuple)
+    shape = infer.value[0].shape if with_indices else infer.value.shape
+    output = TensorType([*input.axes[:kept], *(ax.fixed(n) for n in shape[kept:])])
+    return (output, output) if with_indices else output
 
 
-@rule(*REDUCTIONS)
-def reduce(
+@rule(F.grid_sample)
+def grid_sample(infer: Inference, input: TensorType, grid: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Positions are looked up where a grid says; the channels stay."""
+    infer.freeze_axis("an axis that is sampled", *input.axes[2:], *grid.axes[1:])
+    infer.unify(input[0], grid[0])
+    return outputs_like(infer, (0, input[0]), (1, input[1]))
+
+
+@rule(nn.PixelShuffle, F.pixel_shuffle)
+def pixel_shuffle(infer: Inference, input: TensorType, upscale_factor: int | None = None) -> TensorType:
+    """Channels `c·r²` become `c`; the factor moves to the positions."""
+    factor = upscale_factor or infer.submodule.upscale_factor
+    assert isinstance(factor, int)
+    channels, inner = ax.factor(input[-3], [ax.size_of(input[-3]) // factor**2, factor**2])
+    infer.fix(inner)
+    infer.freeze_axis("an axis that is resized", *input.axes[-2:])
+    return outputs_like(infer, *enumerate([*input.axes[:-3], channels]))
+
+
+@rule(nn.PixelUnshuffle, F.pixel_unshuffle)
+def pixel_unshuffle(infer: Inference, input: TensorType, downscale_factor: int | None = None) -> TensorType:
+    """Channels `c` become `c·r²`; the factor comes from the positions."""
+    factor = downscale_factor or infer.submodule.downscale_factor
+    assert isinstance(factor, int)
+    infer.freeze_axis("an axis that is resized", *input.axes[-2:])
+    return outputs_like(infer, *enumerate([*input.axes[:-3], ax.product([input[-3], ax.fixed(factor**2)])]))
+
+
+@rule(nn.Unfold, F.unfold)
+def windows(infer: Inference, input: TensorType, kernel_size: Any = None, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """`[batch, c, ...]` becomes `[batch, c·k, windows]`: every channel with the positions of its window."""
+    infer.freeze_axis("an axis that windows slide over", *input.axes[-2:])
+    size = _pair(infer.submodule.kernel_size if kernel_size is None else kernel_size)
+    return outputs_like(infer, *enumerate([*input.axes[:-3], ax.product([input[-3], ax.fixed(prod(size))])]))
+
+
+@rule(nn.Fold, F.fold)
+def unwindowed(
     infer: Inference,
     input: TensorType,
-    dim: int | tuple[int, ...] | None = None,
+    output_size: Any = None,  # noqa: ARG001
+    kernel_size: Any = None,
     *others: Any,  # noqa: ARG001
-    keepdim: bool = False,
     **options: Any,  # noqa: ARG001
 ) -> TensorType:
-    """The reduced axes are mixed, and go or become single."""
-    rank = len(input)
-    dims = range(rank) if dim is None or isinstance(dim, bool) else [dim] if isinstance(dim, int) else dim
-    reduced = {d % rank for d in dims}
-    for index in reduced:
-        infer.mixes(input[index], "mean")
-    keepdim = len(infer.value.shape) == rank
-    axes = [ax.UNIT if i in reduced else axis for i, axis in enumerate(input.axes)]
-    return TensorType(axes if keepdim else [axis for i, axis in enumerate(axes) if i not in reduced])
+    """`[batch, c·k, windows]` becomes `[batch, c, ...]`: what overlaps is added."""
+    count = prod(_pair(infer.submodule.kernel_size if kernel_size is None else kernel_size))
+    channels, inner = ax.factor(input[-2], [ax.size_of(input[-2]) // count, count])
+    infer.fix(inner)
+    infer.freeze_axis("an axis of windows", input[-1])
+    return outputs_like(infer, *enumerate([*input.axes[:-2], channels]))
 
 
-@rule(nn.PixelShuffle)
-def pixel_shuffle(infer: Inference, input: TensorType) -> TensorType:
-    """Channels `c·r²` become `c`; the factor moves to the positions."""
-    factor = infer.submodule.upscale_factor
-    assert isinstance(factor, int)
-    channels, _ = ax.factor(input[1], [ax.size_of(input[1]) // factor**2, factor**2])
-    infer.fix(_)
-    return TensorType([input[0], channels, *(ax.fixed(n) for n in infer.value.shape[2:])])
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@rule("unfold")
+def slide(infer: Inference, input: TensorType, dimension: int, size: int, step: int) -> TensorType:  # noqa: ARG001
+    """One axis becomes windows of positions, whose elements are a new last axis."""
+    dimension %= len(input)
+    infer.freeze_axis("an axis that windows slide over", input[dimension])
+    return outputs_like(infer, *((i, axis) for i, axis in enumerate(input.axes) if i != dimension))

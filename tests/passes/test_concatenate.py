@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
@@ -167,3 +168,29 @@ def test_the_model_is_untouched():
     graph = gs.trace(network, example("resnet18"))
     concatenate([graph, graph])
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+class Normalized(nn.Module):
+    def __init__(self, width, dim=1):
+        super().__init__()
+        self.first, self.second, self.dim = nn.Conv2d(3, width, 1), nn.Conv2d(width, 4, 1, bias=False), dim
+
+    def forward(self, x):
+        return self.second(F.normalize(self.first(x), dim=self.dim))
+
+
+def test_each_network_is_divided_by_its_own_norm():
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    narrow, wide = (gs.trace(Normalized(width).double(), x) for width in (4, 6))
+    both = concatenate([narrow, wide])
+    assert deviation(both(x), (narrow(x) + wide(x)) / 2) < 1e-14
+    three = concatenate([wide, both])
+    assert deviation(three(x), (wide(x) + both(x)) / 2) < 1e-14
+    assert deviation(compress(three, {"first": [0, 1, 2, 3, 4, 5, *range(10, 16)]})(x), wide(x) * 3 / 4) < 1e-14
+
+
+def test_refuses_a_norm_over_channels_and_positions():
+    graph = gs.trace(Normalized(4, (1, 2)), torch.zeros(2, 3, 5, 5))
+    with pytest.raises(gs.SurgeryError, match="normalize: norm over channels would mix the parents' streams"):
+        concatenate([graph, graph])

@@ -75,10 +75,60 @@ def test_transposed_convolutions(rank):
     assert_mean(network, (3, *[3] * rank))
 
 
-def test_a_grouped_transposed_convolution_is_frozen():
-    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, groups=2), nn.Conv2d(6, 2, 1))
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_grouped_transposed_convolutions(groups):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Tanh(), nn.ConvTranspose2d(8, 16, 2, groups=groups), nn.Tanh(), nn.Conv2d(16, 2, 1)
+    )
     graph = assert_contracts(network, (3, 4, 4))
-    assert graph.frozen[0] == ("1", "a grouped transposed convolution")
+    assert not graph.frozen
+    assert graph.space("0").size == groups
+    assert_mean(network, (3, 4, 4))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_as_functions(rank, groups):
+    function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
+    network = Network(
+        lambda n, x: n.b(function(torch.tanh(n.a(x)), n.w, n.v, 2, groups=groups)),
+        {"w": torch.zeros(8, 6 // groups, *[2] * rank), "v": torch.zeros(6)},
+        a=CONVOLUTIONS[rank](3, 8, 1),
+        b=CONVOLUTIONS[rank](6, 2, 1),
+    )
+    graph = assert_contracts(network, (3, *[3] * rank))
+    assert not graph.frozen
+    assert len(graph.spaces) == 2 if groups == 1 else 3
+
+
+def test_channels_that_a_convolution_slides_over_are_frozen():
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.c(n.a(x)[:, None])).mean(-1)),
+        a=nn.Linear(3, 8), c=nn.Conv1d(1, 5, 3, padding=1), b=nn.Linear(5, 2),
+    )  # fmt: skip
+    graph = assert_contracts(network, (3,))
+    assert [s.name for s in graph.spaces] == ["c"]
+    assert graph.frozen[0] == ("c", "an axis that a convolution slides over")
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 5, 1), nn.Conv1d(4, 5, 1, padding="same")])
+def test_a_kernel_of_one_leaves_what_it_slides_over(layer):
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.c(torch.tanh(n.a(x)))).mean(1)), a=nn.Linear(3, 8), c=layer, b=nn.Linear(8, 2)
+    )
+    graph = assert_contracts(network, (4, 3))
+    assert [(s.size, bool(s.mixed)) for s in graph.spaces] == [(8, False), (5, True)]
+
+
+def test_heads_beside_the_batch_pass_a_convolution():
+    def forward(net, x):
+        heads = torch.tanh(net.a(x)).unflatten(1, (4, 2)).flatten(0, 1)
+        pooled = torch.tanh(net.c(heads))
+        return net.b(pooled.unflatten(0, (-1, 4)).flatten(1, 2))
+
+    network = Network(forward, a=nn.Conv2d(3, 8, 1), c=nn.Conv2d(2, 2, 3, padding=1, groups=2), b=nn.Conv2d(8, 2, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    assert sorted((s.size, s.outer) for s in graph.spaces) == [(2, False), (4, True)]
 
 
 def test_a_computed_weight_is_no_place_for_factors():
@@ -122,6 +172,39 @@ def test_products_with_a_vector():
     graph = assert_contracts(network, (3,))
     assert [s.size for s in graph.spaces] == [8]
     assert_mean(network, (3,))
+
+
+ADDED = {
+    "addmm": (lambda n, h: torch.addmm(n.v, h, n.w), (3,)),
+    "addmm with factors": (lambda n, h: n.v.addmm(h, n.w, beta=0.5, alpha=2), (3,)),
+    "baddbmm": (lambda n, h: torch.baddbmm(n.v[None, None], h, n.w[None].expand(h.shape[0], 8, 5)), (4, 3)),
+    "mm": (lambda n, h: torch.mm(h, n.w) + h.mm(n.w) * n.v, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_products(name):
+    product, shape = ADDED[name]
+    network = Network(
+        lambda n, x: n.b(torch.tanh(product(n, torch.tanh(n.a(x))))),
+        {"w": torch.zeros(8, 5), "v": torch.zeros(5)},
+        a=nn.Linear(3, 8),
+        b=nn.Linear(5, 2),
+    )
+    graph = assert_contracts(network, shape)
+    assert [s.size for s in graph.spaces] == [8, 5]
+
+
+def test_outer_products_and_vectors():
+    network = Network(
+        lambda n, x: n.b(torch.tanh(n.a(x)) @ torch.outer(n.v, n.w) + torch.tanh(n.a(x)).mv(n.v)[:, None]),
+        {"v": torch.zeros(8), "w": torch.zeros(5)},
+        a=nn.Linear(3, 8),
+        b=nn.Linear(5, 2),
+    )
+    graph = assert_contracts(network, (3,))
+    assert [s.size for s in graph.spaces] == [8, 5]
+    assert not graph.frozen
 
 
 @pytest.mark.parametrize("function", [torch.bmm, lambda a, b: a.bmm(b), lambda a, b: a.matmul(b), lambda a, b: a @ b])
@@ -198,6 +281,28 @@ def test_a_read_where_the_rows_of_the_examples_alternate_is_not_gated():
     with pytest.raises(gs.SurgeryError, match="every read merges the batch with other axes"):
         gate(graph)
     assert compress(graph, 0.5)(*x).shape == (5, 3, 2)
+
+
+def test_a_read_of_constants_is_gated_once_for_the_batch():
+    def forward(net, x):
+        bias = net.c(torch.tanh(net.d(net.table)))
+        return net.b(torch.tanh(net.a(x))) + bias
+
+    table = {"table": torch.rand(5, 3)}
+    layers = {"a": nn.Linear(3, 8), "b": nn.Linear(8, 2), "c": nn.Linear(6, 2), "d": nn.Linear(3, 6)}
+    network = Network(forward, table, **layers)
+    assert_contracts(network, (5, 3))
+    gated = gate(gs.trace(network, torch.zeros(4, 5, 3, dtype=torch.float64)), ["d"], loc=0.0)
+    gated.module.train()
+    rows = gated(torch.zeros(4, 5, 3, dtype=torch.float64))
+    assert torch.equal(rows[0], rows[3])
+
+    def both(net, x):
+        return net.b(torch.tanh(net.a(x))) + net.b(torch.tanh(net.a(net.table)))
+
+    graph, *_ = typed(Network(both, {"table": torch.rand(5, 3)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), (5, 3))
+    with pytest.raises(gs.SurgeryError, match="reads space a where the batch is no axis of its own"):
+        gate(graph, ["a"])
 
 
 def test_tokens_before_the_batch_are_gated():

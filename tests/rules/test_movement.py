@@ -35,6 +35,18 @@ FREE = {
     "transpose": (between(lambda h: torch.transpose(h.transpose(1, 3), dim0=1, dim1=-1)), (3, 4, 4)),
     "swapaxes": (between(lambda h: torch.swapaxes(h.swapaxes(1, 2), 1, 2)), (3, 4, 4)),
     "t": (flat(lambda h: torch.t(h.t())), (3,)),
+    "movedim": (between(lambda h: torch.movedim(h, 1, -1).moveaxis((3, 0), (1, 0))), (3, 4, 4)),
+    "mT": (between(lambda h: h.mT.adjoint() + h.flatten(2).mT.mH.unflatten(2, (4, 4))), (3, 4, 4)),
+    "T": (flat(lambda h: h.T.T), (3,)),
+    "real and imaginary": (
+        flat(lambda h: torch.view_as_real(torch.view_as_complex(h.view(-1, 4, 2)) * 1j).flatten(1)), (3,)
+    ),
+    "magnitude and angle": (flat(lambda h: torch.polar(h.abs(), h).real), (3,)),
+    "parts of complex numbers": (flat(lambda h: torch.complex(h, -h).real + torch.complex(h, h).imag), (3,)),
+    "reshape_as": (between(lambda h: h.flatten(2).reshape_as(h) + h.flatten(1).view_as(h)), (3, 4, 4)),
+    "nn.Unflatten": (
+        nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (4, 2)), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)), (3,)
+    ),
     "unsqueeze": (flat(lambda h: torch.unsqueeze(h.unsqueeze(-1), 1)[:, 0, :, 0]), (3,)),
     "squeeze everything": (flat(lambda h: h[:, None, :, None].squeeze()), (3,)),
     "squeeze one": (flat(lambda h: torch.squeeze(h.unsqueeze(1), 1).squeeze(1)), (3,)),
@@ -67,8 +79,14 @@ FREE = {
     "expand_as": (flat(lambda h: h + h[:, :, None].flatten(1).expand_as(h)), (3,)),
     "repeat": (flat(lambda h: h.repeat(1, 2), 16), (3,)),
     "tile": (flat(lambda h: h.tile((2,)), 16), (3,)),
-    "roll positions": (between(lambda h: torch.roll(h, shifts=(1, 2), dims=(2, 3))), (3, 4, 4)),
-    "flip positions": (between(lambda h: h.flip(2, 3) + torch.flip(h, [-1])), (3, 4, 4)),
+    "torch.tile": (flat(lambda h: torch.tile(h, (2, 1)).unflatten(0, (2, -1)).mean(0)), (3,)),
+    "repeat a single channel": (flat(lambda h: h + h.mean(1, True).repeat(1, 8)), (3,)),
+    "repeat_interleave": (flat(lambda h: torch.repeat_interleave(h, 3, dim=1), 24), (3,)),
+    "repeat_interleave heads": (
+        flat(lambda h: h.view(-1, 4, 2).repeat_interleave(2, 1).flatten(1), 16), (3,)
+    ),
+    "step": (flat(lambda h: h[:, ::3], 3), (3,)),
+    "step to a border": (flat(lambda h: h[:, :6:2], 3), (3,)),
     "pad positions": (between(lambda h: F.pad(h, (1, 2, 0, 1), mode="reflect")), (3, 4, 4)),
     "pad channels": (flat(lambda h: F.pad(h, (1, 2)), 11), (3,)),
     "pad channels with a value": (flat(lambda h: F.pad(h, pad=(0, 2), value=0.5), 10), (3,)),
@@ -84,23 +102,21 @@ def test_channels_follow(name):
 
 
 FROZEN = {
-    "roll channels": (flat(lambda h: h.roll(1, 1)), (3,), "an axis that is rolled"),
-    "roll everything": (
-        between(lambda h: torch.roll(h.permute(0, 2, 3, 1), 1).permute(0, 3, 1, 2)), (3, 4, 4), "axis that is rolled",
-    ),
-    "flip channels": (between(lambda h: h.flip(1, 2)), (3, 4, 4), "an axis that is flipped"),
     "reflect channels": (
         between(lambda h: F.pad(h, (1, 1, 1, 1), mode="reflect"), after=10, size=(4,)), (3, 4),
         "cropped, or padded with its own indices",
     ),
     "crop channels": (flat(lambda h: F.pad(h, (-1, -1)), 6), (3,), "cropped"),
-    "step": (flat(lambda h: h[:, ::2], 4), (3,), "sliced with a step"),
     "slice across a product": (
         between(lambda h: h.flatten(1)[:, 5:, None, None], after=123), (3, 4, 4), "a slice: a border at 5 falls inside",
     ),
-    "reshape across": (flat(lambda h: torch.cat([h, h[:, :4]], 1).view(-1, 3, 4).flatten(1)[:, :8]), (3,), ""),
+    "reshape across": (flat(lambda h: torch.cat([h, h[:, :4]], 1).view(-1, 2, 6).flatten(1)[:, :8]), (3,), ""),
     "unknown form": (flat(lambda h: torch.swapaxes(h[:, None], axis0=1, axis1=2)[..., 0]), (3,), "form that its rule"),
-    "unknown method": (flat(lambda h: h.movedim(1, 0).movedim(0, 1)), (3,), "no rule for movedim"),
+    "unknown method": (flat(lambda h: h.renorm(2, 1, 1.0)), (3,), "no rule for renorm"),
+    "uneven copies": (
+        flat(lambda h: h.repeat_interleave(torch.tensor([1, 2] * 4), 1, output_size=12), 12), (3,),
+        "numbers of copies that differ",
+    ),
 }  # fmt: skip
 
 

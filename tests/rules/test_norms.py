@@ -95,6 +95,28 @@ def test_layer_norm_as_a_function(by_name):
 
 
 @pytest.mark.parametrize("as_module", [True, False])
+def test_a_norm_over_a_concat_of_one_space_with_itself(as_module):
+    """As the patch merging of Swin Transformer: a direct sum has each network's channels in several runs."""
+
+    def forward(net, x):
+        h = torch.tanh(net.a(x))
+        h = torch.cat([h, h.roll(1, 1)], -1)
+        return net.b(net.norm(h) if as_module else F.layer_norm(h, (16,), net.norm.weight, net.norm.bias))
+
+    graphs, x = [], torch.randn(4, 5, 3, dtype=torch.float64)
+    for seed in range(3):
+        network = Network(forward, a=nn.Linear(3, 8), norm=nn.LayerNorm(16), b=nn.Linear(16, 2))
+        graphs.append(typed(network, (5, 3), seed=seed)[0])
+    both = concatenate(graphs[:2])
+    assert deviation(both(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+    three = concatenate([both, concatenate([graphs[2], graphs[2]])])
+    assert deviation(three(x), (graphs[0](x) + graphs[1](x)) / 4 + graphs[2](x) / 2) < 1e-12
+    first = compress(both, {both.spaces[0].name: range(8)})
+    biases = [graph.module.get_parameter("b.bias") for graph in (graphs[0], both)]
+    assert deviation(first(x), (graphs[0](x) - biases[0]) / 2 + biases[1]) < 1e-12
+
+
+@pytest.mark.parametrize("as_module", [True, False])
 def test_segmented_norms_keep_their_segments(as_module):
     def forward(net, x):
         h = net.a(x)
@@ -121,7 +143,7 @@ def segmented_layer_norm_leaf(h, segments):
 
 def test_a_norm_over_several_axes_is_frozen():
     graph, *_ = typed(nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm((8, 4, 4)), nn.Conv2d(8, 2, 1)), (3, 4, 4))
-    assert graph.frozen == (("1", "a LayerNorm over several axes"),)
+    assert graph.frozen == (("1", "a norm over several axes"),)
     assert not graph.spaces
 
 

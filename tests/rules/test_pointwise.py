@@ -10,11 +10,18 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.rules.pointwise import UNARY_FUNCTIONS, UNARY_METHODS, UNARY_MODULES
+from graphsurgery.rules.pointwise import (
+    BINARY_NAMES,
+    UNARY_FUNCTIONS,
+    UNARY_METHODS,
+    UNARY_MODULES,
+    UNARY_NAMES,
+    spellings,
+)
 from graphsurgery.verify import deviation
 
 NEEDS = {nn.Threshold: (0.1, 0.2)}
-CASTS = ("float", "double", "half", "bfloat16", "cpu", "cuda", "to", "type", "type_as")
+CASTS = ("bool", "int", "long", "float", "double", "half", "bfloat16", "cpu", "cuda", "to", "type", "type_as")
 
 
 def between(operator, **parameters):
@@ -37,17 +44,65 @@ def test_modules(kind):
 
 @pytest.mark.parametrize("function", UNARY_FUNCTIONS, ids=lambda f: getattr(f, "__name__", str(f)))
 def test_functions(function):
-    if function.__name__ == "stochastic_depth":
+    name = function.__name__
+    if name == "stochastic_depth":
         assert_contracts(between(lambda h, _: function(h, 0.5, "row", training=False)), (3, 4, 4))
-    elif "dropout" in function.__name__:
+    elif name == "dropout1d":
+        assert_contracts(between(lambda h, _: function(h[:, :, 0], 0.5, training=False)[:, :, None]), (3, 1, 4))
+    elif "dropout" in name:
         assert_contracts(between(lambda h, _: function(h, 0.5, training=False)), (3, 4, 4))
+    elif "threshold" in name:
+        assert_contracts(between(lambda h, _: function(h, 0.5, 0.25)), (3, 4, 4))
+    elif name in ("invert", "inv"):
+        assert_contracts(between(lambda h, _: h * function(h > 0.5)), (3, 4, 4))
     else:
         assert_contracts(between(lambda h, _: function(h)), (3, 4, 4))
 
 
+def written(spelling, h):
+    """What an elementwise operator makes of a copy of h, in h's dtype and finite."""
+    operand = (h > 0.5) if "bitwise" in str(spelling) else h.clone()
+    value = getattr(operand, spelling)() if isinstance(spelling, str) else spelling(operand)
+    return torch.nan_to_num(value.to(h.dtype), 0.5, 2.0, -2.0)
+
+
+def test_elementwise_names():
+    graph = assert_contracts(between(lambda h, _: h + sum(written(s, h) for s in spellings(UNARY_NAMES))), (3, 2, 2))
+    assert [s.size for s in graph.spaces] == [8]
+    assert not graph.frozen
+
+
 @pytest.mark.parametrize("method", [m for m in UNARY_METHODS if m not in CASTS])
 def test_methods(method):
-    assert_contracts(between(lambda h, _: getattr(h, method)()), (3, 4, 4))
+    arguments = (0.5,) if method == "fill_" else ()
+    assert_contracts(between(lambda h, _: h + getattr(h.clone(), method)(*arguments)), (3, 4, 4))
+
+
+def combined(spelling, h, p):
+    """What a binary operator makes of h and p, in h's dtype and finite."""
+    name = spelling if isinstance(spelling, str) else spelling.__name__
+    first, second = h.clone(), p[:, None, None].expand_as(h)
+    if "logical" in name or "bitwise" in name:
+        operands = [first > 0.5, second > 0.5]
+    elif name.startswith("masked_fill"):
+        operands = [first, second > 0.5, 0.5]
+    elif name.startswith(("addc", "lerp")):
+        operands = [first, second, second + 2]
+    elif name == "where":
+        operands = [first, second > 0.5, second] if isinstance(spelling, str) else [second > 0.5, first, second]
+    elif name.startswith("ldexp"):
+        operands = [first, torch.round(second)]
+    else:
+        operands = [first, second]
+    value = getattr(operands[0], spelling)(*operands[1:]) if isinstance(spelling, str) else spelling(*operands)
+    return torch.nan_to_num(value.to(h.dtype), 0.5, 2.0, -2.0)
+
+
+def test_binary_names():
+    network = between(lambda h, net: h + sum(combined(s, h, net.p) for s in spellings(BINARY_NAMES)), p=(8,))
+    graph = assert_contracts(network, (3, 2, 2))
+    assert [s.size for s in graph.spaces] == [8]
+    assert not graph.frozen
 
 
 OPERATORS = {

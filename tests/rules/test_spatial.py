@@ -57,42 +57,49 @@ def test_functions(name):
     assert [s.size for s in graph.spaces] == [8]
 
 
-REDUCTIONS = {
-    "mean": lambda h: h.mean((2, 3)),
-    "mean in NumPy's words": lambda h: h.mean(axis=(2, 3), keepdims=True).flatten(1),
-    "torch.mean": lambda h: torch.mean(h, dim=[-1, -2]),
-    "sum": lambda h: torch.sum(h.sum(-1), 2),
-    "amax and amin": lambda h: h.amax((2, 3)) - torch.amin(h, dim=(2, 3), keepdim=True)[:, :, 0, 0],
-    "var and std": lambda h: torch.var(h, (2, 3)) + h.flatten(2).std(-1, False),
-}
-
-
-@pytest.mark.parametrize("name", REDUCTIONS)
-def test_reductions_over_positions(name):
-    network = Network(lambda n, x: n.b(REDUCTIONS[name](n.a(x))), a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 2))
-    graph = assert_contracts(network, (3, 4, 4))
-    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ())]
-
-
-@pytest.mark.parametrize(
-    "reduce",
-    [
-        lambda h: h.mean(1, keepdim=True),
-        lambda h: torch.amax(h, 1, True),
-        lambda h: h.sum(),
-        lambda h: torch.mean(h, (1, 2, 3))[:, None, None, None],
-    ],
-)
-def test_reductions_over_channels_mix(reduce):
-    network = Network(lambda n, x: n.b(n.a(x) * reduce(n.a(x))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1))
-    graph = assert_contracts(network, (3, 4, 4))
-    assert graph.spaces[0].mixed[0].startswith("mean at")
-
-
 def test_pixel_shuffle():
     network = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2), nn.Tanh(), nn.Conv2d(3, 2, 1))
     graph = assert_contracts(network, (3, 4, 4))
     assert [s.size for s in graph.spaces] == [3]
+
+
+WINDOWS = {
+    "unfold and fold": (lambda h: F.fold(F.unfold(h, 3, padding=1), 4, 3, padding=1), 8),
+    "nn.Unfold": (lambda h: F.unfold(h, (2, 1), stride=2).unflatten(2, (2, 2)), 16),
+    "unfold one axis": (lambda h: h.unfold(2, 2, 1).unfold(3, 2, 2).mean((-1, -2)), 8),
+    "unfold by name": (lambda h: h.unfold(dimension=3, size=2, step=2)[..., 1], 8),
+    "pixel_unshuffle": (lambda h: F.pixel_unshuffle(h, 2), 32),
+    "pixel_shuffle": (lambda h: F.pixel_shuffle(F.pixel_unshuffle(h, 2), 2), 8),
+    "maxima and their places": (lambda h: F.max_pool2d(h, 2, return_indices=True)[0], 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(name):
+    operator, after = WINDOWS[name]
+    network = Network(lambda n, x: n.b(operator(torch.tanh(n.a(x)))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(after, 2, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    assert sum(s.size for s in graph.spaces) >= 7
+    assert all(not s.mixed for s in graph.spaces)
+
+
+def test_sampling_where_the_input_says():
+    network = Network(
+        lambda n, x: n.b(F.grid_sample(n.a(x), x[:, :2].permute(0, 2, 3, 1), align_corners=False)),
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.Conv2d(8, 2, 1),
+    )
+    graph = assert_contracts(network, (3, 4, 4))
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ())]
+
+
+def test_windows_as_modules():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Unfold(2, stride=2), nn.Fold(4, 2, stride=2), nn.PixelUnshuffle(2), nn.Conv2d(32, 2, 1)
+    )
+    graph = assert_contracts(network, (3, 4, 4))
+    assert [s.size for s in graph.spaces] == [8]
+    assert not graph.frozen
 
 
 @pytest.mark.parametrize(
