@@ -88,7 +88,7 @@ trace, type and compress as above.
 
 def ours(model: nn.Module, x: Tensor) -> nn.Module:
     """Trace, type and compress to half the channels."""
-    return compress.compress(gs.trace(model, x), keep=0.5, importance="l2").module
+    return compress.compress(gs.trace(model, x, copy=False), keep=0.5, importance="l2").module
 
 
 def torch_pruning_halves(model: nn.Module, x: Tensor) -> nn.Module:

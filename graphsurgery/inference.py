@@ -67,6 +67,7 @@ class Inference:
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
         self.open_outputs = open_outputs
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         # For shapes and identities only: moving or casting the module replaces its buffers.
         self._tensors = named_tensors(module)
         self.canonical: dict[str, str] = {}
@@ -210,7 +211,7 @@ class Inference:
             if node.op == "get_attr" and str(node.target) in self.canonical:
                 users.setdefault(self.canonical[str(node.target)], set()).update(node.users)
             elif node.op == "call_module":
-                for name, _ in self.module.get_submodule(str(node.target)).named_parameters():
+                for name, _ in self._modules[str(node.target)].named_parameters():
                     users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
         readers: dict[tuple[str, int], set[fx.Node]] = {}
         for access in self.readers:
@@ -240,7 +241,7 @@ class Inference:
         return self._apply(self.node.target)
 
     def call_module(self) -> Any:
-        self.submodule = self.module.get_submodule(str(self.node.target))
+        self.submodule = self._modules[str(self.node.target)]
         return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
 
     def _typed(self, argument: Any) -> Any:

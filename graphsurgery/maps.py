@@ -49,10 +49,12 @@ class Edit:
 
     def lift(self, axis: Axis) -> Lifted | None:
         """The map of an axis; None where it stays as it is."""
-        axis = resolve(axis)
         if axis not in self._lifted:
-            touched = any(dim in self.maps for term in axis for dim in term)
-            self._lifted[axis] = self._lift(axis) if touched else None
+            resolved = resolve(axis)
+            touched = any(dim in self.maps for term in resolved for dim in term)
+            if resolved not in self._lifted:
+                self._lifted[resolved] = self._lift(resolved) if touched else None
+            self._lifted[axis] = self._lifted[resolved]
         return self._lifted[axis]
 
     def _lift(self, axis: Axis) -> Lifted:
