@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +20,82 @@ from graphsurgery.cli.options import (
     without_dry_run,
     writable,
 )
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.graph import ModelGraph
+    from graphsurgery.recipes.shrink import Cut
+    from graphsurgery.training.data import Data
+
+
+@Parameter(name="*", group="Cutting")
+@dataclass(frozen=True)
+class Cutting:
+    """What is cut, and which channels go."""
+
+    keep: float | None = None
+    """Share of the channels that stays in every space, above 0 and at most 1."""
+    target: str | None = None
+    """What the network may cost at most: params=0.5x, macs=300M, size=4MB or width=0.75. The widths are searched."""
+    keep_space: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """NAME=N for a number of channels of one space, NAME=0.25 for a share; may be given again, and prevails. Without
+    --keep and --target the other spaces stay whole."""
+    ranking: Literal["per-space", "global"] = "per-space"
+    """For --target: every space keeps the same share, or the channels of all spaces compete."""
+    min_width: int = 1
+    """For --target: no space gets fewer channels."""
+    max_cut: float = 0.9
+    """For --target: no space loses a larger share."""
+    within: Literal["groups", "same", "each", "best"] = "groups"
+    """What goes where channels are in groups or heads: whole groups, the same channels of every group, others of each
+    group, or whichever keeps the more important ones."""
+    importance: str = "l2"
+    """Which channels stay: l2, l1, bn, taylor (needs data), gate or random."""
+    round_to: int = 1
+    """Numbers of channels become multiples of this."""
+
+    def plan(self, seed: int) -> Cut:
+        """The plan of this cut."""
+        from graphsurgery.recipes.shrink import Cut, parse_spaces
+        from graphsurgery.targets import parse_target
+
+        limits = {"ranking": self.ranking, "min_width": self.min_width, "max_cut": self.max_cut}
+        if self.target is None and limits != {name: getattr(_CUTTING, name) for name in limits}:
+            raise SurgeryError("compress: --ranking, --min-width and --max-cut say how a --target is met; give one")
+        return Cut(
+            keep=self.keep,
+            target=None if self.target is None else parse_target(self.target, **limits),
+            spaces=parse_spaces(self.keep_space),
+            within=self.within,
+            importance=self.importance,
+            round_to=self.round_to,
+            seed=seed,
+        )
+
+
+@Parameter(name="*", group="Fine-tuning")
+@dataclass(frozen=True)
+class Tuning:
+    """How accuracy is brought back, where data are given."""
+
+    epochs: int = 0
+    """Fine-tune for so long, by the plan the network was trained with and a fresh optimizer."""
+    lr: float | None = None
+    """Learning rate of the fine-tuning; by default a tenth of the training's."""
+    device: str = "auto"
+    """Where to fine-tune: auto, cpu, cuda or any torch device."""
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What changes in the plan the network was trained with."""
+        chosen = {"epochs": self.epochs, "device": self.device, "seed": seed}
+        return chosen if self.lr is None else {**chosen, "lr": self.lr}
+
+
+_CUTTING = Cutting()
+_TUNING = Tuning()
 
 
 def compress(
@@ -25,14 +103,9 @@ def compress(
     /,
     *,
     output: Output,
-    keep: float | None = None,
-    keep_space: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    importance: str = "l2",
-    round_to: int = 1,
     data: str | None = None,
-    epochs: int = 0,
-    lr: float | None = None,
-    device: str = "auto",
+    cutting: Cutting = _CUTTING,
+    tuning: Tuning = _TUNING,
     run: RunFolder = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -45,69 +118,105 @@ def compress(
     ----------
     model
         A checkpoint, a state_dict with --arch, or a model spec.
-    keep
-        Share of the channels that stays in every space, above 0 and at most 1.
-    keep_space
-        NAME=N for a number of channels of one space, NAME=0.25 for a share; may be given again. Without --keep the
-        other spaces stay whole.
-    importance
-        Which channels stay: l2, l1, bn, taylor (needs data), gate or random.
-    round_to
-        Numbers of channels become multiples of this.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm.
-    epochs
-        Fine-tune for so long, by the plan the network was trained with and a fresh optimizer.
-    lr
-        Learning rate of the fine-tuning; by default a tenth of the training's.
-    device
-        Where to fine-tune: auto, cpu, cuda or any torch device.
     """
     writable(output)
     from dataclasses import asdict
 
     from graphsurgery.checkpoint import save
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
-    from graphsurgery.cost import cost
-    from graphsurgery.errors import SurgeryError
-    from graphsurgery.recipes.shrink import Cut, cut, fine_tuning, parse_spaces, shrink
     from graphsurgery.training.data import check_fits, load_data
-    from graphsurgery.training.run import Run
 
-    if epochs and data is None:
-        raise SurgeryError(f"compress: {epochs} epochs of fine-tuning need data; give --data")
+    if tuning.epochs and data is None:
+        raise SurgeryError(f"compress: {tuning.epochs} epochs of fine-tuning need data; give --data")
     screen = Screen(shown)
+    plan = cutting.plan(seed)
     examples = load_data(data, seed=seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
-    plan = Cut(keep, parse_spaces(keep_space), importance, round_to, seed)
-    document = {"model": model, "cut": asdict(plan)}
-    if examples is None or dry_run:
-        small, outcome = cut(graph, plan, examples), None
-    else:
-        chosen = {"epochs": epochs, "device": device, "seed": seed} | ({} if lr is None else {"lr": lr})
-        training = fine_tuning(graph, **chosen)
-        settings = {"command": "compress", "model": model, "cut": asdict(plan), "plan": asdict(training)}
-        folder = None if run is None else Run(run, config=settings)
-        small, outcome = shrink(graph, plan, examples, training, run=folder, reporter=screen.reporter())
+    document: dict[str, Any] = {"model": model, "cut": asdict(plan)}
+    if dry_run:
+        document |= _try(screen, graph, plan, examples)
+        screen.line("dry run", f"would write {output}")
+        screen.finish(document, *without_dry_run())
+        return
+    small, found = _cut(screen, graph, plan, examples, tuning.settings(seed), run, model)
+    document |= found
+    save(small, output, **document)
+    screen.line("wrote", str(output))
+    screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))
+
+
+def _try(screen: Screen, graph: ModelGraph, plan: Cut, examples: Data | None) -> dict[str, Any]:
+    """Show what would be cut."""
+    from graphsurgery.recipes.shrink import cut, removal
+
+    small = cut(graph, plan, examples)
+    _show_plan(screen, removal(small))
+    return _show_costs(screen, graph, small)
+
+
+def _cut(
+    screen: Screen,
+    graph: ModelGraph,
+    plan: Cut,
+    examples: Data | None,
+    tuning: Mapping[str, Any],
+    run: Path | None,
+    model: str,
+) -> tuple[ModelGraph, dict[str, Any]]:
+    """Cut, with data recalibrate and fine-tune, and show what that gave."""
+    from dataclasses import asdict
+
+    from graphsurgery.recipes.shrink import cut, fine_tuning, shrink
+    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.training.run import Run
+
+    if examples is None:
+        small = cut(graph, plan)
+        return small, _show_costs(screen, graph, small)
+    training = fine_tuning(graph, **tuning)
+    settings = {"command": "compress", "model": model, "cut": asdict(plan), "plan": asdict(training)}
+    folder = None if run is None else Run(run, config=settings)
+    small, outcome = shrink(graph, plan, examples, training, run=folder, reporter=screen.reporter())
+    costs = _show_costs(screen, graph, small)
+    screen.show(outcome_table(outcome))
+    return small, {**costs, "outcome": outcome.as_dict()}
+
+
+def _show_plan(screen: Screen, removed: Mapping[str, Any]) -> None:
+    """Every space that was looked at: its channels before and after."""
+    from graphsurgery.cli.output import columns
+
+    words = {"each": "others in each group", "same": "the same in every group"}
+    table = columns("space", "before", "after", "", right=["before", "after"])
+    for name, (before, after) in removed["sizes"].items():
+        note = words.get(removed["inside groups"].get(name), "")
+        table.add_row(name, str(before), str(after), "whole" if before == after else note)
+    screen.show(table)
+
+
+def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[str, Any]:
+    """The costs before and after, and the target and what is reached of it."""
+    from dataclasses import asdict
+
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cost import cost
+    from graphsurgery.recipes.shrink import removal
+    from graphsurgery.targets import QUANTITIES
+
     before, after = cost(graph), cost(small)
     table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
     table.add_row("before", count(before.parameters), count(before.macs))
     table.add_row("after", count(after.parameters), count(after.macs))
     table.add_row("ratio", f"{after.parameters / before.parameters:.3f}", f"{after.macs / max(1, before.macs):.3f}")
     screen.show(table)
-    document |= {"before": asdict(before), "after": asdict(after)}
-    if outcome is not None:
-        from graphsurgery.reports.tables import outcome_table
-
-        screen.show(outcome_table(outcome))
-        document["outcome"] = outcome.as_dict()
-    if dry_run:
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
-        return
-    save(small, output, **document)
-    screen.line("wrote", str(output))
-    screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))
+    document = {"before": asdict(before), "after": asdict(after), "sizes": removal(small)["sizes"]}
+    target = removal(small).get("target")
+    if target is not None:
+        unit, share = QUANTITIES[target["quantity"]], target["reached"] / max(1, target["before"])
+        screen.line("target", f"{target['asked']}: {target['reached']:,} of {target['before']:,} {unit} ({share:.4g}x)")
+        document |= {"target": target["asked"], "reached": target["reached"]}
+    return document

@@ -37,6 +37,8 @@ def doctor(
     screen.line("traced", f"{report.nodes} nodes, {report.spaces} spaces, {len(report.frozen)} frozen")
     for node, reason in report.frozen:
         screen.line("frozen", f"{node}: {reason}")
+    for reason, held in report.held:
+        screen.line("held", f"{count(held)} parameters: {reason}")
     kept = "nothing can be removed" if report.kept is None else f"{report.kept:.1%} of them stay at --keep 0.5"
     screen.line(
         "cost",
@@ -45,12 +47,12 @@ def doctor(
     )
     table = columns("contract", "measured", "allowed", "", "seconds", right=["measured", "allowed", "seconds"])
     table.add_column("note", overflow="fold")
-    styles = {"holds": "green", "fails": "bold red", "refused": "yellow", "stated": ""}
+    styles = {"holds": "green", "fails": "bold red", "refused": "yellow", "not measured": "dim", "stated": ""}
     for contract in report.contracts:
         measured = "" if contract.measured is None else f"{contract.measured:.1e}"
         allowed = "" if contract.allowed is None else f"{contract.allowed:.0e}"
         status = f"[{styles[contract.status]}]{contract.status}[/]" if styles[contract.status] else contract.status
-        note = contract.refused or contract.note
+        note = contract.refused or contract.absent or contract.note
         table.add_row(contract.name, measured, allowed, status, f"{contract.seconds:.1f}", note)
     screen.show(table)
     screen.line("time", f"{report.seconds:.1f} s")

@@ -107,8 +107,9 @@ def _expand(term: Term) -> list[Term]:
 
 def _distribute(outer: Sequence[Term], inner: Axis) -> list[Term]:
     """`outer · inner`; a product over an inner sum exists only where the outer factor is fixed, so it is frozen."""
-    if len(inner) == 1:
-        return [term + inner[0] for term in outer]
+    single = inner[0] if len(inner) == 1 else _as_term(inner) if any(not d.fixed for t in outer for d in t) else None
+    if single is not None:
+        return [term + single for term in outer]
     if sum(term_size(term) for term in outer) * len(inner) > _LONGEST_SUM:
         freeze(inner)
         return [(*term, Dim(size_of(inner), fixed=True)) for term in outer]
@@ -118,6 +119,13 @@ def _distribute(outer: Sequence[Term], inner: Axis) -> list[Term]:
             dim.fixed = True
         result.extend(inner * term_size(term))
     return result
+
+
+def _as_term(axis: Axis) -> Term | None:
+    """A sum of n times the same term is the term `n · term`; None for other sums."""
+    if len(axis) == 1:
+        return axis[0]
+    return (*fixed(len(axis))[0], *axis[0]) if axis and all(term == axis[0] for term in axis) else None
 
 
 def _merge_fixed(terms: Iterable[Term]) -> Axis:
@@ -221,7 +229,7 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
     if outer.fixed:
         return (*fixed(head)[0], *inner), (*fixed(tail)[0], *inner)
     # A single factor of a product is the unit.
-    first, second = (Dim(n, fixed=n == 1 and bool(inner)) for n in (head, tail))
+    first, second = (Dim(n, fixed=n == 1 and size > 1) for n in (head, tail))
     outer.link = ((first,), (second,))
     return (first, *inner), (second, *inner)
 
@@ -295,9 +303,10 @@ def _pop_factor(stack: list[Dim]) -> Dim | None:
         return None
     if dim.link is not None:
         terms = resolve(dim.link)
-        if len(terms) > 1:
+        term = _as_term(terms)
+        if term is None:
             raise Clash(f"a sum of {len(terms)} parts inside a product")
-        stack.extend(reversed(terms[0]))
+        stack.extend(reversed(term))
         return None
     return dim
 

@@ -1,14 +1,14 @@
-"""Copies of modules with other tensors, and networks put together from parts."""
+"""Copies of modules with other tensors."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
 _CONSTANTS = frozenset(
@@ -125,38 +125,3 @@ def _copies_itself(kind: type) -> bool:
         return True
     usual = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
     return any(getattr(kind, name) is not getattr(nn.Module, name) for name in usual)
-
-
-def assembled(parts: Mapping[str, Any], graph: fx.Graph, class_name: str) -> fx.GraphModule:
-    """A GraphModule that has these modules, parameters, buffers and constants at their paths.
-
-    `fx.GraphModule(parts, graph)` does the same, path by path and through `setattr`.
-    """
-    network = fx.GraphModule(nn.Module(), fx.Graph(), class_name)
-    owners: dict[str, nn.Module] = {"": network}
-    # What is nested less deeply comes first, as a module may have others below its path.
-    for path in sorted(parts, key=lambda path: path.count(".")):
-        prefix, _, name = path.rpartition(".")
-        owner, part = _owner(owners, prefix), parts[path]
-        if isinstance(part, nn.Module):
-            owner.add_module(name, part)
-            owners[path] = part
-        elif isinstance(part, nn.Parameter):
-            owner.register_parameter(name, part)
-        elif isinstance(part, Tensor):
-            owner.register_buffer(name, part)
-        else:
-            setattr(owner, name, part)
-    network.graph = graph
-    return network
-
-
-def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
-    """The module at a path; new, empty ones where there are none yet."""
-    if path not in owners:
-        prefix, _, name = path.rpartition(".")
-        parent = _owner(owners, prefix)
-        if name not in parent._modules:
-            parent.add_module(name, nn.Module())
-        owners[path] = parent.get_submodule(name)
-    return owners[path]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
@@ -40,10 +40,19 @@ def cost(graph: ModelGraph) -> Cost:
     Raises:
         SurgeryError: the network does not run at these input sizes.
     """
+    tensors = [*graph.module.parameters(), *graph.module.buffers()]
+    return Cost(
+        parameters=sum(p.numel() for p in graph.module.parameters()),
+        macs=sum(macs_by_node(graph).values()),
+        bytes=sum(t.numel() * t.element_size() for t in tensors),
+    )
+
+
+def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
+    """The multiply-accumulates of every node that has some, in one evaluation at batch 1; see `cost`."""
     module = graph.module
-    tensors = [*module.parameters(), *module.buffers()]
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
-    stand_ins = {id(t): _stand_in(t) for t in tensors}
+    stand_ins = {id(t): _stand_in(t) for t in (*module.parameters(), *module.buffers())}
     shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
     _open_foreign(shadow)
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
@@ -53,18 +62,31 @@ def cost(graph: ModelGraph) -> Cost:
         )
         for spec in graph.inputs
     ]
-    counter = FlopCounterMode(display=False)
+    counting = _Counting(shadow)
     try:
-        with counter, torch.no_grad(), torch.device("meta"):
-            shadow(*inputs)
+        with counting.counter, torch.no_grad(), torch.device("meta"):
+            counting.run(*inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
         shapes = [tuple(x.shape) for x in inputs]
         raise SurgeryError(f"cost: the network does not run on inputs of shape {shapes} ({one_line(cause)})") from cause
-    return Cost(
-        parameters=sum(p.numel() for p in module.parameters()),
-        macs=counter.get_total_flops() // 2,
-        bytes=sum(t.numel() * t.element_size() for t in tensors),
-    )
+    counts = {node.name: macs for node, macs in counting.macs.items() if macs}
+    return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
+
+
+class _Counting(fx.Interpreter):
+    """Runs a network node by node and counts."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.counter = FlopCounterMode(display=False)
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        self.macs[n] = (self.counter.get_total_flops() - before) // 2
+        return result
 
 
 def _open_foreign(shadow: Any) -> None:

@@ -58,6 +58,7 @@ class Inference:
         parameters: the type of every parameter and buffer that the graph uses, by name.
         writers, readers: where channels are written and read with parameters.
         mixings: where indices are mixed without parameters.
+        products: the multiply-accumulates of nodes, each as a sum of products of axes, up to a fixed factor.
         frozen: what could not be typed, and why.
         rewrites: how a node's literal sizes follow from its types.
         attributes: how a module's attributes follow from its types.
@@ -79,6 +80,7 @@ class Inference:
         self.writers: list[Access] = []
         self.readers: list[Access] = []
         self.mixings: list[Mixing] = []
+        self.products: dict[fx.Node, list[tuple[Axis, ...]]] = {}
         self.frozen: list[Frozen] = []
         self.rewrites: dict[fx.Node, list[Rewrite]] = {}
         self.attributes: dict[str, list[ModuleRewrite]] = {}
@@ -123,6 +125,13 @@ class Inference:
             return
         self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
         self.parameters[weight.parameter].reads.add(weight_axis)
+
+    def multiplies(self, *factors: Axis) -> None:
+        """The node takes as many multiply-accumulates as these axes have indices together.
+
+        A factor that no surgery changes (positions, a kernel) may be left out, of all products of a node alike.
+        """
+        self.products.setdefault(self.node, []).append(factors)
 
     def mixes(self, axis: Axis, kind: str) -> None:
         """The node mixes the indices of this axis; kinds: softmax, mean, layer_norm, group_norm, contraction."""

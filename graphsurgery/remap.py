@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Dim
-from graphsurgery.copying import assembled, copy_module
+from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
 from graphsurgery.layers import hold
-from graphsurgery.maps import ChannelMap, Edit
+from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
+from graphsurgery.network import assembled
 from graphsurgery.values import evaluate
 
 NewTensor = Callable[[ParameterType, Tensor], Tensor]
 
 
-def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap], record: Mapping[str, Any]) -> ModelGraph:
+def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups], record: Mapping[str, Any]) -> ModelGraph:
     """Apply channel maps to a whole network.
 
-    Parameters that write a mapped space are gathered, those that read it are gathered and scaled by the shares.
+    Parameters that write a mapped space are gathered, those that read it are gathered and scaled by the shares. A map
+    in groups needs every tensor to tell the groups of its channels; see `nesting`.
 
     Args:
         graph: typed network; it is not modified.
@@ -34,24 +36,35 @@ def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap], record: Mapping[str
     """
     edit = Edit(maps)
     _check_shares(graph, maps)
-
-    def gather(typed: ParameterType, tensor: Tensor) -> Tensor:
-        new = tensor
-        for index, axis in enumerate(typed.axes):
-            lifted = edit.lift(axis)
-            if lifted is None:
-                continue
-            new = new.index_select(index, lifted.source.to(tensor.device))
-            if lifted.share is not None and index in typed.reads:
-                shape = [1] * new.dim()
-                shape[index] = -1
-                new = new * lifted.share.to(new).reshape(shape)
-        return new if new is not tensor else tensor.clone()
-
-    return rebuild(graph, edit, gather, record)
+    return rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor), record)
 
 
-def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap]) -> None:
+def gather(edit: Edit, typed: ParameterType, tensor: Tensor) -> Tensor:
+    """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares where it reads."""
+    lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
+    changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
+    new = tensor
+    # What depends on another axis comes last, when that axis has its new indices.
+    for index, lifted in sorted(changes, key=lambda change: change[1].beside is not None):
+        new = _select(new, index, lifted)
+        if lifted.share is not None and index in typed.reads:
+            shape = [1] * new.dim()
+            shape[index] = -1
+            new = new * lifted.share.to(new).reshape(shape)
+    return new if new is not tensor else tensor.clone()
+
+
+def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
+    """One axis of a tensor at its new indices."""
+    source = lifted.source.to(tensor.device)
+    if lifted.beside is None:
+        return tensor.index_select(index, source)
+    shape = [1] * tensor.dim()
+    shape[lifted.beside], shape[index] = source.shape
+    return tensor.take_along_dim((source if lifted.beside < index else source.t()).reshape(shape), index)
+
+
+def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups]) -> None:
     scaled = {dim for dim, channel_map in maps.items() if channel_map.share is not None}
     for space in graph.spaces:
         if space.dim in scaled and not space.scalable:
@@ -158,6 +171,8 @@ def _keep_numbers(copy: fx.Node, originals: Mapping[fx.Node, fx.Node]) -> None:
     """Numbers that are computed from widths but are no sizes (`x * width ** -0.5`) keep their old values."""
 
     def kept(source: fx.Node) -> Any:
+        if source not in originals:  # a rewrite has made it
+            return source
         old = originals[source].meta["value"]
         return source if has_tensors(old) or _same(source.meta["value"], old) else old
 

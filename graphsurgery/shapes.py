@@ -71,7 +71,7 @@ def _sizes(value: Any, count: int) -> Sequence[int]:
         return (value,) * count
     if len(value) != count:
         raise ValueError(f"{len(value)} numbers for {count} axes")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 # Elements ---------------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import detection
 
-from graphsurgery.copying import Clones, Twin, assembled, copy_module, meta_copy
+from graphsurgery.copying import Clones, Twin, copy_module, meta_copy
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
+from graphsurgery.network import assembled
 from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
 

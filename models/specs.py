@@ -133,10 +133,10 @@ def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Mo
     if name in ("googlenet", "inception_v3") and options.get("weights") is None:
         # Their default, spelled out: torchvision warns when it is left implicit.
         options = {"init_weights": True, **options}
-    if not _is_detector(builder):
-        return _call(spec, builder, options)
-    # Left at its default, torchvision downloads weights for the backbone alone.
-    return _call(spec, partial(builder, weights_backbone=None), options)
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        # Left at its default, torchvision downloads weights for the backbone alone.
+        builder = partial(builder, weights_backbone=None)
+    return _call(spec, builder, options)
 
 
 def _is_detector(builder: Callable[..., Any]) -> bool:

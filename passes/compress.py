@@ -3,116 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from graphsurgery.axes import Dim
+from graphsurgery.choice import Choices, Scored
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.importance import importance as score
+from graphsurgery.importance import Scores
 from graphsurgery.layers import ChannelGate
-from graphsurgery.maps import ChannelMap
+from graphsurgery.maps import ChannelMap, MapInGroups
 from graphsurgery.passes.gate import bare, gain, gates, why_nothing
+from graphsurgery.planning import Plan, Request
 from graphsurgery.remap import remap
+from graphsurgery.targets import Target, parse_target
 
-Keep = float | Mapping[str, "float | int | Sequence[int] | Tensor"]
+Keep = float | Mapping[str, Request]
+EVERY = "*"
 
 
 def compress(
-    graph: ModelGraph, keep: Keep = 0.5, *, importance: str = "l2", round_to: int = 1, seed: int = 0
+    graph: ModelGraph,
+    keep: Keep | None = None,
+    *,
+    target: Target | str | None = None,
+    within: str = "groups",
+    importance: str = "l2",
+    round_to: int = 1,
+    seed: int = 0,
 ) -> ModelGraph:
     """Remove channels; the outputs are those of the network with the removed reads masked to 0.
 
-    Exact but for operators that mix channels (LayerNorm, softmax over channels): their spaces say so in `mixed`.
-    Gates are folded into the weights that read their space, and are gone afterwards. Attention keeps its scale.
+    Exact but for operators that mix channels (LayerNorm, softmax over channels, GroupNorm inside a group): their spaces
+    say so in `mixed`. Gates are folded into the weights that read their space, and are gone afterwards. Attention keeps
+    its scale.
 
     Args:
         graph: typed network; it is not modified.
-        keep: the share of channels that stays in every outer space, or, by the name of the space, a share (float), a
-            number of channels (int) or the indices that stay; spaces that are not named stay whole.
+        keep: the share of channels that stays in every outer space; or, by the name of the space, a share (float), a
+            number of channels (int) or the indices that stay, of a space inside groups also `[groups, kept]`. The name
+            `*` stands for all outer spaces that are not named; without it they stay whole. By default a half, where
+            there is no target.
+        target: what the result may cost at most: `params=0.5x`, `macs=300M`, `size=4MB`, `width=0.75`, or a `Target`.
+            The sizes of the outer spaces are searched; those of the spaces that `keep` names stay fixed.
+        within: how outer spaces that have others inside are cut, and spaces inside groups that are named: `groups`,
+            whole groups (and the same channels in each group where a space inside is named); `same`, the same channels
+            in each group; `each`, others in each group, where every tensor tells its groups; `best`, `groups` or
+            `each`, whichever keeps the more important channels.
         importance: which channels stay: `l2`, `l1`, `bn`, `taylor`, `gate` or `random` (see `importance`).
         round_to: numbers of channels become multiples of this where the space has as many.
         seed: for `random`.
 
     Raises:
         SurgeryError: a share outside (0, 1], a space that would be empty, an index outside its space, an unknown
-            space or criterion, or nothing to remove.
+            space or criterion, a target that cannot be reached, or nothing to remove.
     """
+    share, named = _asked(keep, target)
     base, opened = bare(graph), gates(graph)
-    kept = {s.name: indices for s, indices in _plan(base, opened, keep, importance, round_to, seed)}
-    maps = {}
-    for space in base.spaces:
-        indices = kept.get(space.name, torch.arange(space.size))
-        share = gain(opened[space.name])[indices] if space.name in opened else None
-        if share is not None or len(indices) < space.size:
-            maps[space.dim] = ChannelMap(indices, share)
-    sizes = {s.name: [s.size, len(kept[s.name])] for s in base.spaces if s.name in kept}
-    record = {"pass": "compress", "importance": importance, "seed": seed, "sizes": sizes, "folded": len(opened)}
-    return remap(base, maps, record)
+    scores: Scored = _GateScores(opened) if importance == "gate" else Scores(base, importance, seed)
+    plan = Plan(base, Choices(base, scores, alike=list(opened)), named, within, round_to)
+    if not (plan.is_open or named) and (share is not None or target is not None):
+        raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
+    record: dict[str, Any] = {"pass": "compress", "importance": importance, "seed": seed, "folded": len(opened)}
+    if target is not None:
+        record["target"] = plan.meet(parse_target(target) if isinstance(target, str) else target)
+    elif share is not None:
+        plan.share(share)
+        if not (opened or plan.removes):
+            raise SurgeryError(
+                f"compress: 0 channels removed from {len(plan.sizes)} spaces: keep {share:g} rounded to multiples of "
+                f"{round_to} is all of each; lower keep or round_to"
+            )
+    return remap(base, _maps(base, plan, opened), record | plan.as_dict())
 
 
-def _plan(
-    graph: ModelGraph, opened: Mapping[str, ChannelGate], keep: Keep, importance: str, round_to: int, seed: int
-) -> list[tuple[Space, Tensor]]:
-    """The indices that stay in each space that is cut."""
-    if round_to < 1:
-        raise SurgeryError(f"compress: round_to is {round_to}, expected at least 1")
-    if isinstance(keep, Mapping):
-        wanted = [(graph.space(name), request) for name, request in keep.items()]
-    else:
-        wanted = [(space, float(keep)) for space in graph.spaces if space.outer]
-        if not wanted:
-            raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
-    counts = {s.name: _count(s, r, round_to) for s, r in wanted if isinstance(r, (int, float))}
-    ranked = [space for space, _ in wanted if counts.get(space.name, space.size) < space.size]
-    scores = _locations(ranked, opened) if importance == "gate" else score(graph, ranked, importance, seed)
-    plan = []
-    for space, request in wanted:
-        if not isinstance(request, (int, float)):
-            indices = _given(space, request)
-        elif space.name in scores:
-            indices = torch.topk(scores[space.name], counts[space.name]).indices.sort().values
-        else:
-            indices = torch.arange(space.size)
-        plan.append((space, indices))
-    asked_for_less = not isinstance(keep, Mapping) and keep < 1
-    if asked_for_less and all(len(indices) == space.size for space, indices in plan):
-        raise SurgeryError(
-            f"compress: 0 channels removed from {len(plan)} spaces: keep {keep:g} rounded to multiples of {round_to}"
-            " is all of each; lower keep or round_to"
-        )
-    return plan
+def _maps(graph: ModelGraph, plan: Plan, opened: Mapping[str, ChannelGate]) -> dict[Dim, ChannelMap | MapInGroups]:
+    """What stays of each space, with the gates folded in."""
+    gains = {name: gain(module) for name, module in opened.items()}
+    maps: dict[Dim, ChannelMap | MapInGroups] = {
+        graph.space(name).dim: ChannelMap(torch.arange(len(share)), share) for name, share in gains.items()
+    }
+    for space, channel_map in plan.maps():
+        if isinstance(channel_map, ChannelMap) and space.name in gains:
+            channel_map = replace(channel_map, share=gains[space.name][channel_map.source])
+        maps[space.dim] = channel_map
+    return maps
 
 
-def _locations(spaces: Sequence[Space], opened: Mapping[str, ChannelGate]) -> dict[str, Tensor]:
-    """Scores by gate: the location of each."""
-    for space in spaces:
-        if space.name not in opened:
+def _asked(keep: Keep | None, target: Target | str | None) -> tuple[float | None, dict[str, Request]]:
+    """The share that all outer spaces keep, if any, and what single spaces keep."""
+    if keep is None:
+        return (0.5 if target is None else None), {}
+    named: dict[str, Request] = dict(keep) if isinstance(keep, Mapping) else {EVERY: keep}
+    share = named.pop(EVERY, None)
+    if share is not None and target is not None:
+        raise SurgeryError("compress: keep and target exclude each other; besides a target, keep can only name spaces")
+    if share is not None and not isinstance(share, float | int):
+        raise SurgeryError(f"compress: keep for all spaces is {share!r}, expected a share")
+    return share, named
+
+
+class _GateScores:
+    """Scores by gate: what is open, rising with its location."""
+
+    comparable = True
+
+    def __init__(self, opened: Mapping[str, ChannelGate]) -> None:
+        self._opened = opened
+
+    def of(self, space: Space, outers: Sequence[Dim] = ()) -> Tensor:
+        """Above 0; the same in every group, since a gate is."""
+        if space.name not in self._opened:
             raise SurgeryError(f"importance gate: space {space.name} has no gate; run the gate pass first")
-    return {space.name: opened[space.name].loc.detach().double().cpu() for space in spaces}
-
-
-def _given(space: Space, request: Sequence[int] | Tensor) -> Tensor:
-    """Indices that were asked for, checked and in order."""
-    indices = torch.as_tensor(request, dtype=torch.int64).sort().values
-    if len(indices) == 0:
-        raise SurgeryError(
-            f"compress: space {space.name} would be empty; keep at least one of its {space.size} channels"
-        )
-    if int(indices[0]) < 0 or int(indices[-1]) >= space.size:
-        raise SurgeryError(f"compress: space {space.name} has channels 0 to {space.size - 1}, got {int(indices[-1])}")
-    if len(indices.unique()) != len(indices):
-        raise SurgeryError(f"compress: space {space.name} would keep a channel twice; widen copies channels")
-    return indices
-
-
-def _count(space: Space, request: float | int, round_to: int) -> int:
-    """Number of channels that stay."""
-    if isinstance(request, int) and not isinstance(request, bool):
-        if not 1 <= request <= space.size:
-            raise SurgeryError(f"compress: space {space.name} has {space.size} channels, cannot keep {request}")
-        return request
-    if not 0 < request <= 1:
-        raise SurgeryError(f"compress: keep is {request:g}, expected a share above 0 and at most 1")
-    rounded = round(request * space.size / round_to) * round_to
-    return min(space.size, max(rounded, min(round_to, space.size), 1))
+        location = self._opened[space.name].loc.detach().double().cpu()
+        score = torch.logaddexp(location, torch.zeros_like(location))
+        return score.expand(sum(dim.size for dim in outers), -1) if outers else score

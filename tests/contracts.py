@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import graphsurgery as gs
+from graphsurgery import axes as ax
 from graphsurgery.maps import ChannelMap
+from graphsurgery.nesting import Nesting
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import fold, gate, gates
 from graphsurgery.remap import remap
@@ -98,3 +101,56 @@ def assert_gates(graph: gs.ModelGraph, x: Sequence[Tensor], names: list[str]) ->
     for module in gates(gated).values():
         module.loc.copy_(torch.randn(module.channels, generator=generator, dtype=torch.float64))
     assert deviation(fold(gated)(*x), gated(*x)) < 1e-12
+
+
+class Masked(fx.Interpreter):
+    """The network as it is, with 0 for what is read of channels that are not kept; decided element by element.
+
+    `kept` has the indices of each space, `[kept]`, or a choice in each group, `[groups, kept]`.
+    """
+
+    def __init__(self, graph: gs.ModelGraph, kept: Mapping[str, Any]) -> None:
+        super().__init__(graph.module)
+        self.masks: dict[tuple[fx.Node, fx.Node], Tensor] = {}
+        types = graph.types
+        for name, indices in kept.items():
+            space = graph.space(name)
+            for access in types.readers:
+                if access.value is not None and space.dim in ax.dims_of(access.axis):
+                    mask = _mask(types.types[access.value].axes, space.dim, indices, Nesting(graph).outers(space))
+                    key = (access.node, access.value)
+                    self.masks[key] = self.masks.get(key, torch.ones(())) * mask
+
+    def run_node(self, n: fx.Node) -> Any:
+        whole = dict(self.env)
+        self.env.update({value: whole[value] * mask for (node, value), mask in self.masks.items() if node is n})
+        result = super().run_node(n)
+        self.env.update({value: whole[value] for node, value in self.masks if node is n})
+        return result
+
+
+def _mask(axes: Sequence[Any], dim: Any, kept: Any, outers: Sequence[Any]) -> Tensor:
+    """1 where every index of `dim` that an element of a tensor has is kept."""
+    kept = torch.as_tensor(kept)
+    allowed = [set(row.tolist()) for row in (kept if kept.dim() == 2 else kept.expand(1, -1))]
+    starts = dict(zip(outers, itertools.accumulate((d.size for d in outers), initial=0), strict=False))
+    mask = torch.ones([ax.size_of(axis) if any(d in (dim, *outers) for d in ax.dims_of(axis)) else 1 for axis in axes])
+    labels = [_labels(axis) if n > 1 else [{}] for n, axis in zip(mask.shape, axes, strict=True)]
+    for place in itertools.product(*(range(n) for n in mask.shape)):
+        here = [labels[axis][position] for axis, position in enumerate(place)]
+        for own in (label for label in here if dim in label):
+            told = [label for label in (own, *here) if any(o in label for o in outers)]
+            group = next((starts[o] + label[o] for label in told for o in outers if o in label), 0)
+            if own[dim] not in allowed[group if kept.dim() == 2 else 0]:
+                mask[place] = 0
+    return mask.double()
+
+
+def _labels(axis: Any) -> list[dict[Any, int]]:
+    """The index of every dim at every index of an axis."""
+    terms = ax.resolve(axis)
+    return [
+        dict(zip(term, index, strict=True))
+        for term in terms
+        for index in itertools.product(*(range(d.size) for d in term))
+    ]

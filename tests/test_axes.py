@@ -148,6 +148,18 @@ def test_a_sum_of_as_many_parts_as_the_outer_factor_has_indices():
     assert not any(dim.fixed for part in parts for dim in ax.dims_of(part))
 
 
+def test_equal_parts_inside_a_product_are_a_product():
+    heads, size, half = ax.free(4), ax.free(6), ax.free(3)
+    whole = ax.product([heads, size])
+    ax.unify(size, ax.concat([half, half]))
+    assert shape_of(whole) == ((-4, 2, -3),)
+    ax.unify(ax.free(24), whole)
+    other = ax.product([ax.free(4), ax.free(6)])
+    ax.unify(whole, other)
+    assert ax.resolve(other) == ax.resolve(whole)
+    assert not heads[0][0].fixed
+
+
 def test_a_single_factor_is_the_unit():
     long, rest = ax.free(6), ax.free(6)
     ax.unify(long, ax.product([ax.free(1), rest]))

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
+import graphsurgery as gs
 from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import InputSpec, ModelGraph
@@ -42,6 +43,20 @@ def test_cost_counts_attention():
             return nn.functional.scaled_dot_product_attention(x, x, x)
 
     assert cost(graph_of(Attention(), 2, 4, 10, 8)).macs == 2 * 4 * 10 * 10 * 8
+
+
+def test_cost_of_a_network_that_makes_tensors():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            table = torch.zeros(x.shape[1], 3)
+            table[0] = torch.ones(3)
+            return self.layer(x * table.to(x.device))
+
+    assert cost(gs.trace(Table(), torch.zeros(2, 5, 3))).macs == 5 * 3 * 4
 
 
 def test_cost_names_the_shape_that_does_not_run():

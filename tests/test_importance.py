@@ -6,7 +6,8 @@ from contracts import Network, typed
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.importance import CRITERIA, importance
+from graphsurgery.importance import CRITERIA, Scores, importance
+from graphsurgery.nesting import Nesting
 
 
 def sample(seed=0):
@@ -90,3 +91,66 @@ def test_refuses_an_unknown_criterion():
     graph, *_ = sample()
     with pytest.raises(gs.SurgeryError, match="importance largest is unknown; choose from l2, l1, bn, taylor, gate"):
         importance(graph, graph.spaces, "largest")
+
+
+def grouped():
+    """A grouped convolution between two others: groups `g`, and inside them `i` in front of it and `o` behind it."""
+    layers = [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, groups=2), nn.Conv2d(4, 5, 1)]
+    graph, x, net = typed(nn.Sequential(*layers), (3, 2, 2))
+    inner = [s for s in graph.spaces if not s.outer]
+    assert [s.size for s in inner] == [3, 2]
+    return graph, x, net, inner
+
+
+def test_channels_in_each_group_count_what_writes_and_reads_them_there():
+    graph, _, net, (i, o) = grouped()
+    outers = Nesting(graph).outers(i)
+    assert [dim.size for dim in outers] == [2]
+    by_group = net[2].weight.reshape(2, 2, 3).detach()
+    read = net[3].weight.reshape(5, 2, 2).detach()
+    for criterion, order in (("l1", 1), ("l2", 2)):
+        scores = Scores(graph, criterion)
+        parts = [net[0].weight.reshape(2, 3, 3).detach(), by_group.transpose(1, 2)]
+        torch.testing.assert_close(scores.of(i, outers), torch.cat(parts, 2).norm(order, dim=2))
+        parts = [by_group, read.permute(1, 2, 0)]
+        torch.testing.assert_close(scores.of(o, outers), torch.cat(parts, 2).norm(order, dim=2))
+    torch.testing.assert_close(Scores(graph, "bn").of(i, outers), net[1].weight.detach().abs().reshape(2, 3))
+    torch.testing.assert_close(Scores(graph, "bn").of(o, outers), Scores(graph, "l2").of(o, outers))
+
+
+def test_groups_sum_up_to_the_score_of_a_channel():
+    graph, x, _, inner = grouped()
+    graph(*x).square().sum().backward()
+    for space in inner:
+        outers = Nesting(graph).outers(space)
+        for criterion, order in (("l1", 1), ("l2", 2)):
+            scores = Scores(graph, criterion)
+            torch.testing.assert_close(scores.of(space, outers).norm(order, dim=0), scores.of(space))
+        scores = Scores(graph, "random", 3)
+        assert scores.of(space, outers).shape == (2, space.size)
+        assert torch.equal(scores.of(space, outers), Scores(graph, "random", 3).of(space, outers))
+
+
+def test_taylor_in_each_group():
+    graph, x, _, (_, o) = grouped()
+    graph(*x).square().sum().backward()
+    module = graph.module
+    conv, reader = module.get_submodule("2"), module.get_submodule("3")
+    change = (conv.weight * conv.weight.grad).reshape(2, 2, 3).sum(2) + (conv.bias * conv.bias.grad).reshape(2, 2)
+    change += (reader.weight * reader.weight.grad).reshape(5, 2, 2).sum(0)
+    torch.testing.assert_close(Scores(graph, "taylor").of(o, Nesting(graph).outers(o)), change.detach().abs())
+
+
+def test_a_parameter_that_tells_no_group_counts_for_all_alike():
+    network = Network(
+        lambda n, x: n.out((n.a(x).unflatten(-1, (2, 3)) @ n.w).flatten(-2)),
+        {"w": torch.zeros(3, 3)},
+        a=nn.Linear(4, 6),
+        out=nn.Linear(6, 2),
+    )
+    graph, _, net = typed(network, (5, 4))
+    space = next(s for s in graph.spaces if "a" in s.writers and not s.outer)
+    outers = Nesting(graph).outers(space)
+    shared = net.w.detach().abs().sum(1) / 2
+    expected = net.a.weight.detach().reshape(2, 3, 4).abs().sum(2) + shared
+    torch.testing.assert_close(Scores(graph, "l1").of(space, outers), expected)

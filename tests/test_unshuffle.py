@@ -448,14 +448,41 @@ def test_checks_of_the_model_are_kept():
 
     def forward(net, x):
         y = channel_shuffle(net.groups(x), 2)
-        if y.shape[2] % 2:
+        if y.flatten(2).chunk(2, 1)[0].shape[2] % 2:
             return net.last(y)
         return net.last(torch.relu(y))
 
     graph, x, network = typed(Network(forward, groups=nn.Conv2d(8, 8, 1, groups=4), last=nn.Conv2d(8, 3, 1)), (8, 8, 8))
     assert deviation(graph(*x), network(*x)) < 1e-12
     with pytest.raises(ValueError, match="finds"):
-        graph(torch.randn(2, 8, 7, 8, dtype=torch.float64))
+        graph(torch.randn(2, 8, 7, 7, dtype=torch.float64))
+
+
+def test_modes_of_the_model_are_kept():
+    """What training adds to shuffled channels is added to the same ones."""
+
+    def forward(net, x):
+        y = channel_shuffle(torch.cat([net.a(x), net.b(x)], 1), 2)
+        y = y + net.skip(x) if net.training else torch.relu(y)
+        first, second = y.chunk(2, 1)
+        return net.last(first) * net.last(second)
+
+    layers = {"a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "skip": nn.Conv2d(8, 8, 1), "last": nn.Conv2d(4, 3, 1)}
+    graph = check(Network(forward, **layers))
+    assert "either" in targets(graph)
+    assert kept(graph) == (0, 0)
+
+
+def test_views_of_what_was_laid_out_for_them():
+    """A view of a copied half, which is only a slice by now."""
+
+    def forward(net, x):
+        y = net.stem(x)
+        half = y[:, :4].contiguous()
+        return net.head(half.view(-1, 64)), net.last(channel_shuffle(y, 2))
+
+    layers = {"stem": nn.Conv2d(8, 8, 1), "last": nn.Conv2d(8, 3, 1), "head": nn.Linear(64, 3)}
+    assert kept(check(Network(forward, **layers), sizes=((3, 8, 8), (5, 8, 8)))) == (0, 0)
 
 
 def test_networks_without_shuffles_stay_as_they_are():

@@ -7,12 +7,18 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from graphsurgery.axes import resolve
+from graphsurgery.axes import is_fixed
 from graphsurgery.cost import cost
 from graphsurgery.graph import ModelGraph
-from graphsurgery.recipes.contracts import Contract, Patient
+from graphsurgery.recipes.contracts import TOLERANCES, Contract, NothingToCompareError
+from graphsurgery.recipes.held import UNUSED, held_parameters
+from graphsurgery.recipes.pass_contracts import PassContracts, kept_at_half, settle
+from graphsurgery.recipes.trace_contracts import TraceContracts
+
+LARGE = 30_000_000
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,13 @@ class DoctorReport:
         nodes: of the traced graph.
         spaces: how many sets of channels can change.
         frozen: nodes around which axes may not change, each with the reason.
-        parameters, macs: size; multiply-accumulates per image.
+        parameters: of the module, or of the graph where there is no module; tied ones once.
+        macs: multiply-accumulates per image.
         editable: share of the parameters that have an axis which can change.
+        held: the other parameters: what holds them, and how many that are.
         kept: share of the parameters that stays when half of every space is kept; None if nothing can be removed.
+        sensitivity: by what share of itself the least sensitive output of what the passes were measured on changes
+            when the inputs are others; where it is close to 0, equal outputs say little. None if nothing was measured.
         contracts: what was measured.
         seconds: wall-clock time of everything.
     """
@@ -36,7 +46,9 @@ class DoctorReport:
     parameters: int
     macs: int
     editable: float
+    held: tuple[tuple[str, int], ...]
     kept: float | None
+    sensitivity: float | None
     contracts: tuple[Contract, ...]
     seconds: float
 
@@ -53,14 +65,18 @@ class DoctorReport:
             if contract.measured is not None and not math.isfinite(contract.measured):
                 fields["measured"] = None
             contracts.append(fields)
-        return {**asdict(self), "frozen": [list(pair) for pair in self.frozen], "contracts": contracts}
+        pairs = {"frozen": [list(pair) for pair in self.frozen], "held": [list(pair) for pair in self.held]}
+        return {**asdict(self), **pairs, "contracts": contracts}
 
 
 def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int = 0, onnx: bool = True) -> DoctorReport:
     """Apply every pass to a network and measure every contract.
 
+    Networks above `LARGE` parameters are compared with their trace in float32, and the passes are measured on a narrow
+    cut. Only that comparison needs the values: give the graph of a very large network as traced from its `skeleton`.
+
     Args:
-        graph: the network; it is not modified.
+        graph: the network, with values or with its parameters on meta; it is not modified.
         reference: the module that was traced, to compare the trace with; it is not modified.
         seed: draws norms, inputs, the second network and what is cut.
         onnx: also compare with ONNX Runtime.
@@ -70,24 +86,51 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
     """
     began = time.perf_counter()
     size = cost(graph)
-    patient = Patient(graph, reference, size.parameters, seed)
-    contracts = list(patient.compare_trace())
-    patient.settle()
-    contracts += [patient.concatenation(), patient.open_gates(), *patient.hard_gates(), patient.folded()]
-    contracts += [patient.stored(), patient.compressed()]
-    if onnx:
-        contracts.append(patient.exported())
+    contracts: list[Contract] = []
+    traced, dtype = None, torch.float64
+    if reference is not None:
+        compared = TraceContracts(reference, graph.inputs, large=size.parameters > LARGE, seed=seed)
+        contracts += compared.contracts
+        dtype = compared.dtype
+        traced = compared.traced if size.parameters <= LARGE else None
+        del compared
+    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, onnx)
+    contracts += passes
+    held = held_parameters(graph)
+    parameters = size.parameters if reference is None else sum(p.numel() for p in reference.parameters())
+    if parameters > size.parameters:
+        held[UNUSED] = held.get(UNUSED, 0) + parameters - size.parameters
     return DoctorReport(
         nodes=len(graph.module.graph.nodes),
         spaces=len(graph.spaces),
         frozen=tuple((frozen.node, frozen.reason) for frozen in graph.frozen),
-        parameters=size.parameters,
+        parameters=parameters,
         macs=size.macs,
-        editable=_editable(graph) / max(1, size.parameters),
-        kept=patient.kept,
+        editable=_editable(graph) / max(1, parameters),
+        held=tuple(held.items()),
+        kept=kept_at_half(graph, seed),
+        sensitivity=sensitivity,
         contracts=tuple(contracts),
         seconds=time.perf_counter() - began,
     )
+
+
+def _passes(
+    graph: ModelGraph, parameters: int, seed: int, traced: ModelGraph | None, dtype: torch.dtype, onnx: bool
+) -> tuple[list[Contract], float | None]:
+    """The contracts of the passes, where memory allows them to be measured, and the sensitivity of what they are of."""
+    try:
+        subject = settle(graph, seed, parameters / LARGE, traced, dtype)
+    except NothingToCompareError as cause:
+        names = [name for name in TOLERANCES if not name.startswith("traced") and "mixed" not in name]
+        names = [name for name in names if onnx or not name.startswith("ONNX")]
+        return [Contract(name, None, TOLERANCES[name], 0.0, absent=str(cause)) for name in names], None
+    del traced
+    try:
+        sensitivity = subject.sensitivity(seed)
+    except Exception:  # a network that does not run shows in its contracts
+        sensitivity = None
+    return PassContracts(subject, seed).all(onnx=onnx), sensitivity
 
 
 def _editable(graph: ModelGraph) -> int:
@@ -97,7 +140,6 @@ def _editable(graph: ModelGraph) -> int:
     total = 0
     for name, typed in graph.types.parameters.items():
         tensor = tensors[name]
-        free = any(not dim.fixed for axis in typed.axes for term in resolve(axis) for dim in term)
-        if free and id(tensor) in own:
+        if id(tensor) in own and not all(is_fixed(axis) for axis in typed.axes):
             total += tensor.numel()
     return total

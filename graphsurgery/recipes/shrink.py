@@ -13,9 +13,10 @@ import torch
 from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.passes.compress import Keep, compress
+from graphsurgery.passes.compress import EVERY, compress
 from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.spec_text import parse_value
+from graphsurgery.targets import Target
 from graphsurgery.training.batches import Examples, in_order
 from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.devices import device_of
@@ -32,15 +33,19 @@ class Cut:
     """What to cut.
 
     Attributes:
-        keep: share of every outer space, between 0 and 1; None cuts only what `spaces` names.
-        spaces: channels (int) or share (float) to keep of single spaces, by name.
+        keep: share of every outer space, between 0 and 1; None cuts only what `target` or `spaces` ask for.
+        target: what the network may cost at most; it and `keep` exclude each other.
+        spaces: channels (int) or share (float) to keep of single spaces, by name; they prevail.
+        within: how spaces in groups are cut: `groups`, `same`, `each` or `best` (see `compress`).
         importance: which channels stay; `taylor` needs data.
         round_to: numbers of channels become multiples of this.
         seed: of `random`.
     """
 
-    keep: float | None = 0.5
+    keep: float | None = None
+    target: Target | None = None
     spaces: Mapping[str, float | int] = field(default_factory=dict)
+    within: str = "groups"
     importance: str = "l2"
     round_to: int = 1
     seed: int = 0
@@ -66,18 +71,36 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
     """The network without the channels that matter least; it is not modified.
 
     Raises:
-        SurgeryError: nothing or everything would be removed, an unknown space or criterion, or `taylor` without data.
+        SurgeryError: nothing or everything would be removed, an unknown space or criterion, a target that cannot be
+            reached, or `taylor` without data.
     """
-    if plan.keep is None and not plan.spaces:
-        raise SurgeryError("compress: nothing says what to keep; give --keep SHARE or --keep-space NAME=N")
-    keep: Keep = plan.keep if plan.keep is not None else dict(plan.spaces)
-    if plan.keep is not None and plan.spaces:
-        keep = {**{s.name: plan.keep for s in graph.spaces if s.outer}, **plan.spaces}
+    if plan.keep is None and plan.target is None and not plan.spaces:
+        raise SurgeryError(
+            "compress: nothing says what to keep; give --keep SHARE, --target params=0.5x or --keep-space NAME=N"
+        )
+    keep = {**plan.spaces, **({} if plan.keep is None else {EVERY: plan.keep})}
     if plan.importance == "taylor":
         if data is None:
             raise SurgeryError("compress: importance taylor needs gradients, and gradients need data; give --data")
         graph = _with_gradients(graph, data)
-    return compress(graph, keep, importance=plan.importance, round_to=plan.round_to, seed=plan.seed)
+    small = compress(
+        graph,
+        keep,
+        target=plan.target,
+        within=plan.within,
+        importance=plan.importance,
+        round_to=plan.round_to,
+        seed=plan.seed,
+    )
+    record = removal(small)
+    if not record["folded"] and all(before == after for before, after in record["sizes"].values()):
+        raise SurgeryError(f"compress: 0 channels removed: {', '.join(record['sizes'])} would keep all that they have")
+    return small
+
+
+def removal(graph: ModelGraph) -> Mapping[str, Any]:
+    """What the last cut of a network recorded: sizes of the spaces before and after, and the target, if any."""
+    return next(record for record in reversed(graph.lineage) if record.get("pass") == "compress")
 
 
 def shrink(
@@ -114,8 +137,8 @@ def shrink(
         validation = evaluate(network.module, data.validation, objective, device=training.device)
         rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
 
-    measure("original", graph)
     small = cut(graph, plan, data)
+    measure("original", graph)
     measure("cut", small, "expected to be low: not yet recovered")
     norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)
     if norms:
@@ -141,7 +164,7 @@ def shrink(
         metric=objective.score,
         higher_is_better=objective.higher_is_better,
         curves=curves,
-        config={"cut": asdict(plan), "training": asdict(training)},
+        config={"cut": asdict(plan), "target": removal(small).get("target"), "training": asdict(training)},
         seconds=time.perf_counter() - began,
     )
     return small, outcome

@@ -41,6 +41,8 @@ def attention(
     infer.reads(0, len(query) - 1, query[-1], None, 0)
     infer.mixes(key[-2], "softmax")
     lead = broadcast(infer, TensorType(query.axes[:-2]), TensorType(key.axes[:-2]), TensorType(value.axes[:-2]))
+    for channels in (query[-1], value[-1]):
+        infer.multiplies(*lead.axes, query[-2], key[-2], channels)
     if attn_mask is not None:
         broadcast(infer, TensorType([*lead.axes, query[-2], key[-2]]), attn_mask)
     if scale is None:

@@ -43,6 +43,7 @@ def linear_function(
         infer.unify(bias[0], weight[0])
     infer.reads(0, len(input) - 1, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:-1], *weight.axes)
     return input.replace(-1, weight[0])
 
 
@@ -75,7 +76,8 @@ def convolution_function(
     axis = _groups(groups)
     result = _convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
+        infer.sized.add(infer.node)
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
     return result
 
 
@@ -90,6 +92,21 @@ def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> N
         node.update_arg(position, value)
     else:
         node.update_kwarg(name, value)
+
+
+def resize_argument(node: torch.fx.Node, position: int, name: str, size: int) -> None:
+    """Set a size in a call; one that is computed stays in proportion, so that other batches keep working."""
+    old = node.args[position] if len(node.args) > position else node.kwargs[name]
+    if not isinstance(old, torch.fx.Node):
+        set_argument(node, position, name, size)
+        return
+    value: Any = old.meta["value"]
+    if value != size:
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(operator.mul, (old, size))
+            scaled = node.graph.call_function(operator.floordiv, (product, value))
+        product.meta["value"], scaled.meta["value"] = value * size, size
+        set_argument(node, position, name, scaled)
 
 
 def _convolve(
@@ -111,6 +128,7 @@ def _convolve(
         infer.unify(bias[0], weight[0])
     infer.reads(0, channel, weight[1], weight, 1)
     infer.writes(weight[0])
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2], *positions)
     return TensorType([*input.axes[:channel], weight[0], *positions])
 
 
@@ -169,7 +187,8 @@ def transposed_convolution_function(
     axis = _groups(groups)
     result = _transposed(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.on_rebuild(lambda node, new: set_argument(node, 6, "groups", new.size(axis)))
+        infer.sized.add(infer.node)
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
     return result
 
 
@@ -194,6 +213,7 @@ def _transposed(
     if ax.size_of(groups) > 1 and weight.parameter is not None:
         infer.parameters[weight.parameter].passes.add(0)
     infer.writes(output)
+    infer.multiplies(*input.axes[:channel], *weight.axes[:2], *positions)
     return TensorType([*input.axes[:channel], output, *positions])
 
 
@@ -216,9 +236,12 @@ def _product(infer: Inference, left: TensorType, right: TensorType, first: int, 
         if side.parameter is not None:
             infer.writes(side[-1] if side is right else side[0])
     if len(left) == 1 or len(right) == 1:
-        return TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
-    lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
-    return TensorType([*lead.axes, left[-2], right[-1]])
+        result = TensorType([*left.axes[:-1], *(right.axes[:-2] + right.axes[-1:] if len(right) > 1 else ())])
+    else:
+        lead = broadcast(infer, TensorType(left.axes[:-2]), TensorType(right.axes[:-2]))
+        result = TensorType([*lead.axes, left[-2], right[-1]])
+    infer.multiplies(*result.axes, inner)
+    return result
 
 
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")

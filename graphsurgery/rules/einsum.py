@@ -34,6 +34,8 @@ def einsum(infer: Inference, equation: str, *operands: Any) -> TensorType:
             for letter in letters:
                 if letter in output and letter not in others:
                     infer.writes(axes[letter])
+    if len(given) == 2:
+        infer.multiplies(*axes.values())
     return TensorType([axes[letter] for letter in output])
 
 

@@ -13,7 +13,7 @@ from graphsurgery import axes as ax
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
 from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
-from graphsurgery.rules.contraction import set_argument
+from graphsurgery.rules.contraction import resize_argument, set_argument
 
 PER_CHANNEL_NORMS = (
     nn.BatchNorm1d,
@@ -224,7 +224,8 @@ def group_norm_function(
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)
-    infer.on_rebuild(lambda node, new: set_argument(node, 1, "num_groups", new.size(groups)))
+    infer.sized.add(infer.node)
+    infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
     return TensorType(input.axes)
 
 

@@ -93,6 +93,49 @@ def test_compress_one_space():
 
 
 @pytest.mark.usefixtures("here")
+def test_compress_to_a_target(capsys):
+    old = gs.load("a.pt")
+    name = old.spaces[1].name
+    target = ["--target", "params=0.6x", "--ranking", "global", "--min-width", "2", "--keep-space", f"{name}=4"]
+    assert run(["compress", "a.pt", *target, "-o", "small.pt", "--json"]) == 0
+    found, new = document(capsys), gs.load("small.pt")
+    assert (found["target"], found["reached"]) == ("params=0.6x", found["after"]["parameters"])
+    assert 0.5 < found["reached"] / found["before"]["parameters"] <= 0.6
+    assert found["sizes"] == {
+        s.name: [s.size, new.space(s.name).size] for s in (old.spaces[1], old.spaces[0], old.spaces[2])
+    }
+    assert found["sizes"][name][1] == 4
+    assert found["cut"]["target"]["ranking"] == "global"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_dry_run_shows_the_plan_and_the_target(capsys):
+    assert run(["compress", "a.pt", "--target", "macs=0.5x", "-o", "small.pt", "--dry-run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {words[0]: words[1:3] for words in lines[1:4]}
+    old = gs.load("a.pt")
+    assert {name: int(before) for name, (before, _) in shown.items()} == {s.name: s.size for s in old.spaces}
+    assert all(int(after) < int(before) for before, after in shown.values())
+    assert ["target", "macs=0.5x:"] in [words[:2] for words in lines]
+
+
+@pytest.mark.usefixtures("here")
+def test_compress_inside_groups(capsys):
+    spec = "nets.py:groups"
+    assert (
+        run(["compress", spec, "--input", "3x8x8", "--keep", "0.5", "--within", "each", "-o", "g.pt", "--dry-run"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "others in each group" in shown
+    assert run(["compress", spec, "--input", "3x8x8", "--keep", "0.5", "--within", "each", "-o", "g.pt", "--json"]) == 0
+    found = document(capsys)
+    small = gs.load("g.pt")
+    conv = small.module.get_submodule("1")
+    assert (conv.groups, conv.in_channels, conv.out_channels) == (3, 6, 6)
+    assert found["sizes"] == {"0:2": [4, 2], "1": [4, 2]}
+
+
+@pytest.mark.usefixtures("here")
 def test_compress_with_data_measures_every_step(capsys):
     command = ["compress", "a.pt", "--keep", "0.7", "--data", "digits", "--epochs", "1", "-o", "small.pt", "--json"]
     assert run([*command, "--importance", "taylor", "--device", "cpu"]) == 0

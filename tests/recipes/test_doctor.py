@@ -1,19 +1,29 @@
+import collections
 import copy
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import graphsurgery as gs
+from graphsurgery.graph import InputSpec
+from graphsurgery.models import build
 from graphsurgery.models.loading import open_pair
-from graphsurgery.recipes import contracts
-from graphsurgery.recipes.contracts import TOLERANCES, double, randomize
+from graphsurgery.recipes import doctor, pass_contracts
+from graphsurgery.recipes.contracts import TOLERANCES, Contract, UnlikeError
 from graphsurgery.recipes.doctor import examine
-from graphsurgery.verify import deviation
+from graphsurgery.recipes.held import EDGES, UNUSED
+from graphsurgery.recipes.outputs import apart, named_outputs
+from graphsurgery.recipes.subjects import randomize, skeleton
+from graphsurgery.recipes.trace_contracts import TraceContracts
+from graphsurgery.verify import deviation, double
 
 MIXED = "gates 0 or 1 = compressed, mixed spaces"
+SIZES = "traced = eager, another resolution"
+TRAINING = "traced = eager, training"
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +61,9 @@ def test_every_contract_holds(spec):
     graph, module = open_pair(spec)
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
     report = examine(graph, module)
-    assert statuses(report) == {name: "holds" for name in TOLERANCES if name != MIXED}
+    found = statuses(report)
+    assert found.pop(SIZES) == ("not measured" if spec == "paper/mlp" else "holds")
+    assert found == {name: "holds" for name in TOLERANCES if name not in (MIXED, SIZES)}
     assert report.holds
     assert report.parameters == sum(p.numel() for p in module.parameters())
     assert 0.9 < report.editable <= 1
@@ -66,7 +78,9 @@ def test_mixed_spaces_are_stated_and_not_promised():
     contract = next(c for c in report.contracts if c.name == MIXED)
     assert contract.measured > 1e-6
     assert "not exact: 1 spaces are mixed by layer_norm" in contract.note
-    assert set(statuses(report).values()) == {"holds", "stated"}
+    assert set(statuses(report).values()) == {"holds", "stated", "not measured"}
+    absent = next(c.absent for c in report.contracts if c.name == SIZES)
+    assert absent == "no input has height and width"
 
 
 def test_a_pass_that_refuses_gives_its_reason():
@@ -82,7 +96,7 @@ def test_a_mistake_in_a_pass_is_a_finding(monkeypatch):
     def broken(*_args, **_kwargs):
         raise IndexError("index 4 is out of range")
 
-    monkeypatch.setattr(contracts, "concatenate", broken)
+    monkeypatch.setattr(pass_contracts, "concatenate", broken)
     graph, _ = open_pair("paper/mlp")
     report = examine(graph, onnx=False)
     contract = next(c for c in report.contracts if c.name == "concatenated = mean of two")
@@ -106,8 +120,123 @@ def test_a_wrong_trace_is_found():
     assert statuses(report)["traced = eager, evaluating"] == "fails"
 
 
+class Twin(nn.Module):
+    """A convolution and a norm, whose output `give` makes of the features; `[batch, 2, height, width]`."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 3)
+        self.give = give
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.give(self, x, self.head(x.mean((2, 3))))
+
+
+Pair = collections.namedtuple("Pair", "out aux")
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda _, f, y: {"out": y, "features": [f, (f * 2,)]},
+        lambda _, f, y: collections.OrderedDict(b=y, a=f),
+        lambda m, f, y: Pair(y, None) if not m.training else Pair(y, f),
+        lambda m, f, y: [y, f] if m.training else y,
+        lambda m, _, y: (
+            torch.nn.functional.dropout(y, 0.5, m.training) + torch.nn.functional.dropout(y, 0.1, m.training)
+        ),
+    ],
+    ids=["nested", "ordered", "named tuple", "more in training", "dropout twice"],
+)
+def test_outputs_of_any_form_are_compared_in_both_modes(give):
+    module = Twin(give)
+    graph = gs.trace(module, torch.zeros(2, 2, 8, 8))
+    contracts = TraceContracts(module, graph.inputs, large=False, seed=0).contracts
+    assert [c.status for c in contracts] == ["holds"] * 4
+
+
+def test_an_output_that_is_not_traced_fails():
+    with pytest.raises(UnlikeError, match="1 outputs where 2 are expected: lacks aux"):
+        apart({"out": torch.ones(2)}, {"out": torch.ones(2), "aux": torch.ones(2)})
+    with pytest.raises(UnlikeError, match=r"output 0 has the shape \[2\], expected \[3\]"):
+        apart({"0": torch.ones(2)}, {"0": torch.ones(3)})
+    # A small output is not hidden by a large one.
+    assert apart({"0": torch.ones(2), "1": torch.zeros(2)}, {"0": torch.ones(2), "1": torch.tensor([1e-9, 0])}) == 1
+
+
+def test_named_outputs_of_a_dataclass():
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+        loss: torch.Tensor | None = None
+
+    assert list(named_outputs((Output(torch.ones(1)), {"a": [torch.ones(1), 2.0]}))) == ["0.logits", "1.a.0", "1.a.1"]
+
+
+def test_statistics_after_training_are_compared():
+    class Restless(Twin):
+        def forward(self, x):
+            y = super().forward(x)
+            if type(x) is torch.Tensor and self.training and not isinstance(x, fx.Proxy):
+                self.norm.running_mean += 1.0
+            return y
+
+    module = Restless(lambda _m, _f, y: y)
+    contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
+    found = {c.name: c for c in contracts}
+    assert found["traced = eager, evaluating"].status == "holds"
+    assert found[TRAINING].status == "fails"
+
+
+def test_a_trace_that_refuses_another_size_says_so():
+
+    def give(_, f, y):
+        return y * 2 if f.shape[-1] > 8 else y
+
+    module = Twin(give)
+    contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
+    found = {c.name: c for c in contracts}
+    assert found[SIZES].status == "refused"
+    assert "trace the model at this input size" in found[SIZES].refused
+
+
+def test_a_trace_that_breaks_at_another_size_fails():
+    class Fixed(Twin):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if type(x) is torch.Tensor else y + x.flatten(1) @ torch.ones(128, 3, dtype=torch.float64)
+
+    module = Fixed(lambda _m, _f, y: y)
+    contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
+    found = {c.name: c for c in contracts}
+    assert found[SIZES].status == "fails"
+    assert "40x72: the trace does not run: RuntimeError" in found[SIZES].note
+
+
+def test_a_size_that_the_original_refuses_is_not_measured():
+    def give(_, f, y):
+        torch._assert(f.shape[-1] == 8, "wrong size")
+        return y
+
+    module = Twin(give)
+    contracts = TraceContracts(module, [InputSpec("x", (2, 2, 8, 8))], large=False, seed=0).contracts
+    found = {c.name: c for c in contracts}
+    assert found[SIZES].status == "not measured"
+    assert "16x16: the module refuses it too: wrong size" in found[SIZES].absent
+
+
+def test_what_float64_does_not_fit_is_measured_in_float32():
+    module = Twin(lambda m, f, y: y + m.head(f.mean((2, 3)).float()))
+    report = examine(gs.trace(module, torch.zeros(2, 2, 8, 8)), module, onnx=False)
+    assert report.holds
+    assert all("in float32" in c.note for c in report.contracts if c.measured is not None)
+
+
 def test_large_networks_are_measured_on_a_cut(monkeypatch):
-    monkeypatch.setattr(contracts, "LARGE", 100)
+    monkeypatch.setattr(doctor, "LARGE", 100)
     graph, module = open_pair("paper/mlp")
     report = examine(graph, module, onnx=False)
     assert report.holds
@@ -115,6 +244,64 @@ def test_large_networks_are_measured_on_a_cut(monkeypatch):
     notes = {c.name: c.note for c in report.contracts}
     assert notes["traced = eager, evaluating"] == "in float32"
     assert notes["gates open = no gates"] == "on a cut to 41% of every space"
+
+
+def test_a_graph_without_values_gives_the_same_report(monkeypatch):
+    monkeypatch.setattr(doctor, "LARGE", 1000)
+    module = build("paper/resnet20?width=4&in_channels=1")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    x = torch.empty(2, 1, 28, 28)
+    reports = [examine(gs.trace(m, x), module, onnx=False).as_dict() for m in (module, skeleton(module))]
+    for report in reports:
+        report.pop("seconds")
+        for contract in report["contracts"]:
+            contract.pop("seconds")
+    assert reports[0] == reports[1]
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+
+
+def test_a_module_without_values_is_measured_on_drawn_ones():
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    report = examine(gs.trace(module, torch.empty(2, 3, 8, 8)), module, onnx=False)
+    found = statuses(report)
+    assert {found.pop(name) for name in list(found) if name.startswith("traced")} == {"not measured"}
+    assert set(found.values()) == {"holds"}
+    with torch.device("meta"):
+        normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    report = examine(gs.trace(normed, torch.empty(2, 3, 8, 8)), normed, onnx=False)
+    assert set(statuses(report).values()) == {"not measured"}
+    assert "buffer 1.running_mean holds no values" in report.contracts[-1].absent
+
+
+def test_what_is_too_large_and_cannot_be_cut_is_not_measured(monkeypatch):
+    monkeypatch.setattr(doctor, "LARGE", 2)
+    module = nn.Linear(4, 3)
+    report = examine(gs.trace(module, torch.zeros(2, 4)), onnx=False)
+    assert set(statuses(report).values()) == {"not measured"}
+    assert "too large to be measured in float64, and a narrow cut is refused" in report.contracts[0].absent
+
+
+class Held(nn.Module):
+    """Two linear layers of which the second reads what no rule knows, and one that no one uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.unused = nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.third(self.second(torch.renorm(self.first(x), 2, 0, 1.0)).relu())
+
+
+def test_held_parameters_have_a_reason():
+    module = Held()
+    graph = gs.trace(module, torch.zeros(2, 4))
+    report = examine(graph, module, onnx=False)
+    # The first layer writes frozen channels; the second reads them, and writes a space that the third reads.
+    assert dict(report.held) == {"no rule for renorm": 40, EDGES: 2, UNUSED: 30}
+    assert report.held[0][0] == "no rule for renorm"
+    assert sum(count for _, count in report.held) == round((1 - report.editable) * report.parameters)
 
 
 def test_double_keeps_the_function():
@@ -140,4 +327,4 @@ def test_randomize_shows_what_fresh_networks_hide():
 
 
 def test_infinity_fails():
-    assert contracts.Contract("saved and loaded = original", math.inf, 0.0, 0.0).status == "fails"
+    assert Contract("saved and loaded = original", math.inf, 0.0, 0.0).status == "fails"

@@ -98,6 +98,11 @@ def test_softmax_functions_mix(function):
     assert len(graph.spaces[0].mixed) == 1
 
 
+def test_softmax_over_the_channels_of_images_mixes():
+    graph = assert_contracts(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax2d(), nn.Conv2d(8, 2, 1)), (3, 4, 4))
+    assert graph.spaces[0].mixed == ("softmax at 1",)
+
+
 def test_softmax_over_positions_mixes_nothing():
     graph = assert_contracts(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Softmax(2), nn.Conv1d(8, 2, 1)), (3, 5))
     assert graph.spaces[0].mixed == ()

@@ -66,6 +66,26 @@ def test_convolutions_as_functions(rank):
     assert_mean(network, (3, *[4] * rank))
 
 
+def test_kernels_of_each_example():
+    def forward(net, x):
+        batch, width, height, _ = net.a(x).shape
+        routes = torch.sigmoid(net.r(x.mean((2, 3))))
+        weight = (routes @ net.w).view(batch * 6, width, 3, 3)
+        h = F.conv2d(torch.tanh(net.a(x)).reshape(1, batch * width, height, -1), weight, padding=1, groups=batch)
+        h = torch.tanh(h).view(batch, 6, height, -1)
+        weight = (routes @ net.d).view(batch * 6, 1, 3, 3)
+        h = F.conv2d(h.reshape(1, batch * 6, height, -1), weight, padding=1, groups=batch * 6)
+        return net.b(h.permute(1, 0, 2, 3).view(batch, 6, height, -1))
+
+    network = Network(
+        forward,
+        {"w": torch.zeros(3, 6 * 8 * 9), "d": torch.zeros(3, 6 * 9)},
+        a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(6, 2, 1), r=nn.Linear(3, 3),
+    )  # fmt: skip
+    graph = assert_contracts(network, (3, 4, 4))
+    assert [s.size for s in graph.spaces] == [8, 3, 6]
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_transposed_convolutions(rank):
     kind = TRANSPOSED[rank]
@@ -310,3 +330,19 @@ def test_tokens_before_the_batch_are_gated():
         lambda n, x: n.b(torch.tanh(n.a(x.transpose(0, 1)))).transpose(0, 1), a=nn.Linear(3, 8), b=nn.Linear(8, 2)
     )
     assert_contracts(network, (5, 3))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 3, padding=1), nn.ConvTranspose2d(4, 6, 1)], ids=lambda layer: type(layer).__name__
+)
+def test_a_convolution_of_heads_merged_with_the_batch_keeps_the_heads(layer):
+    def forward(net, x):
+        y = net.a(x).reshape(x.shape[0] * 2, 4, 4, 4)
+        return net.out(net.c(y).reshape(x.shape[0], 12, 4, 4))
+
+    network = Network(forward, a=nn.Conv2d(3, 8, 1), c=layer, out=nn.Conv2d(12, 2, 1))
+    graph = assert_contracts(network, (3, 4, 4))
+    assert {s.name: (s.size, s.outer) for s in graph.spaces} == {"a": (2, True), "a:2": (4, False), "c": (6, False)}
+    graph, x, _ = typed(network, (3, 4, 4))
+    with torch.no_grad():
+        assert compress(graph, {"a": 1, "a:2": 3, "c": 5})(*x).shape == (3, 2, 4, 4)

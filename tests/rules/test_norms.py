@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network, assert_contracts, random_choice, typed
+from contracts import Network, assert_contracts, assert_permutes, random_choice, typed
 from torch import nn
 
 import graphsurgery as gs
@@ -64,6 +64,58 @@ def test_group_norm_is_exact_in_groups_and_mixes_inside(groups):
         big = concatenate(graphs)
         assert big.module.get_submodule("1").num_groups == 2 * groups
         assert deviation(big(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_group_norm_as_a_function(groups):
+    network = Network(
+        lambda n, x: n.b(F.group_norm(torch.tanh(n.a(x)), groups, n.w, n.v, eps=1e-3)),
+        {"w": torch.ones(8), "v": torch.ones(8)},
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.Conv2d(8, 2, 1),
+    )
+    graph = assert_contracts(network, (3, 4, 4))
+    assert not graph.frozen
+    assert [(s.size, bool(s.mixed)) for s in graph.spaces if s.outer] == [(groups if groups > 1 else 8, groups == 1)]
+
+
+RMS_NORMS = {
+    "a module": lambda n, h: n.norm(h),
+    "a function": lambda n, h: F.rms_norm(h, (8,), n.norm.weight, eps=1e-3),
+    "a function by name": lambda n, h: F.rms_norm(h, normalized_shape=h.shape[-1:], weight=n.norm.weight),
+}
+
+
+@pytest.mark.parametrize("name", RMS_NORMS)
+def test_rms_norm_of_what_is_left_after_a_cut(name):
+    network = Network(
+        lambda n, x: n.b(RMS_NORMS[name](n, n.a(x))), a=nn.Linear(3, 8), norm=nn.RMSNorm(8), b=nn.Linear(8, 2)
+    )
+    graph = assert_contracts(network, (5, 3))
+    assert [(s.size, len(s.mixed)) for s in graph.spaces] == [(8, 1)]
+    small = compress(graph, 0.5)
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        h = F.linear(x, small.module.a.weight, small.module.a.bias)
+        weight = dict(small.module.named_parameters())["norm.weight"]
+        h = F.rms_norm(h, (4,), weight, 1e-3 if name == "a function" else None)
+        assert deviation(small(x), F.linear(h, small.module.b.weight, small.module.b.bias)) < 1e-12
+
+
+NORMS_OVER_ALL = {
+    "instance norm": lambda h: F.instance_norm(h),
+    "batch norm of the batch": lambda h: F.batch_norm(h, None, None, training=True),
+    "group norm": lambda h: F.group_norm(h, 2),
+}
+
+
+@pytest.mark.parametrize("name", NORMS_OVER_ALL)
+def test_channels_behind_the_channels_are_mixed(name):
+    """A norm of `[batch, tokens, channels]` takes the channels for positions, but its statistics are theirs."""
+    network = Network(lambda n, x: n.b(NORMS_OVER_ALL[name](n.a(x))), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    graph, x, _ = typed(network, (4, 3))
+    assert_permutes(graph, x)
+    assert [(s.size, len(s.mixed)) for s in graph.spaces] == [(8, 1)]
 
 
 def test_layer_norm_of_what_is_left_after_a_cut():

@@ -162,3 +162,12 @@ def test_a_value_written_between_two_reads_is_gated_anew():
         return first + net.c(h)
 
     assert_contracts(Network(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2), c=nn.Linear(8, 2)), (3,))
+
+
+@pytest.mark.parametrize("gated", [None, lambda h: F.glu(h, 1), lambda h: F.glu(h.mT).mT])
+def test_gated_linear_units_halve_an_axis(gated):
+    network = Network(
+        lambda n, x: n.b((gated or n.glu)(n.a(x))), a=nn.Conv1d(3, 8, 1), glu=nn.GLU(1), b=nn.Conv1d(4, 2, 1)
+    )
+    graph = assert_contracts(network, (3, 5))
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(4, ())]

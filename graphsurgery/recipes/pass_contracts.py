@@ -1,0 +1,267 @@
+"""The contracts of the passes, measured on one network.
+
+They are measured in float64, with random norms, on a copy. A large network is measured on a narrow cut, which is made
+without its values, so that memory stays in bounds.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from graphsurgery.checkpoint import load, save
+from graphsurgery.cost import cost
+from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.gate import fold, gate, gates, why_nothing
+from graphsurgery.recipes.contracts import Contract, NothingToCompareError, measure
+from graphsurgery.recipes.outputs import apart, run
+from graphsurgery.recipes.subjects import (
+    calibrate,
+    change_last_digits,
+    draw_inputs,
+    fill,
+    has_values,
+    narrow,
+    randomize,
+    redraw,
+    skeleton,
+)
+from graphsurgery.verify import double
+
+LARGEST = 4
+OPEN = 100.0
+FLOAT32 = 1e-4
+LARGEST_RESPONSE = 1e-8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the passes are measured on: a network with values, its precision, and what a reader should know of it."""
+
+    graph: ModelGraph
+    dtype: torch.dtype = torch.float64
+    note: str = ""
+
+    def sensitivity(self, seed: int) -> float:
+        """By what share of itself the least sensitive output changes when the inputs are others.
+
+        Where it is close to 0, equal outputs say little about the layers in front of them.
+        """
+        outputs = [
+            run(self.graph.module.eval(), draw_inputs(self.graph.inputs, 2, seed + other, self.dtype), seed)
+            for other in (0, 1)
+        ]
+        return apart(*outputs, over=min)
+
+
+def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None, dtype: torch.dtype) -> Subject:
+    """What the passes are measured on: the network itself, or a narrow cut of a large one.
+
+    Args:
+        graph: the network, with or without values.
+        seed: of the values.
+        size: its parameters in proportion to what is not yet large.
+        traced: of a network that is not large, the trace with random norms that was compared with the module.
+        dtype: the precision of that comparison.
+
+    Raises:
+        NothingToCompareError: a network far too large cannot be cut, or the network has no values that could be drawn.
+    """
+    if traced is not None and dtype != torch.float64:
+        return Subject(traced, dtype, "in float32, because the module does not run in float64")
+    if traced is not None and size <= 1:
+        return Subject(double(traced))
+    try:
+        subject, note = (graph, "") if size <= 1 else _narrowed(graph, seed, size)
+        if not has_values(subject.module):
+            subject = replace(subject, module=copy.deepcopy(subject.module))
+            fill(subject.module, seed)
+        subject = double(subject)
+    except SurgeryError as cause:
+        raise NothingToCompareError(one_line(cause)) from cause
+    randomize(subject.module, seed)
+    calibrate(subject.module, subject.inputs, torch.float64, seed)
+    return Subject(subject, note=note)
+
+
+def _narrowed(graph: ModelGraph, seed: int, size: float) -> tuple[ModelGraph, str]:
+    share = math.sqrt(1 / (2 * size))
+    try:
+        return narrow(graph, share, seed), f"on a cut to {share:.0%} of every space"
+    except Exception as cause:  # a mistake in the pass shows in its own contract
+        if size > LARGEST:
+            raise NothingToCompareError(
+                f"the network is too large to be measured in float64, and a narrow cut is refused: {one_line(cause)}"
+            ) from cause
+        return graph, "in full width, because a narrow cut is refused"
+
+
+def kept_at_half(graph: ModelGraph, seed: int) -> float | None:
+    """Share of the parameters that stays when half of every space is kept; None if nothing can be removed."""
+    bare = replace(graph, module=skeleton(graph.module))
+    try:
+        return cost(compress(bare, 0.5, importance="random", seed=seed)).parameters / max(1, cost(bare).parameters)
+    except Exception:  # a mistake in the pass shows in its own contract
+        return None
+
+
+class PassContracts:
+    """One contract at a time, nothing kept between them but the network and its cut to a half."""
+
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self.subject, self.note, self.dtype = subject.graph, subject.note, subject.dtype
+        self.seed = seed
+        self.x = draw_inputs(self.subject.inputs, 2, seed, self.dtype)
+        self.cut: ModelGraph | None = None
+
+    def all(self, *, onnx: bool) -> list[Contract]:
+        """Every contract of the passes, and with `onnx` the one of ONNX Runtime."""
+        found = [self.concatenation(), self.open_gates(), *self.hard_gates(), self.folded()]
+        found += [self.stored(), self.compressed()]
+        return [*found, self.exported()] if onnx else found
+
+    def concatenation(self) -> Contract:
+        """The mean of this network and another of its topology."""
+
+        made: list[ModelGraph] = []
+
+        def deviation() -> float:
+            other = replace(self.subject, module=copy.deepcopy(self.subject.module))
+            redraw(other.module, self.seed + 1)
+            calibrate(other.module, other.inputs, self.dtype, self.seed + 1)
+            expected = _mean(self._outputs(self.subject), self._outputs(other))
+            made.append(concatenate([self.subject, other]))
+            del other
+            return apart(self._outputs(made[0]), expected)
+
+        contract = self._contract("concatenated = mean of two", deviation)
+        return self._allowing_rounding(contract, made[0]) if made else contract
+
+    def open_gates(self) -> Contract:
+        """Gates that are all open change nothing."""
+        return self._contract(
+            "gates open = no gates",
+            lambda: apart(self._outputs(gate(self.subject, loc=OPEN)), self._outputs(self.subject)),
+        )
+
+    def hard_gates(self) -> list[Contract]:
+        """Closed gates are removed channels: exact for spaces that no operator mixes, stated for the others."""
+        gated = [s for s in self.subject.spaces if s.outer and s.scalable and s.readers]
+        exact = [s.name for s in gated if not s.mixed]
+        mixed = [s.name for s in gated if s.mixed]
+        name = "gates 0 or 1 = compressed"
+        found = []
+        if exact or not mixed:
+            found.append(self._contract(name, lambda: self._hard(exact)))
+        if mixed:
+            contract = self._contract(f"{name}, mixed spaces", lambda: self._hard(mixed))
+            operators = sorted({m.partition(" at ")[0] for s in gated for m in s.mixed})
+            note = f"not exact: {len(mixed)} spaces are mixed by {', '.join(operators)}"
+            found.append(replace(contract, note="; ".join(filter(None, (note, contract.note)))))
+        return found
+
+    def folded(self) -> Contract:
+        """Half-open gates, folded into the weights."""
+
+        def deviation() -> float:
+            gated = gate(self.subject, seed=self.seed)
+            generator = torch.Generator().manual_seed(self.seed)
+            for module in gates(gated).values():
+                module.loc.data.copy_(3 * torch.randn(module.channels, generator=generator) + 1)
+            return apart(self._outputs(fold(gated)), self._outputs(gated))
+
+        return self._contract("gates folded = gated", deviation)
+
+    def stored(self) -> Contract:
+        """Written and read again, bit by bit."""
+
+        def deviation() -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                save(self.subject, Path(folder) / "m.pt")
+                return apart(self._outputs(load(Path(folder) / "m.pt")), self._outputs(self.subject))
+
+        return self._contract("saved and loaded = original", deviation)
+
+    def compressed(self) -> Contract:
+        """Half of every space, typed anew."""
+
+        def deviation() -> float:
+            self.cut = compress(self.subject, 0.5, seed=self.seed)
+            self._outputs(self.cut)
+            won = len(self.cut.spaces) - len(self.subject.spaces)
+            # A space of one channel is as good as fixed, and its dim may vanish from the types.
+            single = sum(new == 1 for _, new in self.cut.lineage[-1]["sizes"].values())
+            return float(won if won > 0 else max(0, -won - single))
+
+        return self._contract("compressed keeps its spaces", deviation)
+
+    def exported(self) -> Contract:
+        """The compressed network in ONNX Runtime, in float32."""
+        from graphsurgery.onnx.checking import check_onnx
+        from graphsurgery.onnx.exporting import export_onnx
+
+        network = self.cut or self.subject
+
+        def deviation() -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "m.onnx"
+                export_onnx(network, path)
+                return check_onnx(network, path, batches=(1, 3), raise_on_failure=False).deviation
+
+        contract = measure("ONNX Runtime = PyTorch, compressed", deviation)
+        notes = [self.note] if self.note.startswith("on a cut") else []
+        if self.cut is None:
+            notes.append("not compressed: nothing can be removed")
+        return replace(contract, note="; ".join([*notes, *filter(None, [contract.note])]))
+
+    def _hard(self, names: Sequence[str]) -> float:
+        if not names:
+            raise SurgeryError(f"gate: no space can be gated; {why_nothing(self.subject)}")
+        gated = gate(self.subject, names, seed=self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        kept: dict[str, Tensor] = {}
+        for name, module in gates(gated).items():
+            kept[name] = torch.randperm(module.channels, generator=generator)[: math.ceil(module.channels / 2)]
+            module.loc.data.fill_(-OPEN)
+            module.loc.data[kept[name]] = OPEN
+        expected = self._outputs(gated)
+        return apart(self._outputs(compress(gated, kept)), expected)
+
+    def _outputs(self, graph: ModelGraph) -> dict[str, Tensor]:
+        return run(graph.module.eval(), self.x, self.seed)
+
+    def _contract(self, name: str, deviation: Callable[[], float]) -> Contract:
+        contract = measure(name, deviation)
+        if self.dtype != torch.float64 and contract.allowed:
+            contract = replace(contract, allowed=max(contract.allowed, FLOAT32))
+        return replace(contract, note="; ".join(filter(None, (self.note, contract.note))))
+
+    def _allowing_rounding(self, contract: Contract, graph: ModelGraph) -> Contract:
+        """A contract whose two sides add up in another order: what fails may differ as much as rounding alone makes it.
+
+        A deep network blows up rounding. How much is measured by rounding: the response of the outputs to a change of
+        every weight by its last digit. Ten times that is allowed.
+        """
+        if contract.status != "fails" or contract.measured is None or not math.isfinite(contract.measured):
+            return contract
+        rounded = replace(graph, module=copy.deepcopy(graph.module))
+        change_last_digits(rounded.module, self.seed)
+        response = apart(self._outputs(rounded), self._outputs(graph))
+        if contract.measured > 10 * response or response > LARGEST_RESPONSE:
+            return contract
+        note = f"rounding of the weights alone changes the outputs by {response:.0e}"
+        return replace(contract, allowed=10 * response, note="; ".join(filter(None, (contract.note, note))))
+
+
+def _mean(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (a[name] + b[name]) / 2 for name in a}
