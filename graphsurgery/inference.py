@@ -207,11 +207,17 @@ class Inference:
 
     def _settle(self) -> None:
         """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
-        every = [typed.axes for typed in self.parameters.values()]
-        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
-        for axes in every:
-            for axis in axes:
-                ax.resolve(axis)
+        for axis in self.axes():
+            ax.resolve(axis)
+
+    def axes(self) -> list[Axis]:
+        """Every axis of the parameters and of the values of nodes; one that many share is there once."""
+        found = {id(axis): axis for typed in self.parameters.values() for axis in typed.axes}
+        for value in self.types.values():
+            for typed in (value,) if isinstance(value, TensorType) else tensor_types(value):
+                for axis in typed.axes:
+                    found[id(axis)] = axis
+        return list(found.values())
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
@@ -220,7 +226,11 @@ class Inference:
             if node.op == "get_attr" and str(node.target) in self.canonical:
                 users.setdefault(self.canonical[str(node.target)], set()).update(node.users)
             elif node.op == "call_module":
-                for name, _ in self._modules[str(node.target)].named_parameters():
+                module = self._modules[str(node.target)]
+                names = module.named_parameters() if module._modules else module._parameters.items()
+                for name, parameter in names:
+                    if parameter is None:
+                        continue
                     users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
         readers: dict[tuple[str, int], set[fx.Node]] = {}
         for access in self.readers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,15 +43,38 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor) -> Tensor:
     """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares where it reads."""
     lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
     changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
-    new = tensor
     # What depends on another axis comes last, when that axis has its new indices.
-    for index, lifted in sorted(changes, key=lambda change: change[1].beside is not None):
-        new = _select(new, index, lifted)
+    changes.sort(key=lambda change: change[1].beside is not None)
+    new = _selected(tensor, changes)
+    for index, lifted in changes:
         if lifted.share is not None and index in typed.reads:
             shape = [1] * new.dim()
             shape[index] = -1
             new = new * lifted.share.to(new).reshape(shape)
-    return new if new is not tensor else tensor.clone()
+    return new if changes else tensor.clone()
+
+
+_BLOCK = 2**19
+"""Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
+
+
+def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
+    """A tensor at the new indices of some axes."""
+    first = changes[0] if len(changes) > 1 and tensor.numel() > _BLOCK else None
+    if first is None or first[0] != 0 or any(lifted.beside is not None for _, lifted in changes):
+        for index, lifted in changes:
+            tensor = _select(tensor, index, lifted)
+        return tensor
+    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
+    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
+    head = next(blocks)
+    new = head.new_empty((len(first[1].source), *head.shape[1:]))
+    new[: len(head)] = head
+    start = len(head)
+    for block in blocks:
+        new[start : start + len(block)] = block
+        start += len(block)
+    return new
 
 
 def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
