@@ -155,7 +155,7 @@ class UnfollowedError(TraceError):
         path: of the innermost module that raised; empty for the network itself.
     """
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 
