@@ -62,7 +62,8 @@ def own_tensors(module: nn.Module) -> None:
     """Give a module parameters and buffers of its own; ties stay ties."""
     cloned = Clones()
     for part in module.modules():
-        for slots in (part._parameters, part._buffers):
+        every: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for slots in every:
             slots.update({name: cloned(tensor) for name, tensor in slots.items() if tensor is not None})
 
 
@@ -96,7 +97,7 @@ def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     A module that says itself how it is copied is left to `copy.deepcopy`.
     """
     if id(module) in memo:
-        return memo[id(module)]  # type: ignore[no-any-return]
+        return memo[id(module)]
     kind = type(module)
     if not module._modules and kind.__module__.startswith("torch.nn.modules"):
         new = memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])

@@ -53,7 +53,8 @@ class _Forward:
         network = self.network()
         assert network is not None
         network.recompile()
-        return (owner if instance is None else instance).forward
+        asked: Any = owner if instance is None else instance
+        return asked.forward
 
 
 def assembled(parts: Mapping[str, Any], graph: fx.Graph, class_name: str) -> Network:
