@@ -22,7 +22,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.passes.gate import fold, gate, gates, why_nothing
+from graphsurgery.passes.gate import fold, gate, gateable, gates, why_nothing
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, measure
 from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.subjects import (
@@ -151,13 +151,19 @@ class PassContracts:
 
     def hard_gates(self) -> list[Contract]:
         """Closed gates are removed channels: exact for spaces that no operator mixes, stated for the others."""
-        gated = [s for s in self.subject.spaces if s.outer and s.scalable and s.readers]
+        every = [s for s in self.subject.spaces if s.outer and s.scalable and s.readers]
+        try:
+            gated = gateable(self.subject)
+        except SurgeryError:  # the gate pass says why
+            gated = every
+        left = f"{len(every) - len(gated)} spaces cannot be gated" if len(gated) < len(every) else ""
         exact = [s.name for s in gated if not s.mixed]
         mixed = [s.name for s in gated if s.mixed]
         name = "gates 0 or 1 = compressed"
         found = []
         if exact or not mixed:
-            found.append(self._contract(name, lambda: self._hard(exact)))
+            contract = self._contract(name, lambda: self._hard(exact))
+            found.append(replace(contract, note="; ".join(filter(None, (left, contract.note)))))
         if mixed:
             contract = self._contract(f"{name}, mixed spaces", lambda: self._hard(mixed))
             operators = sorted({m.partition(" at ")[0] for s in gated for m in s.mixed})
