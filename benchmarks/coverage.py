@@ -50,12 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name for what in wanted for name in (_names(what, options) if what in SOURCES else [what])]
     if options.again:
         _forget_short(names, options)
-    found = _run(names, options)
+    measured = [name for name in names if _place(options)(name).is_file()] if options.cached else names
+    found = _run(measured, options)
     print(_counts(found))
     whole = [source for source in SOURCES if source in wanted]
-    if not whole or not options.onnx:
-        return
-    coverage_page.write({source: {n: found[n] for n in found if n.startswith(source)} for source in whole}, _sources())
+    missing = {source: sum(n.startswith(source) for n in names if n not in found) for source in whole}
+    if whole:
+        documents = {source: {n: found[n] for n in found if n.startswith(source)} for source in whole}
+        coverage_page.write(documents, _sources(), missing)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,9 +68,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "coverage", help="where findings are kept")
     parser.add_argument("--fresh", action="store_true", help="forget all findings first")
     parser.add_argument("--again", action="store_true", help="forget the findings on networks that fall short")
+    parser.add_argument("--cached", action="store_true", help="measure nothing; write the page from what was found")
     parser.add_argument("--seconds", type=float, default=900, help="limit for one network")
     parser.add_argument("--memory", type=float, default=8, help="limit for one network, in GB")
-    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="leave ONNX Runtime out; writes no page")
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="leave ONNX Runtime out")
     return parser.parse_args(arguments)
 
 

@@ -30,6 +30,7 @@ COLUMNS = {
 }
 HEAD = ("network", "route", "measured on", "nodes", "spaces", "M parameters", "editable", "left at ½", *COLUMNS, "s")
 WELL, HALF = 0.95, 0.5
+INSENSITIVE = 1e-3
 _LARGEST_REASONS = 2
 
 
@@ -59,16 +60,20 @@ def line(name: str, document: Document) -> str:
     return f"{name}: {document['editable']:.1%} editable, {verdict}, {document['wall_seconds']:.0f} s"
 
 
-def write(found: Mapping[str, Mapping[str, Document]], sources: str, page: Path = PAGE) -> None:
+def write(
+    found: Mapping[str, Mapping[str, Document]], sources: str, missing: Mapping[str, int], page: Path = PAGE
+) -> None:
     """Write the sections of these sources, and their counts above.
 
     Args:
         found: for each source (`torchvision`, `timm`) every network and what was found on it.
         sources: a digest of graphsurgery's sources as they are now.
+        missing: for each source, how many of its networks are not measured.
         page: a Markdown page with markers for each section.
     """
     for source, documents in found.items():
-        write_section(f"{source} counts", counts(source, documents), page)
+        unmeasured = f"\n- {missing[source]} more are not measured." if missing[source] else ""
+        write_section(f"{source} counts", counts(source, documents) + unmeasured, page)
         write_section(source, "\n\n".join([_measured(source, documents, sources), section(documents)]), page)
 
 
@@ -127,6 +132,9 @@ def _row(name: str, document: Document, notes: _Notes) -> list[str]:
     if "refused" in document:
         return [label, f"refused{notes.mark(document['refused'])}", "", *blank]
     contracts = {contract["name"]: contract for contract in document["contracts"]}
+    sensitivity = document["sensitivity"]
+    if sensitivity is not None and sensitivity < INSENSITIVE:
+        label += notes.mark(f"with other inputs its outputs change by {sensitivity:.0e} only: equality says less")
     reasons = [f"{count:,} parameters: {reason}" for reason, count in document["held"][:_LARGEST_REASONS]]
     held = notes.mark("not editable: " + "; ".join(reasons)) if document["editable"] < WELL else ""
     kept = document["kept"]
@@ -188,6 +196,9 @@ def _measured(source: str, documents: Mapping[str, Document], sources: str) -> s
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     other = sum(document.get("sources") != sources for document in documents.values())
     older = f" {other} networks were measured with other sources of graphsurgery than the last." if other else ""
+    examined = [c["name"] for document in documents.values() for c in document.get("contracts", ())]
+    if not any(name == COLUMNS["ONNX"] for name in examined):
+        older += " ONNX Runtime was left out (`--no-onnx`)."
     return (
         f"```\npython benchmarks/coverage.py {source}\n```\n\nMeasured until {datetime.date.today().isoformat()} in "
         f"{seconds / 60:.0f} minutes of one thread; {versions}.{older}"

@@ -55,6 +55,12 @@ def doctor(
         note = contract.refused or contract.absent or contract.note
         table.add_row(contract.name, measured, allowed, status, f"{contract.seconds:.1f}", note)
     screen.show(table)
+    if report.sensitivity is not None and report.sensitivity < 1e-3:
+        screen.line(
+            "warning",
+            f"with other inputs the outputs change by {report.sensitivity:.0e} only: equality says less",
+            "yellow",
+        )
     screen.line("time", f"{report.seconds:.1f} s")
     screen.finish({"model": model, **report.as_dict()}, "inspect", model)
     failing = [contract.name for contract in report.contracts if contract.status == "fails"]

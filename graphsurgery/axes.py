@@ -56,12 +56,12 @@ def free(size: int) -> Axis:
 
 
 def term_size(term: Term) -> int:
-    return prod(dim.size for dim in term)
+    return term[0].size if len(term) == 1 else prod([dim.size for dim in term])
 
 
 def size_of(axis: Axis) -> int:
     """Number of indices of the axis."""
-    return sum(term_size(term) for term in axis)
+    return term_size(axis[0]) if len(axis) == 1 else sum([term_size(term) for term in axis])
 
 
 def dims_of(axis: Axis) -> Iterator[Dim]:
@@ -83,15 +83,29 @@ def resolve(axis: Axis) -> Axis:
             return UNIT if dim.size == 1 and dim.fixed else axis
         dim.link = resolve(dim.link)
         return dim.link
+    if _is_settled(axis):
+        return axis
     terms: list[Term] = []
     for term in axis:
         terms.extend(_expand(term))
     return _merge_fixed(terms)
 
 
+def _is_settled(axis: Axis) -> bool:
+    """Whether there is nothing to follow, to drop or to merge, as all dims are free and none is refined."""
+    for term in axis:
+        for dim in term:
+            if dim.fixed or dim.link is not None:
+                return False
+    return True
+
+
 def _expand(term: Term) -> list[Term]:
     """Follow the links of one term and distribute its products over the sums that appear."""
-    if not any(dim.link is not None or (dim.size == 1 and dim.fixed) for dim in term):
+    for dim in term:
+        if dim.link is not None or (dim.size == 1 and dim.fixed):
+            break
+    else:
         return [term]
     terms: list[Term] = [()]
     for dim in term:
@@ -247,6 +261,8 @@ def unify(a: Axis, b: Axis) -> None:
         return
     if size_of(a) != size_of(b):
         raise Clash(f"{size_of(a)} and {size_of(b)} indices")
+    if _becomes(a, b) or _becomes(b, a):
+        return
     left, right = list(reversed(a)), list(reversed(b))
     while left:
         s, t = _pop(left), _pop(right)
@@ -260,6 +276,19 @@ def unify(a: Axis, b: Axis) -> None:
             t, rest = _split(t, m)
             right.append(rest)
         _unify_terms(s, t)
+
+
+def _becomes(axis: Axis, other: Axis) -> bool:
+    """Refine an axis of one free dim to another of its size; matching them term by term would come to the same.
+
+    A product with a single free index is left to the matching, which fixes that index.
+    """
+    if len(axis) != 1 or len(axis[0]) != 1 or axis[0][0].fixed:
+        return False
+    if any(len(term) > 1 and any(dim.size == 1 for dim in term) for term in other):
+        return False
+    axis[0][0].link = other
+    return True
 
 
 def _pop(stack: list[Term]) -> Term:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 import graphsurgery.rules  # noqa: F401  (fills the table of rules)
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import Frozen, named_tensors, place_of, tensor_types
+from graphsurgery.facts import Frozen, named_tensors, place_of
 from graphsurgery.inference import Inference
 from graphsurgery.values import propagate
 
@@ -175,13 +175,7 @@ def _by_dim(pairs: Any) -> dict[Dim, dict[str, None]]:
 def _inner_dims(types: Inference) -> set[Dim]:
     """The free dims that stand inside an outer one; of two that stand inside each other the first is the outer one."""
     around: dict[Dim, set[Dim]] = {}
-    seen: set[Axis] = set()
-    every = [axis for typed in types.parameters.values() for axis in typed.axes]
-    every += [axis for value in types.types.values() for typed in tensor_types(value) for axis in typed.axes]
-    for axis in every:
-        if axis in seen:
-            continue
-        seen.add(axis)
+    for axis in types.axes():
         for term in resolve(axis):
             free = [dim for dim in term if not dim.fixed]
             for position, dim in enumerate(free):

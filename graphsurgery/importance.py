@@ -156,11 +156,12 @@ class _Norm(_Criterion):
         tensor = tensor.detach()
         if kept != (1,):
             return self._norms(tensor.movedim(kept, list(range(len(kept)))), len(kept)).double() ** self.order
-        matrix = self._norms(tensor, 2)
-        total = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
-        for rows in matrix.split(max(1, 2**18 // matrix.shape[1])):
-            total += (rows.square() if self.order == 2 else rows.abs()).sum(0)
-        return total
+        # Whole rows are summed first, however few numbers belong to one index of axis 1.
+        rows = tensor.flatten(1)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for block in rows.split(max(1, 2**18 // rows.shape[1])):
+            total += (block.square() if self.order == 2 else block.abs()).sum(0)
+        return total.reshape(tensor.shape[1], -1).sum(1)
 
     def _norms(self, tensor: Tensor, count: int) -> Tensor:
         """The norms over all but the first axes."""

@@ -68,6 +68,7 @@ class Inference:
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
         self.open_outputs = open_outputs
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         # For shapes and identities only: moving or casting the module replaces its buffers.
         self._tensors = named_tensors(module)
         self.canonical: dict[str, str] = {}
@@ -209,11 +210,17 @@ class Inference:
 
     def _settle(self) -> None:
         """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
-        every = [typed.axes for typed in self.parameters.values()]
-        every += [typed.axes for typed in tensor_types(list(self.types.values()))]
-        for axes in every:
-            for axis in axes:
-                ax.resolve(axis)
+        for axis in self.axes():
+            ax.resolve(axis)
+
+    def axes(self) -> list[Axis]:
+        """Every axis of the parameters and of the values of nodes; one that many share is there once."""
+        found = {id(axis): axis for typed in self.parameters.values() for axis in typed.axes}
+        for value in self.types.values():
+            for typed in (value,) if isinstance(value, TensorType) else tensor_types(value):
+                for axis in typed.axes:
+                    found[id(axis)] = axis
+        return list(found.values())
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
@@ -222,7 +229,11 @@ class Inference:
             if node.op == "get_attr" and str(node.target) in self.canonical:
                 users.setdefault(self.canonical[str(node.target)], set()).update(node.users)
             elif node.op == "call_module":
-                for name, _ in self.module.get_submodule(str(node.target)).named_parameters():
+                module = self._modules[str(node.target)]
+                names = module.named_parameters() if module._modules else module._parameters.items()
+                for name, parameter in names:
+                    if parameter is None:
+                        continue
                     users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
         readers: dict[tuple[str, int], set[fx.Node]] = {}
         for access in self.readers:
@@ -252,7 +263,7 @@ class Inference:
         return self._apply(self.node.target)
 
     def call_module(self) -> Any:
-        self.submodule = self.module.get_submodule(str(self.node.target))
+        self.submodule = self._modules[str(self.node.target)]
         return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
 
     def _typed(self, argument: Any) -> Any:

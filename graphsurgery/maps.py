@@ -95,6 +95,7 @@ class Edit(Widths):
     def __init__(self, maps: Mapping[Dim, ChannelMap | MapInGroups]) -> None:
         super().__init__({dim: len(channel_map) for dim, channel_map in maps.items()})
         self.maps = dict(maps)
+        self._in_groups = any(isinstance(channel_map, MapInGroups) for channel_map in maps.values())
         self._lifted: dict[Axis, Lifted | None] = {}
 
     def lift(self, axis: Axis) -> Lifted | None:
@@ -117,6 +118,8 @@ class Edit(Widths):
         Raises:
             ValueError: channels have a choice in each group there, and no axis tells the group.
         """
+        if not self._in_groups:
+            return self.lift(axes[index])
         axis = resolve(axes[index])
         rows: dict[Dim, Tensor] = {}
         besides: set[int | None] = set()

@@ -41,6 +41,7 @@ class Nesting:
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph
         self._spaces = {space.dim: space for space in graph.spaces}
+        self._positions = {dim: position for position, dim in enumerate(self._spaces)}
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
@@ -70,7 +71,7 @@ class Nesting:
         return dim in self._spaces and self._spaces[dim].outer
 
     def _in_order(self, dims: set[Dim]) -> tuple[Space, ...]:
-        return tuple(space for dim, space in self._spaces.items() if dim in dims)
+        return tuple(self._spaces[dim] for dim in sorted(dims, key=self._positions.__getitem__))
 
     def outers(self, space: Space) -> tuple[Dim, ...]:
         """The dims that a space stands inside of."""

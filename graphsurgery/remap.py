@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Dim
+from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
 from graphsurgery.layers import hold
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
-from graphsurgery.values import copy_module, evaluate
+from graphsurgery.network import assembled
+from graphsurgery.values import evaluate
 
 NewTensor = Callable[[ParameterType, Tensor], Tensor]
 
@@ -41,15 +43,38 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor) -> Tensor:
     """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares where it reads."""
     lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
     changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
-    new = tensor
     # What depends on another axis comes last, when that axis has its new indices.
-    for index, lifted in sorted(changes, key=lambda change: change[1].beside is not None):
-        new = _select(new, index, lifted)
+    changes.sort(key=lambda change: change[1].beside is not None)
+    new = _selected(tensor, changes)
+    for index, lifted in changes:
         if lifted.share is not None and index in typed.reads:
             shape = [1] * new.dim()
             shape[index] = -1
             new = new * lifted.share.to(new).reshape(shape)
-    return new if new is not tensor else tensor.clone()
+    return new if changes else tensor.clone()
+
+
+_BLOCK = 2**19
+"""Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
+
+
+def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
+    """A tensor at the new indices of some axes."""
+    first = changes[0] if len(changes) > 1 and tensor.numel() > _BLOCK else None
+    if first is None or first[0] != 0 or any(lifted.beside is not None for _, lifted in changes):
+        for index, lifted in changes:
+            tensor = _select(tensor, index, lifted)
+        return tensor
+    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
+    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
+    head = next(blocks)
+    new = head.new_empty((len(first[1].source), *head.shape[1:]))
+    new[: len(head)] = head
+    start = len(head)
+    for block in blocks:
+        new[start : start + len(block)] = block
+        start += len(block)
+    return new
 
 
 def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
@@ -80,68 +105,60 @@ def rebuild(
         new_tensor: the new parameter or buffer, from its type and its old value.
         record: what to add to the lineage.
     """
-    types = graph.types
+    types, old_modules = graph.types, dict(graph.module.named_modules(remove_duplicate=False))
     tensors = graph.tensors()
+    names = {id(tensor): types.canonical[name] for name, tensor in tensors.items()}
     made: dict[str, Tensor] = {}
 
-    def tensor(name: str) -> Tensor:
-        name = types.canonical[name]
+    def replaced(old: Tensor) -> Tensor:
+        name = names[id(old)]
         if name not in made:
-            old = tensors[name]
             typed = types.parameters.get(name)
-            with torch.no_grad():
-                new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())
+            new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())
             made[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         return made[name]
 
     new_graph = fx.Graph()
-    root: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
-    for node in graph.module.graph.nodes:
-        copy = new_graph.node_copy(node, copies.__getitem__)
-        copies[node] = copy
-        originals[copy] = node
-        for rewrite in types.rewrites.get(node, ()):
-            rewrite(copy, resize)
-        if node not in types.sized and has_tensors(node.meta["value"]):
-            _keep_numbers(copy, originals)
-        copy.meta = {**node.meta, "value": _new_value(node, copy, types, resize)}
-        path = str(node.target)
-        if node.op == "get_attr" and path not in root:
-            root[path] = tensor(path) if path in types.canonical else _attribute(graph.module, path)
-        elif node.op == "call_module" and path not in root:
-            root[path] = _new_module(graph.module, path, types, resize, tensor)
+    with torch.no_grad():
+        for node in graph.module.graph.nodes:
+            copy = new_graph.node_copy(node, copies.__getitem__)
+            copies[node] = copy
+            originals[copy] = node
+            for rewrite in types.rewrites.get(node, ()):
+                rewrite(copy, resize)
+            if node not in types.sized and has_tensors(node.meta["value"]) and _numbers(node):
+                _keep_numbers(copy, originals)
+            copy.meta["value"] = _new_value(node, copy, types, resize)
+            path = str(node.target)
+            if node.op == "get_attr" and path not in parts:
+                prefix, _, name = path.rpartition(".")
+                part = getattr(old_modules[prefix], name)
+                parts[path] = replaced(part) if path in types.canonical else part
+            elif node.op == "call_module" and path not in parts:
+                parts[path] = copy_module(old_modules[path], replaced)
+                for change in types.attributes.get(path, ()):
+                    change(parts[path], resize)
     _erase_unused_numbers(new_graph)
-    module = fx.GraphModule(root, new_graph, class_name=type(graph.module).__name__)
-    _keep_modes(graph.module, module)
+    module = assembled(parts, new_graph, type(graph.module).__name__)
+    _keep_modes(old_modules, module)
     lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
     return ModelGraph(module, graph.inputs, lineage)
 
 
-def _attribute(module: fx.GraphModule, path: str) -> Any:
-    parent, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(parent), name)
-
-
-def _new_module(
-    old: fx.GraphModule, path: str, types: Inference, resize: Resize, tensor: Callable[[str], Tensor]
-) -> nn.Module:
-    source = old.get_submodule(path)
-    names = {id(t): f"{path}.{n}" for n, t in (*source.named_parameters(), *source.named_buffers())}
-    new = copy_module(source, lambda t: tensor(names[id(t)]))
-    for rewrite in types.attributes.get(path, ()):
-        rewrite(new, resize)
-    return new
-
-
-def _keep_modes(old: fx.GraphModule, new: fx.GraphModule) -> None:
+def _keep_modes(old: Mapping[str, nn.Module], new: fx.GraphModule) -> None:
     """Train and eval modes and non-persistent buffers stay what they were."""
-    modules = dict(old.named_modules())
     for path, module in new.named_modules():
-        if path in modules:
-            module.training = modules[path].training
-            module._non_persistent_buffers_set |= modules[path]._non_persistent_buffers_set & set(module._buffers)
+        if path in old:
+            module.__dict__["training"] = old[path].training
+            module._non_persistent_buffers_set.update(old[path]._non_persistent_buffers_set & set(module._buffers))
+
+
+def _numbers(node: fx.Node) -> list[fx.Node]:
+    """What a node reads besides tensors."""
+    return [source for source in node.all_input_nodes if not has_tensors(source.meta["value"])]
 
 
 def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
@@ -152,8 +169,7 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -
     if not has_tensors(old):
         return _computed(copy)
     predicted = _resized(old, types.types[node], resize)
-    computed = [n for n in node.all_input_nodes if not has_tensors(n.meta["value"])]
-    if computed and node.op in ("call_method", "call_function"):
+    if node.op in ("call_method", "call_function") and _numbers(node):
         _compare(node, predicted, _computed(copy))
     return predicted
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import (
     Tensor,
     empty,  # a name of our own, as tracing replaces `torch.empty`
@@ -22,7 +21,7 @@ from torch import (
 )
 
 from graphsurgery.rules.norms import PER_CHANNEL_NORMS
-from graphsurgery.rules.pointwise import UNARY_FUNCTIONS, UNARY_MODULES
+from graphsurgery.rules.pointwise import UNARY_MODULES
 
 Shape = Callable[..., Tensor | None]
 
@@ -306,10 +305,15 @@ MODULES: Mapping[type[nn.Module], Shape] = {
     nn.GroupNorm: _group_norm_module,
 }
 
-_NOT_SHAPES = (F.relu_, torch.relu_, torchvision.ops.stochastic_depth)
+_ELEMENTWISE = (
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish,
+    F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
+    torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt, torch.square,
+    torch.abs, torch.neg, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.clone, torch.detach, operator.neg,
+)  # fmt: skip
 
 FUNCTIONS: Mapping[Any, Shape] = {
-    **{function: _unary for function in UNARY_FUNCTIONS if function not in _NOT_SHAPES},
+    **dict.fromkeys(_ELEMENTWISE, _unary),
     **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _binary),
     **dict.fromkeys((torch.add, torch.sub, torch.mul, torch.div), _binary),
     **dict.fromkeys((operator.iadd, operator.isub, operator.imul, operator.itruediv), _in_place),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,26 +9,30 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import detection
 
+from graphsurgery.copying import Clones, Twin, copy_module, meta_copy
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
+from graphsurgery.network import assembled
 from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
-from graphsurgery.values import copy_module, meta_of
 
 DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
 """Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
 
 
-def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGraph:
+def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True) -> ModelGraph:
     """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
 
     Args:
         model: any module; its train/eval mode is kept, and both modes stay available.
         example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes count, and whether
             it holds numbers or indices.
+        copy: whether the graph gets tensors of its own. Without, it has the parameters and buffers of the model: no
+            time and memory goes into copies, and who trains the one trains the other. What passes make of the graph
+            has tensors of its own either way.
 
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
@@ -51,9 +54,9 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> ModelGr
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
     graph = traces.both_modes()
-    module = traces.with_real_tensors(graph)
+    module = traces.with_real_tensors(graph, copy=copy)
     module.training = model.training
-    unshuffle(module)
+    unshuffle(module, shared=not copy)
     inputs = tuple(
         InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
         for node in graph.nodes
@@ -74,7 +77,7 @@ class _Traces:
     def __init__(self, model: nn.Module, examples: Sequence[Tensor]) -> None:
         self.model = model
         self.examples = examples
-        self.real: dict[int, Tensor] = {}
+        self.twins: dict[int, Twin] = {}
         self.modes: dict[str, bool] = {}
         self.skeletons: list[nn.Module] = []
         self.opaque: dict[str, str] = {}
@@ -96,9 +99,11 @@ class _Traces:
     def _follow(self, *, training: bool) -> tuple[fx.Graph, list[str]]:
         """A trace in one mode, and the lines of the model that asked for the mode."""
         while True:
-            skeleton = _meta_copy(self.model, self.real)
-            modes = {path: module.training for path, module in skeleton.named_modules()}
-            skeleton.eval()
+            skeleton = meta_copy(self.model, self.twins)
+            modes = {}
+            for path, module in skeleton.named_modules():
+                # Not by `eval()`: a model's own `train` may do more, such as to merge weights.
+                modes[path], module.__dict__["training"] = module.training, False
             lower(skeleton, modes, self.opaque)
             tracer = ValueTracer(
                 self.examples,
@@ -119,51 +124,39 @@ class _Traces:
             self.skeletons.append(skeleton)
             return graph, tracer.branches
 
-    def _owner(self, path: str) -> tuple[nn.Module, str]:
-        """The module that has an attribute (a leaf module, a parameter, a constant), in the first trace that has it."""
-        parent, _, name = path.rpartition(".")
-        for skeleton in self.skeletons:
-            owner: Any = skeleton
-            for part in filter(None, parent.split(".")):
-                owner = getattr(owner, part, None)
-            if hasattr(owner, name):
-                return owner, name
-        raise AssertionError(f"{path} is in no trace")
+    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> fx.GraphModule:
+        """A GraphModule of the graph whose leaves hold the original tensors, or clones of them; ties stay ties."""
+        cloned = Clones()
 
-    def with_real_tensors(self, graph: fx.Graph) -> fx.GraphModule:
-        """A GraphModule of the graph whose leaves hold clones of the original tensors; ties stay ties."""
-        clones: dict[int, Tensor] = {}
+        def real(tensor: Tensor) -> Tensor:
+            source = self.twins[id(tensor)].real if id(tensor) in self.twins else tensor
+            return cloned(source) if copy else source
 
-        def clone(tensor: Tensor) -> Tensor:
-            source = self.real.get(id(tensor), tensor)
-            if id(source) not in clones:
-                new = source.detach().clone()
-                if isinstance(tensor, nn.Parameter):
-                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                clones[id(source)] = new
-            return clones[id(source)]
-
-        root: dict[str, Any] = {}
-        transient: list[str] = []
+        owners = [dict(skeleton.named_modules(remove_duplicate=False)) for skeleton in self.skeletons]
+        parts: dict[str, Any] = {}
+        transient: list[tuple[str, str]] = []
         for node in graph.nodes:
             path = str(node.target)
-            if node.op == "call_module" and path not in root:
-                owner, name = self._owner(path)
-                root[path] = plain(copy_module(getattr(owner, name), clone))
-                for below, submodule in root[path].named_modules():
-                    submodule.training = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
-            elif node.op == "get_attr" and path not in root:
-                owner, name = self._owner(path)
-                root[path] = clone(getattr(owner, name))
+            if node.op not in ("call_module", "get_attr") or path in parts:
+                continue
+            prefix, _, name = path.rpartition(".")
+            # It is in the first trace that has it: a leaf module, a parameter or a constant.
+            owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
+            if node.op == "get_attr":
+                parts[path] = real(getattr(owner, name))
                 if name in owner._non_persistent_buffers_set:
-                    transient.append(path)
-        module = fx.GraphModule(root, graph, class_name=type(self.model).__name__)
-        for path in transient:
-            parent, _, name = path.rpartition(".")
-            module.get_submodule(parent)._non_persistent_buffers_set.add(name)
+                    transient.append((prefix, name))
+                continue
+            parts[path] = plain(copy_module(getattr(owner, name), real))
+            for below, submodule in parts[path].named_modules():
+                mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
+                submodule.__dict__["training"] = mode
+        module = assembled(parts, graph, type(self.model).__name__)
+        for prefix, name in transient:
+            module.get_submodule(prefix)._non_persistent_buffers_set.add(name)
         for path, submodule in module.named_modules():
-            if path not in root and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
-                submodule.training = self.modes.get(path, False)
+            if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
+                submodule.__dict__["training"] = self.modes.get(path, False)
         return module
 
 
@@ -175,31 +168,3 @@ def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:
     batch = 2 if example.shape[0] == 1 else example.shape[0]
     kept = dtype is None or not example.is_floating_point()
     return torch.empty((batch, *example.shape[1:]), dtype=example.dtype if kept else dtype, device="meta")
-
-
-def _meta_copy(model: nn.Module, real: dict[int, Tensor]) -> nn.Module:
-    """A deep copy whose parameters and buffers are meta tensors; `real` gets the original of each, by its id."""
-    memo: dict[int, Any] = {}
-
-    def replace(tensor: Tensor) -> None:
-        if id(tensor) in memo:
-            return
-        new: Tensor = meta_of(tensor)
-        if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = new
-        real[id(new)] = tensor
-
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if isinstance(tensor, Tensor):
-                replace(tensor)
-        for tensor in module.__dict__.values():
-            # Plain attributes keep their values: what the forward computes from them alone is a constant.
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
-    for module in model.modules():
-        # Copying plain leaves by hand saves a walk through a dozen empty dictionaries for each.
-        if not module._modules and type(module).__module__.startswith("torch.nn.modules"):
-            memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])
-    return copy.deepcopy(model, memo)

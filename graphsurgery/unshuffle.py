@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, fx
 
 from graphsurgery.aliasing import acts_in_place, is_functional, makes_new
+from graphsurgery.copying import meta_of, own_tensors
 from graphsurgery.facts import has_tensors, named_tensors
 from graphsurgery.readers import Readers, computes
 from graphsurgery.reordering import PLANS, Arrangement, Plan, arranged, same
-from graphsurgery.values import evaluate, meta_of
+from graphsurgery.values import evaluate
 from graphsurgery.wiring import Movement, Order, Wiring, natural_order, operator_of, runs, shuffle_groups
 
 
-def unshuffle(module: fx.GraphModule) -> None:
+def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> None:
     """Rewrite a traced network so that its channels are not shuffled; the outputs are the same to rounding.
 
     Parameters and buffers keep names and shapes, but where channels are in another order their values are permuted:
@@ -37,11 +38,14 @@ def unshuffle(module: fx.GraphModule) -> None:
     tensors in place which are read again.
 
     Args:
-        module: traced, with the value of each node in `node.meta["value"]`, and parameters of its own; it is changed.
+        module: traced, with the value of each node in `node.meta["value"]`; it is changed.
+        shared: whether its tensors are those of another module too; it gets its own if they are to be permuted.
     """
     movement = Movement(module)
     if not movement.wirings or not is_functional(module):
         return
+    if shared:
+        own_tensors(module)
     fixed: set[int] = set()
     while torn := (rewriting := _Rewriting(module, movement, fixed)).run():
         fixed |= torn

@@ -22,12 +22,14 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
 from graphsurgery import layers
+from graphsurgery.copying import meta_of
 from graphsurgery.errors import TraceError
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
 from graphsurgery.modes import FLAG
-from graphsurgery.values import evaluate, meta_of
+from graphsurgery.values import evaluate
 
+_LITERALS = frozenset({bool, int, float, str, type(None)})
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
 
 
@@ -153,7 +155,7 @@ class UnfollowedError(TraceError):
         path: of the innermost module that raised; empty for the network itself.
     """
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 
@@ -192,6 +194,8 @@ class ValueTracer(fx.Tracer):
         self.evaluating = False
         self.failed: str | None = None
         self._flags: dict[str, ValueProxy] = {}
+        self._modules: dict[str, nn.Module] = {}
+        self._kinds: dict[type, bool] = {}
         self._decisions: set[fx.Node] = set()
 
     def follow(self, root: nn.Module) -> fx.Graph:
@@ -214,6 +218,7 @@ class ValueTracer(fx.Tracer):
                 *root.named_buffers(remove_duplicate=False),
             )
         }
+        self._modules = dict(root.named_modules())
         self._waiting = list(self.examples)
         self._defaults = {p.name: p.default for p in left_out}
         followed = list(self._set_modes(root))
@@ -226,12 +231,12 @@ class ValueTracer(fx.Tracer):
             raise UnfollowedError(_where(error, root), self.failed or "") from error
         finally:
             for module in followed:
-                module.training = False
+                module.__dict__["training"] = False
         return graph
 
     def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
         """Let every module that is traced through answer for its mode."""
-        root.training = Mode(self, path)  # type: ignore[assignment]
+        root.__dict__["training"] = Mode(self, path)
         yield root
         for name, child in root.named_children():
             below = f"{path}.{name}" if path else name
@@ -239,11 +244,23 @@ class ValueTracer(fx.Tracer):
                 yield from self._set_modes(child, below)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.opaque or module_qualified_name in self.identities or is_leaf(m)
+        if module_qualified_name in self.opaque or module_qualified_name in self.identities:
+            return True
+        kind = type(m)
+        if kind not in self._kinds:
+            self._kinds[kind] = is_leaf(m)
+        return self._kinds[kind]
 
     def create_arg(self, a: Any) -> Any:
-        """A mode that is handed on becomes a node."""
-        return self._flag(a.path).node if isinstance(a, Mode) else super().create_arg(a)
+        """A mode that is handed on becomes a node. The most common kinds of argument come first."""
+        kind = type(a)
+        if kind is ValueProxy:
+            return a.node
+        if kind in _LITERALS:
+            return a
+        if kind is tuple:
+            return tuple([self.create_arg(item) for item in a])
+        return self._flag(a.path).node if kind is Mode else super().create_arg(a)
 
     def _flag(self, owner: str) -> ValueProxy:
         """The node that gives the mode of a module."""
@@ -258,11 +275,15 @@ class ValueTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> ValueProxy:
         return ValueProxy(node, self)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
+        """As fx does, but without a record of the modules that were running, which costs more the deeper they nest."""
+        return self.graph.create_node(kind, target, args, kwargs, *more, **options)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
         """Record a node and compute its value."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
-        self._value(proxy.node)
-        return proxy
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
+        self._value(node)
+        return ValueProxy(node, self)
 
     def _value(self, node: fx.Node) -> Any:
         if "value" not in node.meta:
@@ -289,6 +310,8 @@ class ValueTracer(fx.Tracer):
         return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
+        if path in self._modules:
+            return self._modules[path]
         parent, _, name = path.rpartition(".")
         found = getattr(self.root.get_submodule(parent), name)
         return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
@@ -310,7 +333,9 @@ class ValueTracer(fx.Tracer):
         asked = len(self.branches)
         path = self.path_of_module(m)
         try:
-            result = super().call_module(m, forward, args, kwargs)
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            result = forward(*args, **kwargs)
         except Exception:
             if self.failed is None and path not in self.opaque:
                 self.failed = path

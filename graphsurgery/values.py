@@ -11,30 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphsurgery.copying import copy_module, meta_of
 from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag
 from graphsurgery.shapes import result_of
-
-_NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
-
-
-def meta_of(tensor: Tensor) -> Tensor:
-    """A meta tensor of the same shape and dtype."""
-    return torch.empty_like(tensor, device="meta")
-
-
-def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
-    new = module.__class__.__new__(module.__class__)
-    state = new.__dict__
-    state.update(module.__dict__)
-    for name, kind in _NEW_HOOKS:
-        state[name] = kind()
-    state["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
-    state["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
-    state["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
-    state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
-    return new
 
 
 def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:

@@ -49,6 +49,9 @@ _REORDERINGS = frozenset(
 )  # fmt: skip
 
 
+_MOVEMENTS = _LAYOUTS | _REORDERINGS
+
+
 def operator_of(module: fx.GraphModule, node: fx.Node) -> Any:
     """What a node runs: the class of a module, a function, or the name of a method."""
     return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
@@ -66,6 +69,7 @@ class Movement:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
+        self._leaves = dict(module.named_modules(remove_duplicate=False))
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
@@ -105,6 +109,9 @@ class Movement:
         computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
         return computed or node in self.wirings or node in self.layouts
 
+    def _operator(self, node: fx.Node) -> Any:
+        return type(self._leaves[str(node.target)]) if node.op == "call_module" else node.target
+
     def _moves(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
             return False
@@ -115,12 +122,12 @@ class Movement:
                 isinstance(source.meta["value"], Tensor) and not has_tensors(_plain(index))
             )
         # `x.view(dtype)` looks at other bytes.
-        known = operator_of(self.module, node) in _LAYOUTS | _REORDERINGS
+        known = self._operator(node) in _MOVEMENTS
         return known and not any(isinstance(a, torch.dtype) for a in node.args)
 
     def _reorders(self, node: fx.Node) -> bool:
         if node.target is not operator.getitem:
-            return operator_of(self.module, node) in _REORDERINGS
+            return self._operator(node) in _REORDERINGS
         index = _plain(node.args[1])
         items = index if isinstance(index, tuple) else (index,)
         return any(isinstance(i, list) or (isinstance(i, slice) and i.step not in (None, 1)) for i in items)

@@ -127,14 +127,6 @@ def redraw(module: nn.Module, seed: int) -> None:
             tensor.data = tensor.data.mean() + spread * _normal(tensor, generator)
 
 
-def change_last_digits(module: nn.Module, seed: int) -> None:
-    """Change every parameter by about the last digit of its precision, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, tensor in _floating(module):
-        if isinstance(tensor, nn.Parameter):
-            tensor.data = tensor.data * (1 + torch.finfo(tensor.dtype).eps * _normal(tensor, generator))
-
-
 def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype, seed: int) -> None:
     """Give every BatchNorm about the statistics of a random batch, in place, and none exactly.
 

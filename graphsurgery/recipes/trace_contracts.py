@@ -101,14 +101,17 @@ class TraceContracts:
         raise NothingToCompareError(refusal)
 
     def _training(self) -> float:
-        """The outputs, and the buffers that both have after it, such as the statistics of norms."""
+        """The outputs, and the buffers that both have after it, such as the statistics of norms.
+
+        A trace may have its channels in another order (a shuffle is taken out of it), so values count in any order.
+        """
         if self.refusal:
             raise NothingToCompareError(self.refusal)
         traced, eager = (dict(module.named_buffers()) for module in (self._trace().module, self.eager))
         before = {name: buffer.clone() for name, buffer in traced.items()}
         outputs = self._apart(draw_inputs(self.specs, 2, self.seed, self.dtype), training=True)
         common = [name for name in traced if name in eager]
-        buffers = apart({n: traced[n] for n in common}, {n: eager[n] for n in common})
+        buffers = apart({n: _in_order(traced[n]) for n in common}, {n: _in_order(eager[n]) for n in common})
         for name, buffer in traced.items():
             buffer.copy_(before[name])
         return max(outputs, buffers)
@@ -131,6 +134,10 @@ class TraceContracts:
             return run(module.train(training), x, self.seed)
         except Exception as cause:  # whatever the module's own code raises
             raise NothingToCompareError(f"the module refuses it too: {one_line(cause)}") from cause
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    return tensor.flatten().sort().values
 
 
 def other_resolutions(specs: Sequence[InputSpec]) -> Iterator[list[InputSpec]]:

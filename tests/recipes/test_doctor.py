@@ -16,8 +16,8 @@ from graphsurgery.recipes import doctor, pass_contracts
 from graphsurgery.recipes.contracts import TOLERANCES, Contract, UnlikeError
 from graphsurgery.recipes.doctor import examine
 from graphsurgery.recipes.held import EDGES, UNUSED
-from graphsurgery.recipes.outputs import apart, named_outputs
-from graphsurgery.recipes.subjects import randomize, skeleton
+from graphsurgery.recipes.outputs import apart, named_outputs, run
+from graphsurgery.recipes.subjects import calibrate, draw_inputs, light_copy, randomize, redraw, skeleton
 from graphsurgery.recipes.trace_contracts import TraceContracts
 from graphsurgery.verify import deviation, double
 
@@ -324,6 +324,71 @@ def test_randomize_shows_what_fresh_networks_hide():
     assert bool(((module[1].weight >= 0.5) & (module[1].weight <= 1.5)).all())
     randomize(twin, 0)
     torch.testing.assert_close(dict(module.state_dict()), dict(twin.state_dict()), rtol=0, atol=0)
+
+
+def deep(width=8, layers=30):
+    """A deep network whose signal fades where its norms have the statistics of a fresh network."""
+    blocks: list[nn.Module] = []
+    for _ in range(layers):
+        blocks += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(2, width, 1), *blocks, nn.Flatten(), nn.LazyLinear(3))
+
+
+def test_outputs_depend_on_the_inputs_of_a_deep_network():
+    module = deep()
+    module(torch.zeros(2, 2, 8, 8))
+    specs = (InputSpec("x", (2, 2, 8, 8)),)
+    module = module.double().eval()
+    randomize(module, 0)
+    modes = [m.training for m in module.modules()]
+
+    def sensitivity():
+        outputs = [run(module, draw_inputs(specs, 2, seed, torch.float64), 0) for seed in (0, 1)]
+        return apart(*outputs)
+
+    assert sensitivity() < 1e-3
+    calibrate(module, specs, torch.float64, 0)
+    assert sensitivity() > 0.01
+    assert [m.training for m in module.modules()] == modes
+    assert all(m.momentum == 0.1 for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+    report = examine(gs.trace(module, torch.zeros(2, 2, 8, 8)), module, onnx=False)
+    assert report.holds
+    assert report.sensitivity > 0.01
+
+
+def test_calibration_leaves_no_norm_with_the_statistics_of_its_inputs():
+    module = nn.Sequential(nn.BatchNorm2d(3)).double()
+    specs = (InputSpec("x", (2, 3, 8, 8)),)
+    calibrate(module, specs, torch.float64, 0)
+    (x,) = draw_inputs(specs, 32, 1, torch.float64)
+    away = (module[0].running_mean - x.mean((0, 2, 3))).abs()
+    assert bool((away > 1e-6).all() and (away < 0.2).all())
+    assert bool((module[0].running_var > 0.5).all())
+
+
+def test_a_light_copy_keeps_the_values_of_the_original():
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
+    nn.init.zeros_(module[2].weight)
+    before = copy.deepcopy(module.state_dict())
+    light = light_copy(module)
+    assert light[0].weight.data_ptr() == module[0].weight.data_ptr()
+    randomize(light, 0)
+    calibrate(light, (InputSpec("x", (2, 2, 8, 8)),), torch.float32, 0)
+    redraw(light, 1)
+    assert not torch.equal(light[0].weight, module[0].weight)
+    torch.testing.assert_close(dict(module.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_weights_far_above_their_scale_are_tamed():
+    module = nn.Sequential(nn.Linear(100, 4), nn.Linear(4, 100))
+    nn.init.normal_(module[0].weight, std=10.0)
+    module[1].weight.data.fill_(0.4)
+    kept = module[1].weight.clone()
+    randomize(module, 0)
+    assert float(module[0].weight.detach().std()) == pytest.approx(0.1, rel=1e-3)
+    torch.testing.assert_close(module[1].weight, kept, rtol=0, atol=0)
 
 
 def test_infinity_fails():

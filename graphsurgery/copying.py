@@ -1,0 +1,128 @@
+"""Copies of modules with other tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
+_CONSTANTS = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device}
+)
+
+
+def meta_of(tensor: Tensor) -> Tensor:
+    """A meta tensor of the same shape and dtype."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
+    new = module.__class__.__new__(module.__class__)
+    state = new.__dict__
+    state.update(module.__dict__)
+    state.pop("_compiled_call_impl", None)
+    for name, kind in _NEW_HOOKS:
+        state[name] = kind()
+    state["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
+    state["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
+    state["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
+    state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    return new
+
+
+class Twin(NamedTuple):
+    """A tensor, and the one that it was made from; who finds it by the identity of one has to keep that alive."""
+
+    new: Tensor
+    real: Tensor
+
+
+class Clones:
+    """Gives a clone of each tensor, and the same clone wherever the same tensor is met again."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Twin] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._made:
+            new = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            self._made[id(tensor)] = Twin(new, tensor)
+        return self._made[id(tensor)].new
+
+
+def own_tensors(module: nn.Module) -> None:
+    """Give a module parameters and buffers of its own; ties stay ties."""
+    cloned = Clones()
+    for part in module.modules():
+        every: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for slots in every:
+            slots.update({name: cloned(tensor) for name, tensor in slots.items() if tensor is not None})
+
+
+def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
+    """A deep copy whose parameters and buffers are meta tensors; `twins` gets the original of each, by its id."""
+    memo: dict[int, Any] = {}
+
+    def replace(tensor: Tensor) -> None:
+        if id(tensor) in memo:
+            return
+        new: Tensor = meta_of(tensor)
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = new
+        twins[id(new)] = Twin(new, tensor)
+
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if isinstance(tensor, Tensor):
+                replace(tensor)
+        for value in module.__dict__.values():
+            # Plain attributes keep their values: what the forward computes from them alone is a constant.
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    return _deep_copy(model, memo)
+
+
+def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy` gives, without its walk through a dozen empty dictionaries and many numbers for each module.
+
+    A module that says itself how it is copied is left to `copy.deepcopy`.
+    """
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    if not module._modules and kind.__module__.startswith("torch.nn.modules"):
+        new = memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])
+        return new
+    if _copies_itself(kind):
+        return copy.deepcopy(module, memo)
+    new = memo[id(module)] = kind.__new__(kind)
+    hooks = dict(_NEW_HOOKS)
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers"):
+            new.__dict__[name] = {k: None if v is None else memo[id(v)] for k, v in value.items()}
+        elif name == "_modules":
+            new.__dict__[name] = {k: None if v is None else _deep_copy(v, memo) for k, v in value.items()}
+        elif name == "_compiled_call_impl":
+            continue
+        elif name in hooks and not value:
+            new.__dict__[name] = hooks[name]()
+        else:
+            new.__dict__[name] = value if type(value) in _CONSTANTS else copy.deepcopy(value, memo)
+    return new
+
+
+def _copies_itself(kind: type) -> bool:
+    """Whether a class of modules has a say in how its instances are copied."""
+    if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
+        return True
+    usual = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    return any(getattr(kind, name) is not getattr(nn.Module, name) for name in usual)

@@ -1,0 +1,92 @@
+"""Networks put together from their parts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+_ATTRIBUTES = ("_code", "_lineno_map", "_prologue_start")
+"""What a GraphModule gets by `recompile`, besides the `forward` of its class."""
+
+
+class Network(fx.GraphModule):
+    """A GraphModule that writes its Python code when it is first run or looked at.
+
+    To write and compile it takes as long as to type the graph, and what only goes into the next pass is never run.
+    """
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph; a new one replaces the code, but a changed one needs `recompile`, as in every GraphModule."""
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        graph.owning_module = self
+        for name in _ATTRIBUTES:
+            self.__dict__.pop(name, None)
+        # Every GraphModule has a class of its own.
+        type(self).forward = _Forward(self)  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ATTRIBUTES:
+            self.recompile()
+            return self.__dict__[name]
+        return super().__getattr__(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.recompile()
+        return super().__reduce__()
+
+
+class _Forward:
+    """A `forward` that is written when it is asked for, of the network or of its class."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = weakref.ref(network)
+
+    def __get__(self, instance: Network | None, owner: type) -> Any:
+        network = self.network()
+        assert network is not None
+        network.recompile()
+        asked: Any = owner if instance is None else instance
+        return asked.forward
+
+
+def assembled(parts: Mapping[str, Any], graph: fx.Graph, class_name: str) -> Network:
+    """A network that has these modules, parameters, buffers and constants at their paths.
+
+    As `fx.GraphModule(parts, graph)`, which walks every path anew.
+    """
+    network = Network(nn.Module(), fx.Graph(), class_name)
+    owners: dict[str, nn.Module] = {"": network}
+    # What is nested less deeply comes first, as a module may have others below its path.
+    for path in sorted(parts, key=lambda path: path.count(".")):
+        prefix, _, name = path.rpartition(".")
+        owner, part = _owner(owners, prefix), parts[path]
+        if isinstance(part, nn.Module):
+            owner.add_module(name, part)
+            owners[path] = part
+        elif isinstance(part, nn.Parameter):
+            owner.register_parameter(name, part)
+        elif isinstance(part, Tensor):
+            owner.register_buffer(name, part)
+        else:
+            setattr(owner, name, part)
+    network.graph = graph
+    return network
+
+
+def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
+    """The module at a path; new, empty ones where there are none yet."""
+    if path not in owners:
+        prefix, _, name = path.rpartition(".")
+        parent = _owner(owners, prefix)
+        if name not in parent._modules:
+            parent.add_module(name, nn.Module())
+        owners[path] = parent.get_submodule(name)
+    return owners[path]
