@@ -39,7 +39,7 @@ def attention(
     infer.unify(query[-1], key[-1])
     infer.unify(key[-2], value[-2])
     infer.reads(0, len(query) - 1, query[-1], None, 0)
-    infer.mixes(key[-2], "softmax")
+    _weigh(infer, key[-2])
     lead = broadcast(infer, TensorType(query.axes[:-2]), TensorType(key.axes[:-2]), TensorType(value.axes[:-2]))
     for channels in (query[-1], value[-1]):
         infer.multiplies(*lead.axes, query[-2], key[-2], channels)
@@ -56,6 +56,13 @@ def attention(
     return TensorType([*lead.axes, query[-2], value[-1]])
 
 
+def _weigh(infer: Inference, axis: ax.Axis) -> None:
+    """A softmax mixes an axis; learned tokens that stand beside fixed positions are positions too."""
+    if any(all(dim.fixed for dim in term) for term in ax.resolve(axis)):
+        infer.fix(axis)
+    infer.mixes(axis, "softmax")
+
+
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     """Mixes one axis."""
@@ -63,19 +70,19 @@ def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     if not isinstance(dim, int):
         infer.freeze("a softmax that names no axis", input)
         return TensorType(input.axes)
-    infer.mixes(input[dim], "softmax")
+    _weigh(infer, input[dim])
     return TensorType(input.axes)
 
 
 @rule(nn.Softmax2d)
 def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the channels at every position."""
-    infer.mixes(input[-3], "softmax")
+    _weigh(infer, input[-3])
     return TensorType(input.axes)
 
 
 @rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
 def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Mixes one axis."""
-    infer.mixes(input[dim], "softmax")
+    _weigh(infer, input[dim])
     return TensorType(input.axes)

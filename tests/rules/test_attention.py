@@ -103,6 +103,19 @@ def test_softmax_over_the_channels_of_images_mixes():
     assert graph.spaces[0].mixed == ("softmax at 1",)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_learned_tokens_beside_positions_are_positions(fused):
+    def forward(net, x):
+        h = torch.cat([net.tokens.expand(x.shape[0], -1, -1), net.a(x)], 1)
+        if fused:
+            return net.b(F.scaled_dot_product_attention(h, h, h))
+        return net.b((h @ h.mT).softmax(-1) @ h)
+
+    network = Network(forward, {"tokens": torch.zeros(1, 4, 8)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    graph = assert_contracts(network, (5, 3))
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ())]
+
+
 def test_softmax_over_positions_mixes_nothing():
     graph = assert_contracts(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Softmax(2), nn.Conv1d(8, 2, 1)), (3, 5))
     assert graph.spaces[0].mixed == ()
