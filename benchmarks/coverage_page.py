@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -132,7 +133,7 @@ def _row(name: str, document: Document, notes: _Notes) -> list[str]:
     if "refused" in document:
         return [label, f"refused{notes.mark(document['refused'])}", "", *blank]
     contracts = {contract["name"]: contract for contract in document["contracts"]}
-    sensitivity = document["sensitivity"]
+    sensitivity = document.get("sensitivity")
     if sensitivity is not None and sensitivity < INSENSITIVE:
         label += notes.mark(f"with other inputs its outputs change by {sensitivity:.0e} only: equality says less")
     reasons = [f"{count:,} parameters: {reason}" for reason, count in document["held"][:_LARGEST_REASONS]]
@@ -169,7 +170,7 @@ def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
     if contract is None:
         return ""
     if contract["status"] == "refused":
-        return f"refused{notes.mark(contract['refused'])}"
+        return f"refused{notes.mark(_without_folder(contract['refused']))}"
     if contract["status"] == "not measured":
         return f"–{notes.mark(contract['absent'])}"
     number = _number(contract["measured"])
@@ -177,6 +178,11 @@ def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
         why = contract["note"] if contract["measured"] is None else ""
         return " ".join(filter(None, ("**fails**", number))) + notes.mark(why)
     return f"({number})" if contract["status"] == "stated" else number
+
+
+def _without_folder(reason: str) -> str:
+    """A reason without the temporary file that it begins with."""
+    return re.sub(r"^/\S*/[^/\s]+: ", "", reason)
 
 
 def _number(measured: float | None) -> str:
@@ -196,6 +202,12 @@ def _measured(source: str, documents: Mapping[str, Document], sources: str) -> s
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     other = sum(document.get("sources") != sources for document in documents.values())
     older = f" {other} networks were measured with other sources of graphsurgery than the last." if other else ""
+    uncalibrated = sum("contracts" in document and "sensitivity" not in document for document in documents.values())
+    if uncalibrated:
+        older += (
+            f" {uncalibrated} of them before norms got the statistics of a batch: the outputs of deep networks with"
+            " fresh BatchNorms hardly depend on the input, so there an equality says little about the first layers."
+        )
     examined = [c["name"] for document in documents.values() for c in document.get("contracts", ())]
     if not any(name == COLUMNS["ONNX"] for name in examined):
         older += " ONNX Runtime was left out (`--no-onnx`)."
