@@ -43,15 +43,20 @@ class Twin(NamedTuple):
     real: Tensor
 
 
-class Clones:
-    """Gives a clone of each tensor, and the same clone wherever the same tensor is met again."""
+class Replicas:
+    """Gives a new tensor for each, and the same one wherever the same tensor is met again.
 
-    def __init__(self) -> None:
+    Args:
+        copy: whether they are clones; else they share the memory, and only dtype, device and gradient are their own.
+    """
+
+    def __init__(self, *, copy: bool = True) -> None:
+        self._copy = copy
         self._made: dict[int, Twin] = {}
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._made:
-            new = tensor.detach().clone()
+            new = tensor.detach().clone() if self._copy else tensor.detach()
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             self._made[id(tensor)] = Twin(new, tensor)
@@ -60,7 +65,7 @@ class Clones:
 
 def own_tensors(module: nn.Module) -> None:
     """Give a module parameters and buffers of its own; ties stay ties."""
-    cloned = Clones()
+    cloned = Replicas()
     for part in module.modules():
         every: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
         for slots in every:
@@ -84,11 +89,15 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if isinstance(tensor, Tensor):
                 replace(tensor)
-        for value in module.__dict__.values():
+        for value in module.__dict__.values() if not _is_torch_leaf(module) else ():
             # Plain attributes keep their values: what the forward computes from them alone is a constant.
             if isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
     return _deep_copy(model, memo)
+
+
+def _is_torch_leaf(module: nn.Module) -> bool:
+    return not module._modules and type(module).__module__.startswith("torch.nn.modules")
 
 
 def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -99,7 +108,7 @@ def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
-    if not module._modules and kind.__module__.startswith("torch.nn.modules"):
+    if _is_torch_leaf(module):
         new = memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])
         return new
     if _copies_itself(kind):

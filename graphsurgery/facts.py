@@ -106,11 +106,33 @@ class Resize(Protocol):
         """New sizes of consecutive old segments of the axis."""
 
 
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
+    """A module and all below it, by path, shared ones under each of their paths.
+
+    `named_modules(remove_duplicate=False)` gives the same, each one through a generator of every level above it.
+    """
+    found: dict[str, nn.Module] = {}
+
+    def visit(part: nn.Module, path: str) -> None:
+        found[path] = part
+        for name, below in part._modules.items():
+            if below is not None:
+                visit(below, f"{path}.{name}" if path else name)
+
+    visit(module, "")
+    return found
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names."""
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    return tensors
+    """Every parameter and buffer under each of its names; the parameters come first."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for path, part in modules_of(module).items():
+        for found, slots in ((parameters, part._parameters), (buffers, part._buffers)):
+            for name, tensor in slots.items():
+                if tensor is not None:
+                    found[f"{path}.{name}" if path else name] = tensor
+    return parameters | buffers
 
 
 def place_of(node: fx.Node) -> str:

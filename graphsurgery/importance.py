@@ -119,7 +119,7 @@ def _along(values: Tensor, axis: Axis, dims: tuple[Dim, ...]) -> Tensor:
     offset = 0
     for term in axis:
         size = term_size(term)
-        if all(dim in term for dim in dims):
+        if dims[0] in term and all(dim in term for dim in dims):
             block = values[offset : offset + size].reshape(*(dim.size for dim in term), *values.shape[1:])
             block = block.movedim([term.index(dim) for dim in dims], list(range(len(dims))))
             total += block.flatten(len(dims), len(term) - 1).sum(len(dims)) if len(term) > len(dims) else block

@@ -25,6 +25,7 @@ from graphsurgery.facts import (
     TensorType,
     has_tensors,
     map_values,
+    modules_of,
     named_tensors,
     place_of,
     tensor_types,
@@ -68,7 +69,7 @@ class Inference:
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
         self.open_outputs = open_outputs
-        self._modules = dict(module.named_modules(remove_duplicate=False))
+        self._modules = modules_of(module)
         # For shapes and identities only: moving or casting the module replaces its buffers.
         self._tensors = named_tensors(module)
         self.canonical: dict[str, str] = {}

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.aliasing import acts_in_place, owns_memory
 from graphsurgery.errors import TraceError
+from graphsurgery.facts import modules_of
 from graphsurgery.layers import hold
 from graphsurgery.modes import FLAG
 
@@ -119,7 +120,7 @@ def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> 
         modes: the mode of each module by its path; it learns those of the new ones.
         kept: paths below which nothing is replaced.
     """
-    for path, module in list(root.named_modules()):
+    for path, module in modules_of(root).items():
         lowered = None if any(path == k or path.startswith(f"{k}.") for k in kept) else _lowered(module)
         if lowered is None or not path:
             continue

@@ -164,6 +164,8 @@ class Edit(Widths):
 
     def _lift_term(self, term: Term, rows: Mapping[Dim, Tensor]) -> Tensor:
         """The old index of each new one, `[rows, new]`, over the grid of the new indices of all dims."""
+        if len(term) == 1 and term[0] not in rows:
+            return self._source(term[0])[None]
         rank = len(term) + 1
         index = torch.zeros([1] * rank, dtype=torch.int64)
         for position, dim in enumerate(term, 1):

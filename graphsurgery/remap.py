@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.axes import Dim
 from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors
+from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors, modules_of
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
 from graphsurgery.layers import hold
@@ -105,7 +105,7 @@ def rebuild(
         new_tensor: the new parameter or buffer, from its type and its old value.
         record: what to add to the lineage.
     """
-    types, old_modules = graph.types, dict(graph.module.named_modules(remove_duplicate=False))
+    types, old_modules = graph.types, modules_of(graph.module)
     tensors = graph.tensors()
     names = {id(tensor): types.canonical[name] for name, tensor in tensors.items()}
     made: dict[str, Tensor] = {}
@@ -150,7 +150,7 @@ def rebuild(
 
 def _keep_modes(old: Mapping[str, nn.Module], new: fx.GraphModule) -> None:
     """Train and eval modes and non-persistent buffers stay what they were."""
-    for path, module in new.named_modules():
+    for path, module in modules_of(new).items():
         if path in old:
             module.__dict__["training"] = old[path].training
             module._non_persistent_buffers_set.update(old[path]._non_persistent_buffers_set & set(module._buffers))

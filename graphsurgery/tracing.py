@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import detection
 
-from graphsurgery.copying import Clones, Twin, copy_module, meta_copy
+from graphsurgery.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.errors import SurgeryError, TraceError, one_line
+from graphsurgery.facts import modules_of
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
@@ -30,9 +31,8 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
         model: any module; its train/eval mode is kept, and both modes stay available.
         example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes count, and whether
             it holds numbers or indices.
-        copy: whether the graph gets tensors of its own. Without, it has the parameters and buffers of the model: no
-            time and memory goes into copies, and who trains the one trains the other. What passes make of the graph
-            has tensors of its own either way.
+        copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
+            memory go into copies, but who trains the one trains the other. What passes make of the graph has its own.
 
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
@@ -46,7 +46,7 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() == 0:
             raise SurgeryError("trace: example inputs are tensors [batch, ...]")
-    for path, part in model.named_modules():
+    for path, part in modules_of(model).items():
         kind, home = type(part).__name__, type(part).__module__
         if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
             where = path or type(model).__name__
@@ -100,10 +100,10 @@ class _Traces:
         """A trace in one mode, and the lines of the model that asked for the mode."""
         while True:
             skeleton = meta_copy(self.model, self.twins)
-            modes = {}
-            for path, module in skeleton.named_modules():
-                # Not by `eval()`: a model's own `train` may do more, such as to merge weights.
-                modes[path], module.__dict__["training"] = module.training, False
+            parts = modules_of(skeleton)
+            modes = {path: part.training for path, part in parts.items()}
+            for part in parts.values():
+                part.__dict__["training"] = False  # not by `eval()`, as a model's own may do more: merge weights
             lower(skeleton, modes, self.opaque)
             tracer = ValueTracer(
                 self.examples,
@@ -125,14 +125,13 @@ class _Traces:
             return graph, tracer.branches
 
     def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> fx.GraphModule:
-        """A GraphModule of the graph whose leaves hold the original tensors, or clones of them; ties stay ties."""
-        cloned = Clones()
+        """A GraphModule of the graph whose leaves hold the original tensors or clones of them; ties stay ties."""
+        replica = Replicas(copy=copy)
 
         def real(tensor: Tensor) -> Tensor:
-            source = self.twins[id(tensor)].real if id(tensor) in self.twins else tensor
-            return cloned(source) if copy else source
+            return replica(self.twins[id(tensor)].real if id(tensor) in self.twins else tensor)
 
-        owners = [dict(skeleton.named_modules(remove_duplicate=False)) for skeleton in self.skeletons]
+        owners = [modules_of(skeleton) for skeleton in self.skeletons]
         parts: dict[str, Any] = {}
         transient: list[tuple[str, str]] = []
         for node in graph.nodes:
@@ -148,13 +147,13 @@ class _Traces:
                     transient.append((prefix, name))
                 continue
             parts[path] = plain(copy_module(getattr(owner, name), real))
-            for below, submodule in parts[path].named_modules():
+            for below, submodule in modules_of(parts[path]).items():
                 mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
                 submodule.__dict__["training"] = mode
         module = assembled(parts, graph, type(self.model).__name__)
         for prefix, name in transient:
             module.get_submodule(prefix)._non_persistent_buffers_set.add(name)
-        for path, submodule in module.named_modules():
+        for path, submodule in modules_of(module).items():
             if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
                 submodule.__dict__["training"] = self.modes.get(path, False)
         return module

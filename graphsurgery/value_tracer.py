@@ -24,6 +24,7 @@ from torch.fx import _symbolic_trace as fx_trace
 from graphsurgery import layers
 from graphsurgery.copying import meta_of
 from graphsurgery.errors import TraceError
+from graphsurgery.facts import modules_of, named_tensors
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
 from graphsurgery.modes import FLAG
@@ -211,14 +212,8 @@ class ValueTracer(fx.Tracer):
         for parameter in left_out:
             if parameter.default is parameter.empty:
                 raise TraceError(f"{type(root).__name__}.forward needs an example for its argument {parameter.name}")
-        self.names = {
-            id(tensor): name
-            for name, tensor in (
-                *root.named_parameters(remove_duplicate=False),
-                *root.named_buffers(remove_duplicate=False),
-            )
-        }
-        self._modules = dict(root.named_modules())
+        self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
+        self._modules = modules_of(root)
         self._waiting = list(self.examples)
         self._defaults = {p.name: p.default for p in left_out}
         followed = list(self._set_modes(root))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphsurgery.facts import has_tensors
+from graphsurgery.facts import has_tensors, modules_of
 
 Wire = tuple[fx.Node, int]
 """One channel: the node that has it, and its number there."""
@@ -69,7 +69,7 @@ class Movement:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self._leaves = dict(module.named_modules(remove_duplicate=False))
+        self._leaves = modules_of(module)
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
