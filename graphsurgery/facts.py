@@ -51,12 +51,14 @@ class ParameterType:
         axes: their types.
         reads: the axes that a contraction sums over.
         passes: those of them that are written too, group by group, as in a grouped transposed convolution.
+        counts: whether it says how much each index of its axis counts in a norm; copies of one share what it counted.
     """
 
     name: str
     axes: tuple[Axis, ...]
     reads: set[int] = field(default_factory=set)
     passes: set[int] = field(default_factory=set)
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Access:
         dim: the axis number, in that tensor, that holds `axis`.
         weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
         weight: that parameter, and the number of its axis.
+        given: how often the node is given that tensor; a factor on it would count as often.
     """
 
     node: fx.Node
@@ -78,15 +81,24 @@ class Access:
     dim: int = 0
     weighted: bool = True
     weight: tuple[str, int] | None = None
+    given: int = 1
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result."""
+    """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result.
+
+    Attributes:
+        node: where.
+        axis: what is mixed.
+        kind: how.
+        dim: the number of the axis, in the node's first tensor, that holds it; None where that is not one axis alone.
+    """
 
     node: fx.Node
     axis: Axis
     kind: str
+    dim: int | None = None
 
 
 class Frozen(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor, fx
 import graphsurgery.rules  # noqa: F401  (fills the table of rules)
 from graphsurgery.axes import Axis, Dim, resolve
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import Frozen, named_tensors, place_of
+from graphsurgery.facts import Frozen, ParameterType, named_tensors, place_of
 from graphsurgery.inference import Inference
+from graphsurgery.maps import Edit
 from graphsurgery.values import propagate
 
 
@@ -54,6 +56,29 @@ class Space:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """How a network was made from another one, for what has to go the same way as its weights.
+
+    Attributes:
+        module: the network before, while it exists.
+        before: how that one was made.
+        parameters: the types of its parameters and buffers.
+        canonical: the first name of each of them by every name.
+        spaces: the names of its spaces by their dims.
+        folded: the axes of its parameters that the shares of the edit are folded into.
+        edit: what was done to its spaces.
+    """
+
+    module: weakref.ref[fx.GraphModule]
+    before: Origin | None
+    parameters: Mapping[str, ParameterType]
+    canonical: Mapping[str, str]
+    spaces: Mapping[Dim, str]
+    folded: Mapping[str, Collection[int]]
+    edit: Edit
+
+
+@dataclass(frozen=True, eq=False)
 class ModelGraph:
     """A network in normal form, with the types of all its axes.
 
@@ -62,12 +87,14 @@ class ModelGraph:
         inputs: what the network takes; the first axis of every input is the batch.
         lineage: JSON-like records of how this network came to be, oldest first.
         open_outputs: whether the axes of the outputs (classes) count as channels too.
+        origin: how the last edit made it, in this process; it is not stored.
     """
 
     module: fx.GraphModule
     inputs: tuple[InputSpec, ...]
     lineage: tuple[Mapping[str, Any], ...] = field(default=())
     open_outputs: bool = False
+    origin: Origin | None = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

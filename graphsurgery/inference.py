@@ -123,9 +123,10 @@ class Inference:
         source = value if isinstance(value, fx.Node) else None
         given: list[fx.Node] = []
         fx.map_arg((self.node.args, self.node.kwargs), given.append)
+        times = 1 if source is None else given.count(source)
         # A value that is given twice would be scaled twice.
-        if weight is None or weight.parameter is None or given.count(source) > 1:  # type: ignore[arg-type]
-            self.readers.append(Access(self.node, axis, source, dim, weighted=False))
+        if weight is None or weight.parameter is None or times > 1:
+            self.readers.append(Access(self.node, axis, source, dim, weighted=False, given=times))
             return
         self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
         self.parameters[weight.parameter].reads.add(weight_axis)
@@ -137,10 +138,10 @@ class Inference:
         """
         self.products.setdefault(self.node, []).append(factors)
 
-    def mixes(self, axis: Axis, kind: str) -> None:
-        """The node mixes the indices of this axis; kinds: softmax, mean, layer_norm, group_norm, contraction."""
+    def mixes(self, axis: Axis, kind: str, dim: int | None = None) -> None:
+        """The node mixes the indices of this axis, which is number `dim` of its first tensor; see `Mixing`."""
         if not ax.is_fixed(axis):
-            self.mixings.append(Mixing(self.node, axis, kind))
+            self.mixings.append(Mixing(self.node, axis, kind, dim))
 
     def attribute(self, name: str, axis: Axis) -> None:
         """The attribute `name` of the node's module is the size of this axis."""

@@ -24,6 +24,9 @@ __all__ = [
     "scale_axis",
     "segmented_layer_norm",
     "segmented_normalize",
+    "weigh",
+    "weighted_group_norm",
+    "weighted_rms_norm",
 ]
 
 
@@ -162,6 +165,7 @@ def segmented_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     groups: Sequence[int] | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm of each group of segments of the last axis by its own mean and variance.
 
@@ -172,8 +176,18 @@ def segmented_layer_norm(
         bias: shift `[sum(segments)]`.
         eps: added to each variance.
         groups: the group of each segment; by default every segment is one of its own.
+        shares: how much each channel counts in mean and variance, in proportion `[sum(segments)]`; by default all the
+            same. Copies of one channel share what it counted.
     """
-    y = _each_group(x, -1, segments, groups, lambda part: F.layer_norm(part, part.shape[-1:], None, None, eps))
+
+    def norm(part: Tensor, share: Tensor | None) -> Tensor:
+        if share is None:
+            return F.layer_norm(part, part.shape[-1:], None, None, eps)
+        share = share / share.sum()
+        centred = part - (part * share).sum(-1, keepdim=True)
+        return centred * torch.rsqrt((centred.square() * share).sum(-1, keepdim=True) + eps)
+
+    y = _each_group(x, -1, segments, groups, norm, shares)
     if weight is not None:
         y = y * weight
     return y if bias is None else y + bias
@@ -187,30 +201,93 @@ def segmented_normalize(
     *,
     segments: Sequence[int],
     groups: Sequence[int] | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """`F.normalize` of each group of segments of axis `dim` by its own norm.
 
     What dividing by a norm over channels becomes in a direct sum of networks; segments and groups are those of
-    `segmented_layer_norm`.
+    `segmented_layer_norm`. The shares `[sum(segments)]` are factors on what each channel adds to `sum |x|^p`.
     """
-    return _each_group(x, dim, segments, groups, lambda part: F.normalize(part, p, dim, eps))
+
+    def norm(part: Tensor, share: Tensor | None) -> Tensor:
+        if share is None:
+            return F.normalize(part, p, dim, eps)
+        return part / weigh(part, dim, share ** (1 / p)).norm(p, dim, keepdim=True).clamp_min(eps)
+
+    return _each_group(x, dim, segments, groups, norm, shares)
 
 
 def _each_group(
-    x: Tensor, dim: int, segments: Sequence[int], groups: Sequence[int] | None, norm: Callable[[Tensor], Tensor]
+    x: Tensor,
+    dim: int,
+    segments: Sequence[int],
+    groups: Sequence[int] | None,
+    norm: Callable[[Tensor, Tensor | None], Tensor],
+    shares: Tensor | None = None,
 ) -> Tensor:
-    """Apply `norm` to the segments of each group together."""
+    """Apply `norm` to the segments of each group together, with what is theirs of the shares."""
     pieces = x.split(list(segments), dim)
+    own = [None] * len(pieces) if shares is None else shares.split(list(segments))
     members: dict[int, list[int]] = {}
     for index, group in enumerate(range(len(pieces)) if groups is None else groups):
         members.setdefault(group, []).append(index)
     normed = list(pieces)
     for places in members.values():
         whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], dim)
-        parts = norm(whole).split([segments[i] for i in places], dim)
+        found = [share for i in places if (share := own[i]) is not None]
+        parts = norm(whole, torch.cat(found) if found else None).split([segments[i] for i in places], dim)
         for index, piece in zip(places, parts, strict=True):
             normed[index] = piece
     return normed[0] if len(normed) == 1 else torch.cat(normed, dim)
+
+
+def weighted_rms_norm(x: Tensor, shares: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """`F.rms_norm` over the last axis, whose channels count in proportion to their shares.
+
+    Args:
+        x: `[..., channels]`.
+        shares: `[channels]`; copies of one channel share what it counted.
+        weight: scale `[channels]`.
+        eps: added to the mean square; by default the precision of the dtype of `x`.
+    """
+    share = shares / shares.sum()
+    square = (x.square() * share).sum(-1, keepdim=True)
+    y = x * torch.rsqrt(square + (torch.finfo(x.dtype).eps if eps is None else eps))
+    return y if weight is None else y * weight
+
+
+def weighted_group_norm(
+    x: Tensor,
+    num_groups: int,
+    shares: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.group_norm`, in which the channels of a group count in proportion to their shares.
+
+    Args:
+        x: `[batch, channels, ...]`.
+        num_groups: how many groups of neighbouring channels there are.
+        shares: `[channels]`; copies of one channel share what it counted.
+        weight: scale `[channels]`.
+        bias: shift `[channels]`.
+        eps: added to each variance.
+    """
+    share = shares.reshape(num_groups, -1, 1)
+    share = share / share.sum(1, keepdim=True)
+    y = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
+    y = y - (y * share).sum(2, keepdim=True).mean(3, keepdim=True)
+    y = y * torch.rsqrt((y.square() * share).sum(2, keepdim=True).mean(3, keepdim=True) + eps)
+    y = y.reshape(x.shape)
+    if weight is not None:
+        y = weigh(y, 1, weight)
+    return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
+
+
+def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
+    """Multiply axis `dim` of `x` by one factor for each index, `factors [x.shape[dim]]`."""
+    return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
 
 
 class SegmentedLayerNorm(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from graphsurgery.axes import Dim
 from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors, modules_of
-from graphsurgery.graph import ModelGraph
+from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.inference import Inference
 from graphsurgery.layers import hold
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
@@ -36,18 +38,43 @@ def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups], recor
     """
     edit = Edit(maps)
     _check_shares(graph, maps)
-    return rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor), record)
+    new = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, typed.reads), record)
+    return follow(graph, new, edit)
 
 
-def gather(edit: Edit, typed: ParameterType, tensor: Tensor) -> Tensor:
-    """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares where it reads."""
+def follow(before: ModelGraph, after: ModelGraph, edit: Edit) -> ModelGraph:
+    """The same network, which knows how it was made from another one."""
+    types = before.types
+    origin = Origin(
+        module=weakref.ref(before.module),
+        before=before.origin,
+        parameters=types.parameters,
+        canonical=types.canonical,
+        spaces={space.dim: space.name for space in before.spaces},
+        folded=folded(before),
+        edit=edit,
+    )
+    return dataclasses.replace(after, origin=origin)
+
+
+def folded(graph: ModelGraph) -> dict[str, set[int]]:
+    """The axes of parameters, by name, that a factor on what they read is folded into."""
+    found: dict[str, set[int]] = {}
+    for access in graph.types.readers:
+        if access.weighted and access.weight is not None:
+            found.setdefault(access.weight[0], set()).add(access.weight[1])
+    return found
+
+
+def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Collection[int]) -> Tensor:
+    """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares on some of its axes."""
     lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
     changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
     # What depends on another axis comes last, when that axis has its new indices.
     changes.sort(key=lambda change: change[1].beside is not None)
     new = _selected(tensor, changes)
     for index, lifted in changes:
-        if lifted.share is not None and index in typed.reads:
+        if lifted.share is not None and index in scaled:
             shape = [1] * new.dim()
             shape[index] = -1
             new = new * lifted.share.to(new).reshape(shape)

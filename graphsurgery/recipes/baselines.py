@@ -1,4 +1,4 @@
-"""What a merge is compared with: the ensemble, the plain average of weights, and a new network of the same shape."""
+"""What a merge is compared with: the ensemble, and the plain average of weights."""
 
 from __future__ import annotations
 
@@ -46,19 +46,3 @@ def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
         return torch.stack(found).mean(0) if old.is_floating_point() else old.clone()
 
     return rebuild(first, Edit({}), mean, {"pass": "average", "parents": len(graphs)})
-
-
-def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:
-    """A network of the same shape with new weights: every layer by its own rule, single parameters by their spread."""
-    new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "reinitialize", "seed": seed})
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in new.module.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif module is not new.module or module._parameters:
-                for parameter in module._parameters.values():
-                    if parameter is not None and parameter.numel() > 1:
-                        parameter.normal_(float(parameter.mean()), float(parameter.std()))
-    return new

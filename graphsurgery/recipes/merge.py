@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.initializing import reinitialized
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.gate import gate, gates
-from graphsurgery.recipes.baselines import Ensemble, average, reinitialized
+from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row
 from graphsurgery.recipes.train import fresh
 from graphsurgery.training.data import Data, check_fits

@@ -12,7 +12,15 @@ from torch import fx, nn
 from graphsurgery import axes as ax
 from graphsurgery.facts import Resize, TensorType
 from graphsurgery.inference import Inference, rule
-from graphsurgery.layers import ChannelGate, SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
+from graphsurgery.layers import (
+    ChannelGate,
+    SegmentedLayerNorm,
+    segmented_layer_norm,
+    segmented_normalize,
+    weigh,
+    weighted_group_norm,
+    weighted_rms_norm,
+)
 from graphsurgery.rules.contraction import resize_argument, set_argument
 
 PER_CHANNEL_NORMS = (
@@ -40,7 +48,7 @@ def batch_norm(infer: Inference, input: TensorType) -> TensorType:
 def _mixes_positions(infer: Inference, input: TensorType) -> None:
     """Statistics over the axes behind the channels mix those that are no mere positions."""
     for axis in input.axes[2:]:
-        infer.mixes(axis, "norm")
+        infer.mixes(axis, "statistics")
 
 
 @rule(torchvision.ops.FrozenBatchNorm2d)
@@ -62,7 +70,7 @@ def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **op
     if infer.node.target is F.instance_norm:
         _mixes_positions(infer, input)
     elif given.get("training", False) is not False or given.get("running_mean") is None:
-        infer.mixes(input[0], "norm")
+        infer.mixes(input[0], "statistics")
         _mixes_positions(infer, input)
     return TensorType(input.axes)
 
@@ -113,7 +121,7 @@ def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "la
     if len(normalized) > 1:
         infer.freeze_axis("a norm over several axes", *normalized)
     for axis in normalized:
-        infer.mixes(axis, kind)
+        infer.mixes(axis, kind, -1)
 
 
 @rule(SegmentedLayerNorm)
@@ -121,7 +129,7 @@ def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
     """Mixes the last axis within each segment; the segments' sizes follow what is left of each."""
     infer.tie("weight", x[-1])
     infer.tie("bias", x[-1])
-    infer.mixes(x[-1], "segmented_layer_norm")
+    infer.mixes(x[-1], "segmented_layer_norm", -1)
 
     def resize(module: nn.Module, new: Resize) -> None:
         assert isinstance(module, SegmentedLayerNorm)
@@ -140,12 +148,14 @@ def segmented_norm_function(
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
     groups: Sequence[int] | None = None,
+    shares: TensorType | None = None,
 ) -> TensorType:
     """The functional form."""
+    _counts(infer, shares, x[-1])
     for vector in (weight, bias):
         if vector is not None:
             infer.unify(vector[0], x[-1])
-    infer.mixes(x[-1], "segmented_layer_norm")
+    infer.mixes(x[-1], "segmented_layer_norm", -1)
 
     def resize(node: fx.Node, new: Resize) -> None:
         left = _left(new, x[-1], segments, groups)
@@ -202,6 +212,37 @@ def rms_norm_function(
     return TensorType(input.axes)
 
 
+@rule(weighted_rms_norm)
+def weighted_rms_norm_function(
+    infer: Inference,
+    x: TensorType,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    eps: float | None = None,  # noqa: ARG001
+) -> TensorType:
+    """Mixes the last axis, whose indices count by their shares."""
+    _counts(infer, shares, x[-1])
+    if weight is not None:
+        infer.unify(weight[0], x[-1])
+    infer.mixes(x[-1], "rms_norm", -1)
+    return TensorType(x.axes)
+
+
+@rule(weigh)
+def weigh_function(infer: Inference, x: TensorType, dim: int, factors: TensorType) -> TensorType:
+    """One factor for each index of an axis."""
+    infer.unify(factors[0], x[dim])
+    return TensorType(x.axes)
+
+
+def _counts(infer: Inference, shares: TensorType | None, axis: ax.Axis) -> None:
+    """The shares say how much each index of an axis counts in a norm."""
+    if shares is not None:
+        infer.unify(shares[0], axis)
+        assert shares.parameter is not None
+        infer.parameters[shares.parameter].counts = True
+
+
 @rule(nn.GroupNorm)
 def group_norm(infer: Inference, input: TensorType) -> TensorType:
     """Channels are `g·k`: each group is normalised alone, so cutting groups is exact and cutting in a group is not."""
@@ -229,6 +270,24 @@ def group_norm_function(
     return TensorType(input.axes)
 
 
+@rule(weighted_group_norm)
+def weighted_group_norm_function(
+    infer: Inference,
+    x: TensorType,
+    num_groups: int,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """As `F.group_norm`, with shares that say how much each channel counts in its group."""
+    groups = _normalize_groups(infer, x, num_groups, weight, bias)
+    _counts(infer, shares, x[1])
+    infer.sized.add(infer.node)
+    infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
+    return TensorType(x.axes)
+
+
 def _normalize_groups(
     infer: Inference, input: TensorType, count: int, weight: TensorType | None, bias: TensorType | None
 ) -> ax.Axis:
@@ -239,7 +298,7 @@ def _normalize_groups(
     for vector in (weight, bias):
         if vector is not None:
             infer.unify(vector[0], input[1])
-    infer.mixes(inner, "group_norm")
+    infer.mixes(inner, "group_norm", 1)
     _mixes_positions(infer, input)
     return groups
 
@@ -248,7 +307,7 @@ def _normalize_groups(
 def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
     """Divides by a norm over some axes, which it mixes."""
     for index in [dim] if isinstance(dim, int) else dim:
-        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "norm")
+        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "statistics", index)
     return TensorType(input.axes)
 
 
@@ -262,9 +321,11 @@ def segmented_normalize_function(
     *,
     segments: Sequence[int],
     groups: Sequence[int] | None = None,
+    shares: TensorType | None = None,
 ) -> TensorType:
     """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
-    infer.mixes(x[dim], "segmented_normalize")
+    _counts(infer, shares, x[dim])
+    infer.mixes(x[dim], "segmented_normalize", dim)
 
     def resize(node: fx.Node, new: Resize) -> None:
         left, numbers = _left(new, x[dim], segments, groups)

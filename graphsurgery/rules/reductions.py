@@ -17,8 +17,10 @@ from graphsurgery.rules.pointwise import broadcast, spellings
 
 _KINDS = {
     "mean": "mean nanmean",
-    "sum": "sum nansum count_nonzero",
-    "maximum": "amax amin aminmax median nanmedian any all",
+    "sum": "sum nansum",
+    "count": "count_nonzero",
+    "maximum": "amax amin aminmax any all",
+    "median": "median nanmedian",
     "variance": "var std var_mean std_mean",
     "product": "prod",
     "logsumexp": "logsumexp",
@@ -88,7 +90,7 @@ def reduced(infer: Inference, input: TensorType, dim: int | Sequence[int] | None
     dims = [dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim
     gone = {d % rank for d in dims} if isinstance(dims, (list, tuple)) and dims else set(range(rank))
     for index in sorted(gone):
-        infer.mixes(input[index], kind)
+        infer.mixes(input[index], kind, index)
     several = isinstance(infer.value, tuple)
     keepdim = len((infer.value[0] if several else infer.value).shape) == rank
     axes = [ax.UNIT if i in gone else axis for i, axis in enumerate(input.axes)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import graphsurgery as gs
-from graphsurgery.recipes.baselines import average, reinitialized
+from graphsurgery.initializing import reinitialized
+from graphsurgery.recipes.baselines import average
 from graphsurgery.recipes.merge import MergePlan, default_plan, merge, verdict
 from graphsurgery.recipes.outcome import Row
 from graphsurgery.recipes.train import train
