@@ -1,4 +1,4 @@
-"""Tensors of one value: such a tensor is the same at every index, so it fits any type of its size."""
+"""Tensors that are made: one of a single value is the same at every index, so it fits any type of its size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import fx
 from graphsurgery import axes as ax
 from graphsurgery.facts import TensorType
 from graphsurgery.inference import Inference, rule
+from graphsurgery.layers import shift_mask
 from graphsurgery.rules.movement import write_sizes
 
 
@@ -42,6 +43,12 @@ def new_constant(infer: Inference, input: TensorType, *size: Any, **options: Any
 def new_filled(infer: Inference, input: TensorType, size: Any, fill_value: float, **options: Any) -> TensorType:  # noqa: ARG001
     """As `filled`, with the dtype of another tensor."""
     return _of_sizes(infer, 1, spread=False)
+
+
+@rule(shift_mask)
+def mask_of_positions(infer: Inference, like: TensorType, *sizes: Any) -> Any:  # noqa: ARG001
+    """Windows and tokens are positions; the other tensor only lends its dtype."""
+    return infer.untyped()
 
 
 def _of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:
