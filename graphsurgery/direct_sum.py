@@ -40,8 +40,11 @@ _LINEAR = frozenset(
     }
 ) - _NOT_LINEAR  # fmt: skip
 _CONSTANT = frozenset(
-    {torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "new_empty", shift_mask}
-)
+    {
+        torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, "new_zeros", "new_ones", "new_full",
+        "new_empty", shift_mask,
+    }
+)  # fmt: skip
 _SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are made: one of a single value is the same at every index, so it fits any type of its size."""
+"""Tensors that are made: one of a single value, or of none yet, is alike at every index, so it fits any axis."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from graphsurgery.layers import shift_mask
 from graphsurgery.rules.movement import write_sizes
 
 
-@rule(torch.zeros_like, torch.ones_like, torch.full_like)
+@rule(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)
 def like(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes follow those of another tensor."""
     return TensorType(input.axes)
 
 
-@rule(torch.zeros, torch.ones)
+@rule(torch.zeros, torch.ones, torch.empty)
 def constant(infer: Inference, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes are given one by one, or as one sequence."""
     return _of_sizes(infer, 0, spread=True)
@@ -33,7 +33,7 @@ def filled(infer: Inference, size: Any, fill_value: float, **options: Any) -> Te
     return _of_sizes(infer, 0, spread=False)
 
 
-@rule("new_zeros", "new_ones")
+@rule("new_zeros", "new_ones", "new_empty")
 def new_constant(infer: Inference, input: TensorType, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """As `constant`, with the dtype of another tensor."""
     return _of_sizes(infer, 1, spread=True)
