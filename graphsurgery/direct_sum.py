@@ -21,7 +21,7 @@ from graphsurgery.axes import Dim, dims_of, resolve
 from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
-from graphsurgery.layers import Boundary, either
+from graphsurgery.layers import Boundary, either, shift_mask
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
 SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize"})
@@ -40,8 +40,11 @@ _LINEAR = frozenset(
     }
 ) - _NOT_LINEAR  # fmt: skip
 _CONSTANT = frozenset(
-    {torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full", "new_empty"}
-)
+    {
+        torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, "new_zeros", "new_ones", "new_full",
+        "new_empty", shift_mask,
+    }
+)  # fmt: skip
 _SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 
 

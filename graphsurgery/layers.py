@@ -24,6 +24,7 @@ __all__ = [
     "scale_axis",
     "segmented_layer_norm",
     "segmented_normalize",
+    "shift_mask",
     "weigh",
     "weighted_group_norm",
     "weighted_rms_norm",
@@ -288,6 +289,31 @@ def weighted_group_norm(
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
     """Multiply axis `dim` of `x` by one factor for each index, `factors [x.shape[dim]]`."""
     return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
+
+
+def shift_mask(like: Tensor, sizes: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Tensor:
+    """What is added to the scores in windows after a cyclic shift to the front: `[windows, tokens, tokens]`.
+
+    -100 between tokens of which one came round from the front and the other did not, 0 elsewhere. The first case is
+    found in the last window of a shifted axis only.
+
+    Args:
+        like: a tensor of the wanted dtype and device.
+        sizes: tokens along each axis, in whole windows.
+        window: tokens of a window along each axis.
+        shift: by how many tokens each axis was rolled; 0 for an axis that stays.
+
+    Source: Liu et al., "Swin Transformer", ICCV 2021 (arXiv:2103.14030), section 3.2.
+    """
+    rank = len(sizes)
+    side = torch.zeros([1] * rank, dtype=torch.int64, device=like.device)
+    for axis, (size, moved) in enumerate(zip(sizes, shift, strict=True)):
+        came_round = torch.arange(size, device=like.device) >= size - moved
+        side = side + 2**axis * came_round.view([-1 if k == axis else 1 for k in range(rank)])
+    side = side.view([n for size, w in zip(sizes, window, strict=True) for n in (size // w, w)])
+    side = side.permute([*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]).flatten(rank).flatten(0, rank - 1)
+    apart = side.unsqueeze(1) != side.unsqueeze(2)
+    return like.new_zeros(apart.shape).masked_fill(apart, -100.0)
 
 
 class SegmentedLayerNorm(nn.Module):

@@ -29,6 +29,7 @@ from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import is_leaf
 from graphsurgery.modes import FLAG
 from graphsurgery.values import evaluate
+from graphsurgery.windows import REPLACEMENTS
 
 _LITERALS = frozenset({bool, int, float, str, type(None)})
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
@@ -185,7 +186,7 @@ class ValueTracer(fx.Tracer):
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
         super().__init__(autowrap_functions=(torchvision.ops.stochastic_depth, *own))
         # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
-        self._autowrap_search.append(torchvision.ops)
+        self._autowrap_search += [torchvision.ops, layers]
         self.examples = list(examples)
         self.training = training
         self.opaque = opaque
@@ -358,17 +359,22 @@ class ValueTracer(fx.Tracer):
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
-        """Record tensor factories that are given proxies, and follow functions that fx would keep whole."""
+        """Record tensor factories that are given proxies, and follow functions that fx would keep whole.
+
+        Some functions of torchvision that decide by sizes are followed in another form (`windows`).
+        """
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
         fx_trace._wrapped_fns_to_patch.clear()
-        originals = {name: getattr(torch, name) for name in _FACTORIES}
-        for name, original in originals.items():
-            setattr(torch, name, self._recording(original))
+        factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
+        replacements = [*factories, *REPLACEMENTS]
+        originals = [(home, name, getattr(home, name)) for home, name, _ in replacements]
+        for home, name, function in replacements:
+            setattr(home, name, function)
         try:
             yield
         finally:
-            for name, original in originals.items():
-                setattr(torch, name, original)
+            for home, name, original in originals:
+                setattr(home, name, original)
             fx_trace._wrapped_fns_to_patch.update(wrapped)
 
     def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:

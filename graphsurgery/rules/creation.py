@@ -1,4 +1,4 @@
-"""Tensors of one value: such a tensor is the same at every index, so it fits any type of its size."""
+"""Tensors that are made: one of a single value, or of none yet, is alike at every index, so it fits any axis."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import fx
 from graphsurgery import axes as ax
 from graphsurgery.facts import TensorType
 from graphsurgery.inference import Inference, rule
+from graphsurgery.layers import shift_mask
 from graphsurgery.rules.movement import write_sizes
 
 
-@rule(torch.zeros_like, torch.ones_like, torch.full_like)
+@rule(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)
 def like(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes follow those of another tensor."""
     return TensorType(input.axes)
 
 
-@rule(torch.zeros, torch.ones)
+@rule(torch.zeros, torch.ones, torch.empty)
 def constant(infer: Inference, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes are given one by one, or as one sequence."""
     return _of_sizes(infer, 0, spread=True)
@@ -32,7 +33,7 @@ def filled(infer: Inference, size: Any, fill_value: float, **options: Any) -> Te
     return _of_sizes(infer, 0, spread=False)
 
 
-@rule("new_zeros", "new_ones")
+@rule("new_zeros", "new_ones", "new_empty")
 def new_constant(infer: Inference, input: TensorType, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """As `constant`, with the dtype of another tensor."""
     return _of_sizes(infer, 1, spread=True)
@@ -42,6 +43,12 @@ def new_constant(infer: Inference, input: TensorType, *size: Any, **options: Any
 def new_filled(infer: Inference, input: TensorType, size: Any, fill_value: float, **options: Any) -> TensorType:  # noqa: ARG001
     """As `filled`, with the dtype of another tensor."""
     return _of_sizes(infer, 1, spread=False)
+
+
+@rule(shift_mask)
+def mask_of_positions(infer: Inference, like: TensorType, *sizes: Any) -> Any:  # noqa: ARG001
+    """Windows and tokens are positions; the other tensor only lends its dtype."""
+    return infer.untyped()
 
 
 def _of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:

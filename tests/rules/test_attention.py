@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from contracts import Network, assert_contracts, typed
 from torch import nn
 
+import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.verify import deviation
@@ -80,6 +81,8 @@ def test_grouped_queries():
 def test_softmax_modules_mix(kind):
     graph = assert_contracts(nn.Sequential(nn.Linear(3, 8), kind(1), nn.Linear(8, 2)), (3,))
     assert graph.spaces[0].mixed == ("softmax at 1",)
+    with pytest.raises(gs.SurgeryError, match="1: softmax over channels would mix the parents' streams"):
+        concatenate([graph, graph])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ CONSTANTS = {
     "new_ones": lambda h: h + h.new_ones((8,)),
     "new_full": lambda h: h + h.new_full((h.shape[0], 8), 0.25),
     "written over": lambda h: h.new_zeros(h.shape[0], 8).copy_(h),
+    "empty_like": lambda h: torch.empty_like(h).copy_(h),
+    "new_empty": lambda h: h.new_empty(h.shape).copy_(h, non_blocking=True),
+    "empty": lambda h: torch.empty(h.shape[0], 8, dtype=h.dtype).copy_(h),
 }
 
 

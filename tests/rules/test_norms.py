@@ -1,5 +1,7 @@
 """Normalisations."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,10 +47,44 @@ def test_batch_norm_of_vectors_and_frozen_and_functional():
     assert [s.size for s in graph.spaces] == [8]
 
 
-def test_instance_norm_as_a_function():
-    assert_contracts(
-        Network(lambda n, x: n.b(F.instance_norm(n.a(x))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)), (3, 4, 4)
-    )
+def assert_mean(make, *shapes):
+    """Two networks side by side give the mean of their outputs."""
+    (first, x, _), (second, _, _) = (typed(make(), *shapes, seed=seed) for seed in range(2))
+    both = concatenate([first, second])
+    assert deviation(both(*x), (first(*x) + second(*x)) / 2) < 1e-12
+    return both
+
+
+def between(call, parameters=(), shape=(3, 4, 4), **layers):
+    """A norm of 8 channels between two convolutions, and the shape of an input."""
+    vectors = {name: torch.ones(8) for name in parameters}
+    return partial(
+        Network, lambda n, x: n.b(call(n, torch.tanh(n.a(x)))), vectors,
+        a=nn.Conv2d(3, 8, 1) if len(shape) == 3 else nn.Linear(3, 8),
+        b=nn.Conv2d(8, 2, 1) if len(shape) == 3 else nn.Linear(8, 2), **layers,
+    ), shape  # fmt: skip
+
+
+def of_statistics(n, h):
+    return F.instance_norm(h, n.norm.running_mean, n.norm.running_var, n.w, n.v, False, 0.1, 1e-3)
+
+
+INSTANCE_NORMS = {
+    "a function": between(lambda _, h: F.instance_norm(h)),
+    "a function with weights": between(lambda n, h: F.instance_norm(h, weight=n.w, bias=n.v), "wv"),
+    "a function of statistics": between(of_statistics, "wv", norm=nn.InstanceNorm2d(8, track_running_stats=True)),
+    "affine": between(lambda n, h: n.norm(h), norm=nn.InstanceNorm2d(8, affine=True)),
+    "statistics": between(lambda n, h: n.norm(h), norm=nn.InstanceNorm2d(8, track_running_stats=True)),
+}
+
+
+@pytest.mark.parametrize("name", INSTANCE_NORMS)
+def test_instance_norms_mix_nothing(name):
+    make, shape = INSTANCE_NORMS[name]
+    graph = assert_contracts(make(), shape)
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ())]
+    assert not graph.frozen
+    assert_mean(make, shape)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
@@ -79,6 +115,26 @@ def test_group_norm_as_a_function(groups):
     assert [(s.size, bool(s.mixed)) for s in graph.spaces if s.outer] == [(groups if groups > 1 else 8, groups == 1)]
 
 
+GROUP_NORMS = {
+    "without weights": between(lambda _, h: F.group_norm(h, 4)),
+    "by name": between(lambda n, h: F.group_norm(h, num_groups=4, weight=n.w, bias=n.v), "wv"),
+    "a bias alone": between(lambda n, h: F.group_norm(h, 4, bias=n.v), "v"),
+    "of vectors": between(lambda n, h: F.group_norm(h, 4, n.w), "w", (3,)),
+    "a computed number": between(lambda n, h: F.group_norm(h, h.shape[1] // 2, n.w, n.v), "wv"),
+    "a layer without weights": between(lambda n, h: n.norm(h), norm=nn.GroupNorm(4, 8, affine=False)),
+}
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms_of_every_form(name):
+    make, shape = GROUP_NORMS[name]
+    graph = assert_contracts(make(), shape)
+    assert [(s.size, s.outer, len(s.mixed)) for s in graph.spaces] == [(4, True, 0), (2, False, 1)]
+    assert not graph.frozen
+    both = assert_mean(make, shape)
+    assert [s.size for s in both.spaces] == [8, 2]
+
+
 RMS_NORMS = {
     "a module": lambda n, h: n.norm(h),
     "a function": lambda n, h: F.rms_norm(h, (8,), n.norm.weight, eps=1e-3),
@@ -100,6 +156,31 @@ def test_rms_norm_of_what_is_left_after_a_cut(name):
         weight = dict(small.module.named_parameters())["norm.weight"]
         h = F.rms_norm(h, (4,), weight, 1e-3 if name == "a function" else None)
         assert deviation(small(x), F.linear(h, small.module.b.weight, small.module.b.bias)) < 1e-12
+
+
+RMS_NORMS_WITHOUT_WEIGHTS = {
+    "a layer": between(lambda n, h: n.norm(h), shape=(3,), norm=nn.RMSNorm(8, elementwise_affine=False)),
+    "a function": between(lambda _, h: F.rms_norm(h, [8]), shape=(3,)),
+    "a function of a size": between(lambda n, h: F.rms_norm(h, (h.shape[-1],), n.w), "w", (3,)),
+}
+
+
+@pytest.mark.parametrize("name", RMS_NORMS_WITHOUT_WEIGHTS)
+def test_rms_norms_of_two_networks_would_mix(name):
+    make, shape = RMS_NORMS_WITHOUT_WEIGHTS[name]
+    graph = assert_contracts(make(), shape)
+    assert [(s.size, len(s.mixed)) for s in graph.spaces] == [(8, 1)]
+    with pytest.raises(gs.SurgeryError, match="rms_norm over channels would mix the parents' streams"):
+        assert_mean(make, shape)
+
+
+@pytest.mark.parametrize(("normalized", "spaces"), [((8, 4, 4), []), ((4, 4), [8]), ((4,), [8])])
+def test_an_rms_norm_over_positions_is_none_over_channels(normalized, spaces):
+    make, shape = between(lambda n, h: n.norm(h), norm=nn.RMSNorm(normalized))
+    graph = assert_contracts(make(), shape)
+    assert [s.size for s in graph.spaces] == spaces
+    assert all(s.mixed == () for s in graph.spaces)
+    assert [f.reason for f in graph.frozen] == ([] if spaces else ["a norm over several axes"])
 
 
 NORMS_OVER_ALL = {

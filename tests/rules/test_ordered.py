@@ -72,3 +72,9 @@ def test_channels_are_frozen(name):
 def test_a_layer_that_divides_channels_by_their_neighbours():
     graph, _, _ = typed(nn.Sequential(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(3), nn.Conv2d(8, 2, 1)), (3, 4, 4))
     assert graph.frozen == (("1", "channels that are divided by their neighbours"),)
+
+
+def test_channels_behind_those_that_are_divided_by_their_neighbours():
+    layers = (nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(3), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    graph = assert_contracts(nn.Sequential(*layers), (3, 4, 4))
+    assert [(s.name, s.size, s.mixed) for s in graph.spaces] == [("2", 6, ())]

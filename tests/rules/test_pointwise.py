@@ -1,6 +1,7 @@
 """Pointwise operators with broadcasting."""
 
 import operator
+from functools import partial
 
 import pytest
 import torch
@@ -162,6 +163,75 @@ def test_a_value_written_between_two_reads_is_gated_anew():
         return first + net.c(h)
 
     assert_contracts(Network(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2), c=nn.Linear(8, 2)), (3,))
+
+
+def with_glu(call, dim, after=4, **layers):
+    return partial(
+        Network, lambda n, x: n.b(call(n, torch.tanh(n.a(x)))), a=nn.Conv2d(3, 8, 1), glu=nn.GLU(dim),
+        b=nn.Conv2d(after, 2, 1), **layers,
+    )  # fmt: skip
+
+
+GLUS = {
+    "a function from the back": (with_glu(lambda _, h: F.glu(h, -3), 1), [4]),
+    "a layer from the back": (with_glu(lambda n, h: n.glu(h), -3), [4]),
+    "the last axis": (with_glu(lambda n, h: n.glu(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), -1), [4]),
+    "positions": (with_glu(lambda n, h: n.glu(h), 2, 8), [8]),
+    "a concat with itself": (with_glu(lambda n, h: n.glu(torch.cat([h, h.relu()], 1)), 1, 8), [8]),
+    "two branches": (with_glu(lambda n, h: n.glu(torch.cat([h, n.c(h)], 1)), 1, 8, c=nn.Conv2d(8, 8, 1)), [8]),
+    "two halves": (with_glu(lambda n, h: n.glu(torch.cat([n.c(h), n.c(h)], 1)), 1, 3, c=nn.Conv2d(8, 3, 1)), [8, 3]),
+    "three quarters": (with_glu(lambda n, h: n.glu(torch.cat([h, n.c(h)], 1)), 1, 6, c=nn.Conv2d(8, 4, 1)), [4, 2]),
+}
+
+
+@pytest.mark.parametrize("name", GLUS)
+def test_gated_linear_units_of_every_form(name):
+    make, spaces = GLUS[name]
+    graph = assert_contracts(make(), (3, 4, 4))
+    assert sorted((s.size for s in graph.spaces), reverse=True) == spaces
+    assert not any(s.mixed for s in graph.spaces)
+    assert not graph.frozen
+    graphs = [typed(make(), (3, 4, 4), seed=seed)[0] for seed in range(2)]
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    assert deviation(concatenate(graphs)(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+
+
+def copied_to_halves(_, h):
+    whole = h.new_zeros(h.shape[0], 16, 4, 4)
+    whole[:, :8].copy_(h)
+    whole[:, 8:].copy_(2 * h)
+    return whole[:, :8] + whole[:, 8:]
+
+
+def copied_to_a_part(_, h):
+    h = h.clone()
+    h[:, 2:5].copy_(h[:, :1] * 2)
+    return h
+
+
+def stretched(_, h):
+    return h + torch.zeros_like(h).copy_(h[:, :1])
+
+
+COPIES = {
+    "to another layer's output": (lambda n, h: n.c(h).copy_(h), [8]),
+    "of a vector": (lambda n, h: h + torch.zeros_like(h).copy_(n.w[:, None, None]), [8]),
+    "to both halves": (copied_to_halves, [8]),
+    "of one channel": (stretched, [7]),
+    "of one channel to a part": (copied_to_a_part, [1, 3, 3]),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_every_form(name):
+    """What is copied to an axis of channels is those channels; one that is stretched along others is fixed."""
+    call, spaces = COPIES[name]
+    network = Network(
+        lambda n, x: n.b(call(n, torch.tanh(n.a(x)))), {"w": torch.zeros(8)},
+        a=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 8, 1), b=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    graph = assert_contracts(network, (3, 4, 4))
+    assert [s.size for s in graph.spaces] == spaces
 
 
 @pytest.mark.parametrize("gated", [None, lambda h: F.glu(h, 1), lambda h: F.glu(h.mT).mT])
