@@ -16,7 +16,7 @@ from graphsurgery.graph import ModelGraph
 _SIZES = frozenset(
     {
         "in_channels", "out_channels", "groups", "num_features", "in_features", "out_features", "normalized_shape",
-        "segments", "num_channels", "num_groups", "channels", "embedding_dim", "num_parameters", "training",
+        "segments", "num_channels", "num_groups", "channels", "embedding_dim", "num_parameters", "training", "inplace",
     }
 )  # fmt: skip
 
