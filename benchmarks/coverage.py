@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name for what in wanted for name in (_names(what, options) if what in SOURCES else [what])]
     if options.again:
         _forget_short(names, options)
+    if options.add:
+        _add(names, options)
     measured = [name for name in names if _place(options)(name).is_file()] if options.cached else names
     found = _run(measured, options)
     print(_counts(found))
@@ -68,6 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "coverage", help="where findings are kept")
     parser.add_argument("--fresh", action="store_true", help="forget all findings first")
     parser.add_argument("--again", action="store_true", help="forget the findings on networks that fall short")
+    parser.add_argument("--add", action="store_true", help="measure contracts that the findings are too old to have")
     parser.add_argument("--cached", action="store_true", help="measure nothing; write the page from what was found")
     parser.add_argument("--seconds", type=float, default=900, help="limit for one network")
     parser.add_argument("--memory", type=float, default=8, help="limit for one network, in GB")
@@ -97,6 +100,25 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[st
         if not cached:
             print(f"[{done}/{len(names)}] {coverage_page.line(name, document)}", flush=True)
     return {name: found[name] for name in names}
+
+
+def _add(names: Sequence[str], options: argparse.Namespace) -> None:
+    """Complete the findings that are there with the contracts that they lack; of one that fell short too."""
+    place = _place(options)
+    found = {n: json.loads(place(n).read_text(encoding="utf-8")) for n in names if place(n).is_file()}
+    lacking = {name: only for name, document in found.items() if (only := coverage_page.lacking(document))}
+
+    def command(name: str, output: Path) -> list[str]:
+        only = [word for contract in lacking[name] for word in ("--only", contract)]
+        return [sys.executable, str(EXAMINATION), "--no-onnx", name, str(output), *only]
+
+    limits = Limits(seconds=options.seconds, memory=options.memory * 1e9)
+    added = survey(list(lacking), command, lambda name: place(name).with_suffix(".added"), limits, options.jobs)
+    for done, (name, document, _) in enumerate(added, 1):
+        complete = coverage_page.completed(found[name], document)
+        place(name).write_text(json.dumps(complete), encoding="utf-8")
+        place(name).with_suffix(".added").unlink()
+        print(f"[{done}/{len(lacking)}] {coverage_page.line(name, complete)}", flush=True)
 
 
 def _command(options: argparse.Namespace) -> Callable[[str, Path], list[str]]:

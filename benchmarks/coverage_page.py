@@ -25,6 +25,9 @@ COLUMNS = {
     "cut": "gates 0 or 1 = compressed",
     "mixed": "gates 0 or 1 = compressed, mixed spaces",
     "folded": "gates folded = gated",
+    "wide": "widened = original",
+    "undone": "widened and undone = original",
+    "deep": "deepened = original",
     "stored": "saved and loaded = original",
     "spaces kept": "compressed keeps its spaces",
     "ONNX": "ONNX Runtime = PyTorch, compressed",
@@ -47,6 +50,20 @@ def falls_short(name: str, document: Document) -> bool:
 def is_int8(name: str) -> bool:
     """Whether a spec asks for int8 weights, which graphsurgery has to refuse."""
     return "quantize=true" in name
+
+
+def lacking(document: Document) -> list[str]:
+    """The contracts that a finding is too old to have."""
+    known = {contract["name"] for contract in document.get("contracts", ())}
+    return [name for name in COLUMNS.values() if known and name not in known]
+
+
+def completed(document: Document, added: Document) -> dict[str, Any]:
+    """A finding with the contracts of a later one."""
+    contracts = {c["name"]: c for c in (*document["contracts"], *added.get("contracts", ()))}
+    order = [name for name in COLUMNS.values() if name in contracts]
+    seconds = document["wall_seconds"] + added["wall_seconds"]
+    return {**document, "contracts": [contracts[name] for name in order], "wall_seconds": seconds}
 
 
 def line(name: str, document: Document) -> str:

@@ -37,17 +37,18 @@ _CLIPS: dict[str, Shape] = {
 }
 
 
-def examine_spec(spec: str, *, onnx: bool) -> dict[str, Any]:
+def examine_spec(spec: str, *, onnx: bool, only: Sequence[str] = ()) -> dict[str, Any]:
     """What `examine` finds on the network that a spec names, as JSON-like data, and on which inputs it was examined.
 
-    Of a network that graphsurgery refuses to build or to trace the data hold the reason alone, under `refused`.
+    Of a network that graphsurgery refuses to build or to trace the data hold the reason alone, under `refused`. With
+    `only`, some contracts are measured and not the others.
     """
     torch.manual_seed(0)
     try:
         module = build(without_download(spec)).eval()
         shapes = example_shapes(spec, module)
         graph = gs.trace(skeleton(module), [torch.empty(2, *shape, device="meta") for shape in shapes])
-        report = examine(graph, module, onnx=onnx)
+        report = examine(graph, module, onnx=onnx, only=only)
     except SurgeryError as cause:
         return {"refused": one_line(cause, 400)}
     return {"inputs": shapes, "core": ".detection" in _package(spec), **report.as_dict()}
@@ -133,10 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--families", action="store_true", help="write the smallest model of each family of timm")
     parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="leave ONNX Runtime out")
+    parser.add_argument("--only", action="append", default=[], help="a contract; leaves the others out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    found = {"smallest": smallest_of_families()} if options.families else examine_spec(options.spec, onnx=options.onnx)
+    if options.families:
+        found = {"smallest": smallest_of_families()}
+    else:
+        found = examine_spec(options.spec, onnx=options.onnx, only=options.only)
     options.output.write_text(json.dumps(found), encoding="utf-8")
 
 

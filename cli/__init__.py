@@ -19,7 +19,7 @@ DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 app = App(
     name="graphsurgery",
     version=__version__,
-    help="Surgery on trained neural networks: merge, gate, compress, export, and prove each step.",
+    help="Surgery on trained neural networks: merge, compress, widen, deepen, export, and prove each step.",
     # Otherwise cyclopts exits by itself, without a word.
     suppress_keyboard_interrupt=False,
     help_epilogue="Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
@@ -29,6 +29,9 @@ _COMMANDS = {
     "inspect": "Show which channels can change, what froze the others, and the cost.",
     "merge": "Merge trained networks of one topology into one of the size of the first.",
     "compress": "Remove channels, and fine-tune where data are given.",
+    "widen": "Add channels; the outputs stay the same.",
+    "deepen": "Insert layers; the outputs stay the same.",
+    "grow": "Widen and deepen a network, train it on, and compare it with controls.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",

@@ -23,6 +23,7 @@ from graphsurgery.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.merge import MergePlan
 
@@ -140,6 +141,8 @@ def merge(
     examples = load_data(data, seed=seed)
     sources = (first, second, *more)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
+    if len({len(parent.module.graph.nodes) for parent in parents}) > 1:
+        parents = _as_deep(screen, sources, parents)
     plan = merging.plan(parents, seed)
     document: dict[str, Any] = {"parents": sources, "data": data, "plan": asdict(plan)}
     # Before the run folder is made.
@@ -181,6 +184,22 @@ def merge(
     following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))
     screen.finish({**document, "outcome": outcome.as_dict()}, *following)
     _fail_where_a_check_fails(outcome.checks)
+
+
+def _as_deep(screen: Screen, sources: Sequence[str], parents: Sequence[ModelGraph]) -> list[ModelGraph]:
+    """The parents, the shallower ones deepened; what has no like depth is left for the match to refuse."""
+    from graphsurgery.errors import SurgeryError
+    from graphsurgery.passes.deepen import as_deep
+
+    try:
+        deep = as_deep(parents)
+    except SurgeryError:
+        return list(parents)
+    for source, before, after in zip(sources, parents, deep, strict=True):
+        added = len(after.lineage) - len(before.lineage)
+        if added:
+            screen.line("deeper", f"{source}: {added} parts repeated as the identity, to be as deep as the deepest")
+    return deep
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:

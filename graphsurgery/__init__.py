@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphsurgery.onnx.checking import check_onnx
     from graphsurgery.onnx.exporting import export_onnx
     from graphsurgery.tracing import trace
+    from graphsurgery.training.moments import remap_optimizer
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "check_onnx",
     "export_onnx",
     "load",
+    "remap_optimizer",
     "save",
     "trace",
 ]
@@ -48,6 +50,7 @@ _HOMES = {
     "check_onnx": "onnx.checking",
     "export_onnx": "onnx.exporting",
     "load": "checkpoint",
+    "remap_optimizer": "training.moments",
     "save": "checkpoint",
     "trace": "tracing",
 }

@@ -149,7 +149,7 @@ def _named(module: fx.GraphModule, name: str) -> list[fx.Node]:
     if not found:
         found = [n for n in nodes if n.op in ("call_module", "get_attr") and str(n.target).startswith(f"{name}.")]
     if not found:
-        known = [*_prefixes(module), *(n.name for n in nodes)]
+        known = dict.fromkeys([*_prefixes(module), *(n.name for n in nodes)])
         near = difflib.get_close_matches(name, known, 3, 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see inspect"
         raise SurgeryError(f"deepen: {name} is no node, module or stage of this model; {hint}")

@@ -5,10 +5,12 @@ concatenate.concatenate   the outputs are the mean of the teachers' outputs
 gate.gate                 with all gates open, the outputs are the same
 gate.fold                 in evaluation the outputs are the same, and the gates are gone
 compress.compress         the outputs are those of the network with the removed reads masked
+widen.widen               the outputs are the same, with unequal or equal shares
+deepen.deepen             the outputs are the same
 """
 
-from graphsurgery.passes import compress, concatenate, gate
+from graphsurgery.passes import compress, concatenate, deepen, gate, widen
 
-PASSES = {"compress": compress, "concatenate": concatenate, "gate": gate}
+PASSES = {"compress": compress, "concatenate": concatenate, "deepen": deepen, "gate": gate, "widen": widen}
 
-__all__ = ["PASSES", "compress", "concatenate", "gate"]
+__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "widen"]

@@ -264,6 +264,13 @@ def deepen_like(graph: ModelGraph, like: ModelGraph) -> ModelGraph:
     return graph
 
 
+def as_deep(graphs: Sequence[ModelGraph]) -> list[ModelGraph]:
+    """These networks, the shallower ones deepened to the topology of the deepest; see `deepen_like`."""
+    deepest = max(graphs, key=lambda graph: len(graph.module.graph.nodes))
+    size = len(deepest.module.graph.nodes)
+    return [graph if len(graph.module.graph.nodes) == size else deepen_like(graph, deepest) for graph in graphs]
+
+
 def _kinds(graph: ModelGraph) -> list[str]:
     return [kind_of(graph.module, node) for node in graph.module.graph.nodes]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,7 +70,14 @@ class DoctorReport:
         return {**asdict(self), **pairs, "contracts": contracts}
 
 
-def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int = 0, onnx: bool = True) -> DoctorReport:
+def examine(
+    graph: ModelGraph,
+    reference: nn.Module | None = None,
+    *,
+    seed: int = 0,
+    onnx: bool = True,
+    only: Collection[str] = (),
+) -> DoctorReport:
     """Apply every pass to a network and measure every contract.
 
     Networks above `LARGE` parameters are compared with their trace in float32, and the passes are measured on a narrow
@@ -80,6 +88,7 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
         reference: the module that was traced, to compare the trace with; it is not modified.
         seed: draws norms, inputs, the second network and what is cut.
         onnx: also compare with ONNX Runtime.
+        only: names of contracts (keys of `TOLERANCES`); the others are left out.
 
     Returns:
         The report. A pass that refuses the network and an error in a pass are in it, not raised.
@@ -88,13 +97,13 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
     size = cost(graph)
     contracts: list[Contract] = []
     traced, dtype = None, torch.float64
-    if reference is not None:
+    if reference is not None and (not only or any(name.startswith("traced") for name in only)):
         compared = TraceContracts(reference, graph.inputs, large=size.parameters > LARGE, seed=seed)
         contracts += compared.contracts
         dtype = compared.dtype
         traced = compared.traced if size.parameters <= LARGE else None
         del compared
-    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, onnx)
+    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, onnx, only)
     contracts += passes
     held = held_parameters(graph)
     parameters = size.parameters if reference is None else sum(p.numel() for p in reference.parameters())
@@ -116,21 +125,27 @@ def examine(graph: ModelGraph, reference: nn.Module | None = None, *, seed: int 
 
 
 def _passes(
-    graph: ModelGraph, parameters: int, seed: int, traced: ModelGraph | None, dtype: torch.dtype, onnx: bool
+    graph: ModelGraph,
+    parameters: int,
+    seed: int,
+    traced: ModelGraph | None,
+    dtype: torch.dtype,
+    onnx: bool,
+    only: Collection[str],
 ) -> tuple[list[Contract], float | None]:
     """The contracts of the passes, where memory allows them to be measured, and the sensitivity of what they are of."""
     try:
         subject = settle(graph, seed, parameters / LARGE, traced, dtype)
     except NothingToCompareError as cause:
         names = [name for name in TOLERANCES if not name.startswith("traced") and "mixed" not in name]
-        names = [name for name in names if onnx or not name.startswith("ONNX")]
+        names = [name for name in names if (onnx or not name.startswith("ONNX")) and (not only or name in only)]
         return [Contract(name, None, TOLERANCES[name], 0.0, absent=str(cause)) for name in names], None
     del traced
     try:
         sensitivity = subject.sensitivity(seed)
     except Exception:  # a network that does not run shows in its contracts
         sensitivity = None
-    return PassContracts(subject, seed).all(onnx=onnx), sensitivity
+    return PassContracts(subject, seed).all(onnx=onnx, only=only), sensitivity
 
 
 def _editable(graph: ModelGraph) -> int:

@@ -23,6 +23,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.initializing import reinitialized
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.deepen import as_deep
 from graphsurgery.passes.gate import gate, gates
 from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row
@@ -97,7 +98,8 @@ def merge(
     """Merge trained networks of one topology into one.
 
     Args:
-        parents: two or more typed networks; widths may differ. They are not modified.
+        parents: two or more typed networks; widths may differ. They are not modified. Where one has more blocks than
+            another of its family, the shallower is deepened first; its outputs stay.
         data: selection looks at `data.validation`; `data.test` is only measured.
         plan: how; by default `default_plan` of the parents.
         run: folder for metrics and states; an interrupted merge goes on from it.
@@ -108,6 +110,7 @@ def merge(
         CheckFailedError: never; contracts that do not hold are rows of the outcome.
     """
     plan = plan or default_plan(parents)
+    parents = as_deep(parents)
     if not plan.budget > 0:
         raise SurgeryError(f"merge: budget is {plan.budget:g}, expected a multiple of the first parent's size above 0")
     began = time.perf_counter()

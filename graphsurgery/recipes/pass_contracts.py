@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.gate import fold, gate, gateable, gates, why_nothing
+from graphsurgery.passes.widen import undo, widen
+from graphsurgery.places import places
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, measure
 from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.subjects import (
@@ -39,6 +42,7 @@ from graphsurgery.verify import double
 
 LARGEST = 4
 OPEN = 100.0
+WIDER = 1.5
 FLOAT32 = 1e-4
 
 
@@ -122,11 +126,21 @@ class PassContracts:
         self.x = draw_inputs(self.subject.inputs, 2, seed, self.dtype)
         self.cut: ModelGraph | None = None
 
-    def all(self, *, onnx: bool) -> list[Contract]:
-        """Every contract of the passes, and with `onnx` the one of ONNX Runtime."""
-        found = [self.concatenation(), self.open_gates(), *self.hard_gates(), self.folded()]
-        found += [self.stored(), self.compressed()]
-        return [*found, self.exported()] if onnx else found
+    def all(self, *, onnx: bool, only: Collection[str] = ()) -> list[Contract]:
+        """Every contract of the passes, and with `onnx` the one of ONNX Runtime; or only those of some names."""
+        steps: list[tuple[str, Callable[[], list[Contract]]]] = [
+            ("concatenated", lambda: [self.concatenation()]),
+            ("gates open", lambda: [self.open_gates()]),
+            ("gates 0 or 1", self.hard_gates),
+            ("gates folded", lambda: [self.folded()]),
+            ("widened", self.widened),
+            ("deepened", lambda: [self.deepened()]),
+            ("saved", lambda: [self.stored()]),
+            ("compressed", lambda: [self.compressed()]),
+        ]
+        steps += [("ONNX", lambda: [self.exported()])] if onnx else []
+        wanted = [step for begin, step in steps if not only or any(name.startswith(begin) for name in only)]
+        return [contract for step in wanted for contract in step()]
 
     def concatenation(self) -> Contract:
         """The mean of this network and another of its topology."""
@@ -182,6 +196,39 @@ class PassContracts:
             return apart(self._outputs(fold(gated)), self._outputs(gated))
 
         return self._contract("gates folded = gated", deviation)
+
+    def widened(self) -> list[Contract]:
+        """Half as many channels more in every space that can grow, and back again."""
+        wide: list[ModelGraph] = []
+
+        def deviation() -> float:
+            wide.append(widen(self.subject, WIDER, seed=self.seed))
+            return apart(self._outputs(wide[0]), self._outputs(self.subject))
+
+        found = [self._contract("widened = original", deviation)]
+        if wide:
+            stays = wide[0].lineage[-1]["kept"]
+            if stays:
+                found[0] = replace(found[0], note="; ".join(filter(None, (found[0].note, f"{len(stays)} spaces stay"))))
+            back = self._contract(
+                "widened and undone = original",
+                lambda: apart(self._outputs(undo(wide[0])), self._outputs(self.subject)),
+            )
+            found.append(back)
+        return found
+
+    def _undone(self, wide: ModelGraph) -> Callable[[], float]:
+        return lambda: apart(self._outputs(undo(wide)), self._outputs(self.subject))
+
+    def deepened(self) -> Contract:
+        """A part repeated at every place that is proposed."""
+
+        def deviation() -> float:
+            if not places(self.subject):
+                raise NothingToCompareError("no part of the network can be repeated as the identity")
+            return apart(self._outputs(deepen(self.subject, seed=self.seed)), self._outputs(self.subject))
+
+        return self._contract("deepened = original", deviation)
 
     def stored(self) -> Contract:
         """Written and read again, bit by bit."""

@@ -1,0 +1,174 @@
+"""What the commands that grow a network have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import Opening, Shown
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.graph import ModelGraph
+    from graphsurgery.recipes.grow import Growth
+
+_MANY = Parameter(negative="", show_default=False)
+
+
+@Parameter(name="*", group="Widening")
+@dataclass(frozen=True)
+class Widening:
+    """How wide the network becomes."""
+
+    by: str | None = None
+    """Factor on the channels of every space, such as 1.5x."""
+    to: Annotated[tuple[str, ...], _MANY] = ()
+    """NAME=96 channels or NAME=1.5x for single spaces, with commas between them; prevails over --by."""
+    like: str | None = None
+    """Instead of both, a model of the same topology that has the sizes: torchvision/wide_resnet50_2."""
+    init: Literal["unequal", "equal", "equal+noise", "next", "random-pad"] = "unequal"
+    """What new channels are: copies read by unequal or equal shares (both exact), these with noise, copies that read as
+    the next layer, or fresh ones."""
+    noise: float = 0.05
+    """For equal+noise: as a share of the weights' deviation."""
+    round_to: int = 1
+    """Sizes that follow from a factor become multiples of this."""
+
+    def options(self, opening: Opening) -> dict[str, Any]:
+        """What `Growth` takes of it."""
+        from dataclasses import replace
+
+        from graphsurgery.recipes.grow import parse_factor, parse_sizes
+
+        return {
+            "by": None if self.by is None else parse_factor(self.by),
+            "to": parse_sizes(self.to),
+            "like": None if self.like is None else replace(opening, arch=None).graph(self.like),
+            "init": self.init,
+            "noise": self.noise,
+            "round_to": self.round_to,
+        }
+
+
+@Parameter(name="*", group="Deepening")
+@dataclass(frozen=True)
+class Deepening:
+    """Where the network becomes deeper, and with what."""
+
+    after: Annotated[tuple[str, ...], _MANY] = ()
+    """Node, module or stage behind which layers come, such as layer2; may be given again."""
+    where: Literal["auto"] | None = None
+    """auto takes every place that is proposed; see them with --dry-run."""
+    count: int = 1
+    """How many at each place."""
+    block: Literal["auto", "copy", "layer", "residual"] = "auto"
+    """What comes in: a repeat of what is there, an identity layer, a residual pair, or whichever can be exact."""
+
+    def options(self) -> dict[str, Any]:
+        """What `Growth` takes of it."""
+        from graphsurgery.errors import SurgeryError
+
+        if self.where and self.after:
+            raise SurgeryError("deepen: --where auto and --after exclude each other")
+        return {"after": ("auto",) if self.where else self.after, "count": self.count, "block": self.block}
+
+
+WIDENING, DEEPENING = Widening(), Deepening()
+
+
+def grow_file(
+    model: str,
+    output: Path,
+    growth: Growth,
+    *,
+    data: str | None,
+    dry_run: bool,
+    opening: Opening,
+    shown: Shown,
+) -> None:
+    """Open a network, grow it, prove that its outputs are the same, and save it."""
+    from graphsurgery.checkpoint import save
+    from graphsurgery.cli.options import without_dry_run
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.recipes.grow import check, grown
+    from graphsurgery.training.data import check_fits, load_data
+
+    screen = Screen(shown)
+    examples = load_data(data, seed=growth.seed) if data else None
+    graph = opening.graph(model, examples.input_shape if examples else None)
+    if examples is not None:
+        check_fits(examples, graph.module, name=model)
+    if dry_run and growth.after == ("auto",):
+        show_places(screen, graph)
+    new = grown(graph, growth, examples)
+    document: dict[str, Any] = {"model": model, "growth": growth.as_dict(), **show_growth(screen, graph, new)}
+    document |= show_check(screen, graph, new, growth, check(graph, new, growth))
+    if dry_run:
+        screen.line("dry run", f"would write {output}")
+        screen.finish(document, *without_dry_run())
+        return
+    save(new, output, **document)
+    screen.line("wrote", str(output))
+    screen.finish({**document, "files": {"network": output}}, "inspect", output)
+
+
+def show_places(screen: Screen, graph: ModelGraph) -> None:
+    """Where the network could become deeper."""
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.places import places
+
+    words = {"copy": "repeat what is there", "layer": "identity layer", "residual": "residual pair"}
+    table = columns("after", "what", "parameters", right=["parameters"])
+    for place in places(graph):
+        table.add_row(place.name, words[place.kind], count(place.parameters))
+    screen.show(table)
+
+
+def show_growth(screen: Screen, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
+    """The sizes before and after."""
+    from dataclasses import asdict
+
+    from graphsurgery.cli.output import columns, count, few
+    from graphsurgery.cost import cost
+
+    small, large = cost(before), cost(after)
+    table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
+    table.add_row("before", count(small.parameters), count(small.macs))
+    table.add_row("after", count(large.parameters), count(large.macs))
+    table.add_row("ratio", f"{large.parameters / small.parameters:.3f}", f"{large.macs / max(1, small.macs):.3f}")
+    screen.show(table)
+    document: dict[str, Any] = {"before": asdict(small), "after": asdict(large)}
+    for record in after.lineage[len(before.lineage) :]:
+        if record["pass"] == "widen":
+            document |= {"sizes": record["sizes"], "kept": record["kept"]}
+            screen.line("wider", few([f"{name} {old} to {new}" for name, (old, new) in record["sizes"].items()]))
+            for name, reason in record["kept"].items():
+                screen.line("stays", f"{name}: {reason}", "yellow")
+        if record["pass"] == "deepen":
+            document["places"] = record["places"]
+            screen.line("deeper", f"{record['count']} after each of {few(list(record['places']))}")
+    return document
+
+
+def show_check(screen: Screen, before: ModelGraph, after: ModelGraph, growth: Growth, held: Any) -> dict[str, Any]:
+    """The contract, or by how much an approximate init changes the outputs.
+
+    Raises:
+        CheckFailedError: the contract does not hold.
+    """
+    from graphsurgery.errors import CheckFailedError
+    from graphsurgery.recipes.grow import changed_by
+
+    if held is None:
+        change = changed_by(before, after, growth.seed)
+        screen.line(
+            "change", f"{growth.init} is not exact: the outputs change by {change:.1e} of the largest", "yellow"
+        )
+        return {"deviation": change}
+    screen.checks([held])
+    if not held.holds:
+        raise CheckFailedError(f"{held.name}: {held.measured:.1e}, allowed {held.allowed:.0e}; nothing was written")
+    return {"deviation": held.measured}

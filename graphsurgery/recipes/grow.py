@@ -1,0 +1,294 @@
+"""Grow: a wider or deeper network that starts as the teacher, trained on at a tenth of its learning rate.
+
+Next to it stand the controls of the paper: the same architecture from scratch, the teacher's weights padded with fresh
+ones, and the teacher trained on. Every network gets as many epochs, and every step is measured.
+
+Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from graphsurgery.cost import cost
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.initializing import reinitialized
+from graphsurgery.passes.deepen import deepen
+from graphsurgery.passes.widen import EXACT, widen
+from graphsurgery.recipes.outcome import Check, Outcome, Row
+from graphsurgery.recipes.outputs import apart, run
+from graphsurgery.recipes.shrink import fine_tuning
+from graphsurgery.spec_text import parse_value
+from graphsurgery.training.batches import Examples
+from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.devices import device_of
+from graphsurgery.training.evaluation import evaluate
+from graphsurgery.training.loop import fit
+from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import Reporter
+from graphsurgery.training.run import EpochRecord, Run
+from graphsurgery.verify import double
+
+CONTROLS = ("random-pad", "scratch", "teacher continued")
+ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""The largest relative change of the outputs, by the precision of the weights, into which shares are rounded."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a network grows: wider, deeper, or wider and then deeper.
+
+    Attributes:
+        by: factor on the size of every space; None leaves those that `to` does not name.
+        to: new size (int) or factor (float) of single spaces, by name.
+        like: instead of both, a network that has the sizes.
+        init: what new channels are; see `widen`.
+        noise: of `equal+noise`.
+        round_to: sizes that follow from a factor become multiples of this.
+        after: places for more layers; `auto` is what is proposed; none makes it no deeper.
+        count: how many at each place.
+        block: what comes in; see `deepen`.
+        seed: of what is drawn.
+    """
+
+    by: float | None = None
+    to: Mapping[str, int | float] = field(default_factory=dict)
+    like: ModelGraph | None = None
+    init: str = "unequal"
+    noise: float = 0.05
+    round_to: int = 1
+    after: tuple[str, ...] = ()
+    count: int = 1
+    block: str = "auto"
+    seed: int = 0
+
+    @property
+    def widens(self) -> bool:
+        """Whether spaces grow."""
+        return self.by is not None or bool(self.to) or self.like is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like form; the pattern is only said to be there."""
+        return {**asdict(replace(self, like=None)), "like": self.like is not None}
+
+
+def parse_factor(text: str) -> float:
+    """`1.5x` or `1.5` as a number.
+
+    Raises:
+        SurgeryError: it is no number.
+    """
+    value = parse_value(text.removesuffix("x"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SurgeryError(f"widen: {text!r} is no factor; expected a number as in 1.5x")
+    return float(value)
+
+
+def parse_sizes(requests: Sequence[str]) -> dict[str, int | float]:
+    """The requests `conv1=96,fc=1.5x` by name: channels, or a factor where they end in x or have a fraction.
+
+    Raises:
+        SurgeryError: one of them is neither.
+    """
+    sizes: dict[str, int | float] = {}
+    for request in (part for text in requests for part in text.split(",")):
+        name, _, text = request.rpartition("=")
+        value = parse_value(text.removesuffix("x"))
+        if not name or isinstance(value, bool) or not isinstance(value, int | float):
+            raise SurgeryError(f"widen: {request!r}; expected NAME=96 channels or NAME=1.5x, a factor")
+        sizes[name] = float(value) if text.endswith("x") else value
+    return sizes
+
+
+def grown(graph: ModelGraph, growth: Growth, data: Data | None = None) -> ModelGraph:
+    """A wider and deeper network; with data, norms that stand before identity layers get the statistics that arrive.
+
+    Raises:
+        SurgeryError: as for `widen` and `deepen`, or nothing to do.
+    """
+    if not (growth.widens or growth.after):
+        raise SurgeryError("grow: nothing says how; give --by, --to or --like to widen, --after to deepen")
+    if growth.widens:
+        options: dict[str, Any] = {"like": growth.like} if growth.like else {"by": growth.by, "to": growth.to}
+        options |= {"init": growth.init, "noise": growth.noise, "round_to": growth.round_to, "seed": growth.seed}
+        graph = widen(graph, **options)
+    if growth.after:
+        examples = None if data is None else _examples(data, graph)
+        after = growth.after[0] if len(growth.after) == 1 else growth.after
+        graph = deepen(graph, after, growth.count, block=growth.block, examples=examples, seed=growth.seed)
+    return graph
+
+
+def _examples(data: Data, graph: ModelGraph, images: int = 1000) -> list[torch.Tensor]:
+    """Training inputs for statistics."""
+    examples = Examples(data.train, device_of(graph.module))
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:images]
+    return [next(iter(examples.batches([order])))[0].to(next(graph.module.parameters()))]
+
+
+def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
+    """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative."""
+    first, second = double(before), double(after)
+    x = first.example_inputs(4, seed=seed)
+    return apart(run(second.module, x, seed), run(first.module, x, seed))
+
+
+def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None:
+    """The contract of growth; None where an init promises nothing."""
+    if growth.widens and growth.init not in EXACT:
+        return None
+    dtype = next((p.dtype for p in before.module.parameters() if p.is_floating_point()), torch.float32)
+    return Check("grown = original", changed_by(before, after, growth.seed), ALLOWED.get(dtype, 1e-2))
+
+
+@dataclass(frozen=True)
+class GrowPlan:
+    """How to grow and how to compare.
+
+    Attributes:
+        growth: what becomes wider or deeper.
+        training: of the grown network, of the padded one and of the teacher; usually a tenth of the teacher's rate.
+        scratch: of the new network; usually as the teacher was trained, for as many epochs.
+        controls: which of `CONTROLS` are trained too.
+    """
+
+    growth: Growth
+    training: TrainingPlan
+    scratch: TrainingPlan
+    controls: tuple[str, ...] = CONTROLS
+
+
+def default_plan(
+    teacher: ModelGraph, growth: Growth, *, controls: tuple[str, ...] = CONTROLS, **settings: Any
+) -> GrowPlan:
+    """A plan with the teacher's training at a tenth of its rate; these settings change all trainings."""
+    settings = {"epochs": 5, "seed": growth.seed, "keep_best": False, **settings}
+    training = fine_tuning(teacher, **settings)
+    full = 10 * fine_tuning(teacher).lr
+    return GrowPlan(growth, training, replace(training, lr=full), controls)
+
+
+def grow(
+    teacher: ModelGraph,
+    data: Data,
+    plan: GrowPlan,
+    *,
+    folder: Run | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[ModelGraph, Outcome]:
+    """Widen and deepen a trained network and train it on, next to its controls.
+
+    Args:
+        teacher: a trained network; it is not modified.
+        data: what it was trained on; only measured on `data.test`.
+        plan: how.
+        folder: for metrics and states; an interrupted run goes on from it.
+        reporter: told about progress.
+
+    Raises:
+        SurgeryError: as for `grown`, an unknown control, the data do not fit, or training fails.
+    """
+    unknown = [name for name in plan.controls if name not in CONTROLS]
+    if unknown:
+        raise SurgeryError(f"grow: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
+    began = time.perf_counter()
+    check_fits(data, teacher.module)
+    work = _Growing(teacher, data, plan, folder, reporter)
+    graph = work.go()
+    return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
+
+
+class _Growing:
+    """One growth in progress."""
+
+    def __init__(
+        self, teacher: ModelGraph, data: Data, plan: GrowPlan, folder: Run | None, reporter: Reporter | None
+    ) -> None:
+        self.teacher, self.data, self.plan, self.folder, self.reporter = teacher, data, plan, folder, reporter
+        self.objective = objective_for(data)
+        self.rows: list[Row] = []
+        self.curves: list[EpochRecord] = []
+        self.checks: list[Check] = []
+
+    def go(self) -> ModelGraph:
+        """All steps, in order."""
+        growth = self.plan.growth
+        self._row("teacher", self.teacher)
+        start = grown(self.teacher, growth, self.data)
+        held = check(self.teacher, start, growth)
+        self.checks += [] if held is None else [held]
+        self._row("grown, untrained", start, note="" if held else f"{growth.init} changes the outputs")
+        result = self._trained("grown", start, self.plan.training)
+        if "random-pad" in self.plan.controls and growth.widens:
+            padded = grown(self.teacher, replace(growth, init="random-pad"), self.data)
+            self._row("random padding, untrained", padded)
+            self._trained("random padding", padded, self.plan.training)
+        if "scratch" in self.plan.controls:
+            fresh = reinitialized(start, growth.seed + 1)
+            self._trained("from scratch", fresh, self.plan.scratch, note="the same architecture, at the full rate")
+        if "teacher continued" in self.plan.controls:
+            again = replace(self.teacher, module=copy.deepcopy(self.teacher.module))
+            self._trained("teacher continued", again, self.plan.training)
+        record = {"pass": "grow", "data": self.data.name, "plan": asdict(self.plan.training)}
+        return replace(result, lineage=(*result.lineage, record))
+
+    def _trained(self, name: str, graph: ModelGraph, plan: TrainingPlan, note: str = "") -> ModelGraph:
+        history = fit(
+            graph.module,
+            self.data.train,
+            plan,
+            objective=self.objective,
+            validation=self.data.validation,
+            run=self.folder,
+            stage=name.replace(" ", "-"),
+            reporter=self.reporter,
+        )
+        self.curves.extend(history.records)
+        self._row(name, graph, note=note or f"{plan.epochs} epochs at {plan.lr:g}")
+        return graph
+
+    def _row(self, name: str, graph: ModelGraph, note: str = "") -> None:
+        size, device = cost(graph), self.plan.training.device
+        test = evaluate(graph.module, self.data.test, self.objective, device=device)
+        validation = evaluate(graph.module, self.data.validation, self.objective, device=device)
+        self.rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
+
+    def outcome(self) -> Outcome:
+        """What was found out."""
+        score, higher = self.objective.score, self.objective.higher_is_better
+        return Outcome(
+            title=f"grown on {self.data.name}",
+            rows=tuple(self.rows),
+            metric=score,
+            higher_is_better=higher,
+            curves=tuple(self.curves),
+            checks=tuple(self.checks),
+            verdict=_verdict(self.rows, score, higher),
+            config={
+                "growth": self.plan.growth.as_dict(),
+                "training": asdict(self.plan.training),
+                "scratch": asdict(self.plan.scratch),
+                "controls": list(self.plan.controls),
+            },
+        )
+
+
+def _verdict(rows: Sequence[Row], metric: str, higher: bool) -> str:
+    """One sentence on whether growing paid, by the test metric."""
+    scores = {row.name: row.test[metric] for row in rows}
+    sign = 1.0 if higher else -1.0
+    words = []
+    for name in ("teacher", "teacher continued", "random padding", "from scratch"):
+        if name in scores:
+            gain = sign * (scores["grown"] - scores[name])
+            word = "better than" if gain > 0 else "as good as" if gain == 0 else "worse than"
+            words.append(f"{word} {name} by {abs(gain):.4g}" if gain else f"{word} {name}")
+    return f"by test {metric} the grown network ({scores['grown']:.4g}) is {', '.join(words)}"
