@@ -141,8 +141,7 @@ def merge(
     examples = load_data(data, seed=seed)
     sources = (first, second, *more)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
-    if len({len(parent.module.graph.nodes) for parent in parents}) > 1:
-        parents = _as_deep(screen, sources, parents)
+    parents = _as_deep(screen, sources, parents)
     plan = merging.plan(parents, seed)
     document: dict[str, Any] = {"parents": sources, "data": data, "plan": asdict(plan)}
     # Before the run folder is made.
@@ -187,14 +186,10 @@ def merge(
 
 
 def _as_deep(screen: Screen, sources: Sequence[str], parents: Sequence[ModelGraph]) -> list[ModelGraph]:
-    """The parents, the shallower ones deepened; what has no like depth is left for the match to refuse."""
-    from graphsurgery.errors import SurgeryError
+    """The parents, the shallower ones deepened."""
     from graphsurgery.passes.deepen import as_deep
 
-    try:
-        deep = as_deep(parents)
-    except SurgeryError:
-        return list(parents)
+    deep = as_deep(parents)
     for source, before, after in zip(sources, parents, deep, strict=True):
         added = len(after.lineage) - len(before.lineage)
         if added:

@@ -265,10 +265,19 @@ def deepen_like(graph: ModelGraph, like: ModelGraph) -> ModelGraph:
 
 
 def as_deep(graphs: Sequence[ModelGraph]) -> list[ModelGraph]:
-    """These networks, the shallower ones deepened to the topology of the deepest; see `deepen_like`."""
+    """These networks, the shallower ones deepened to the topology of the deepest; see `deepen_like`.
+
+    A network that cannot become like the deepest stays as it is; whoever matches them says how they differ.
+    """
     deepest = max(graphs, key=lambda graph: len(graph.module.graph.nodes))
     size = len(deepest.module.graph.nodes)
-    return [graph if len(graph.module.graph.nodes) == size else deepen_like(graph, deepest) for graph in graphs]
+    deep = []
+    for graph in graphs:
+        try:
+            deep.append(graph if len(graph.module.graph.nodes) == size else deepen_like(graph, deepest))
+        except SurgeryError:
+            deep.append(graph)
+    return deep
 
 
 def _kinds(graph: ModelGraph) -> list[str]:
