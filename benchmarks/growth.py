@@ -65,6 +65,7 @@ def starts(teacher: ModelGraph, data: Data, seed: int) -> dict[str, Callable[[],
     }
     for init in ("unequal", "equal", "equal+noise", "random-pad"):
         named[f"wider, {init}"] = lambda init=init: widen(teacher, BY, init=init, seed=seed)
+    named["wider, unequal, whole rate"] = lambda: widen(teacher, BY, seed=seed)
     named["wider, from scratch"] = lambda: reinitialized(widen(teacher, BY), seed + 50)
     named["deeper, identity"] = lambda: deepen(teacher, examples=examples, seed=seed)
     named["deeper, not calibrated"] = lambda: deepen(teacher, seed=seed)
@@ -89,9 +90,8 @@ def one(name: str, graph: ModelGraph, teacher: ModelGraph, data: Data, seed: int
     objective = objective_for(data)
     change = changed_by(teacher, graph) if "scratch" not in name else float("nan")
     start = evaluate(graph.module, data.validation, objective)["accuracy"]
-    scratch = "scratch" in name
-    plan = replace(PLAN, epochs=EPOCHS, seed=seed, device="cpu")
-    plan = plan if scratch else replace(plan, lr=0.1 * PLAN.lr, schedule="constant")
+    whole = "scratch" in name or "whole rate" in name
+    plan = replace(PLAN, epochs=EPOCHS, seed=seed, device="cpu", lr=PLAN.lr if whole else 0.1 * PLAN.lr)
     history = fit(
         graph.module, data.train, plan, objective=objective, validation=data.validation, reporter=SilentReporter()
     )
@@ -157,8 +157,8 @@ def note(options: argparse.Namespace, teachers: list[float], per_epoch: int) -> 
     return (
         f"`{SPEC}`, {options.images:,} training images, {options.seeds} seeds. The teacher has {PLAN.epochs} epochs at "
         f"{PLAN.lr:g} and then {100 * statistics.mean(teachers):.2f} % on the test set ({each}). Every network below "
-        f"gets {EPOCHS} epochs of {per_epoch} steps at a tenth of that rate, held constant; from scratch at the whole "
-        f"rate, falling to zero. Step 0 and steps are on validation data, read after every epoch; a dash is a network "
+        f"gets {EPOCHS} epochs of {per_epoch} steps at a tenth of that rate, falling to zero as the teacher's did; "
+        f"from scratch at the whole rate. Step 0 and steps are on validation data, read after every epoch; a dash is a network "
         f"that never got there, and a number in brackets says in how many seeds it did. Accuracies are means, of the "
         f"last epoch; ranks are those of the first seed, of at most. No two layers of this network have one shape, so "
         f"`next` would be `equal`."

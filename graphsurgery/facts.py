@@ -68,7 +68,7 @@ class Access:
     Attributes:
         node: where.
         axis: what is written, or summed over.
-        value: the node whose tensor is read; None for a write.
+        value: the node whose tensor is read; None for a write, and for what a layer reads of itself.
         dim: the axis number, in that tensor, that holds `axis`.
         weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
         weight: that parameter, and the number of its axis.

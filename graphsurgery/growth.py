@@ -20,8 +20,8 @@ WEIGHED = frozenset(
 )  # fmt: skip
 """Operators that mix indices and keep their result when copies count by their shares."""
 
-INDIFFERENT = frozenset({"maximum"})
-"""Operators that give the same however often an index is there."""
+INDIFFERENT = frozenset({"maximum", "recurrence"})
+"""Operators that give the same however often an index is there, or mix by weights of their own."""
 
 
 def copies(size: int, new: int, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,8 @@ def obstacles(graph: ModelGraph) -> Mapping[Dim, str]:
         for dim in dims_of(mixing.axis):
             found.setdefault(dim, f"a {mixing.kind} at {place_of(mixing.node)} would change with copies")
     for access in graph.types.readers:
-        if access.weighted or (access.value is not None and access.given == 1):
+        inside = access.value is None and access.weight is not None
+        if access.weighted or inside or (access.value is not None and access.given == 1):
             continue
         for dim in dims_of(access.axis):
             found.setdefault(dim, f"{place_of(access.node)} sums over it where no factor can stand")

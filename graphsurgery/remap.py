@@ -58,10 +58,10 @@ def follow(before: ModelGraph, after: ModelGraph, edit: Edit) -> ModelGraph:
 
 
 def folded(graph: ModelGraph) -> dict[str, set[int]]:
-    """The axes of parameters, by name, that a factor on what they read is folded into."""
+    """The axes of parameters, by name, that a factor on what they read is folded into, inside of layers too."""
     found: dict[str, set[int]] = {}
     for access in graph.types.readers:
-        if access.weighted and access.weight is not None:
+        if access.weight is not None and (access.weighted or access.value is None):
             found.setdefault(access.weight[0], set()).add(access.weight[1])
     return found
 

@@ -34,7 +34,6 @@ def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
     infer.attribute("input_size", input[-1])
     infer.attribute("hidden_size", hidden)
     infer.mixes(hidden, "recurrence")
-    infer.reads(None, 0, hidden, None, 0)
     return _results(infer, input, output, hidden, hx)
 
 
@@ -53,12 +52,16 @@ def _results(infer: Inference, input: TensorType, output: Axis, hidden: Axis, hx
 
 def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axis, *, own: bool) -> None:
     """One layer in one direction; only the first reads what stands outside."""
-    weight = infer.parameter(f"weight_ih_{suffix}")
+    weight, recurrent = infer.parameter(f"weight_ih_{suffix}"), infer.parameter(f"weight_hh_{suffix}")
     assert weight is not None
+    assert recurrent is not None
     infer.tie(f"weight_ih_{suffix}", gates, source)
     infer.tie(f"weight_hh_{suffix}", gates, hidden)
     infer.tie(f"bias_ih_{suffix}", gates)
     infer.tie(f"bias_hh_{suffix}", gates)
     infer.writes(gates)
-    if not own:
+    infer.reads_inside(hidden, recurrent, 1)
+    if own:
+        infer.reads_inside(source, weight, 1)
+    else:
         infer.reads(0, len(infer.value[0].shape) - 1, source, weight, 1)

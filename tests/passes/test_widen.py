@@ -88,6 +88,21 @@ def test_heads_and_head_sizes_grow_with_rescaled_scores():
     assert any(n.target is weigh for n in wide.module.graph.nodes)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_recurrent_layers_grow(kind, options):
+    layer = kind(4, 6, batch_first=True, **options)
+    head = nn.Linear(12 if options else 6, 3)
+    network = Network(
+        lambda net, x: net.head(net.layer(torch.tanh(net.stem(x)))[0]), stem=nn.Linear(5, 4), layer=layer, head=head
+    )
+    graph, x, network = typed(network, (7, 5))
+    wide = widen(graph, to={"stem": 7, "layer": 10})
+    with torch.no_grad():
+        assert deviation(wide(*x), network(*x)) < 1e-12
+        assert deviation(undo(wide)(*x), network(*x)) < 1e-12
+
+
 def between(middle, channels=8, parameters=(), **layers):
     """A network whose hidden channels go through `middle`."""
     return Network(
