@@ -158,10 +158,10 @@ def note(options: argparse.Namespace, teachers: list[float], per_epoch: int) -> 
         f"`{SPEC}`, {options.images:,} training images, {options.seeds} seeds. The teacher has {PLAN.epochs} epochs at "
         f"{PLAN.lr:g} and then {100 * statistics.mean(teachers):.2f} % on the test set ({each}). Every network below "
         f"gets {EPOCHS} epochs of {per_epoch} steps at a tenth of that rate, falling to zero as the teacher's did; "
-        f"from scratch at the whole rate. Step 0 and steps are on validation data, read after every epoch; a dash is a network "
-        f"that never got there, and a number in brackets says in how many seeds it did. Accuracies are means, of the "
-        f"last epoch; ranks are those of the first seed, of at most. No two layers of this network have one shape, so "
-        f"`next` would be `equal`."
+        f"from scratch at the whole rate. Step 0 and steps are on validation data, read after every epoch; a dash is "
+        f"a network that never got there, and a number in brackets says in how many seeds it did. Accuracies are "
+        f"means, of the last epoch; ranks are those of the first seed, of at most. No two layers of this network have "
+        f"one shape, so `next` would be `equal`."
     )
 
 
