@@ -107,6 +107,7 @@ def region(module: fx.GraphModule, entry: fx.Node, exit: fx.Node) -> Region | No
 def repeats(module: fx.GraphModule, part: Region) -> bool:
     """Whether a part is itself the same sequence of operators several times over."""
     kinds = [_operator(module, node) for node in part.nodes if node.op != "get_attr"]
+    kinds = [kind for kind in kinds if kind != nn.Identity.__name__]
     periods = (n for n in range(1, len(kinds) // 2 + 1) if len(kinds) % n == 0)
     return any(kinds == kinds[:n] * (len(kinds) // n) for n in periods)
 

@@ -22,7 +22,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.initializing import reinitialized
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import EXACT, widen
-from graphsurgery.recipes.outcome import Check, Outcome, Row
+from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
 from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.shrink import fine_tuning
 from graphsurgery.spec_text import parse_value
@@ -284,11 +284,11 @@ class _Growing:
 def _verdict(rows: Sequence[Row], metric: str, higher: bool) -> str:
     """One sentence on whether growing paid, by the test metric."""
     scores = {row.name: row.test[metric] for row in rows}
-    sign = 1.0 if higher else -1.0
-    words = []
-    for name in ("teacher", "teacher continued", "random padding", "from scratch"):
-        if name in scores:
-            gain = sign * (scores["grown"] - scores[name])
-            word = "better than" if gain > 0 else "as good as" if gain == 0 else "worse than"
-            words.append(f"{word} {name} by {abs(gain):.4g}" if gain else f"{word} {name}")
-    return f"by test {metric} the grown network ({scores['grown']:.4g}) is {', '.join(words)}"
+    names = {
+        "teacher": "the teacher",
+        "teacher continued": "the teacher trained as long",
+        "random padding": "random padding",
+        "from scratch": "the same architecture from scratch",
+    }
+    others = {shown: scores[name] for name, shown in names.items() if name in scores}
+    return comparison("the grown network", scores["grown"], others, metric, higher)

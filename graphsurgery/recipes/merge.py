@@ -26,7 +26,7 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import as_deep
 from graphsurgery.passes.gate import gate, gates
 from graphsurgery.recipes.baselines import Ensemble, average
-from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row
+from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
 from graphsurgery.recipes.train import fresh
 from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.evaluation import evaluate, recalibrate
@@ -330,16 +330,10 @@ def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
     merged = scores["merged"]
     sign = 1.0 if higher_is_better else -1.0
     best = max((v for n, v in scores.items() if n.startswith("parent")), key=lambda v: sign * v)
-    against = [("the best parent", best)]
+    against = {"the best parent": best}
     if "control" in scores:
-        against.append(("one network trained as long as everything together", scores["control"]))
-    words = []
-    for name, other in against:
-        gain = sign * (merged - other)
-        size = f"{abs(gain) * 100:.2f} points" if metric == "accuracy" else f"{abs(gain):.4g} {metric}"
-        relation = "as good as" if gain == 0 else f"{size} better than" if gain > 0 else f"{size} worse than"
-        words.append(f"{relation} {name}")
-    return f"On test data the merged network is {' and '.join(words)}."
+        against["one network trained as long as everything together"] = scores["control"]
+    return comparison("the merged network", merged, against, metric, higher_is_better)
 
 
 def _gate_epoch(record: EpochRecord, budgets: Mapping[str, float], modules: Mapping[str, Any]) -> GateEpoch:

@@ -95,3 +95,16 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form."""
         return asdict(self)
+
+
+def comparison(name: str, score: float, others: Mapping[str, float], metric: str, higher_is_better: bool) -> str:
+    """One plain sentence on how much better or worse a network is than others, by the test metric."""
+    sign = 1.0 if higher_is_better else -1.0
+    words = []
+    for other, theirs in others.items():
+        gain = sign * (score - theirs)
+        size = f"{abs(gain) * 100:.2f} points" if metric == "accuracy" else f"{abs(gain):.4g} {metric}"
+        relation = "as good as" if gain == 0 else f"{size} better than" if gain > 0 else f"{size} worse than"
+        words.append(f"{relation} {other}")
+    *most, last = words
+    return f"On test data {name} is {', '.join(most)}{' and ' if most else ''}{last}."

@@ -49,7 +49,7 @@ def test_every_network_is_trained_and_measured(digits, teacher):
         "from-scratch",
         "teacher-continued",
     }
-    assert all(word in outcome.verdict for word in ("teacher", "random padding", "from scratch", "teacher continued"))
+    assert all(word in outcome.verdict for word in ("the teacher", "random padding", "from scratch", "trained as long"))
     assert [record["pass"] for record in result.lineage] == ["trace", "train", "widen", "deepen", "grow"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.tensors().items())
 
