@@ -7,10 +7,19 @@ gate.fold                 in evaluation the outputs are the same, and the gates 
 compress.compress         the outputs are those of the network with the removed reads masked
 widen.widen               the outputs are the same, with unequal or equal shares
 deepen.deepen             the outputs are the same
+factorize.factorize       at full rank the outputs are the same
+factorize.unfactorize     the outputs are the same
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, gate, widen
+from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, widen
 
-PASSES = {"compress": compress, "concatenate": concatenate, "deepen": deepen, "gate": gate, "widen": widen}
+PASSES = {
+    "compress": compress,
+    "concatenate": concatenate,
+    "deepen": deepen,
+    "factorize": factorize,
+    "gate": gate,
+    "widen": widen,
+}
 
-__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "widen"]
+__all__ = ["PASSES", "compress", "concatenate", "deepen", "factorize", "gate", "widen"]

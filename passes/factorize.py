@@ -1,0 +1,284 @@
+"""Factorize: a layer becomes two with few channels between them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphsurgery.cost import cost
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.identities import CONVOLUTIONS
+from graphsurgery.maps import Edit
+from graphsurgery.matrices import Matrix, matrix_of, merged
+from graphsurgery.passes.gate import has_gates
+from graphsurgery.remap import follow, rebuild
+from graphsurgery.spec_text import near_names
+from graphsurgery.targets import Target, parse_target
+from graphsurgery.values import propagate
+
+HOWS = ("svd", "random")
+SHAPES = ("channel", "spatial")
+REDUCE, EXPAND = "reduce", "expand"
+_STEPS = 40
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of one layer.
+
+    Attributes:
+        path: of the layer.
+        matrix: its weights as a matrix.
+        rank: how many channels stand between the two.
+    """
+
+    path: str
+    matrix: Matrix
+    rank: int
+
+    @property
+    def saves(self) -> bool:
+        """Whether the two have fewer weights than the one."""
+        return self.rank * (self.matrix.rows + self.matrix.columns) < self.matrix.rows * self.matrix.columns
+
+
+def factorize(
+    graph: ModelGraph,
+    layers: Sequence[str] | None = None,
+    *,
+    rank: int | float | Mapping[str, int | float] | None = None,
+    energy: float | None = None,
+    target: Target | str | None = None,
+    how: str = "svd",
+    shape: str = "channel",
+    force: bool = False,
+    seed: int = 0,
+) -> ModelGraph:
+    """Replace layers by two with a linear bottleneck between them; at full rank the outputs are the same.
+
+    `W [out, in]` becomes `U [out, k] V [k, in]`: a linear layer two linear layers, a convolution one with its kernel to
+    k channels and one of 1 (`channel`), or one down and one along the kernel (`spatial`, two axes only). Below full
+    rank it is the best approximation of the weights; a fine-tuning brings back what that does to the outputs.
+
+    Args:
+        graph: typed network; it is not modified.
+        layers: paths of linear layers and convolutions; by default all whose two factors have fewer weights.
+        rank: how many channels k stand between (int), or a share of the full rank (float), for all layers or by path.
+        energy: instead, the smallest ranks that keep this share of the squared singular values of every layer.
+        target: instead, what the network may cost at most, `params=0.5x`, `macs=300M` or `size=4MB`: the energy, the
+            same in all layers, is searched on the real count.
+        how: `svd`, the truncated singular value decomposition, whose factors share the singular values evenly; or
+            `random`, fresh factors of the same spread, to be trained from scratch.
+        shape: `channel` or `spatial`, for convolutions.
+        force: also where the factors have as many weights as the layer, or more.
+        seed: for `random`.
+
+    Returns:
+        A network in which the layer `fc` is `fc.reduce` and `fc.expand`; its lineage says what was skipped, and why.
+
+    Raises:
+        SurgeryError: an unknown layer or option, a rank above the full one, an energy outside (0, 1], a target that
+            cannot be reached, or nothing to factorize.
+
+    Source: the linear bottleneck of Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184, section 3;
+    Jaderberg, Vedaldi, Zisserman, "Speeding up convolutional neural networks with low rank expansions", 2014.
+    """
+    _check(graph, rank, energy, target, how, shape)
+    matrices, skipped = _matrices(graph, layers, shape)
+    if target is not None:
+        plans = _meet(graph, matrices, parse_target(target) if isinstance(target, str) else target)
+    else:
+        plans = [_Plan(p, m, _rank_of(p, m, rank, energy, force=force)) for p, m in matrices.items()]
+    for plan in plans:
+        if not plan.saves and not force:
+            weights = plan.matrix.rows * plan.matrix.columns
+            skipped[plan.path] = f"rank {plan.rank} saves nothing of its {weights:,} weights"
+    plans = [plan for plan in plans if plan.path not in skipped]
+    if not plans:
+        raise SurgeryError(f"factorize: no layer becomes smaller; {_first(skipped)}")
+    generator = torch.Generator().manual_seed(seed)
+    ranks = {plan.path: [plan.matrix.full, plan.rank] for plan in plans}
+    record = {"pass": "factorize", "how": how, "shape": shape, "ranks": ranks, "skipped": skipped}
+    new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone(), record)
+    for plan in plans:
+        pair = plan.matrix.split(plan.rank, None if how == "svd" else generator)
+        _replace(new.module, plan.path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
+    return _finished(graph, new)
+
+
+def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> ModelGraph:
+    """Multiply the two factors of layers into one again; the outputs are the same to rounding.
+
+    Args:
+        graph: typed network; it is not modified.
+        layers: paths of factorized layers; by default all.
+
+    Raises:
+        SurgeryError: a layer is not factorized, or none is.
+    """
+    known = _factorized(graph.module)
+    chosen = list(known) if layers is None else list(layers)
+    unknown = [path for path in chosen if path not in known]
+    if unknown:
+        raise SurgeryError(f"unfactorize: {unknown[0]} is not factorized; {near_names(unknown[0], known)}")
+    if not chosen:
+        raise SurgeryError("unfactorize: no layer of this network is factorized")
+    new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone(), {"pass": "unfactorize", "layers": chosen})
+    for path in chosen:
+        pair = new.module.get_submodule(path)
+        _replace(new.module, path, merged(pair.get_submodule(REDUCE), pair.get_submodule(EXPAND)))
+    return _finished(graph, new)
+
+
+def _check(graph: ModelGraph, rank: Any, energy: float | None, target: Any, how: str, shape: str) -> None:
+    if has_gates(graph):
+        raise SurgeryError("factorize: this network has gates; fold or compress it first")
+    if sum(given is not None for given in (rank, energy, target)) != 1:
+        raise SurgeryError("factorize: give one of rank, energy and target")
+    for name, value, known in (("how", how, HOWS), ("shape", shape, SHAPES)):
+        if value not in known:
+            raise SurgeryError(f"factorize: {name} is {value!r}; choose from {', '.join(known)}")
+    if energy is not None and not 0 < energy <= 1:
+        raise SurgeryError(f"factorize: energy is {energy:g}, expected a share above 0 and at most 1")
+
+
+def _matrices(graph: ModelGraph, layers: Sequence[str] | None, shape: str) -> tuple[dict[str, Matrix], dict[str, str]]:
+    """The weights of these layers as matrices, and why others have none."""
+    found: dict[str, Matrix] = {}
+    skipped: dict[str, str] = {}
+    modules = {str(n.target): n for n in graph.module.graph.nodes if n.op == "call_module"}
+    for path in modules if layers is None else layers:
+        if path not in modules:
+            raise SurgeryError(f"factorize: {path} is not a layer of this model; {near_names(path, modules)}")
+        shared = _shared(graph, path)
+        matrix = "its weights stand elsewhere too" if shared else matrix_of(graph.module.get_submodule(path), shape)
+        if isinstance(matrix, Matrix):
+            found[path] = matrix
+        elif layers is not None:
+            raise SurgeryError(f"factorize: {path} cannot be factorized: {matrix}")
+        elif isinstance(graph.module.get_submodule(path), (nn.Linear, *CONVOLUTIONS)):
+            skipped[path] = matrix
+    return found, skipped
+
+
+def _shared(graph: ModelGraph, path: str) -> bool:
+    """Whether the weights of a layer have another name, or are read by themselves."""
+    tensors = graph.tensors()
+    weight = tensors.get(f"{path}.weight")
+    names = [name for name, tensor in tensors.items() if tensor is weight]
+    return len(names) > 1 or any(n.op == "get_attr" and n.target in names for n in graph.module.graph.nodes)
+
+
+def _rank_of(path: str, matrix: Matrix, rank: Any, energy: float | None, *, force: bool) -> int:
+    """How many channels a layer keeps between its factors."""
+    if energy is not None:
+        return matrix.rank_for(energy)
+    asked = rank[path] if isinstance(rank, Mapping) and path in rank else rank
+    if isinstance(asked, Mapping):
+        return matrix.full
+    if isinstance(asked, float):
+        if not 0 < asked <= 1:
+            raise SurgeryError(f"factorize: rank of {path} is {asked:g}, expected a share above 0 and at most 1")
+        return max(1, round(asked * matrix.full))
+    named = isinstance(rank, Mapping) or force
+    if asked < 1 or (named and asked > matrix.full):
+        raise SurgeryError(f"factorize: rank of {path} is {asked}, expected 1 to its full rank {matrix.full}")
+    return min(asked, matrix.full)
+
+
+def _meet(graph: ModelGraph, matrices: Mapping[str, Matrix], target: Target) -> list[_Plan]:
+    """Ranks by one energy for all layers, the largest with which the network costs no more than a target."""
+    count = {"params": lambda c: c.parameters, "macs": lambda c: c.macs, "size": lambda c: c.bytes}.get(target.quantity)
+    if count is None:
+        raise SurgeryError(f"factorize: a target of {target.quantity} is not possible; use params, macs or size")
+    whole = cost(graph)
+    before = count(whole)
+    limit = target.goal(before)
+
+    def plans(energy: float) -> list[_Plan]:
+        made = (_Plan(path, matrix, matrix.rank_for(energy)) for path, matrix in matrices.items())
+        return [plan for plan in made if plan.saves]
+
+    def reached(chosen: list[_Plan]) -> float:
+        saved = sum(_saved(graph, plan, target.quantity) for plan in chosen)
+        return before - saved
+
+    low, high = 0.0, 1.0
+    if reached(plans(1e-9)) > limit:
+        raise SurgeryError(
+            f"factorize: {target} is {limit:,.0f}; the closest that can be reached is {reached(plans(1e-9)):,.0f}"
+        )
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(plans(middle)) <= limit else (low, middle)
+    return plans(max(low, 1e-9))
+
+
+def _saved(graph: ModelGraph, plan: _Plan, quantity: str) -> float:
+    """What the factors of a layer save."""
+    matrix = plan.matrix
+    weights = matrix.rows * matrix.columns - plan.rank * (matrix.rows + matrix.columns)
+    if quantity == "params":
+        return float(weights * matrix.groups)
+    if quantity == "size":
+        return float(weights * matrix.groups * matrix.layer.weight.element_size())
+    return float(sum(plan.matrix.macs_saved(plan.rank, *_shapes(node)) for node in _calls(graph.module, plan.path)))
+
+
+def _shapes(node: fx.Node) -> tuple[torch.Size, torch.Size]:
+    return node.all_input_nodes[0].meta["value"].shape, node.meta["value"].shape
+
+
+def _calls(module: fx.GraphModule, path: str) -> Iterator[fx.Node]:
+    return (node for node in module.graph.nodes if node.op == "call_module" and node.target == path)
+
+
+def _factorized(module: fx.GraphModule) -> list[str]:
+    """The paths of layers that are two."""
+    paths = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+    reduces = (path.removesuffix(f".{REDUCE}") for path in sorted(paths) if path.endswith(f".{REDUCE}"))
+    return [path for path in reduces if f"{path}.{EXPAND}" in paths]
+
+
+def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.Module]) -> None:
+    """Put one layer in the place of two, or two in that of one, in place."""
+    owner, _, name = path.rpartition(".")
+    parent = module.get_submodule(owner)
+    old = parent.get_submodule(name)
+    if isinstance(by, nn.Module):
+        setattr(parent, name, by.train(old.training))
+        for node in list(_calls(module, f"{path}.{EXPAND}")):
+            reduce = node.all_input_nodes[0]
+            node.target, node.args = path, reduce.args
+            module.graph.erase_node(reduce)
+        return
+    pair = nn.Module()
+    for key, layer in by.items():
+        pair.add_module(key, layer.train(old.training))
+    pair.training = old.training
+    setattr(parent, name, pair)
+    for node in list(_calls(module, path)):
+        with module.graph.inserting_before(node):
+            reduce = module.graph.call_module(f"{path}.{REDUCE}", node.args, node.kwargs)
+        node.target, node.args, node.kwargs = f"{path}.{EXPAND}", (reduce,), {}
+
+
+def _finished(graph: ModelGraph, new: ModelGraph) -> ModelGraph:
+    """The network with values at its new nodes."""
+    new.module.graph.lint()
+    new.module.recompile()
+    inputs = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in new.inputs]
+    for node in new.module.graph.nodes:
+        node.meta.pop("value", None)
+    propagate(new.module, inputs)
+    return follow(graph, ModelGraph(new.module, new.inputs, new.lineage, graph.open_outputs), Edit({}))
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    shown = "; ".join(f"{path}: {reason}" for path, reason in list(reasons.items())[:3])
+    return shown or "it has no linear layer and no convolution"
