@@ -85,6 +85,8 @@ class Tuning:
     """Fine-tune for so long, by the plan the network was trained with and a fresh optimizer."""
     lr: float | None = None
     """Learning rate of the fine-tuning; by default a tenth of the training's."""
+    recover: Literal["labels", "mimic"] = "labels"
+    """What is learnt: the labels, or what the network said before the cut, which needs none."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
@@ -142,7 +144,7 @@ def compress(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    small, found = _cut(screen, graph, plan, examples, tuning.settings(seed), run, model)
+    small, found = _cut(screen, graph, plan, examples, tuning, seed, run, model)
     document |= found
     save(small, output, **document)
     screen.line("wrote", str(output))
@@ -163,7 +165,8 @@ def _cut(
     graph: ModelGraph,
     plan: Cut,
     examples: Data | None,
-    tuning: Mapping[str, Any],
+    tuning: Tuning,
+    seed: int,
     run: Path | None,
     model: str,
 ) -> tuple[ModelGraph, dict[str, Any]]:
@@ -177,10 +180,13 @@ def _cut(
     if examples is None:
         small = cut(graph, plan)
         return small, _show_costs(screen, graph, small)
-    training = fine_tuning(graph, **tuning)
+    training = fine_tuning(graph, **tuning.settings(seed))
     settings = {"command": "compress", "model": model, "cut": asdict(plan), "plan": asdict(training)}
+    settings |= {} if tuning.recover == "labels" else {"recover": tuning.recover}
     folder = None if run is None else Run(run, config=settings)
-    small, outcome = shrink(graph, plan, examples, training, run=folder, reporter=screen.reporter())
+    small, outcome = shrink(
+        graph, plan, examples, training, recover=tuning.recover, run=folder, reporter=screen.reporter()
+    )
     costs = _show_costs(screen, graph, small)
     screen.show(outcome_table(outcome))
     return small, {**costs, "outcome": outcome.as_dict()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -57,6 +57,8 @@ class Merging:
     """no, bf16 or fp16."""
     device: str = "auto"
     """auto, cpu, cuda or any torch device."""
+    recover: Literal["labels", "mimic"] = "labels"
+    """What fine-tuning learns: the labels, or what the parents say together, which needs none."""
 
     def plan(self, parents: Sequence[ModelGraph], seed: int) -> MergePlan:
         """The default plan of these parents with these changes."""
@@ -65,7 +67,9 @@ class Merging:
         from graphsurgery.recipes.merge import default_plan
 
         plan = default_plan(parents, seed)
-        plan = replace(plan, budget=self.budget, control=self.control, parent_epochs=self.parent_epochs)
+        plan = replace(
+            plan, budget=self.budget, control=self.control, parent_epochs=self.parent_epochs, recover=self.recover
+        )
         if self.gate_lr is not None:
             plan = replace(plan, gate_lr=self.gate_lr)
         names = ("optimizer", "batch_size", "weight_decay", "mixed_precision", "device")

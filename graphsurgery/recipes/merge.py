@@ -27,6 +27,7 @@ from graphsurgery.passes.deepen import as_deep
 from graphsurgery.passes.gate import gate, gates
 from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
+from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
 from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.evaluation import evaluate, recalibrate
@@ -53,6 +54,7 @@ class MergePlan:
         budget: size of every space of the result, as a multiple of the first parent's.
         control: also train one new network for as many epochs as everything together took.
         parent_epochs: how long each parent was trained; None reads it from the parents' lineage.
+        recover: what fine-tuning learns from: `labels`, or `mimic`, what the parents say together, without labels.
         seed: of gates, shuffles and the control's weights.
     """
 
@@ -62,6 +64,7 @@ class MergePlan:
     budget: float = 1.0
     control: bool = True
     parent_epochs: float | None = None
+    recover: str = "labels"
     seed: int = 0
 
 
@@ -247,9 +250,10 @@ class _Merge:
 
     def _fine_tune(self, small: ModelGraph) -> ModelGraph:
         plan = replace(self.plan.fine_tuning, seed=self.plan.seed)
-        self._fit(small.module, plan, "fine-tune", self.objective)
+        self._fit(small.module, plan, "fine-tune", recovery(self.plan.recover, self.data, self.parents))
         self.spent += plan.epochs
-        self._row("merged", small, self.spent, note="fine-tuned")
+        source = "" if self.plan.recover == "labels" else " on what the parents say"
+        self._row("merged", small, self.spent, note=f"fine-tuned{source}")
         record = {"pass": "merge", "parents": len(self.parents), "data": self.data.name, "plan": asdict(self.plan)}
         return replace(small, lineage=(*small.lineage, record))
 

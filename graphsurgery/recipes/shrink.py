@@ -21,11 +21,15 @@ from graphsurgery.training.batches import Examples, in_order
 from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.evaluation import evaluate, evaluating, recalibrate
+from graphsurgery.training.imitation import Imitation, Mimicry
 from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.objectives import Objective, objective_for
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, Run
+from graphsurgery.training.teachers import Teachers
+
+RECOVERIES = ("labels", "mimic")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def shrink(
     data: Data,
     training: TrainingPlan,
     *,
+    recover: str = "labels",
     run: Run | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ModelGraph, Outcome]:
@@ -119,6 +124,7 @@ def shrink(
         plan: what to cut.
         data: what it was trained on; only measured on `data.test`.
         training: the fine-tuning; 0 epochs leave it out.
+        recover: what it learns from: `labels`, or `mimic`, what the network said before the cut, without labels.
         run: folder for metrics and states.
         reporter: told about progress.
 
@@ -128,6 +134,7 @@ def shrink(
     began = time.perf_counter()
     check_fits(data, graph.module)
     objective = objective_for(data)
+    learnt = recovery(recover, data, [graph])
     rows: list[Row] = []
     curves: tuple[EpochRecord, ...] = ()
 
@@ -148,15 +155,16 @@ def shrink(
             small.module,
             data.train,
             training,
-            objective=objective,
+            objective=learnt,
             validation=data.validation,
             run=run,
             stage="fine-tune",
             reporter=reporter,
         )
         curves = history.records
-        measure("fine-tuned", small, f"{training.epochs} epochs")
-        record = {"pass": "fine-tune", "data": data.name, "plan": asdict(training)}
+        source = "" if recover == "labels" else ", on what the original says"
+        measure("fine-tuned", small, f"{training.epochs} epochs{source}")
+        record = {"pass": "fine-tune", "data": data.name, "recover": recover, "plan": asdict(training)}
         small = replace(small, lineage=(*small.lineage, record))
     outcome = Outcome(
         title=f"compressed on {data.name}",
@@ -168,6 +176,20 @@ def shrink(
         seconds=time.perf_counter() - began,
     )
     return small, outcome
+
+
+def recovery(recover: str, data: Data, originals: Sequence[ModelGraph]) -> Objective:
+    """What a fine-tuning learns from: labels, or what the original networks say together, without labels.
+
+    Raises:
+        SurgeryError: neither is asked for.
+    """
+    if recover == "labels":
+        return objective_for(data)
+    if recover != "mimic":
+        raise SurgeryError(f"recover is {recover!r}; choose from {', '.join(RECOVERIES)}")
+    teachers = Teachers([copy.deepcopy(original.module) for original in originals])
+    return Mimicry(data.classes, Imitation(), teacher=teachers)
 
 
 def fine_tuning(graph: ModelGraph, **settings: Any) -> TrainingPlan:

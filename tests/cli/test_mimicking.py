@@ -1,0 +1,65 @@
+"""Mimic and factorize on the command line."""
+
+import json
+
+import pytest
+
+import graphsurgery as gs
+from graphsurgery.cli import run
+
+STUDENT = "paper/lenet_300_100?in_features=64"
+COMMON = ["--student", STUDENT, "--data", "digits", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.mark.usefixtures("here")
+def test_mimic_of_a_checkpoint_and_an_onnx_file(capsys, here):
+    assert run(["export", "a.pt", "-o", "a.onnx", "--quiet"]) == 0
+    capsys.readouterr()
+    command = ["mimic", "--teacher", "a.onnx", "b.pt", *COMMON, "-o", "s.pt"]
+    assert run([*command, "--dry-run"]) == 0
+    assert "would train 1 epochs on the answers of 2 teachers" in capsys.readouterr().out
+    assert run([*command, "--bottleneck", "8", "--cache", "answers", "--report", "s.html"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("a.onnx", "ensemble", "student on labels", "bottleneck", "verdict"))
+    assert gs.load("s.pt").lineage[-1]["teachers"] == ["a.onnx", "b.pt"]
+    assert len(list((here / "answers").glob("*.npy"))) == 1
+    assert (here / "s.html").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("here")
+def test_factorize_and_back(capsys):
+    assert run(["factorize", "a.pt", "--rank", "0.4", "-o", "f.pt", "--dry-run"]) == 0
+    assert "full rank" in capsys.readouterr().out
+    assert run(["factorize", "a.pt", "--energy", "0.6", "-o", "f.pt", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["after"]["parameters"] < document["before"]["parameters"]
+    assert run(["factorize", "f.pt", "--back", "-o", "g.pt"]) == 0
+    assert set(gs.load("g.pt").tensors()) == set(gs.load("a.pt").tensors())
+
+
+@pytest.mark.usefixtures("here")
+def test_compress_and_merge_recover_without_labels(capsys):
+    command = ["compress", "a.pt", "--keep", "0.7", "--data", "digits", "--epochs", "1", "--device", "cpu"]
+    assert run([*command, "--recover", "mimic", "-o", "c.pt"]) == 0
+    assert "on what the original says" in capsys.readouterr().out
+    command = ["merge", "a.pt", "b.pt", "--data", "digits", "--recover", "mimic", "--no-control", "--device", "cpu"]
+    assert run([*command, "-o", "m.pt"]) == 0
+    assert "fine-tuned on what the parents say" in " ".join(capsys.readouterr().out.split())
+
+
+BAD = {
+    "no rank": (["factorize", "a.pt", "-o", "f.pt"], "give one of rank, energy and target"),
+    "unknown layer": (["factorize", "a.pt", "--layer", "fc9", "--rank", "2", "-o", "f.pt"], "fc9 is not a layer"),
+    "not factorized": (["factorize", "a.pt", "--back", "-o", "f.pt"], "no layer of this network is factorized"),
+    "other classes": (["mimic", "--teacher", "paper/cnn?classes=4", *COMMON, "-o", "s.pt"], "has 10 classes"),
+    "other shape": (["mimic", "--teacher", "paper/lenet5", *COMMON, "-o", "s.pt"], "paper/lenet5: "),
+    "no file": (["mimic", "--teacher", "z.onnx", *COMMON, "-o", "s.pt"], "z.onnx"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_fail_with_one_line(case, fails):
+    tokens, message = BAD[case]
+    code, line = fails(*tokens)
+    assert code == 2
+    assert message in line
