@@ -95,7 +95,7 @@ def mimic(
     teacher
         Checkpoints, model specs or .onnx files; the logits of several are averaged.
     student
-        A model spec such as paper/mlp?hidden=8000, or an untrained checkpoint.
+        A model spec such as paper/mlp?hidden=8000, fitted to the data, or an untrained checkpoint.
     data
         What the teachers were trained on.
     report
@@ -113,6 +113,7 @@ def mimic(
     from graphsurgery.cli.output import columns, count
     from graphsurgery.cost import cost
     from graphsurgery.errors import CheckFailedError
+    from graphsurgery.models.specs import fitted
     from graphsurgery.recipes.mimic import mimic as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
@@ -125,7 +126,8 @@ def mimic(
     teachers = {name: _teacher(name, opening, examples.input_shape) for name in teacher}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        graph = replace(opening, arch=None).graph(student, examples.input_shape)
+        spec = fitted(student, examples.input_shape, examples.classes)
+        graph = replace(opening, arch=None).graph(spec, examples.input_shape)
     for name, module in {student: graph.module, **teachers}.items():
         check_fits(examples, module, name=name)
     plan = mimicking.plan(training)

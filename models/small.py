@@ -11,7 +11,7 @@ from graphsurgery.errors import SpecError
 
 
 class MLP(nn.Module):
-    """Two linear layers with a ReLU between them; `[batch, inputs]` to `[batch, outputs]`."""
+    """Two linear layers with a ReLU between them; flattens `[batch, ...]` of `inputs` values to `[batch, outputs]`."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -21,11 +21,11 @@ class MLP(nn.Module):
         self.head = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.relu(self.hidden(x)))
+        return self.head(self.relu(self.hidden(x.flatten(1))))
 
 
 def mlp(inputs: int = 1, hidden: int = 100, outputs: int = 1) -> nn.Module:
-    """The MLP 1-100-1 of the sine task; `[batch, inputs]` to `[batch, outputs]`.
+    """An MLP with one hidden layer, that of the sine task by default; `[batch, inputs]` to `[batch, outputs]`.
 
     Source: Pašen & Boža, "Merging of neural networks" (arXiv:2204.09973), sine task.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -99,6 +100,32 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     if (name.partition(".")[0] if source == "timm" else name) not in known:
         raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
     return source, name
+
+
+def fitted(spec: str, shape: Sequence[int], classes: int | None) -> str:
+    """A spec of a paper's network with the options that follow from data filled in, where it leaves them out.
+
+    Args:
+        spec: other specs stay as they are.
+        shape: of one input, without the batch.
+        classes: how many; None for regression.
+    """
+    parsed = parse_spec(spec)
+    source, _, name = parsed.name.partition("/")
+    if source != "paper" or name not in PAPER_NETWORKS:
+        return spec
+    known: dict[str, int | None] = {
+        "inputs": math.prod(shape),
+        "in_features": math.prod(shape),
+        "in_channels": shape[0],
+        "image_size": shape[-1],
+        "outputs": classes,
+        "classes": classes,
+    }
+    accepted = inspect.signature(PAPER_NETWORKS[name]).parameters
+    new = {k: v for k, v in known.items() if k in accepted and k not in parsed.options and v is not None}
+    options = "&".join(f"{key}={value}" for key, value in {**parsed.options, **new}.items())
+    return f"{parsed.name}?{options}" if options else parsed.name
 
 
 def _names(source: str) -> Sequence[str]:

@@ -27,6 +27,15 @@ def test_mimic_of_a_checkpoint_and_an_onnx_file(capsys, here):
 
 
 @pytest.mark.usefixtures("here")
+def test_the_student_is_fitted_to_the_data():
+    command = ["mimic", "--teacher", "a.pt", "--student", "paper/mlp?hidden=20", "--data", "digits", "--epochs", "1"]
+    assert run([*command, "--no-control", "--device", "cpu", "--quiet", "-o", "s.pt"]) == 0
+    shapes = {name: tuple(tensor.shape) for name, tensor in gs.load("s.pt").tensors().items()}
+    assert shapes["hidden.weight"] == (20, 64)
+    assert shapes["head.weight"] == (10, 20)
+
+
+@pytest.mark.usefixtures("here")
 def test_factorize_and_back(capsys):
     assert run(["factorize", "a.pt", "--rank", "0.4", "-o", "f.pt", "--dry-run"]) == 0
     assert "full rank" in capsys.readouterr().out
