@@ -163,12 +163,13 @@ def note(options: argparse.Namespace, teachers: dict[str, list[float]], found: d
     shown = "; ".join(f"{name} {100 * statistics.mean(scores):.2f} %" for name, scores in teachers.items())
     full = found["... and of 42,000 without labels", SIZES[-1]]
     narrow = found[f"the same through {BOTTLENECK} channels", SIZES[-1]]
+    share = statistics.mean(narrow.seconds) / statistics.mean(full.seconds)
     return (
         f"Test accuracy of networks with one hidden layer, means and each of {options.seeds} seeds. The teachers are "
         f"`{TEACHER}`, {TEACHING.epochs} epochs on the labels of {options.labelled:,} images: {shown}. Every student "
         f"has {STEPS:,} steps of {LEARNING.batch_size}, whatever it learns from; squared distance of centred logits. "
         f"Through a bottleneck the hidden layer of {SIZES[-1]:,} has {BOTTLENECK * (784 + SIZES[-1]):,} weights in "
-        f"place of {784 * SIZES[-1]:,}, and training took {statistics.mean(narrow.seconds) / statistics.mean(full.seconds):.2f} "
+        f"place of {784 * SIZES[-1]:,}, and training took {share:.2f} "
         f"times the processor seconds. Copies are of all images, labelled or not."
     )
 
