@@ -134,7 +134,7 @@ def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis | None]:
     """
     shadow = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.module.graph.nodes:
+    for node in graph.types.module.graph.nodes:  # with values, also where the graph comes from a file
         copies[node] = shadow.node_copy(node, copies.__getitem__)
         copies[node].meta = {}
     inputs = [n.meta["value"] for n in graph.module.graph.nodes if n.op == "placeholder"]
