@@ -191,6 +191,19 @@ def test_statistics_after_training_are_compared():
     assert found[TRAINING].status == "fails"
 
 
+def test_buffers_may_hold_infinities():
+    class Bounded(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("lowest", torch.tensor(-math.inf))
+
+        def forward(self, x):
+            return torch.clamp(super().forward(x), self.lowest)
+
+    contracts = TraceContracts(Bounded(), [InputSpec("x", (2, 3))], large=False, seed=0).contracts
+    assert {c.name: c.status for c in contracts}[TRAINING] == "holds"
+
+
 def test_a_trace_that_refuses_another_size_says_so():
 
     def give(_, f, y):
