@@ -16,6 +16,7 @@ from graphsurgery.aliasing import is_functional
 from graphsurgery.onnx.checking import check_onnx
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.passes.compress import compress
+from graphsurgery.recipes.subjects import skeleton
 from graphsurgery.unshuffle import unshuffle
 from graphsurgery.verify import deviation
 
@@ -276,6 +277,14 @@ def test_look_ups_freeze_and_say_so(tmp_path):
     graph.module.float()
     export_onnx(graph, tmp_path / "m.onnx")
     assert check_onnx(graph, tmp_path / "m.onnx", batches=(1, 3)).deviation < 1e-5
+
+
+def test_indices_of_a_network_without_values_have_values():
+    network = looking_up()
+    graph = gs.trace(skeleton(network), torch.zeros(2, 8, 8, 8))
+    expected = dict(gs.trace(network, torch.zeros(2, 8, 8, 8)).module.named_buffers())
+    found = dict(graph.module.named_buffers())
+    assert torch.equal(found["channel_order_0"], expected["channel_order_0"])
 
 
 OPERATORS = {
