@@ -192,5 +192,5 @@ def test_each_network_is_divided_by_its_own_norm():
 
 def test_refuses_a_norm_over_channels_and_positions():
     graph = gs.trace(Normalized(4, (1, 2)), torch.zeros(2, 3, 5, 5))
-    with pytest.raises(gs.SurgeryError, match="normalize: norm over channels would mix the parents' streams"):
+    with pytest.raises(gs.SurgeryError, match="normalize: statistics over channels would mix the parents' streams"):
         concatenate([graph, graph])
