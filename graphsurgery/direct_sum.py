@@ -18,14 +18,15 @@ from torch import fx, nn
 
 from graphsurgery.aliasing import acts_in_place
 from graphsurgery.axes import Dim, dims_of, resolve
-from graphsurgery.facts import place_of, tensor_types
+from graphsurgery.facts import Mixing, place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.inference import Inference
 from graphsurgery.layers import Boundary, either, shift_mask
 from graphsurgery.rules.spatial import POOLING_FUNCTIONS, POOLING_MODULES
 
-SEPARABLE = frozenset({"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize"})
-"""Operators that mix channels, but can be kept to those of each network."""
+_SEPARABLE = frozenset(
+    {"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize", "segmented_group_norm"}
+)
 _NOT_LINEAR = frozenset(
     kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
 )
@@ -54,6 +55,19 @@ class _State(Enum):
     MEAN = "a mean of the parents"
 
 
+def separable(graph: ModelGraph, mixing: Mixing) -> bool:
+    """Whether an operator that mixes channels can be kept to those of each network."""
+    return mixing.kind in _SEPARABLE or (mixing.kind == "group_norm" and _norms_all_channels(graph.module, mixing.node))
+
+
+def _norms_all_channels(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a group norm has one group."""
+    if node.op == "call_module":
+        return getattr(module.get_submodule(str(node.target)), "num_groups", None) == 1
+    count: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("num_groups")
+    return node.target is F.group_norm and (count.meta["value"] if isinstance(count, fx.Node) else count) == 1
+
+
 def why_not_the_mean(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> str | None:
     """Why the outputs of a direct sum would not be the mean of the networks' outputs; None where they would.
 
@@ -79,7 +93,7 @@ class _MixesError(Exception):
 def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> None:
     types = graph.types
     for mixing in types.mixings:
-        if mixing.kind not in SEPARABLE and any(dim in summed for dim in dims_of(mixing.axis)):
+        if not separable(graph, mixing) and any(dim in summed for dim in dims_of(mixing.axis)):
             raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
         if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):

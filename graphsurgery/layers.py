@@ -22,6 +22,7 @@ __all__ = [
     "either",
     "hold",
     "scale_axis",
+    "segmented_group_norm",
     "segmented_layer_norm",
     "segmented_normalize",
     "shift_mask",
@@ -216,6 +217,25 @@ def segmented_normalize(
         return part / weigh(part, dim, share ** (1 / p)).norm(p, dim, keepdim=True).clamp_min(eps)
 
     return _each_group(x, dim, segments, groups, norm, shares)
+
+
+def segmented_group_norm(
+    x: Tensor,
+    segments: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    groups: Sequence[int] | None = None,
+) -> Tensor:
+    """`F.group_norm` of each group of segments of axis 1, and of all positions, by its own mean and variance.
+
+    What a norm over all channels and positions becomes in a direct sum of networks; the arguments are those of
+    `segmented_layer_norm`.
+    """
+    y = _each_group(x, 1, segments, groups, lambda part, _: F.group_norm(part, 1, None, None, eps))
+    if weight is not None:
+        y = weigh(y, 1, weight)
+    return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
 
 
 def _each_group(

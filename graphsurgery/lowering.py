@@ -212,12 +212,16 @@ def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
 
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+_BEHIND: dict[Any, Any] = {getattr(torch._C._VariableFunctions, name): getattr(torch, name) for name in ("meshgrid",)}
+"""Functions of torch's core that are recorded where the public one is given its tensors in a list."""
 
 
 def _torch_spelling(node: fx.Node) -> None:
-    """A first operand given by name is put first, and NumPy's names of arguments become torch's."""
+    """A first operand given by name is put first, NumPy's names of arguments become torch's, functions public ones."""
     if node.op not in ("call_function", "call_method", "call_module"):
         return
+    if node.op == "call_function":
+        node.target = _BEHIND.get(node.target, node.target)
     kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
     if not node.args and "input" in kwargs:
         node.args = (kwargs.pop("input"),)

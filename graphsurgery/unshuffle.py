@@ -219,7 +219,8 @@ class _Rewriting:
     def install(self) -> None:
         """Give the network the new graph, and its tensors their new orders."""
         tensors = {id(tensor): tensor for tensor in self.tensors.values()}
-        device = next((tensor.device for tensor in tensors.values()), None)
+        # Of a network without values the indices have some all the same.
+        device = next((tensor.device for tensor in tensors.values() if not tensor.is_meta), None)
         with torch.no_grad():
             for number, arrangement in self.arrangements.items():
                 tensors[number].copy_(arranged(tensors[number], arrangement))

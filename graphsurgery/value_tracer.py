@@ -32,6 +32,10 @@ from graphsurgery.values import evaluate
 from graphsurgery.windows import REPLACEMENTS
 
 _LITERALS = frozenset({bool, int, float, str, type(None)})
+_DEVICE = torch.device("cpu")
+"""Where the model is told to be: a trace runs on meta tensors, for which it might go another way."""
+_OF_DEVICES = ("type", "index")
+_COMPARISONS: tuple[Any, ...] = (operator.eq, operator.ne)
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
 
 
@@ -41,6 +45,8 @@ class ValueProxy(fx.Proxy):
     tracer: ValueTracer
 
     def __getattr__(self, name: str) -> Any:
+        if name in _OF_DEVICES and isinstance(value_of(self), torch.device):
+            return getattr(_DEVICE, name)
         return ValueAttribute(self, name)
 
     def __len__(self) -> int:
@@ -347,15 +353,31 @@ class ValueTracer(fx.Tracer):
         value = value_of(obj)
         if isinstance(value, Tensor):
             raise TraceError("control flow depends on the values of a tensor")
+        if _compares_devices(obj.node):
+            assert callable(obj.node.target)
+            return bool(obj.node.target(*(_on_cpu(operand) for operand in obj.node.args)))
         self.decided(obj)
         return bool(value)
 
     def decided(self, proxy: fx.Proxy) -> None:
-        """The model decided by this number, so the graph is right only where it is the same."""
+        """The model decided by this number, so the graph is right only where it is the same.
+
+        A network may be cast and moved: what was decided by a precision or a device stands, and of a dtype it is
+        checked whether it holds numbers or indices.
+        """
         value = value_of(proxy)
-        if proxy.node not in self._decisions and isinstance(value, (bool, int, float)):
-            self._decisions.add(proxy.node)
-            self.create_proxy("call_function", hold, (proxy, value, _asking_line()), {})
+        if proxy.node in self._decisions or not isinstance(value, (bool, int, float)):
+            return
+        self._decisions.add(proxy.node)
+        dtypes = [source for source in proxy.node.all_input_nodes if isinstance(source.meta["value"], torch.dtype)]
+        for source in dtypes:
+            floating = self.create_proxy("call_function", getattr, (ValueProxy(source, self), "is_floating_point"), {})
+            self._hold(floating)
+        if not dtypes and not _compares_devices(proxy.node):
+            self._hold(proxy)
+
+    def _hold(self, proxy: fx.Proxy) -> None:
+        self.create_proxy("call_function", hold, (proxy, value_of(proxy), _asking_line()), {})
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -386,6 +408,19 @@ class ValueTracer(fx.Tracer):
             return original(*args, **kwargs)
 
         return factory
+
+
+def _compares_devices(node: fx.Node) -> bool:
+    """Whether a node says if two devices are one."""
+    return node.target in _COMPARISONS and any(isinstance(_on_cpu(operand), torch.device) for operand in node.args)
+
+
+def _on_cpu(operand: Any) -> Any:
+    """The value of an operand as it is where the tensors of the trace are on the CPU; what is written down stays."""
+    if not isinstance(operand, fx.Node):
+        return operand
+    value = operand.meta["value"]
+    return _DEVICE if isinstance(value, torch.device) and value.type == "meta" else value
 
 
 def _is_bare(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.copying import copy_module, meta_of
 from graphsurgery.facts import map_values
-from graphsurgery.layers import TrainingFlag
+from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.shapes import result_of
 
 
@@ -90,6 +90,24 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
                 node.meta["value"] = meta_of(next(remaining))
             else:
                 node.meta["value"] = evaluate(node, attribute)
+
+
+def values_for(module: fx.GraphModule, inputs: Sequence[Tensor], *, checked: bool = True) -> dict[fx.Node, Any]:
+    """What every node of a graph gives for other inputs; the values that its nodes carry stay.
+
+    Args:
+        module: the network.
+        inputs: meta tensors.
+        checked: whether decisions that the network has taken are checked; else they stand for these inputs too.
+    """
+    shadow = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if checked or node.target is not hold:
+            copies[node] = shadow.node_copy(node, copies.__getitem__)
+            copies[node].meta = {}
+    propagate(fx.GraphModule(module, shadow), inputs)
+    return {node: copy.meta["value"] for node, copy in copies.items()}
 
 
 def _meta_attribute(module: fx.GraphModule, path: str) -> Any:

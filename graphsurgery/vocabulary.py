@@ -100,9 +100,12 @@ METHODS = frozenset(
 """Methods of tensors and shapes that a graph may call, the in-place forms too."""
 
 ATTRIBUTES = frozenset(
-    _words("shape dtype device layout ndim T mT H mH real imag requires_grad is_cuda itemsize nbytes max min eps tiny")
+    _words("""
+shape dtype device layout ndim T mT H mH real imag requires_grad is_cuda is_floating_point itemsize nbytes max min eps
+tiny
+""")
 )
-"""Attributes that a graph may read: those of tensors, and the numbers of a `torch.finfo`."""
+"""Attributes that a graph may read: those of tensors and dtypes, and the numbers of a `torch.finfo`."""
 
 RNN_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 """What `nn.RNN`, `nn.LSTM` and `nn.GRU` take; their own signatures say only `*args`."""

@@ -128,7 +128,7 @@ def _alike(wide: ModelGraph, node: fx.Node, kind: str, share: Tensor) -> bool:
     if kind in ("normalize", "segmented_normalize"):
         return False
     if kind == "group_norm":
-        parts = list(share.reshape(_setting(wide, node, "num_groups", 1), -1))
+        parts = list(share.reshape(setting(wide, node, "num_groups", 1), -1))
     else:
         segments, groups = _segments(wide, node, len(share))
         numbers = torch.arange(len(segments)) if groups is None else torch.tensor(groups)
@@ -146,32 +146,32 @@ def _segments(wide: ModelGraph, node: fx.Node, size: int) -> tuple[tuple[int, ..
         given: Any = node.kwargs
         return tuple(given["segments"]), given.get("groups")
     if node.target is segmented_layer_norm:
-        return _setting(wide, node, "segments", 1), _setting(wide, node, "groups", 5)
+        return setting(wide, node, "segments", 1), setting(wide, node, "groups", 5)
     return (size,), None
 
 
-def _setting(wide: ModelGraph, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+def setting(wide: ModelGraph, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
     """A setting of a norm, of the module or of the call."""
     if node.op == "call_module":
         return getattr(wide.module.get_submodule(str(node.target)), name, default)
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _vector(wide: ModelGraph, node: fx.Node, name: str, position: int) -> fx.Node | None:
+def vector(wide: ModelGraph, node: fx.Node, name: str, position: int) -> fx.Node | None:
     """The node of a norm's weight or bias; the graph says where it inserts."""
     if node.op != "call_module":
-        found = _setting(wide, node, name, position)
+        found = setting(wide, node, name, position)
         return found if isinstance(found, fx.Node) else None
     path = f"{node.target}.{name}"
     tensor = getattr(wide.module.get_submodule(str(node.target)), name, None)
     if tensor is None:
         return None
-    vector = wide.module.graph.get_attr(path)
-    vector.meta["value"] = torch.empty_like(tensor, device="meta")
-    return vector
+    read = wide.module.graph.get_attr(path)
+    read.meta["value"] = torch.empty_like(tensor, device="meta")
+    return read
 
 
-def _replace(node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+def call_instead(node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
     """Let a node call a function instead."""
     wide_module = node.graph.owning_module
     path = str(node.target)
@@ -195,38 +195,38 @@ def _hollow(module: Any, path: str) -> None:
 def _layer_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     segments, groups = _segments(wide, node, len(share))
     value = node.all_input_nodes[0]
-    eps = _setting(wide, node, "eps", 4, 1e-5)
+    eps = setting(wide, node, "eps", 4, 1e-5)
     with node.graph.inserting_before(node):
-        vectors = [_vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
+        vectors = [vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
         shares = _buffer(wide, f"{node.name}_shares", share)
-    _replace(node, segmented_layer_norm, (value, segments, *vectors, eps, groups, shares))
+    call_instead(node, segmented_layer_norm, (value, segments, *vectors, eps, groups, shares))
 
 
 def _rms_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     value = node.all_input_nodes[0]
     with node.graph.inserting_before(node):
-        weight = _vector(wide, node, "weight", 2)
+        weight = vector(wide, node, "weight", 2)
         shares = _buffer(wide, f"{node.name}_shares", share)
-    _replace(node, weighted_rms_norm, (value, shares, weight, _setting(wide, node, "eps", 3)))
+    call_instead(node, weighted_rms_norm, (value, shares, weight, setting(wide, node, "eps", 3)))
 
 
 def _group_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     value = node.all_input_nodes[0]
-    groups, eps = _setting(wide, node, "num_groups", 1), _setting(wide, node, "eps", 4, 1e-5)
+    groups, eps = setting(wide, node, "num_groups", 1), setting(wide, node, "eps", 4, 1e-5)
     with node.graph.inserting_before(node):
-        vectors = [_vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
+        vectors = [vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
         shares = _buffer(wide, f"{node.name}_shares", share)
-    _replace(node, weighted_group_norm, (value, groups, shares, *vectors, eps))
+    call_instead(node, weighted_group_norm, (value, groups, shares, *vectors, eps))
 
 
 def _normalize(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     value = node.all_input_nodes[0]
     segments, groups = _segments(wide, node, len(share))
-    p, dim = (_setting(wide, node, name, place, default) for name, place, default in (("p", 1, 2.0), ("dim", 2, 1)))
-    eps = _setting(wide, node, "eps", 3, 1e-12)
+    p, dim = (setting(wide, node, name, place, default) for name, place, default in (("p", 1, 2.0), ("dim", 2, 1)))
+    eps = setting(wide, node, "eps", 3, 1e-12)
     with node.graph.inserting_before(node):
         shares = _buffer(wide, f"{node.name}_shares", share)
-    _replace(
+    call_instead(
         node, segmented_normalize, (value, p, dim, eps), {"segments": segments, "groups": groups, "shares": shares}
     )
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.facts import has_tensors, modules_of
+from graphsurgery.values import values_for
 
 Wire = tuple[fx.Node, int]
 """One channel: the node that has it, and its number there."""
@@ -70,6 +71,7 @@ class Movement:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._leaves = modules_of(module)
+        self._larger: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
@@ -82,6 +84,8 @@ class Movement:
             if self._reorders(node) or any(source in reordered for source in sources):
                 reordered.add(node)
         if any(self._shuffles(node) for node in self.origins if node in reordered):
+            self._larger = _at_twice_the_size(module)
+        if self._larger and any(self._shuffles(node) for node in self.origins if node in reordered):
             for node in self.origins:
                 wiring = self._wiring(node, past_layouts=True) or self._wiring(node, past_layouts=False)
                 if wiring is not None:
@@ -135,13 +139,23 @@ class Movement:
     def _wiring(self, node: fx.Node, *, past_layouts: bool) -> Wiring | None:
         """The channels of a moved tensor, in terms of computed tensors alone, or of laid out ones too."""
         sources = self.origins[node] if past_layouts else self.sources(node)
-        if not any(_alike(node, source) for source in sources):
+        if not any(_alike(node.meta["value"], source.meta["value"]) for source in sources):
             return None
         grid = _Coordinates()
         wiring = grid.read(self._run(node, grid, past_layouts))
         if wiring is None or any(source.op == "get_attr" for source, _ in wiring):
             return None
+        if not all(self._are_channels(node, source) for source in {source for source, _ in wiring}):
+            return None
         return tuple(self.wirings[source][i] if source in self.wirings else (source, i) for source, i in wiring)
+
+    def _are_channels(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether axis 1 holds channels in both, not positions such as the tokens of a window: at another size too."""
+        larger: list[Any] = [self._larger.get(n) for n in (node, source)]
+        if not all(isinstance(value, Tensor) for value in larger):
+            return True
+        stays = all(v.shape[1] == n.meta["value"].shape[1] for n, v in zip((node, source), larger, strict=True))
+        return stays and _alike(*larger)
 
     def _run(self, node: fx.Node, grid: _Coordinates, past_layouts: bool) -> Any:
         """The node on coordinates of the nearest tensors whose channels are known."""
@@ -201,9 +215,22 @@ class _Coordinates:
         return tuple(wires) if torch.equal(expected.to(elements), elements) else None
 
 
-def _alike(node: fx.Node, other: fx.Node) -> bool:
+def _at_twice_the_size(module: fx.GraphModule) -> dict[fx.Node, Any]:
+    """What every node gives at twice the height and width; the values that it has where the network takes one size."""
+    values = {node: node.meta["value"] for node in module.graph.nodes}
+    inputs = [
+        torch.empty((*x.shape[:2], *(2 * size for size in x.shape[2:])), dtype=x.dtype, device="meta")
+        for node, x in values.items()
+        if node.op == "placeholder"
+    ]
+    try:
+        return values_for(module, inputs, checked=False)
+    except Exception:  # whatever an operator raises on sizes that do not fit
+        return values
+
+
+def _alike(a: Any, b: Any) -> bool:
     """Whether two values are tensors of the same axes but for the number of channels."""
-    a, b = node.meta["value"], other.meta["value"]
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.dim() == b.dim() >= 2:
         return False
     return a.shape[0] == b.shape[0] and a.shape[2:] == b.shape[2:]

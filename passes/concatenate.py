@@ -11,23 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
-from graphsurgery.direct_sum import SEPARABLE, why_not_the_mean
+from graphsurgery.direct_sum import separable, why_not_the_mean
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, TensorType, has_tensors
 from graphsurgery.graph import ModelGraph
-from graphsurgery.layers import SegmentedLayerNorm, segmented_layer_norm, segmented_normalize
+from graphsurgery.layers import SegmentedLayerNorm, segmented_group_norm, segmented_layer_norm, segmented_normalize
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild
 from graphsurgery.rules.contraction import set_argument
+from graphsurgery.weighing import call_instead, setting, vector
 
 
 def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """Put teachers side by side: weights become block diagonal, the read into the outputs is averaged.
 
     The zeros between the blocks are ordinary parameters: training connects the streams. All four vectors of every
-    BatchNorm are carried; a LayerNorm and a division by a norm over channels keep each teacher's own statistics, as a
-    segmented norm. Grouped convolutions and attention get the teachers' groups and heads side by side, whose inner
-    sizes must agree.
+    BatchNorm are carried; a LayerNorm, a GroupNorm of one group and a division by a norm over channels keep each
+    teacher's own statistics, as a segmented norm. Grouped convolutions and attention get the teachers' groups and heads
+    side by side, whose inner sizes must agree.
 
     Args:
         graphs: two or more typed networks of the same topology; widths may differ. They are not modified.
@@ -236,7 +237,7 @@ def _segment_norms(family: _Family, new: ModelGraph) -> None:
     graphs = family.graphs
     copies = {node.name: node for node in new.module.graph.nodes}
     for mixing in graphs[0].types.mixings:
-        if mixing.kind not in SEPARABLE or not family.is_summed(mixing.axis):
+        if not separable(graphs[0], mixing) or not family.is_summed(mixing.axis):
             continue
         owner = torch.full((family.size(mixing.axis),), -1)
         for teacher, graph in enumerate(graphs):
@@ -246,7 +247,9 @@ def _segment_norms(family: _Family, new: ModelGraph) -> None:
                 raise SurgeryError(f"{mixing.node.name}: {mixing.kind} over channels that the networks share")
             owner[places] = own + int(owner.max()) + 1
         sizes, groups = _runs(owner)
-        if mixing.node.op == "call_module":
+        if mixing.kind == "group_norm":
+            _segment_group_norm(new, copies[mixing.node.name], sizes, groups)
+        elif mixing.node.op == "call_module":
             _replace_norm(new.module, str(mixing.node.target), sizes, groups)
         else:
             _segment(copies[mixing.node.name], sizes, groups)
@@ -259,18 +262,33 @@ def _segment(node: fx.Node, segments: tuple[int, ...], groups: tuple[int, ...] |
         options = {name: value for name, value in node.kwargs.items() if name != "out"}
         node.kwargs = options | {"segments": segments, "groups": groups}
         return
-    node.target = segmented_layer_norm
+    if node.target is not segmented_group_norm:
+        node.target = segmented_layer_norm
     set_argument(node, 1, "segments", segments)
     node.kwargs = {("segments" if k == "normalized_shape" else k): v for k, v in node.kwargs.items()}
     if groups is not None:
         set_argument(node, 5, "groups", groups)
 
 
+def _segment_group_norm(
+    new: ModelGraph, node: fx.Node, segments: tuple[int, ...], groups: tuple[int, ...] | None
+) -> None:
+    """A norm over all channels and positions becomes one for each network."""
+    with node.graph.inserting_before(node):
+        vectors = [vector(new, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
+    eps = setting(new, node, "eps", 4, 1e-5)
+    call_instead(node, segmented_group_norm, (node.all_input_nodes[0], segments, *vectors, eps, groups))
+
+
 def _group_of_channel(graph: ModelGraph, node: fx.Node) -> Tensor:
     """The number of the group that normalises each channel, in one teacher."""
     groups: Any = None
+    if node.target is F.group_norm:
+        return torch.zeros(node.meta["value"].shape[1], dtype=torch.int64)
     if node.op == "call_module":
         module = graph.module.get_submodule(str(node.target))
+        if isinstance(module, nn.GroupNorm):
+            return torch.zeros(module.num_channels, dtype=torch.int64)
         if isinstance(module, SegmentedLayerNorm):
             sizes, groups = module.segments, module.groups
         else:

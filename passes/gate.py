@@ -18,7 +18,7 @@ from graphsurgery.layers import ChannelGate, scale_axis
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.remap import rebuild, remap
 from graphsurgery.rules.movement import RESHAPES
-from graphsurgery.values import propagate
+from graphsurgery.values import values_for
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
@@ -132,24 +132,20 @@ def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis | None]:
 
     A node is left out where it cannot be told.
     """
-    shadow = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.module.graph.nodes:
-        copies[node] = shadow.node_copy(node, copies.__getitem__)
-        copies[node].meta = {}
-    inputs = [n.meta["value"] for n in graph.module.graph.nodes if n.op == "placeholder"]
+    # With values, also where the network comes from a file.
+    nodes = graph.types.module.graph.nodes
+    inputs = [n.meta["value"] for n in nodes if n.op == "placeholder"]
     old = inputs[0].shape[0]
     new = 2 * old + 1
     try:
-        propagate(
-            fx.GraphModule(graph.module, shadow),
-            [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs],
+        larger = values_for(
+            graph.module, [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs]
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise SurgeryError(f"gate: the network does not take a batch of {new}: {one_line(error)}") from error
     found: dict[str, BatchAxis | None] = {}
-    for node, copy in copies.items():
-        value, other = node.meta["value"], copy.meta["value"]
+    for node, other in larger.items():
+        value = node.meta["value"]
         if not isinstance(value, Tensor) or value.dim() != other.dim():
             continue
         changed = [i for i, sizes in enumerate(zip(value.shape, other.shape, strict=True)) if sizes[0] != sizes[1]]

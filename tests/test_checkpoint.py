@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+import graphsurgery as gs
 from graphsurgery import layers, vocabulary
 from graphsurgery.checkpoint import _digest, is_checkpoint, load, read_metadata, save
 from graphsurgery.encoding import decode, encode
@@ -510,3 +511,20 @@ def test_layers_are_made_again_with_the_same_arguments(tmp_path, layer):
     kept = [{k: v for k, v in vars(m).items() if not k.startswith("_")} for m in (made, layer)]
     assert repr(kept[0]) == repr(kept[1])
     torch.testing.assert_close(made.state_dict(), layer.state_dict(), rtol=0, atol=0)
+
+
+class Grid(nn.Linear):
+    """Adds the product of row and column to every position."""
+
+    def forward(self, x):
+        rows, columns = torch.meshgrid([torch.arange(n) for n in x.shape[1:3]], indexing="ij")
+        return super().forward(x + (rows * columns).unsqueeze(-1))
+
+
+def test_functions_behind_public_ones_are_stored(tmp_path):
+    network = Grid(3, 4)
+    graph = gs.trace(network, torch.zeros(2, 5, 6, 3))
+    save(graph, tmp_path / "m.pt")
+    x = torch.randn(2, 4, 7, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "m.pt")(x), network(x), rtol=0, atol=0)

@@ -11,7 +11,8 @@ from torch import nn
 from zoo import NAMES, SHUFFLING, example, model, traced
 
 import graphsurgery as gs
-from graphsurgery.verify import deviation
+from graphsurgery.checkpoint import load, save
+from graphsurgery.verify import deviation, double
 
 
 def equal(found, expected):
@@ -406,3 +407,40 @@ def test_int8_weights_are_refused():
     int8 = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
     with pytest.raises(gs.TraceError, match="0: its weights are int8; trace the network before it is converted"):
         gs.trace(int8, torch.zeros(2, 4))
+
+
+class Careful(nn.Linear):
+    """Asks where its input is, and of which precision."""
+
+    def forward(self, x):
+        if x.device.type == "meta" or x.device == torch.device("meta"):
+            return x
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            y = super().forward(x)
+        if x.device != torch.device("cpu"):
+            y = -y
+        precise = x.dtype if x.dtype == torch.float64 else torch.float32
+        return y.to(precise).softmax(-1).to(x.dtype)
+
+
+def test_networks_that_ask_for_device_and_precision_may_be_cast(tmp_path):
+    """The trace is that of the network on the CPU, and keeps what was decided by the precision."""
+    network = Careful(3, 4)
+    graph = gs.trace(network, torch.zeros(2, 3))
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(graph(x), network(x), rtol=0, atol=0)
+    found = double(graph)(x.double())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, network.double()(x.double()), rtol=1e-6, atol=1e-6)
+    save(graph, tmp_path / "m.pt")
+    torch.testing.assert_close(load(tmp_path / "m.pt")(x), graph(x), rtol=0, atol=0)
+
+
+def test_indices_are_no_numbers_of_another_precision():
+    class Looked(nn.Embedding):
+        def forward(self, x):
+            return super().forward(x) if x.dtype == torch.int64 else x @ self.weight
+
+    graph = gs.trace(Looked(3, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="finds False where the trace found True"):
+        graph(torch.zeros(2, 3, dtype=torch.int64))

@@ -16,6 +16,7 @@ from graphsurgery.aliasing import is_functional
 from graphsurgery.onnx.checking import check_onnx
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.passes.compress import compress
+from graphsurgery.recipes.subjects import skeleton
 from graphsurgery.unshuffle import unshuffle
 from graphsurgery.verify import deviation
 
@@ -278,6 +279,14 @@ def test_look_ups_freeze_and_say_so(tmp_path):
     assert check_onnx(graph, tmp_path / "m.onnx", batches=(1, 3)).deviation < 1e-5
 
 
+def test_indices_of_a_network_without_values_have_values():
+    network = looking_up()
+    graph = gs.trace(skeleton(network), torch.zeros(2, 8, 8, 8))
+    expected = dict(gs.trace(network, torch.zeros(2, 8, 8, 8)).module.named_buffers())
+    found = dict(graph.module.named_buffers())
+    assert torch.equal(found["channel_order_0"], expected["channel_order_0"])
+
+
 OPERATORS = {
     "relu": nn.ReLU(),
     "relu in place": nn.ReLU(inplace=True),
@@ -509,3 +518,33 @@ def test_random_networks(seed):
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     graph.module.train()
     assert deviation(graph(x), network.train()(x)) < 1e-10
+
+
+class Windows(nn.Module):
+    """Tokens in windows of 7 x 7, padded to whole windows; a small image is one window, of which some tokens stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 2, stride=2)
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.embed(x).permute(0, 2, 3, 1)
+        batch, height, width, channels = x.shape
+        x = F.pad(x, (0, 0, 0, -width % 7, 0, -height % 7))
+        rows, columns = x.shape[1] // 7, x.shape[2] // 7
+        x = x.view(batch, rows, 7, columns, 7, channels).transpose(2, 3)
+        x = self.mix(x.reshape(-1, 49, channels)).view(-1, rows, columns, 7, 7, channels)
+        x = x.transpose(2, 3).reshape(-1, 7 * rows, 7 * columns, channels)
+        return x[:, :height, :width].reshape(batch, height * width, channels).mean(1)
+
+
+def test_tokens_of_a_window_are_no_channels():
+    """One window holds all tokens on axis 1, where they may look like channels in another order."""
+    network = Windows().double().eval()
+    graph = gs.trace(network, torch.zeros(2, 3, 8, 8))
+    generator = torch.Generator().manual_seed(1)
+    for sizes in ((2, 3, 8, 8), (1, 3, 12, 8), (3, 3, 20, 30)):
+        x = torch.randn(sizes, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            assert deviation(graph(x), network(x)) < 1e-12

@@ -22,6 +22,7 @@ from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.modes import as_evaluated
+from graphsurgery.onnx.plain import make_plain
 
 _LIMIT = 2**31 - 1
 
@@ -93,6 +94,7 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
 def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
+    make_plain(network.module)
     batch = torch.export.Dim("batch")
     with _quiet():
         program = torch.onnx.export(

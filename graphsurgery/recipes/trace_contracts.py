@@ -110,8 +110,10 @@ class TraceContracts:
         traced, eager = (dict(module.named_buffers()) for module in (self._trace().module, self.eager))
         before = {name: buffer.clone() for name, buffer in traced.items()}
         outputs = self._apart(draw_inputs(self.specs, 2, self.seed, self.dtype), training=True)
-        common = [name for name in traced if name in eager]
-        buffers = apart({n: _in_order(traced[n]) for n in common}, {n: _in_order(eager[n]) for n in common})
+        pairs = {n: (_in_order(traced[n]), _in_order(eager[n])) for n in traced if n in eager}
+        # Equal ones may hold infinities, such as the bounds of a clamp that does nothing.
+        unlike = {n: pair for n, pair in pairs.items() if not torch.equal(*pair)}
+        buffers = apart({n: pair[0] for n, pair in unlike.items()}, {n: pair[1] for n, pair in unlike.items()})
         for name, buffer in traced.items():
             buffer.copy_(before[name])
         return max(outputs, buffers)

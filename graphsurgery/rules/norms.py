@@ -15,6 +15,7 @@ from graphsurgery.inference import Inference, rule
 from graphsurgery.layers import (
     ChannelGate,
     SegmentedLayerNorm,
+    segmented_group_norm,
     segmented_layer_norm,
     segmented_normalize,
     weigh,
@@ -285,6 +286,33 @@ def weighted_group_norm_function(
     _counts(infer, shares, x[1])
     infer.sized.add(infer.node)
     infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
+    return TensorType(x.axes)
+
+
+@rule(segmented_group_norm)
+def segmented_group_norm_function(
+    infer: Inference,
+    x: TensorType,
+    segments: Sequence[int],
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
+) -> TensorType:
+    """Mixes axis 1 within each segment, and the positions; the segments' sizes follow what is left of each."""
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[1])
+    infer.mixes(x[1], "segmented_group_norm", 1)
+    _mixes_positions(infer, x)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[1], segments, groups)
+        set_argument(node, 1, "segments", left)
+        if groups is not None:
+            set_argument(node, 5, "groups", numbers)
+
+    infer.on_rebuild(resize)
     return TensorType(x.axes)
 
 

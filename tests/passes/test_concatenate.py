@@ -192,5 +192,44 @@ def test_each_network_is_divided_by_its_own_norm():
 
 def test_refuses_a_norm_over_channels_and_positions():
     graph = gs.trace(Normalized(4, (1, 2)), torch.zeros(2, 3, 5, 5))
-    with pytest.raises(gs.SurgeryError, match="normalize: norm over channels would mix the parents' streams"):
+    with pytest.raises(gs.SurgeryError, match="normalize: statistics over channels would mix the parents' streams"):
         concatenate([graph, graph])
+
+
+class WholeNorms(nn.Module):
+    """Norms over all channels and positions, one of them on a concatenation of two spaces, and one used twice."""
+
+    def __init__(self, width, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Conv2d(2, width, 3), nn.Conv2d(2, 2 * width, 3)
+        self.both, self.last = nn.GroupNorm(1, 3 * width), nn.GroupNorm(1, width)
+        self.join = nn.Conv2d(3 * width, width, 1)
+        self.head = nn.Linear(width, 3)
+        for norm in (self.both, self.last):
+            nn.init.normal_(norm.weight, 1)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        x = self.both(torch.cat([self.first(x), self.second(x)], 1)).relu()
+        x = self.last(self.join(x)).relu()
+        x = F.group_norm(self.last(x), 1, eps=1e-3).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_norms_over_all_channels_keep_the_statistics_of_each_network(tmp_path):
+    graphs = [gs.trace(WholeNorms(w, s).double(), torch.zeros(2, 2, 8, 8)) for s, w in enumerate((3, 4, 3))]
+    x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = [graph(x) for graph in graphs]
+        two = concatenate(graphs[:2])
+        assert deviation(two(x), (expected[0] + expected[1]) / 2) < 1e-12
+        four = concatenate([two, two])
+        assert deviation(four(x), two(x)) < 1e-12
+        three = concatenate(graphs)
+        assert deviation(three(x), sum(expected) / 3) < 1e-12
+        gs.save(three, tmp_path / "m.pt")
+        assert deviation(gs.load(tmp_path / "m.pt")(x), three(x)) == 0
+        small = compress(two, 0.5)
+        assert small(x).shape == (2, 3)
+    assert len(two.spaces) == len(graphs[0].spaces)

@@ -8,10 +8,11 @@ from torch import nn
 from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
+from graphsurgery.checkpoint import load, save
 from graphsurgery.layers import ChannelGate
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import fold, gate, gates
-from graphsurgery.verify import deviation
+from graphsurgery.verify import deviation, double
 
 
 def set_gates(graph, value):
@@ -40,6 +41,14 @@ def test_folding_keeps_outputs_in_evaluation(name):
         assert deviation(folded(x), gated(x)) < 1e-12
     assert not gates(folded)
     assert [s.name for s in folded.spaces] == [s.name for s in graph.spaces]
+
+
+def test_a_network_from_a_file_can_be_gated_first(tmp_path):
+    graph, _ = traced("resnet18")
+    save(graph, tmp_path / "m.pt")
+    gated = gate(load(tmp_path / "m.pt"))
+    assert len(gates(gated)) == len(gates(gate(graph)))
+    assert len(gates(gate(double(graph)))) == len(gates(gated))
 
 
 def test_compressing_a_gated_network_folds_the_gains():

@@ -191,6 +191,19 @@ def test_statistics_after_training_are_compared():
     assert found[TRAINING].status == "fails"
 
 
+def test_buffers_may_hold_infinities():
+    class Bounded(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("lowest", torch.tensor(-math.inf))
+
+        def forward(self, x):
+            return torch.clamp(super().forward(x), self.lowest)
+
+    contracts = TraceContracts(Bounded(), [InputSpec("x", (2, 3))], large=False, seed=0).contracts
+    assert {c.name: c.status for c in contracts}[TRAINING] == "holds"
+
+
 def test_a_trace_that_refuses_another_size_says_so():
 
     def give(_, f, y):
@@ -393,3 +406,25 @@ def test_weights_far_above_their_scale_are_tamed():
 
 def test_infinity_fails():
     assert Contract("saved and loaded = original", math.inf, 0.0, 0.0).status == "fails"
+
+
+class Steep(nn.Module):
+    """Rounding in its first layer is seen in its outputs, the more the steeper it is."""
+
+    def __init__(self, steepness):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.steepness = steepness
+
+    def forward(self, x):
+        return self.last(torch.sin(self.first(x) * self.steepness))
+
+
+@pytest.mark.parametrize(("steepness", "status"), [(1.0, "holds"), (1e4, "holds"), (1e7, "not measured")])
+def test_what_float32_cannot_tell_is_no_failure_of_onnx(steepness, status):
+    name = "ONNX Runtime = PyTorch, compressed"
+    torch.manual_seed(0)
+    (contract,) = examine(gs.trace(Steep(steepness), torch.zeros(2, 4)), only=[name]).contracts
+    assert contract.status == status
+    assert contract.allowed == TOLERANCES[name] if steepness != 1e4 else 1e-4 < contract.allowed < 2e-2
+    assert ("rounding to float32" in contract.note + contract.absent) == (steepness > 1)

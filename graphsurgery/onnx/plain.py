@@ -1,0 +1,65 @@
+"""Operators in forms that the exporter takes: what it refuses, or writes down wrongly, is said with plainer ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+_CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
+
+
+def make_plain(module: fx.GraphModule) -> None:
+    """Rewrite a network, in place, so that the exporter takes it; it computes the same in evaluation mode.
+
+    - Attention on more or fewer than four axes is refused, and attention with a mask is taken to pieces whose strides
+      do not fit the views behind it; both become matrix products and a softmax.
+    - Bounds that a clamp reads from buffers become numbers: of several clamps of one tensor by such bounds the
+      optimiser keeps the bounds of one.
+    """
+    for node in module.graph.nodes:
+        if node.target is F.scaled_dot_product_attention:
+            node.target = attention
+        elif node.target in _CLAMPS:
+            node.args = fx.map_arg(node.args, lambda operand: _number(module, operand))
+            node.kwargs = fx.map_arg(node.kwargs, lambda operand: _number(module, operand))
+    module.recompile()
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, in plain operators where the exporter needs them."""
+    if dropout_p > 0 or (query.dim() == key.dim() == value.dim() == 4 and attn_mask is None):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.softmax(scores, -1) @ value
+
+
+def _number(module: fx.GraphModule, operand: fx.Node) -> Any:
+    """A buffer of no axes as a number; every other operand as it is."""
+    if operand.op != "get_attr":
+        return operand
+    owner, _, name = str(operand.target).rpartition(".")
+    tensor = getattr(module.get_submodule(owner), name)
+    return tensor.item() if isinstance(tensor, Tensor) and tensor.dim() == 0 else operand
