@@ -18,7 +18,7 @@ from graphsurgery.models.paper import PAPER_NETWORKS
 from graphsurgery.spec_text import Spec, Value, is_function_spec, load_function, near_names, parse_spec
 
 SOURCES = ("paper", "timm", "torchvision")
-_TORCHVISION_SIDES = {"inception_v3": 299, "ssd300_vgg16": 300}
+_TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300}
 _DETECTOR_SIDE = 320
 
 
