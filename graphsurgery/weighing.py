@@ -56,7 +56,7 @@ def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
             continue
         node, share = nodes[mixing.node.name], lifted.share
         if mixing.kind in ("mean", "sum", "norm", "cosine_similarity"):
-            old = even_size(mixing)
+            old = _old_size(mixing)
             _weigh_reduction(wide, node, mixing, share * (len(share) / old) if mixing.kind == "mean" else share)
         elif mixing.kind in _NORMS and not _counts_already(graph, mixing.node):
             typed = graph.types.types[mixing.node]
@@ -67,7 +67,7 @@ def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
                 _NORMS[mixing.kind](wide, node, whole.share)
 
 
-def even_size(mixing: Mixing) -> int:
+def _old_size(mixing: Mixing) -> int:
     """How many indices a reduction had."""
     return int(mixing.node.all_input_nodes[0].meta["value"].shape[mixing.dim])
 
