@@ -1,0 +1,211 @@
+"""One set of weights at any width."""
+
+import pytest
+import torch
+from contracts import typed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import RandomNetwork
+from torch import nn
+from torch.utils.data import TensorDataset
+from zoo import FEW, NAMES, traced
+
+import graphsurgery as gs
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.gate import gate
+from graphsurgery.passes.slim import slim
+from graphsurgery.slimming import Slimmable, key_of, pack_statistics, unpack_statistics
+from graphsurgery.training.loop import fit
+from graphsurgery.training.objectives import CrossEntropy
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.sandwich import Sandwich
+from graphsurgery.verify import deviation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_width_is_the_cut_to_the_first_channels(name):
+    graph, x = traced(name)
+    slimmable = Slimmable(graph)
+    with torch.no_grad():
+        for width in (1.0, 0.6, 0.25):
+            sizes = slimmable.sizes(width)
+            cut = graph if width == 1 else compress(graph, {n: list(range(size)) for n, size in sizes.items()})
+            assert deviation(slimmable.at(width)(x), cut(x)) < 1e-10
+            assert deviation(slimmable.extract(width)(x), cut(x)) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["paper/lenet5", "resnext50_32x4d", "vit", "mobilenet_v3_small", "densenet121"])
+def test_gradients_reach_the_one_set_of_weights(name):
+    graph, x = traced(name)
+    slimmable = Slimmable(graph)
+    slimmable.at(0.5)(x).square().sum().backward()
+    small = slimmable.extract(0.5)
+    small(x).square().sum().backward()
+    for parameter, tensor in small.module.named_parameters():
+        whole = graph.tensors()[parameter].grad
+        if whole is None:
+            continue
+        axes = graph.types.parameters[graph.types.canonical[parameter]].axes
+        part = whole
+        for index, _ in enumerate(axes):
+            kept = slimmable.at(0.5)._slices[parameter][index]
+            part = (
+                part.index_select(index, kept)
+                if isinstance(kept, torch.Tensor)
+                else part[(slice(None),) * index + (kept,)]
+            )
+        assert torch.allclose(part, tensor.grad, rtol=1e-8, atol=1e-10)
+        assert torch.allclose(whole.abs().sum(), tensor.grad.abs().sum(), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sorted_channels_give_the_same(name):
+    graph, x = traced(name)
+    with torch.no_grad():
+        assert deviation(slim(graph)(x), graph(x)) < 1e-10
+
+
+@given(st.integers(0, 10**6), st.floats(0.25, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_random_networks_at_random_widths(seed, width):
+    graph, x, _ = typed(RandomNetwork(seed, steps=5), (3, 4, 4), seed=seed)
+    if not any(space.outer for space in graph.spaces):
+        return
+    slimmable = Slimmable(graph)
+    with torch.no_grad():
+        assert deviation(slim(graph, importance="random", seed=seed)(*x), graph(*x)) < 1e-10
+        assert deviation(slimmable.at(width)(*x), slimmable.extract(width)(*x)) < 1e-10
+
+
+def test_spaces_can_have_widths_of_their_own():
+    graph, x = traced("paper/lenet5")
+    slimmable = Slimmable(graph)
+    width = {"conv1": 3, "fc1": 0.5}
+    assert slimmable.sizes(width) == {"conv1": 3, "conv2": 16, "fc1": 60, "fc2": 84}
+    assert slimmable.at(width)(x).shape == (2, 10)
+    assert slimmable.at(width) is slimmable.at({"fc1": 60, "conv1": 3})
+
+
+ROUNDED = [(64, 0.5, 8, 32), (20, 0.5, 8, 16), (18, 0.9, 8, 16), (100, 0.35, 8, 32), (10, 0.25, 8, 8), (10, 1.0, 8, 10)]
+
+
+@pytest.mark.parametrize(("size", "width", "divisor", "expected"), [*ROUNDED, (7, 0.25, 1, 2)])
+def test_sizes_are_rounded_as_in_the_paper(size, width, divisor, expected):
+    graph, _, _ = typed(nn.Sequential(nn.Linear(3, size), nn.ReLU(), nn.Linear(size, 2)), (3,))
+    assert Slimmable(graph, divisor=divisor).sizes(width) == {"0": expected}
+
+
+def _task():
+    torch.manual_seed(0)
+    x = torch.randn(512, 10)
+    return TensorDataset(x, (x[:, :4].argmax(1)))
+
+
+def _trained(rule):
+    """The accuracies of the widest and of the narrowest network, and the losses of the last epoch."""
+    torch.manual_seed(0)
+    data = _task()
+    layers = [nn.Linear(10, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)]
+    graph = gs.trace(nn.Sequential(*layers), torch.zeros(2, 10))
+    slimmable = Slimmable(graph)
+    objective = Sandwich(slimmable, CrossEntropy(4), rule=rule)
+    plan = TrainingPlan(epochs=20, lr=0.1, device="cpu")
+    history = fit(graph.module, data, plan, objective=objective, validation=data, reporter=SilentReporter())
+    graph.module.train()
+    x, y = data.tensors
+    narrow = float((slimmable.at(0.25)(x).argmax(1) == y).float().mean())
+    return history.records[-1].validation["accuracy"], narrow, history.records[-1].train
+
+
+def test_training_by_the_rules():
+    found = {rule: _trained(rule) for rule in ("sandwich", "random", "widest")}
+    assert found["sandwich"][0] > 0.8
+    assert found["widest"][0] > 0.8
+    assert found["sandwich"][1] > 0.7 > found["widest"][1]
+    assert {rule: "narrowest" in losses for rule, (_, _, losses) in found.items()} == {
+        "sandwich": True,
+        "random": False,
+        "widest": False,
+    }
+
+
+def test_before_the_warm_up_narrow_networks_learn_labels_and_then_the_widest():
+    graph, x = traced("paper/lenet_300_100")
+    slimmable, labels = Slimmable(graph), torch.tensor([1, 2])
+    objective = Sandwich(slimmable, CrossEntropy(10), widths=2, warmup=0.5)
+    task = CrossEntropy(10)
+    narrow = slimmable.at(0.25)
+    with torch.no_grad():
+        wide = task.loss(graph.module, (x, labels))["total"]
+        objective.on_step(0.2)
+        before = objective.loss(graph.module, (x, labels))
+        objective.on_step(0.7)
+        after = objective.loss(graph.module, (x, labels))
+        hard = nn.functional.cross_entropy(narrow(x), labels)
+        soft = -(graph(x).softmax(1) * narrow(x).log_softmax(1)).sum(1).mean()
+    assert float(before["total"]) == pytest.approx(float((wide + hard) / 2))
+    assert float(after["total"]) == pytest.approx(float((wide + soft) / 2))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_statistics_travel_as_text(name):
+    graph, x = traced(name)
+    small = Slimmable(graph).extract(0.5)
+    packed = pack_statistics(small.module)
+    again = Slimmable(graph).extract(0.5)
+    for part in again.module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
+    unpack_statistics(again.module, packed)
+    with torch.no_grad():
+        assert deviation(again(x), small(x)) == 0
+
+
+def test_the_network_at_a_width_in_onnx_runtime(tmp_path):
+    graph, _ = traced("resnet18")
+    graph.module.float()
+    gs.export_onnx(Slimmable(graph, divisor=8).extract(0.5), tmp_path / "half.onnx")
+
+
+BAD = {
+    "below": (0.1, r"the width is 0.1, expected 0.25 to 1"),
+    "above": (1.2, r"the width is 1.2, expected 0.25 to 1"),
+    "space": ({"conv9": 3}, r"conv9 is not a space of this model"),
+    "count": ({"conv1": 9}, r"space conv1 has 6 channels, cannot have 9"),
+    "share": ({"conv1": 0.1}, r"the width of space conv1 is 0.1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_widths_out_of_range_are_refused(case):
+    width, message = BAD[case]
+    graph, _ = traced("paper/lenet5")
+    with pytest.raises(gs.SurgeryError, match=message):
+        Slimmable(graph).at(width)
+
+
+def test_other_bad_input_is_refused():
+    graph, _ = traced("paper/lenet5")
+    for options, message in (({"minimum": 0.0}, "smallest width is 0"), ({"divisor": 0}, "divisor is 0")):
+        with pytest.raises(gs.SurgeryError, match=message):
+            Slimmable(graph, **options)
+    for options, message in (
+        ({"rule": "x"}, "rule is 'x'"),
+        ({"widths": 1}, "1 widths"),
+        ({"warmup": 2.0}, "warmup is 2"),
+    ):
+        with pytest.raises(gs.SurgeryError, match=message):
+            Sandwich(Slimmable(graph), CrossEntropy(10), **options)
+    single, _, _ = typed(nn.Linear(3, 2), (3,))
+    for refused in (lambda: Slimmable(single), lambda: slim(single)):
+        with pytest.raises(gs.SurgeryError, match="no space can be slimmed"):
+            refused()
+    with pytest.raises(gs.SurgeryError, match="this network has gates"):
+        Slimmable(gate(graph))
+    with pytest.raises(gs.SurgeryError, match="importance best is unknown"):
+        slim(graph, importance="best")
+    other, _ = traced("resnet18")
+    with pytest.raises(gs.SurgeryError, match="the stored statistics do not fit"):
+        unpack_statistics(other.module, {})
+    assert key_of({"a": 1, "b": 2}) == "a=1,b=2"
