@@ -34,6 +34,8 @@ _COMMANDS = {
     "grow": "Widen and deepen a network, train it on, and compare it with controls.",
     "factorize": "Replace layers by two with few channels between them.",
     "mimic": "Train a student on what teachers say.",
+    "slim": "Train one set of weights that works at every width.",
+    "widths": "What a slimmable network does at several widths.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",

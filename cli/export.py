@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Output, Shown, writable
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.graph import ModelGraph
 
 
 def export(
@@ -16,6 +20,9 @@ def export(
     *,
     output: Output,
     opset: Annotated[int | None, Parameter(validator=Number(gte=18))] = None,
+    width: float | None = None,
+    target: str | None = None,
+    data: str | None = None,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -27,6 +34,12 @@ def export(
         A checkpoint, a state_dict with --arch, or a model spec.
     opset
         Version of the operators, at least 18; by default the exporter's choice.
+    width
+        Of a slimmable network, the share of every space.
+    target
+        Of a slimmable network, the largest width that costs no more: macs=0.3x, params=1M, size=4MB.
+    data
+        Of a slimmable network, what gives the statistics of a width that are not in its file.
     """
     writable(output)
     from dataclasses import asdict
@@ -36,7 +49,7 @@ def export(
     from graphsurgery.recipes.delivery import deliver
 
     screen = Screen(shown)
-    graph = opening.graph(model)
+    graph = opening.graph(model) if width is None and target is None else _narrow(screen, model, width, target, data)
     done = deliver(graph, output, opset=opset)
     report, check, latency = done.report, done.check, done.latency["network"]
     screen.line("exported", f"opset {report.opset}, free batch, {report.nodes} nodes, {count(report.bytes)}B")
@@ -55,3 +68,22 @@ def export(
     screen.line("wrote", str(output))
     document = {"report": asdict(report), "check": asdict(check), "latency": asdict(latency)}
     screen.finish(document, "inspect", model)
+
+
+def _narrow(screen: Screen, model: str, width: float | None, target: str | None, data: str | None) -> ModelGraph:
+    """A slimmable network at one width."""
+    from graphsurgery.cli.output import count
+    from graphsurgery.cost import cost
+    from graphsurgery.errors import SurgeryError
+    from graphsurgery.recipes.slimmable import load_slimmable, width_for
+    from graphsurgery.targets import parse_target
+    from graphsurgery.training.data import load_data
+
+    if width is not None and target is not None:
+        raise SurgeryError("export: --width and --target exclude each other")
+    statistics, _ = load_slimmable(model)
+    chosen = width_for(statistics.slimmable, parse_target(str(target))) if width is None else width
+    graph = statistics.network(chosen, None if data is None else load_data(data))
+    size = cost(graph)
+    screen.line("width", f"{chosen:g}: {count(size.parameters)} parameters, {count(size.macs)} MACs")
+    return graph

@@ -9,9 +9,10 @@ widen.widen               the outputs are the same, with unequal or equal shares
 deepen.deepen             the outputs are the same
 factorize.factorize       at full rank the outputs are the same
 factorize.unfactorize     the outputs are the same
+slim.slim                 the outputs are the same, and important channels come first
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, widen
+from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, slim, widen
 
 PASSES = {
     "compress": compress,
@@ -19,7 +20,8 @@ PASSES = {
     "deepen": deepen,
     "factorize": factorize,
     "gate": gate,
+    "slim": slim,
     "widen": widen,
 }
 
-__all__ = ["PASSES", "compress", "concatenate", "deepen", "factorize", "gate", "widen"]
+__all__ = ["PASSES", "compress", "concatenate", "deepen", "factorize", "gate", "slim", "widen"]

@@ -10,7 +10,7 @@ from graphsurgery.cli import app, run
 
 COMMANDS = (
     *("compress", "deepen", "demo", "doctor", "export", "factorize"),
-    *("grow", "inspect", "merge", "mimic", "train", "widen"),
+    *("grow", "inspect", "merge", "mimic", "slim", "train", "widen", "widths"),
 )
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "torchvision", "matplotlib", "accelerate", "networkx"]
 SCRIPT = """

@@ -1,0 +1,130 @@
+"""`graphsurgery slim`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    DryRun,
+    Opening,
+    Output,
+    RunFolder,
+    Shown,
+    without_dry_run,
+    writable,
+)
+from graphsurgery.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from graphsurgery.recipes.slimmable import SlimPlan
+
+
+@Parameter(name="*", group="Slimming")
+@dataclass(frozen=True)
+class Slimming:
+    """Which widths are trained, and how."""
+
+    min_width: float = 0.25
+    """The smallest share of every space."""
+    divisor: int = 1
+    """Numbers of channels become multiples of this."""
+    widths: int = 4
+    """How many widths each step trains."""
+    rule: Literal["sandwich", "random", "widest"] = "sandwich"
+    """The widest, the narrowest and random ones; or, as controls, random ones or only the widest."""
+    distil: Annotated[bool, Parameter(negative="--no-distil")] = True
+    """Narrow networks learn what the widest says in the same step."""
+    distil_after: float = 0.2
+    """Fraction of the training in which they learn labels before."""
+    sort: Annotated[bool, Parameter(negative="--no-sort")] = True
+    """Important channels first."""
+
+    def plan(self, training: TrainingPlan) -> SlimPlan:
+        """The plan of the recipe."""
+        from graphsurgery.recipes.slimmable import SlimPlan
+
+        return SlimPlan(
+            training, self.min_width, self.divisor, self.widths, self.rule, self.distil, self.distil_after, self.sort
+        )
+
+
+_SLIMMING, _TRAINING = Slimming(), TrainingPlan()
+
+
+def slim(
+    model: str,
+    /,
+    *,
+    data: str,
+    output: Output,
+    report: Path | None = None,
+    slimming: Slimming = _SLIMMING,
+    training: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _TRAINING,
+    run: RunFolder = None,
+    dry_run: DryRun = False,
+    opening: Opening = OPENING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Train one set of weights that works at every width.
+
+    Parameters
+    ----------
+    model
+        A model spec, or a trained checkpoint.
+    data
+        What it learns.
+    report
+        Also write an HTML report.
+    """
+    writable(output, report)
+    from dataclasses import asdict, replace
+
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cost import cost
+    from graphsurgery.recipes.slimmable import SHOWN as WIDTHS
+    from graphsurgery.recipes.slimmable import Statistics, measure_widths, save_slimmable, train_slimmable
+    from graphsurgery.reports.html import write_report
+    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.slimming import Slimmable
+    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.run import Run
+
+    screen = Screen(shown)
+    examples = load_data(data, seed=training.seed)
+    graph = opening.graph(model, examples.input_shape)
+    check_fits(examples, graph.module, name=model)
+    plan = slimming.plan(training)
+    document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}
+    widths = sorted({max(width, plan.minimum) for width in WIDTHS})
+    if dry_run:
+        slimmable = Slimmable(graph, minimum=plan.minimum, divisor=plan.divisor)
+        table = columns("width", "parameters", "MACs", right=["parameters", "MACs"])
+        for width in widths:
+            size = cost(slimmable.extract(width))
+            table.add_row(f"{width:g}", count(size.parameters), count(size.macs))
+        screen.show(table)
+        screen.line("dry run", f"would train {training.epochs} epochs of {plan.widths} widths and write {output}")
+        screen.finish(document, *without_dry_run())
+        return
+    settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
+    folder = None if run is None else Run(run, config=settings)
+    slimmable, curves = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
+    statistics = Statistics(slimmable)
+    outcome = measure_widths(statistics, examples, widths, curves=curves)
+    files = {"network": output, "report": report}
+    outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path}, config=asdict(plan))
+    save_slimmable(statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
+    if report is not None:
+        write_report(outcome, report)
+    screen.show(outcome_table(outcome))
+    for name, path in outcome.files.items():
+        screen.line("wrote", f"{path} ({name})")
+    following = ("export", output, "--width", "0.5", "-o", output.with_suffix(".onnx"))
+    screen.finish({**document, "outcome": outcome.as_dict()}, *following)

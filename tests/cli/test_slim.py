@@ -1,0 +1,48 @@
+"""Slim, widths and export at a width on the command line."""
+
+import json
+
+import pytest
+
+from graphsurgery.checkpoint import read_metadata
+from graphsurgery.cli import run
+
+TRAIN = ["--data", "digits", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.mark.usefixtures("here")
+def test_one_network_for_every_width(capsys, here):
+    assert run(["slim", "a.pt", *TRAIN, "-o", "us.pt", "--dry-run"]) == 0
+    assert "would train 1 epochs of 4 widths" in capsys.readouterr().out
+    assert run(["slim", "a.pt", *TRAIN, "-o", "us.pt", "--report", "us.html"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"width {width}" in shown for width in ("1", "0.75", "0.5", "0.25"))
+    assert (here / "us.html").stat().st_size > 10_000
+    known = len(read_metadata("us.pt")["statistics"])
+    assert run(["export", "us.pt", "--width", "0.5", "-o", "half.onnx"]) == 0
+    assert "width      0.5" in capsys.readouterr().out
+    assert run(["widths", "us.pt", "--data", "digits", "--at", "0.9", "0.34", "--latency", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["outcome"]["rows"]
+    assert [row["name"] for row in rows] == ["width 0.9", "width 0.34"]
+    assert all(row["latency"] > 0 for row in rows)
+    assert len(read_metadata("us.pt")["statistics"]) > known
+    assert run(["export", "us.pt", "--target", "macs=0.6x", "--data", "digits", "-o", "small.onnx", "--quiet"]) == 0
+    assert run(["widths", "us.pt", "--data", "digits", "--search", "macs=0.6x"]) == 0
+    assert "channels" in capsys.readouterr().out
+
+
+BAD = {
+    "no slimmable network": (["export", "a.pt", "--width", "0.5", "-o", "x.onnx"], "a.pt: is no slimmable network"),
+    "widths of another": (["widths", "a.pt", "--data", "digits"], "a.pt: is no slimmable network"),
+    "two": (["export", "a.pt", "--width", "0.5", "--target", "macs=0.5x", "-o", "x.onnx"], "exclude each other"),
+    "minimum": (["slim", "a.pt", *TRAIN, "--min-width", "0", "-o", "u.pt", "--dry-run"], "smallest width is 0"),
+    "nothing free": (["slim", "nets.py:bare", *TRAIN, "-o", "u.pt", "--dry-run"], "no space can be slimmed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_fail_with_one_line(case, fails):
+    tokens, message = BAD[case]
+    code, line = fails(*tokens)
+    assert code == 2
+    assert message in line

@@ -1,0 +1,114 @@
+"""Slimmable: trained for every width, delivered at any."""
+
+import itertools
+
+import pytest
+import torch
+
+import graphsurgery as gs
+from graphsurgery.cost import cost
+from graphsurgery.recipes.slimmable import (
+    SlimPlan,
+    Statistics,
+    load_slimmable,
+    measure_widths,
+    save_slimmable,
+    search,
+    train_slimmable,
+    width_for,
+)
+from graphsurgery.recipes.train import fresh
+from graphsurgery.targets import parse_target
+from graphsurgery.training.data import load_data
+from graphsurgery.training.evaluation import evaluate
+from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.progress import SilentReporter
+from graphsurgery.verify import deviation
+
+PLAN = SlimPlan(TrainingPlan(epochs=8, lr=0.1, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    return train_slimmable(fresh("paper/cnn?width=8", digits, 0), digits, PLAN, reporter=SilentReporter())[0]
+
+
+def test_every_width_works_with_statistics_of_its_own(digits, trained):
+    statistics = Statistics(trained)
+    outcome = measure_widths(statistics, digits, (0.25, 0.5, 1.0))
+    assert [row.name for row in outcome.rows] == ["width 1", "width 0.5", "width 0.25"]
+    for row, least in zip(outcome.rows, (0.9, 0.85, 0.6), strict=True):
+        assert row.test["accuracy"] > least
+    assert len(statistics.known) == 3
+    wrong = trained.extract(0.25)
+    whole = evaluate(wrong.module, digits.test, objective_for(digits))["accuracy"]
+    assert whole < outcome.row("width 0.25").test["accuracy"]
+
+
+def test_a_delivered_width_is_the_slimmable_network_at_that_width(digits, trained):
+    graph = Statistics(trained).network(0.5, digits)
+    trained.graph.module.eval()
+    narrow = trained.at(0.5)
+    for path, norm in narrow.module.named_modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            own = graph.module.get_submodule(path)
+            norm.running_mean, norm.running_var = own.running_mean.clone(), own.running_var.clone()
+    x = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert deviation(graph(x), narrow(x)) < 1e-6
+
+
+def test_statistics_are_found_on_demand_and_kept_in_the_file(digits, trained, tmp_path):
+    statistics = Statistics(trained)
+    with pytest.raises(gs.SurgeryError, match=r"statistics of width 0.37 are not known; give --data"):
+        statistics.network(0.37)
+    first = statistics.network(0.37, digits)
+    save_slimmable(statistics, tmp_path / "us.pt", note="kept")
+    again, metadata = load_slimmable(tmp_path / "us.pt")
+    assert metadata["note"] == "kept"
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert deviation(again.network(0.37)(x), first(x)) == 0
+        assert deviation(again.network(dict(trained.sizes(0.37)))(x), first(x)) == 0
+
+
+def test_a_target_picks_the_largest_width(trained):
+    whole = cost(trained.graph)
+    for text in ("macs=0.4x", "params=0.3x", "size=0.5x"):
+        width = width_for(trained, parse_target(text))
+        quantity, _, share = text.partition("=")
+        of = {"macs": lambda c: c.macs, "params": lambda c: c.parameters, "size": lambda c: c.bytes}[quantity]
+        limit = float(share.rstrip("x")) * of(whole)
+        assert of(cost(trained.extract(width))) <= limit
+        assert of(cost(trained.extract(min(1.0, width + 0.1)))) > limit
+
+
+def test_the_search_ends_at_its_target_and_leaves_the_network_as_it_was(digits, trained):
+    trained.graph.module.eval()
+    path = search(trained, digits, parse_target("macs=0.5x"), step=0.25)
+    assert path[-1].cost <= 0.5 * path[0].cost < path[-2].cost
+    for before, after in itertools.pairwise(path):
+        changed = [name for name in before.sizes if before.sizes[name] != after.sizes[name]]
+        assert len(changed) == 1
+    assert not trained.graph.module.training
+    assert cost(trained.extract(path[-1].sizes)).macs == path[-1].cost
+
+
+def test_bad_requests_are_refused(digits, trained, tmp_path):
+    with pytest.raises(gs.SurgeryError, match=r"params=0.001x is .*; the narrowest network has"):
+        width_for(trained, parse_target("params=0.001x"))
+    with pytest.raises(gs.SurgeryError, match="a target of width is not possible"):
+        width_for(trained, parse_target("width=0.5"))
+    with pytest.raises(gs.SurgeryError, match="step is 1, expected a share"):
+        search(trained, digits, parse_target("macs=0.5x"), step=1.0)
+    with pytest.raises(gs.SurgeryError, match=r"the search ends at"):
+        search(trained, digits, parse_target("macs=0.01x"), step=0.9)
+    gs.save(trained.graph, tmp_path / "plain.pt")
+    with pytest.raises(gs.SurgeryError, match=r"plain.pt: is no slimmable network; make one with graphsurgery slim"):
+        load_slimmable(tmp_path / "plain.pt")
