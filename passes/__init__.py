@@ -7,10 +7,18 @@ gate.fold                 in evaluation the outputs are the same, and the gates 
 compress.compress         the outputs are those of the network with the removed reads masked
 widen.widen               the outputs are the same, with unequal or equal shares
 deepen.deepen             the outputs are the same
+mask.mask                 the outputs are those of the network with its dead weights 0
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, gate, widen
+from graphsurgery.passes import compress, concatenate, deepen, gate, mask, widen
 
-PASSES = {"compress": compress, "concatenate": concatenate, "deepen": deepen, "gate": gate, "widen": widen}
+PASSES = {
+    "compress": compress,
+    "concatenate": concatenate,
+    "deepen": deepen,
+    "gate": gate,
+    "mask": mask,
+    "widen": widen,
+}
 
-__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "widen"]
+__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "mask", "widen"]
