@@ -1,0 +1,68 @@
+"""The commands of lottery tickets and supermasks."""
+
+import json
+import re
+
+import pytest
+
+import graphsurgery as gs
+from graphsurgery.cli import run
+from graphsurgery.masks import MaskSet
+
+SPEC = "paper/lenet_300_100?in_features=64"
+COMMON = ["--data", "digits?train=300", "--epochs", "1", "--device", "cpu"]
+LOTTERY = ["lottery", SPEC, *COMMON, "--rounds", "2", "--density", "0.2", "-o", "tickets"]
+
+
+@pytest.mark.usefixtures("here")
+def test_lottery_writes_tickets_a_table_and_a_plot(here, capsys):
+    assert run([*LOTTERY, "--seeds", "2", "--control", "reinit", "--kept", "rewind", "--control-rounds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "±" in shown
+    assert "reinit: test accuracy" in shown.replace("\n", " ")
+    assert shown.splitlines()[-1].split()[:3] == ["next", "graphsurgery", "compress"]
+    files = {str(file.relative_to(here / "tickets")) for file in (here / "tickets").rglob("*.*")}
+    assert {"lottery.md", "lottery.svg", "lottery.json", "seed-0/round-01.pt", "seed-1/round-02.pt"} <= files
+    assert MaskSet.nonzero(gs.load("tickets/seed-1/round-02.pt")).density == pytest.approx(0.2, abs=0.01)
+    points = json.loads((here / "tickets/lottery.json").read_text())["points"]
+    assert [(p["seed"], p["round"], p["name"]) for p in points] == [
+        (seed, number, name)
+        for seed in (0, 1)
+        for number, name in ((0, "ticket"), (1, "ticket"), (2, "ticket"), (2, "reinit"))
+    ]
+
+
+@pytest.mark.usefixtures("here")
+def test_lottery_resumes_in_its_folder(capsys):
+    assert run([*LOTTERY, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run([*LOTTERY, "--json"]) == 0
+    streams = capsys.readouterr()
+    assert "epoch" not in streams.err
+    assert json.loads(streams.out)["lottery"]["points"] == first["lottery"]["points"]
+
+
+@pytest.mark.usefixtures("here")
+def test_lottery_says_what_it_would_do(here, capsys):
+    assert run([*LOTTERY, "--dry-run"]) == 0
+    assert "would train 3 times for 1 epochs and write tickets" in capsys.readouterr().out
+    assert not (here / "tickets").exists()
+
+
+BAD = {
+    "density": (["--density", "1e-9"], r"selection: fc1.weight has"),
+    "criterion": (["--criterion", "best"], r"criterion 'best' is unknown; choose from large_final"),
+    "control": (["--control", "luck"], r"control 'luck' is unknown"),
+    "file": (["-o", "a.pt"], r"a.pt: is a file, expected the name of a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_lotteries_are_one_line(case, fails):
+    options, message = BAD[case]
+    command = [token for token in LOTTERY if not ("-o" in options and token in ("-o", "tickets"))]
+    if case == "density":
+        command = [*command[: command.index("--density")], *command[command.index("--density") + 2 :], "--dry-run"]
+    code, line = fails(*command, *options)
+    assert code == 2
+    assert re.search(message, line)
