@@ -8,9 +8,10 @@ compress.compress         the outputs are those of the network with the removed 
 widen.widen               the outputs are the same, with unequal or equal shares
 deepen.deepen             the outputs are the same
 mask.mask                 the outputs are those of the network with its dead weights 0
+prune_dead.prune_dead     in evaluation the outputs are the same, and channels of zeros are gone
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, gate, mask, widen
+from graphsurgery.passes import compress, concatenate, deepen, gate, mask, prune_dead, widen
 
 PASSES = {
     "compress": compress,
@@ -18,7 +19,8 @@ PASSES = {
     "deepen": deepen,
     "gate": gate,
     "mask": mask,
+    "prune_dead": prune_dead,
     "widen": widen,
 }
 
-__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "mask", "widen"]
+__all__ = ["PASSES", "compress", "concatenate", "deepen", "gate", "mask", "prune_dead", "widen"]
