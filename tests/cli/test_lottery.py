@@ -8,6 +8,7 @@ import pytest
 import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.masks import MaskSet
+from graphsurgery.passes.mask import mask
 
 SPEC = "paper/lenet_300_100?in_features=64"
 COMMON = ["--data", "digits?train=300", "--epochs", "1", "--device", "cpu"]
@@ -66,3 +67,34 @@ def test_bad_lotteries_are_one_line(case, fails):
     code, line = fails(*command, *options)
     assert code == 2
     assert re.search(message, line)
+
+
+@pytest.fixture
+def ticket(here):
+    """A network with channels of zeros."""
+    graph = gs.load("a.pt")
+    masks = MaskSet.ones(graph)
+    masks["conv2.weight"][:3] = False
+    masks["head.weight"][:, :2] = False
+    gs.save(mask(graph, masks), here / "ticket.pt")
+    return "ticket.pt"
+
+
+def test_compress_dead_keeps_masked_and_compressed_apart(ticket, capsys):
+    assert run(["compress", ticket, "--dead", "-o", "small.pt"]) == 0
+    shown = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("masked", "compressed"))}
+    assert set(rows) == {"masked", "compressed"}
+    assert "compressed = masked" in shown
+    assert "PASS" in shown
+    assert run(["compress", ticket, "--dead", "-o", "small.pt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["dead"]
+    assert found["compressed"]["parameters"] < found["masked"]["parameters"]
+    assert found["compressed"]["onnx_bytes"] < found["masked"]["onnx_bytes"]
+    assert found["masked"]["living"] < found["masked"]["weights"]
+    assert gs.load("small.pt").lineage[-1]["pass"] == "prune dead"
+
+
+def test_compress_dead_takes_nothing_else(ticket, capsys):
+    assert run(["compress", ticket, "--dead", "--keep", "0.5", "-o", "small.pt"]) == 2
+    assert "--dead changes no output and takes no other choice" in capsys.readouterr().err
