@@ -33,6 +33,7 @@ _COMMANDS = {
     "deepen": "Insert layers; the outputs stay the same.",
     "grow": "Widen and deepen a network, train it on, and compare it with controls.",
     "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
+    "supermask": "Find a mask for weights that are never trained.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",

@@ -8,7 +8,20 @@ import pytest
 from graphsurgery import __version__
 from graphsurgery.cli import app, run
 
-COMMANDS = ["compress", "deepen", "demo", "doctor", "export", "grow", "inspect", "lottery", "merge", "train", "widen"]
+COMMANDS = [
+    "compress",
+    "deepen",
+    "demo",
+    "doctor",
+    "export",
+    "grow",
+    "inspect",
+    "lottery",
+    "merge",
+    "supermask",
+    "train",
+    "widen",
+]
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "torchvision", "matplotlib", "accelerate", "networkx"]
 SCRIPT = """
 import sys

@@ -98,3 +98,32 @@ def test_compress_dead_keeps_masked_and_compressed_apart(ticket, capsys):
 def test_compress_dead_takes_nothing_else(ticket, capsys):
     assert run(["compress", ticket, "--dead", "--keep", "0.5", "-o", "small.pt"]) == 2
     assert "--dead changes no output and takes no other choice" in capsys.readouterr().err
+
+
+MASK = ["supermask", SPEC, *COMMON, "-o", "mask.pt"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("method", ["learned", "top-k", "heuristic"])
+def test_supermask_writes_a_small_file_that_opens_as_a_network(here, method, capsys):
+    assert run([*MASK, "--method", method, "--criterion", "large_final", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == (here / "mask.pt").stat().st_size < 50_200 / 8 + 4000
+    assert run(["export", "mask.pt", "-o", "mask.onnx"]) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("here")
+def test_supermask_states_the_size_and_what_it_would_do(here, capsys):
+    assert run([*MASK, "--dry-run"]) == 0
+    assert "50,200 in 3 tensors; a bit for each is 6.28 kB" in capsys.readouterr().out
+    assert not (here / "mask.pt").exists()
+    assert run([*MASK, "--run", "states"]) == 0
+    shown = capsys.readouterr().out
+    assert "kB; the weights would take 201 kB" in shown
+    assert all(word in shown for word in ("sampled", "averaged", "thresholded"))
+
+
+def test_bad_supermasks_are_one_line(fails):
+    code, line = fails(*MASK, "--method", "top-k", "--density", "0")
+    assert (code, "density is 0, expected a share" in line) == (2, True)
