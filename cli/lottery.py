@@ -12,7 +12,7 @@ from graphsurgery.cli.options import SHOWN, DryRun, Shown, without_dry_run
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from graphsurgery.recipes.lottery import LotteryPlan
+    from graphsurgery.recipes.tickets import LotteryPlan
 
 _MANY = Parameter(negative="", show_default=False)
 
@@ -58,7 +58,7 @@ class Drawing:
 
     def plan(self, training: TrainingPlan) -> LotteryPlan:
         """The plan of these tickets."""
-        from graphsurgery.recipes.lottery import LotteryPlan
+        from graphsurgery.recipes.tickets import LotteryPlan
         from graphsurgery.restarts import Restart
         from graphsurgery.scoring import Selection
 

@@ -1,26 +1,29 @@
 """Masks: which weights of a network live, as objects that can be compared, combined, stored and trained under.
 
 A `MaskSet` has one boolean tensor for each masked weight, True where it lives; tied weights share one. It is stored as
-bits, beside a checkpoint or inside its metadata, or as a supermask (see `supermasks`). `masked` trains a module under
-it: dead weights get no update, no momentum and no decay.
+bits, beside a checkpoint, inside its metadata, or as a supermask (see `models/supermasks`). `masking` trains a network
+under it.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from graphsurgery.errors import SurgeryError
+from graphsurgery.atomic import atomic_write
+from graphsurgery.errors import CheckpointError, SurgeryError
 from graphsurgery.graph import ModelGraph
+
+FORMAT = "graphsurgery masks"
 
 
 def maskable(graph: ModelGraph) -> dict[str, Tensor]:
@@ -188,6 +191,35 @@ class MaskSet(Mapping[str, Tensor]):
             raise SurgeryError("masks: their shapes or bits are damaged; save them again") from cause
         return cls.unpacked(content, shapes)
 
+    def save(self, path: Path | str) -> None:
+        """Write the masks as JSON, beside a checkpoint; `load` gives them back.
+
+        Raises:
+            SurgeryError: the file cannot be written.
+        """
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, **self.as_dict()}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> MaskSet:
+        """What `save` wrote; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another kind.
+        """
+        try:
+            fields = json.loads(Path(path).read_bytes())
+        except OSError as cause:
+            raise CheckpointError(f"{path}: cannot be read ({cause.strerror}); expected masks") from cause
+        except ValueError as cause:
+            raise CheckpointError(f"{path}: is no file of masks, or damaged; take another copy of it") from cause
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: is no file of masks; expected what MaskSet.save wrote")
+        try:
+            return cls.from_dict(fields)
+        except SurgeryError as cause:
+            raise CheckpointError(f"{path}: {cause}") from cause
+
     def packed(self) -> bytes:
         """All masks as bits, one after another, compressed."""
         flat = torch.cat([torch.zeros(0, dtype=torch.bool), *(mask.flatten() for mask in self.values())])
@@ -223,82 +255,3 @@ def _check_shapes(one: str, masks: Mapping[str, Tensor], another: str, others: M
             raise SurgeryError(
                 f"masks: {name} has {here} in {one} and {there} in {another}; they belong to another architecture"
             )
-
-
-class _Living(nn.Module):
-    """A parametrization: the weight where it lives, and a constant where it does not."""
-
-    mask: Tensor
-    constant: Tensor | None
-
-    def __init__(self, mask: Tensor, constant: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-        self.register_buffer("constant", constant)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        dead = torch.zeros((), dtype=weight.dtype, device=weight.device) if self.constant is None else self.constant
-        return torch.where(self.mask, weight, dead)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is trained: 0 where it is dead, so that decay and momentum of dead weights stay 0."""
-        return torch.where(self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
-
-
-@contextmanager
-def masked(graph: ModelGraph, masks: MaskSet, dead: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
-    """The module of a network, whose dead weights are constant inside the block, and stay so after it.
-
-    What is trained under the mask gets no gradient where it is dead, and is 0 there, so that no optimizer gives it an
-    update, momentum or decay. After the block the network has ordinary parameters again, the same objects as before.
-
-    Args:
-        graph: the network; its module is changed in place.
-        masks: which weights live.
-        dead: the values of dead weights by name; by default 0.
-
-    Raises:
-        SurgeryError: the masks belong to another architecture.
-    """
-    masks.check_fits(graph)
-    with parametrized(graph, {name: _living(graph, name, mask, dead) for name, mask in masks.items()}) as module:
-        yield module
-
-
-@contextmanager
-def parametrized(graph: ModelGraph, parts: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """The module of a network, some of whose weights are computed inside the block; afterwards what they were stays.
-
-    Args:
-        graph: the network; its module is changed in place.
-        parts: by the name of a weight, what computes it; tied weights share it.
-    """
-    module = graph.module
-    owners = [(name.rpartition("."), parts[first]) for name, first in graph.types.canonical.items() if first in parts]
-    done: dict[tuple[nn.Module, str], list[str]] = {}
-    try:
-        for (path, _, leaf), part in owners:
-            owner = module.get_submodule(path)
-            if not parametrize.is_parametrized(owner, leaf):
-                done[owner, leaf] = list(owner._parameters)
-                parametrize.register_parametrization(owner, leaf, part)
-        yield module
-    finally:
-        training = {part: part.training for part in module.modules()}
-        for part in module.modules():
-            part.training = False
-        for (owner, leaf), order in reversed(done.items()):
-            if parametrize.is_parametrized(owner, leaf):
-                parametrize.remove_parametrizations(owner, leaf)
-            # torch puts it behind the others.
-            owner._parameters.update({name: owner._parameters.pop(name) for name in order})
-        for part, mode in training.items():
-            part.training = mode
-
-
-def _living(graph: ModelGraph, name: str, mask: Tensor, dead: Mapping[str, Tensor] | None) -> _Living:
-    weight = maskable(graph)[name]
-    constant = None if dead is None or name not in dead else dead[name].detach().to(weight)
-    if constant is not None and constant.shape != weight.shape:
-        raise SurgeryError(f"masks: {name} has dead values {list(constant.shape)}, expected {list(weight.shape)}")
-    return _Living(mask.to(weight.device), constant)

@@ -17,7 +17,7 @@ from graphsurgery.remap import rebuild
 def mask(graph: ModelGraph, masks: MaskSet, dead: Mapping[str, Tensor] | None = None) -> ModelGraph:
     """The network with its dead weights 0, or constant; it has as many parameters, and takes as long, as before.
 
-    What it computes equals the network trained under the mask (see `masks.masked`) to rounding (float64: relative
+    What it computes equals the network trained under the mask (see `masking.masked`) to rounding (float64: relative
     1e-12). `prune_dead` makes it smaller.
 
     Args:

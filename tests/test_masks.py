@@ -14,7 +14,8 @@ from zoo import FEW, traced
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
-from graphsurgery.masks import MaskSet, maskable, masked
+from graphsurgery.masking import masked
+from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.mask import mask
 from graphsurgery.verify import deviation
 
@@ -168,6 +169,22 @@ def test_masks_inside_a_checkpoint(tmp_path):
     gs.save(mask(graph, masks), tmp_path / "ticket.pt", masks=masks.as_dict())
     assert MaskSet.from_dict(read_metadata(tmp_path / "ticket.pt")["masks"]) == masks
     assert len(masks.packed()) < masks.total / 8
+
+
+def test_masks_beside_a_checkpoint(tmp_path):
+    graph, _ = traced("paper/lenet5")
+    masks = drawn(graph, 0.07)
+    masks.save(tmp_path / "masks.json")
+    assert MaskSet.load(tmp_path / "masks.json") == masks
+    whole = (tmp_path / "masks.json").read_text()
+    cases = {"{}": r"is no file of masks; expected", whole[:-99]: r"is no file of masks, or damaged"}
+    cases[whole.replace('"conv1.weight": [6,', '"conv1.weight": [7,')] = r"masks.json: masks: have \d+ bytes"
+    for text, message in cases.items():
+        (tmp_path / "masks.json").write_text(text)
+        with pytest.raises(gs.CheckpointError, match=message):
+            MaskSet.load(tmp_path / "masks.json")
+    with pytest.raises(gs.CheckpointError, match=r"none.json: cannot be read \(No such file"):
+        MaskSet.load(tmp_path / "none.json")
 
 
 def damaged(change):

@@ -11,7 +11,8 @@ from random_networks import STEPS, RandomNetwork
 from zoo import FEW, traced
 
 import graphsurgery as gs
-from graphsurgery.masks import MaskSet, masked
+from graphsurgery.masking import masked
+from graphsurgery.masks import MaskSet
 from graphsurgery.passes.mask import mask
 from graphsurgery.restarts import DEAD, KEPT, Restart, put, restart
 from graphsurgery.scoring import Selection, select

@@ -19,7 +19,8 @@ from torch import nn
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.masks import MaskSet, maskable, parametrized
+from graphsurgery.masking import parametrized
+from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.models.supermasks import Supermask, prepare
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.outcome import Outcome, Row

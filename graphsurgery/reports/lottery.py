@@ -13,7 +13,7 @@ from graphsurgery.reports.cells import MISSING, SHARES, metric_text
 from graphsurgery.reports.drawing import hue_role, light, style
 
 if TYPE_CHECKING:
-    from graphsurgery.recipes.lottery import Lottery
+    from graphsurgery.recipes.tickets import Lottery
 
 
 def lottery_cells(found: Lottery) -> tuple[list[str], list[list[str]]]:

@@ -8,7 +8,8 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.masks import MaskSet
-from graphsurgery.recipes.lottery import LotteryPlan, lottery, mean_and_deviation
+from graphsurgery.recipes.lottery import lottery
+from graphsurgery.recipes.tickets import LotteryPlan, mean_and_deviation
 from graphsurgery.recipes.train import fresh
 from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
 from graphsurgery.restarts import Restart
