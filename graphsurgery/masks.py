@@ -29,13 +29,17 @@ FORMAT = "graphsurgery masks"
 def maskable(graph: ModelGraph) -> dict[str, Tensor]:
     """The parameters of two axes or more that something is multiplied with, by their first names.
 
-    Biases, norms, embeddings and tables of positions are not among them.
+    Biases, norms, embeddings and tables of positions are not among them, nor are recurrent layers: they keep a list of
+    their weights, which no parametrization reaches.
     """
     tensors, types = graph.tensors(), graph.types.parameters
     return {
         name: tensors[name]
         for name, typed in types.items()
-        if typed.reads and len(typed.axes) >= 2 and isinstance(tensors[name], nn.Parameter)
+        if typed.reads
+        and len(typed.axes) >= 2
+        and isinstance(tensors[name], nn.Parameter)
+        and not isinstance(graph.module.get_submodule(name.rpartition(".")[0]), nn.RNNBase)
     }
 
 

@@ -138,6 +138,12 @@ def test_a_parameter_of_the_root_can_be_masked():
         assert torch.equal(copy.deepcopy(graph.module)(*x), small(*x))
 
 
+def test_recurrent_layers_are_left_out():
+    layers = {"a": nn.Linear(4, 6), "lstm": nn.LSTM(6, 5, batch_first=True), "b": nn.Linear(5, 3)}
+    graph, _, _ = typed(Network(lambda n, x: n.b(n.lstm(torch.relu(n.a(x)))[0]), **layers), (7, 4))
+    assert set(maskable(graph)) == {"a.weight", "b.weight"}
+
+
 def test_sets_and_their_distances():
     graph, _ = traced("paper/lenet5")
     a, b = drawn(graph, 0.5, 1), drawn(graph, 0.5, 2)

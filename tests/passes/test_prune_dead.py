@@ -95,6 +95,27 @@ def test_at_other_resolutions_too(name):
         assert deviation(small(3 * x), full(3 * x)) < 1e-10
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 1)],
+        [nn.Conv2d(3, 6, 1), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1)],
+        [nn.Conv2d(3, 6, 1), nn.Sigmoid(), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)],
+        [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(inplace=True)],
+    ],
+    ids=["transposed", "averaged over zeros", "padded", "in place"],
+)
+def test_zeros_around_a_map_make_constants_vary(layers):
+    graph, x, _ = typed(nn.Sequential(*layers, nn.Conv2d(4, 3, 1)), (3, 4, 4))
+    full = holed(graph, 1, 0.5, 0.0, 0.8)
+    small = prune_dead(full)
+    larger = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        assert deviation(small(*x), full(*x)) < 1e-12
+        assert deviation(small(larger), full(larger)) < 1e-12
+    assert sum(sizes(small).values()) < sum(sizes(full).values())
+
+
 def test_in_float32_and_onnx_runtime(tmp_path):
     graph, x = traced("paper/lenet5")
     graph.module.float()
