@@ -3,9 +3,10 @@
     python benchmarks/lottery.py --model lenet --part tickets --seeds 5
     python benchmarks/lottery.py --write
 
-A part is one of `tickets` (iterative pruning next to its controls), `criteria` (masks on untrained weights by each
-criterion, over densities) and `learned` (learned masks). Each seed of each part is a file of its own in `--results`,
-and is not measured twice; `--write` puts whatever is there into docs/benchmarks.md.
+A part is one of `tickets` (iterative pruning next to its controls), `rules` (tickets by each criterion, cut in one shot
+and trained), `criteria` (masks by each criterion on untrained weights) and `learned` (learned masks). Each seed of each
+part is a file of its own in `--results`, and is not measured twice; `--write` puts whatever is there into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from graphsurgery.recipes.lottery import lottery
 from graphsurgery.recipes.supermask import SupermaskPlan, supermask
 from graphsurgery.recipes.tickets import LotteryPlan
 from graphsurgery.restarts import Restart
-from graphsurgery.scoring import Selection
+from graphsurgery.scoring import CRITERIA, Selection
 from graphsurgery.training.data import Data, load_data
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import SilentReporter
@@ -79,6 +80,23 @@ def tickets(spec: str, rate: float, data: Data, seed: int, options: argparse.Nam
     return {"points": [asdict(point) for point in found.points], "dead": without_dead(ticket)[1].as_dict()}
 
 
+def rules(spec: str, rate: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Tickets by each criterion, cut from the dense network at the densities at which the others are compared."""
+    found = {}
+    for criterion in CRITERIA:
+        drawn = LotteryPlan(
+            plan(rate, seed, options.epochs),
+            rounds=len(SHOWN),
+            density=DENSITY,
+            one_shot=True,
+            selection=Selection(criterion, conv=0.5, seed=seed),
+            restart=Restart("rewind"),
+        )
+        result = lottery(spec, data, drawn, reporter=SILENT)
+        found[criterion] = [[point.density, point.test["accuracy"]] for point in result.points]
+    return found
+
+
 def criteria(spec: str, rate: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The best density of every criterion, chosen on validation data, with drawn weights and signed constants."""
     found = {}
@@ -104,7 +122,12 @@ def learned(spec: str, _: float, data: Data, seed: int, options: argparse.Namesp
     return found
 
 
-PARTS: Mapping[str, Callable[..., dict[str, Any]]] = {"tickets": tickets, "criteria": criteria, "learned": learned}
+PARTS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "tickets": tickets,
+    "rules": rules,
+    "criteria": criteria,
+    "learned": learned,
+}
 
 
 def main() -> None:
@@ -147,7 +170,7 @@ def write(options: argparse.Namespace) -> None:
     """The section of docs/benchmarks.md."""
     parts, commands, seconds = [], [], 0.0
     for model, (name, _, _) in MODELS.items():
-        for part, show in (("tickets", show_tickets), ("criteria", show_criteria), ("learned", show_learned)):
+        for part, show in zip(PARTS, (show_tickets, show_rules, show_criteria, show_learned), strict=True):
             files = sorted(options.results.glob(f"{part}-{model}-*.json"))
             if not files:
                 parts.append(f"**{name}, {part}**: not measured yet.")
@@ -211,6 +234,16 @@ def show_dead(reports: list[dict[str, Any]]) -> str:
     worst = max(report["check"]["measured"] for report in reports)
     text = table(["sparsest ticket", "parameters", "weights not 0", "ONNX file", "latency, one example"], rows)
     return f"{text}\n\nMeans; the outputs of the two networks lie {worst:.0e} apart, relative, at most."
+
+
+def show_rules(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+    """Criteria by what their tickets reach after training, at each density."""
+    densities = [f"{100 * density:.1f} %" for density, _ in runs[0]["large_final"]]
+    scores = {name: [[run[name][place][1] for run in runs] for place in range(len(densities))] for name in runs[0]}
+    order = sorted(scores, key=lambda name: -statistics.mean(scores[name][-1]))
+    rows = [[name, *(spread(values) for values in scores[name])] for name in order]
+    text = table(["ticket, cut in one shot", *densities], rows)
+    return f"{text}\n\n{settings['epochs']} epochs before the cut and after it; test accuracy at the end."
 
 
 def show_criteria(runs: list[dict[str, Any]], _: Mapping[str, Any]) -> str:
