@@ -36,6 +36,8 @@ _COMMANDS = {
     "mimic": "Train a student on what teachers say.",
     "slim": "Train one set of weights that works at every width.",
     "widths": "What a slimmable network does at several widths.",
+    "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
+    "supermask": "Find a mask for weights that are never trained.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",

@@ -56,6 +56,9 @@ class Cutting:
     """Which channels stay: l2, l1, bn, taylor (needs data), gate or random."""
     round_to: int = 1
     """Numbers of channels become multiples of this."""
+    dead: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Remove the channels whose weights are all 0, as in a lottery ticket, and fold the constants that they give into
+    what reads them. The outputs stay the same; nothing else is cut."""
 
     def plan(self, seed: int) -> Cut:
         """The plan of this cut."""
@@ -133,6 +136,11 @@ def compress(
     if tuning.epochs and data is None:
         raise SurgeryError(f"compress: {tuning.epochs} epochs of fine-tuning need data; give --data")
     screen = Screen(shown)
+    if cutting.dead:
+        if cutting != Cutting(dead=True) or tuning != _TUNING or data is not None:
+            raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
+        _compress_dead(screen, opening.graph(model), model, output, dry_run)
+        return
     plan = cutting.plan(seed)
     examples = load_data(data, seed=seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
@@ -146,6 +154,37 @@ def compress(
         return
     small, found = _cut(screen, graph, plan, examples, tuning, seed, run, model)
     document |= found
+    save(small, output, **document)
+    screen.line("wrote", str(output))
+    screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))
+
+
+def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, dry_run: bool) -> None:
+    """Remove dead channels, and show what the network is masked and what it is compressed."""
+    from graphsurgery.checkpoint import save
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.errors import CheckFailedError
+    from graphsurgery.recipes.dead import without_dead
+
+    small, report = without_dead(graph)
+    numbers = ["parameters", "weights not 0", "MACs", "ONNX file", "latency (ms)"]
+    table = columns("", *numbers, right=numbers)
+    for name, found in (("masked", report.masked), ("compressed", report.compressed)):
+        living = f"{count(found.living)} of {count(found.weights)}"
+        size = f"{count(found.onnx_bytes)}B"
+        table.add_row(name, count(found.parameters), living, count(found.macs), size, f"{found.latency:.3f}")
+    screen.show(table)
+    changed = {name: sizes for name, sizes in small.lineage[-1]["sizes"].items() if sizes[0] != sizes[1]}
+    spaces = ", ".join(f"{name} {before} to {after}" for name, (before, after) in changed.items())
+    screen.line("channels", spaces or "none is dead: every channel has a weight that is not 0")
+    screen.checks([report.check])
+    document = {"model": model, "dead": report.as_dict(), "sizes": small.lineage[-1]["sizes"]}
+    if not report.check.holds:
+        raise CheckFailedError("compress: without its dead channels the network gives something else; see above")
+    if dry_run:
+        screen.line("dry run", f"would write {output}")
+        screen.finish(document, *without_dry_run())
+        return
     save(small, output, **document)
     screen.line("wrote", str(output))
     screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))

@@ -119,7 +119,7 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 def is_checkpoint(path: Path | str) -> bool:
     """Whether `save` wrote this file; False for any other, missing or damaged file."""
     try:
-        content = _unpickled(Path(path))
+        content = unpickled(Path(path))
     except CheckpointError:
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -127,7 +127,7 @@ def is_checkpoint(path: Path | str) -> bool:
 
 def _read(path: Path | str) -> dict[str, Any]:
     """The dictionary in the file, with the fields, version and digest that it should have."""
-    content = _unpickled(Path(path))
+    content = unpickled(Path(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: holds {_summary(content)}, expected a graphsurgery checkpoint; "
@@ -150,7 +150,7 @@ def _read(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def _unpickled(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
     """The content of a zip file of `torch.save`, read without executing anything."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint")

@@ -77,3 +77,12 @@ def next_layers(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
                 again = (~first_of_each(lifted.source)).nonzero().flatten().to(values.device)
                 with torch.no_grad():
                     new[name].index_copy_(index, again, values.index_select(index, again))
+
+
+def signed_constant(weight: Tensor) -> Tensor:
+    """The weight's own signs, times its standard deviation over all of its elements; 0 where it is 0.
+
+    Source: Zhou et al., "Deconstructing lottery tickets", arXiv:1905.01067, section 4.2.
+    """
+    weight = weight.detach()
+    return weight.sign() * weight.std(correction=0)

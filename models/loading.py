@@ -13,6 +13,7 @@ from graphsurgery.checkpoint import is_checkpoint, load
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.specs import build, followable, input_shape
+from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.tracing import trace
 from graphsurgery.weights import read_weights
 
@@ -30,8 +31,8 @@ def open_model(
     """The network that `source` names, typed.
 
     Args:
-        source: a graphsurgery checkpoint; a file with a state_dict, which needs `arch`; a pickled module, which needs
-            `trust_pickle`; or a model spec such as `torchvision/resnet18` or `file.py:function`.
+        source: a graphsurgery checkpoint or supermask; a file with a state_dict, which needs `arch`; a pickled module,
+            which needs `trust_pickle`; or a model spec such as `torchvision/resnet18` or `file.py:function`.
         arch: model spec whose constructor makes the network that a state_dict belongs to; checkpoints need none.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
         example_shape: shape of one input, without the batch; by default what the spec is made for.
@@ -68,6 +69,8 @@ def open_pair(
         return _traced(module, source, source, example_shape), module
     if is_checkpoint(source):
         return load(source), None
+    if is_supermask(source):
+        return load_supermask(source, trust_files=trust_pickle).network(), None
     weights = read_weights(source, trust_pickle=trust_pickle)
     if isinstance(weights, nn.Module):
         module = followable(weights)

@@ -10,9 +10,11 @@ deepen.deepen             the outputs are the same
 factorize.factorize       at full rank the outputs are the same
 factorize.unfactorize     the outputs are the same
 slim.slim                 the outputs are the same, and important channels come first
+mask.mask                 the outputs are those of the network with its dead weights 0
+prune_dead.prune_dead     in evaluation the outputs are the same, and channels of zeros are gone
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, slim, widen
+from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, mask, prune_dead, slim, widen
 
 PASSES = {
     "compress": compress,
@@ -20,8 +22,21 @@ PASSES = {
     "deepen": deepen,
     "factorize": factorize,
     "gate": gate,
+    "mask": mask,
+    "prune_dead": prune_dead,
     "slim": slim,
     "widen": widen,
 }
 
-__all__ = ["PASSES", "compress", "concatenate", "deepen", "factorize", "gate", "slim", "widen"]
+__all__ = [
+    "PASSES",
+    "compress",
+    "concatenate",
+    "deepen",
+    "factorize",
+    "gate",
+    "mask",
+    "prune_dead",
+    "slim",
+    "widen",
+]

@@ -86,7 +86,7 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
     if plan.importance == "taylor":
         if data is None:
             raise SurgeryError("compress: importance taylor needs gradients, and gradients need data; give --data")
-        graph = _with_gradients(graph, data)
+        graph = with_gradients(graph, data)
     small = compress(
         graph,
         keep,
@@ -202,7 +202,7 @@ def fine_tuning(graph: ModelGraph, **settings: Any) -> TrainingPlan:
     return replace(plan, **{"lr": 0.1 * plan.lr, "epochs": 0, "keep_best": True, **settings})
 
 
-def _with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGraph:
+def with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGraph:
     """A copy whose parameters have the gradient of the mean loss on a few training examples."""
     module = copy.deepcopy(graph.module)
     module.zero_grad()

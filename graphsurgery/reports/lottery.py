@@ -1,0 +1,97 @@
+"""What a lottery found out: one table, and one plot of accuracy and of the early-stopping step against density."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from graphsurgery.reports.cells import MISSING, SHARES, metric_text
+from graphsurgery.reports.drawing import hue_role, light, style
+
+if TYPE_CHECKING:
+    from graphsurgery.recipes.tickets import Lottery
+
+
+def lottery_cells(found: Lottery) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: one for each density, with test metric and early-stopping step of the ticket and controls."""
+    head = ["density"]
+    for name in found.names:
+        head += [f"{name}: test {found.metric}", "stops at step"]
+    rows = []
+    for number in found.rounds:
+        density = found.of(number)[0].density
+        row = [f"{100 * density:.3g} %" + (" · chosen" if number == found.chosen else "")]
+        for name in found.names:
+            points = found.of(number, name) if number or name == found.names[0] else []
+            row += (
+                [_spread(found, number, name), f"{_mean_stop(found, number, name):,.0f}"] if points else [MISSING] * 2
+            )
+        rows.append(row)
+    return head, rows
+
+
+def lottery_table(found: Lottery) -> Table:
+    """The table for the terminal; the chosen round is the last that is not worse than the dense network."""
+    head, rows = lottery_cells(found)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for heading in head:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row, style="bold" if "chosen" in row[0] else "")
+    return table
+
+
+def lottery_markdown(found: Lottery) -> str:
+    """The same as Markdown, ending in a newline."""
+    head, rows = lottery_cells(found)
+    lines = [head, ["---:"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw_lottery(found: Lottery, path: Path) -> None:
+    """Write the plot, as SVG or PNG by the ending of the file: means over the seeds with their deviations."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(style("lottery")), matplotlib.rc_context({"figure.facecolor": light("paper")}):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for place, name in enumerate(found.names):
+            color = light(hue_role(place))
+            rounds = [number for number in found.rounds if number == 0 or found.of(number, name)]
+            densities = [100 * found.of(number)[0].density for number in rounds]
+            spreads = [found.mean(number, name) for number in rounds]
+            scale = 100 if found.metric in SHARES else 1
+            means = [scale * mean for mean, _ in spreads]
+            errors = [0.0 if math.isnan(deviation) else scale * deviation for _, deviation in spreads]
+            left.errorbar(densities, means, errors, color=color, label=name, linewidth=1.4, capsize=2)
+            right.plot(densities, [_mean_stop(found, number, name) for number in rounds], color=color, label=name)
+        left.set_ylabel(f"test {found.metric}" + (", %" if found.metric in SHARES else ""))
+        right.set_ylabel("step of the lowest validation loss")
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+            axes.set_xlabel("weights that live, %")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter("")
+        left.legend(loc="best", fontsize=8)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _mean_stop(found: Lottery, number: int, name: str) -> float:
+    points = found.of(number, name)
+    return sum(point.stop for point in points) / len(points)
+
+
+def _spread(found: Lottery, number: int, name: str) -> str:
+    """Mean and deviation, in percent where people quote it so."""
+    mean, deviation = found.mean(number, name)
+    if math.isnan(deviation):
+        return metric_text(found.metric, mean)
+    if found.metric in SHARES:
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+    return f"{mean:.4g} ± {deviation:.2g}"
