@@ -35,7 +35,7 @@ def factorize(
     layer
         Path of a layer; may be given again. By default all that become smaller.
     rank
-        Channels between the two, or below 1 a share of the full rank.
+        Channels between the two; up to 1 a share of the full rank.
     energy
         Share of the squared singular values that stays in each layer.
     target
@@ -52,16 +52,21 @@ def factorize(
     from graphsurgery.cli.growing import show_costs
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns
+    from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.grow import changed_by
 
     screen = Screen(shown)
+    if back and not (rank is None and energy is None and target is None):
+        raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")
+    if rank is not None and rank > 1 and rank != int(rank):
+        raise SurgeryError(f"factorize: --rank is {rank:g}; give whole channels, or a share of at most 1")
     graph = opening.graph(model)
     layers = list(layer) or None
     if back:
         new = passes.unfactorize(graph, layers)
     else:
-        count: Any = int(rank) if rank is not None and rank >= 1 else rank
+        count: Any = int(rank) if rank is not None and rank > 1 else rank
         new = passes.factorize(graph, layers, rank=count, energy=energy, target=target, how=how, shape=shape, seed=seed)
     record = new.lineage[-1]
     document: dict[str, Any] = {"model": model, "factorized": dict(record)}

@@ -87,8 +87,8 @@ def grow(
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    growth = Growth(**widening.options(opening), **deepening.options(), seed=seed)
     examples = load_data(data, seed=seed)
+    growth = Growth(**widening.options(opening, examples.input_shape), **deepening.options(), seed=seed)
     graph = opening.graph(teacher, examples.input_shape)
     check_fits(examples, graph.module, name=teacher)
     plan = default_plan(graph, growth, controls=CONTROLS if training.control else (), **training.settings())

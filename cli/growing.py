@@ -37,8 +37,8 @@ class Widening:
     round_to: int = 1
     """Sizes that follow from a factor become multiples of this."""
 
-    def options(self, opening: Opening) -> dict[str, Any]:
-        """What `Growth` takes of it."""
+    def options(self, opening: Opening, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+        """What `Growth` takes of it; `shape` is that of the data, for a pattern that says none."""
         from dataclasses import replace
 
         from graphsurgery.recipes.grow import parse_factor, parse_sizes
@@ -46,7 +46,7 @@ class Widening:
         return {
             "by": None if self.by is None else parse_factor(self.by),
             "to": parse_sizes(self.to),
-            "like": None if self.like is None else replace(opening, arch=None).graph(self.like),
+            "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape),
             "init": self.init,
             "noise": self.noise,
             "round_to": self.round_to,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from graphsurgery import axes as ax
 from graphsurgery.axes import Axis, Clash
@@ -271,7 +272,12 @@ class Inference:
 
     def call_module(self) -> Any:
         self.submodule = self._modules[str(self.node.target)]
+        if parametrize.is_parametrized(self.submodule):
+            return self._opaque("its weights are computed (a parametrization)", *self._given())
         return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
+
+    def _given(self) -> tuple[Any, Any]:
+        return self._typed(self.node.args), self._typed(self.node.kwargs)
 
     def _typed(self, argument: Any) -> Any:
         return fx.map_arg(argument, lambda node: self.types[node])

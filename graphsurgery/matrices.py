@@ -89,6 +89,9 @@ class Matrix:
         for part in (reduce, expand):
             part.to(layer.weight)
             part.weight.data = part.weight.data.contiguous()
+            part.weight.requires_grad_(layer.weight.requires_grad)
+        if layer.bias is not None:
+            expand.bias.requires_grad_(layer.bias.requires_grad)
         return reduce, expand
 
     def macs_saved(self, rank: int, given: torch.Size, gives: torch.Size) -> int:
@@ -171,9 +174,36 @@ def merged(reduce: Any, expand: Any) -> nn.Module:
         weight = weight.reshape(layer.weight.shape)
     with torch.no_grad():
         layer.weight.data = weight.to(dtype).contiguous()
+        layer.weight.requires_grad_(expand.weight.requires_grad)
         if expand.bias is not None:
             layer.bias.data = expand.bias.detach().clone()
+            layer.bias.requires_grad_(expand.bias.requires_grad)
     return layer
+
+
+def are_factors(reduce: Any, expand: Any) -> bool:
+    """Whether two layers are the factors of one: of one kind, without a bias or a step between them."""
+    if type(reduce) is not type(expand) or getattr(reduce, "bias", None) is not None:
+        return False
+    if isinstance(reduce, nn.Linear):
+        return True
+    if not isinstance(reduce, CONVOLUTIONS) or reduce.groups != expand.groups:
+        return False
+    if _is_spatial(expand):
+        return (
+            reduce.groups == 1
+            and (reduce.kernel_size[1], expand.kernel_size[0]) == (1, 1)
+            and (reduce.stride[1], expand.stride[0]) == (1, 1)
+            and (reduce.dilation[1], expand.dilation[0]) == (1, 1)
+            and (isinstance(reduce.padding, str) or (reduce.padding[1], expand.padding[0]) == (0, 0))
+            and reduce.padding_mode == expand.padding_mode == "zeros"
+        )
+    single = all(k == 1 for k in expand.kernel_size) and all(s == 1 for s in expand.stride)
+    return single and all(p == 0 for p in _padding(expand))
+
+
+def _padding(layer: Any) -> tuple[int, ...]:
+    return (0,) if isinstance(layer.padding, str) else tuple(layer.padding)
 
 
 def _is_spatial(expand: Any) -> bool:

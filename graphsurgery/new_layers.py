@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from graphsurgery.identities import BATCH_NORMS, CONVOLUTIONS, be_identity, be_zero, undo_norm
@@ -66,9 +67,10 @@ def is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, _MIXING)
 
 
-def parameters_of(layers: Layers) -> int:
-    """How many parameters layers have together."""
-    return sum(p.numel() for layer in layers.values() for p in layer.parameters())
+def parameters_of(make: Callable[[], Layers]) -> int:
+    """How many parameters layers have together; torch's random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return sum(p.numel() for layer in make().values() for p in layer.parameters())
 
 
 def _layer(value: Tensor, like: nn.Module) -> Callable[[], nn.Module]:

@@ -73,9 +73,9 @@ def find_place(graph: ModelGraph, name: str, block: str = "auto") -> Place:
         )
     if block == "residual" or activation is None:
         make = residual_pair(graph.module, end.meta["value"], layer)
-        return Place(name, end, "residual", parameters_of(make()), make=make)
+        return Place(name, end, "residual", parameters_of(make), make=make)
     make = identity_layer(graph.module, end.meta["value"], layer, activation)
-    return Place(name, end, "layer", parameters_of(make()), make=make)
+    return Place(name, end, "layer", parameters_of(make), make=make)
 
 
 def places(graph: ModelGraph) -> list[Place]:

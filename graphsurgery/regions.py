@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
 
+from graphsurgery.aliasing import acts_in_place
 from graphsurgery.identities import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
 from graphsurgery.layers import either, scale_axis, weigh
 from graphsurgery.rules.pointwise import spellings
@@ -33,23 +34,21 @@ _PASSING_MODULES = (
 _PASSING_FUNCTIONS = frozenset(
     {F.dropout, F.dropout2d, F.dropout3d, torchvision.ops.stochastic_depth, *spellings("clone contiguous")}
 ) | {"contiguous", "clone"}
-_RANGE_MODULES = (
-    *_PASSING_MODULES, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.Upsample,
+_POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
+_POOLING = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d})
+_AVERAGING = frozenset({"nearest", "nearest-exact", "linear", "bilinear", "trilinear"})
 _MOVES = frozenset(
     spellings("reshape flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze roll expand")
 ) | {"view", "reshape", "flatten", "permute", "transpose", "unflatten", "squeeze", "unsqueeze", "expand", "roll"}
-_RANGE_FUNCTIONS = _MOVES | _PASSING_FUNCTIONS | {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
-_ZERO_MODULES = (
-    *_RANGE_MODULES, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish,
-    nn.PReLU, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Hardtanh,
+# Operators that give 0 for 0, with a slope there: what stands behind a zero still learns.
+_SLOPING_MODULES = (
+    nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.PReLU, nn.Softsign,
 )  # fmt: skip
-_ZERO_FUNCTIONS = (
-    _RANGE_FUNCTIONS
-    | _IDEMPOTENT_FUNCTIONS.keys()
-    | {F.gelu, F.silu, F.leaky_relu, F.hardswish, F.pad, F.elu}
-    | {operator.getitem, *spellings("tanh neg abs sqrt square")}
+_SLOPING_FUNCTIONS = frozenset(
+    {F.gelu, F.silu, F.leaky_relu, F.hardswish, F.elu, F.mish, operator.getitem, *spellings("tanh neg sin")}
 )
 _ADDITIONS = frozenset({operator.add, operator.iadd, *spellings("add")})
 _PRODUCTS = frozenset({operator.mul, operator.imul, *spellings("mul multiply")})
@@ -100,8 +99,29 @@ def region(module: fx.GraphModule, entry: fx.Node, exit: fx.Node) -> Region | No
     nodes = _between(entry, exit)
     if not nodes or not any(n.op == "call_module" and has_weights(module, n) for n in nodes):
         return None
+    if _overwrites(module, entry, nodes):
+        return None
     changes = _Through(module, entry, frozenset(nodes), exit).carry(exit)
-    return None if changes is None else Region(entry, exit, nodes, tuple(dict.fromkeys(changes)))
+    if changes is None or _contradict(module, changes):
+        return None
+    return Region(entry, exit, nodes, tuple(dict.fromkeys(changes)))
+
+
+def _overwrites(module: fx.GraphModule, entry: fx.Node, nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether a call writes over the entry before another node reads it; modules are copied as not in place."""
+    writes = [
+        n for n in nodes if n.op != "call_module" and acts_in_place(module, n) and n.all_input_nodes[:1] == [entry]
+    ]
+    return any(entry in later.all_input_nodes for n in writes for later in nodes[nodes.index(n) + 1 :])
+
+
+def _contradict(module: fx.GraphModule, changes: Changes) -> bool:
+    """Whether one layer, which is called twice, would have to become two things."""
+    kinds: dict[int, set[str]] = {}
+    for change in changes:
+        owner, _, name = change.path.rpartition(".")
+        kinds.setdefault(id(getattr(module.get_submodule(owner), name)), set()).add(change.kind)
+    return any(len(found) > 1 for found in kinds.values())
 
 
 def repeats(module: fx.GraphModule, part: Region) -> bool:
@@ -161,19 +181,39 @@ def settled(module: fx.GraphModule, node: Any, activation: str) -> bool:
         return False
     if activation_of(module, node) == activation:
         return True
-    if node.op == "call_module":
-        leaf = module.get_submodule(str(node.target))
-        return isinstance(leaf, _RANGE_MODULES) and settled(module, node.args[0], activation)
-    if (
-        node.target in _MOVES
-        or node.target in _PASSING_FUNCTIONS
-        or node.target in (F.max_pool2d, F.adaptive_avg_pool2d)
-    ):
-        return settled(module, node.args[0], activation)
     if node.target is torch.cat:
         given: Any = node.args[0] if node.args else node.kwargs["tensors"]
         return all(settled(module, part, activation) for part in given)
-    return False
+    return _keeps_range(module, node) and settled(module, node.args[0], activation)
+
+
+def _keeps_range(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether what a node gives lies between the least and the largest of what it is given."""
+    if node.op != "call_module":
+        divides = node.target is F.avg_pool2d and (len(node.args) > 6 or "divisor_override" in node.kwargs)
+        return not divides and (node.target in _MOVES or node.target in _PASSING_FUNCTIONS or node.target in _POOLING)
+    leaf = module.get_submodule(str(node.target))
+    if isinstance(leaf, nn.Upsample):
+        return leaf.mode in _AVERAGING
+    if isinstance(leaf, _POOLS):
+        return getattr(leaf, "divisor_override", None) is None
+    return isinstance(leaf, (*_PASSING_MODULES, nn.Flatten))
+
+
+def _keeps_zero(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives 0 for 0, and a gradient."""
+    if _keeps_range(module, node):
+        return True
+    if node.op != "call_module":
+        if node.target is F.pad:
+            mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+            value: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+            return bool(mode == "constant" and not value)
+        return node.target in _SLOPING_FUNCTIONS or node.target in (scale_axis, weigh)
+    leaf = module.get_submodule(str(node.target))
+    if isinstance(leaf, nn.Hardtanh):
+        return leaf.min_val < 0 < leaf.max_val
+    return isinstance(leaf, (*_SLOPING_MODULES, *_POOLS, nn.Upsample))
 
 
 def activation_of(module: fx.GraphModule, node: fx.Node) -> str | None:
@@ -244,9 +284,12 @@ class _Through:
             leaf = self.module.get_submodule(str(node.target))
             if isinstance(leaf, _AFFINE) and leaf.weight is not None:
                 return (Change(str(node.target), ZERO),)
-            return self.zero(node.args[0]) if isinstance(leaf, (*_ZERO_MODULES, *_AFFINE)) else None
+            keeps = isinstance(leaf, _AFFINE) or _keeps_zero(self.module, node)
+            return self.zero(node.args[0]) if keeps else None
         if node.target in _ADDITIONS and not node.kwargs:
             return self._all(self.zero, node.args)
+        if node.target in _PRODUCTS | _MATRIX_PRODUCTS and len(set(node.args)) < len(node.args):
+            return None
         if node.target in _PRODUCTS:
             # A factor that is a parameter (a layer scale) comes first.
             factors = sorted(node.args, key=lambda a: not (isinstance(a, fx.Node) and a.op == "get_attr"))
@@ -263,9 +306,7 @@ class _Through:
         if node.target is torch.cat:
             given: Any = node.args[0] if node.args else node.kwargs["tensors"]
             return self._all(self.zero, given)
-        if node.target in _ZERO_FUNCTIONS or node.target in (scale_axis, weigh):
-            return self.zero(node.args[0])
-        return None
+        return self.zero(node.args[0]) if _keeps_zero(self.module, node) else None
 
     def _is_parameter(self, node: fx.Node) -> bool:
         owner, _, name = str(node.target).rpartition(".")

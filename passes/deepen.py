@@ -21,6 +21,7 @@ from graphsurgery.regions import CALIBRATE, IDENTITY, Region
 from graphsurgery.remap import follow, rebuild
 
 AUTO = "auto"
+BLOCKS = ("auto", "copy", "layer", "residual")
 
 
 def deepen(
@@ -58,11 +59,13 @@ def deepen(
 
     Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, section 2 (deepening).
     """
-    if count < 1:
-        raise SurgeryError(f"deepen: count is {count}, expected at least 1")
+    if not isinstance(count, int) or count < 1:
+        raise SurgeryError(f"deepen: count is {count}, expected a whole number from 1")
     if block not in BLOCKS:
         raise SurgeryError(f"deepen: block is {block!r}; choose from {', '.join(BLOCKS)}")
     names = [after] if isinstance(after, str) else list(after)
+    if not names or (AUTO in names and len(names) > 1):
+        raise SurgeryError(f"deepen: after is {names}; name places, or {AUTO} alone")
     new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone())
     found = proposed(new) if names == [AUTO] else [find_place(new, name, block) for name in names]
     if not found:
@@ -74,7 +77,7 @@ def deepen(
             end = inserter.insert(place, end)
     new.module.graph.lint()
     new.module.recompile()
-    if examples is not None:
+    if examples is not None and inserter.undone:
         _calibrate(new.module, inserter.undone, examples)
     record = {
         "pass": "deepen",
@@ -84,9 +87,6 @@ def deepen(
     }
     deep = ModelGraph(new.module, new.inputs, (*graph.lineage, record), graph.open_outputs)
     return follow(graph, deep, Edit({}))
-
-
-BLOCKS = ("auto", "copy", "layer", "residual")
 
 
 class _Inserter:
@@ -132,7 +132,11 @@ class _Inserter:
         names = {path: _renamed(path, unit, suffix) for path in paths}
         for path in paths:
             owner, _, name = path.rpartition(".")
-            _place(self.module, names[path], copy.deepcopy(getattr(self.module.get_submodule(owner), name)))
+            copied = copy.deepcopy(getattr(self.module.get_submodule(owner), name))
+            if getattr(copied, "inplace", False):
+                # What goes in may be needed behind it: in the repeat it is a value of another part.
+                copied.inplace = False
+            _place(self.module, names[path], copied)
         return names
 
     def _free(self, *paths: str) -> str:

@@ -14,7 +14,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.identities import CONVOLUTIONS
 from graphsurgery.maps import Edit
-from graphsurgery.matrices import Matrix, matrix_of, merged
+from graphsurgery.matrices import Matrix, are_factors, matrix_of, merged
 from graphsurgery.passes.gate import has_gates
 from graphsurgery.remap import follow, rebuild
 from graphsurgery.spec_text import near_names
@@ -49,7 +49,7 @@ class _Plan:
 
 def factorize(
     graph: ModelGraph,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     *,
     rank: int | float | Mapping[str, int | float] | None = None,
     energy: float | None = None,
@@ -89,7 +89,15 @@ def factorize(
     Jaderberg, Vedaldi, Zisserman, "Speeding up convolutional neural networks with low rank expansions", 2014.
     """
     _check(graph, rank, energy, target, how, shape)
+    layers = [layers] if isinstance(layers, str) else layers
+    if layers is not None and not layers:
+        raise SurgeryError("factorize: layers names none; leave it out for all")
     matrices, skipped = _matrices(graph, layers, shape)
+    unknown = [path for path in rank if path not in matrices] if isinstance(rank, Mapping) else []
+    if unknown:
+        raise SurgeryError(
+            f"factorize: rank names {unknown[0]}, which is not factorized; {near_names(unknown[0], matrices)}"
+        )
     if target is not None:
         plans = _meet(graph, matrices, parse_target(target) if isinstance(target, str) else target)
     else:
@@ -106,7 +114,8 @@ def factorize(
     record = {"pass": "factorize", "how": how, "shape": shape, "ranks": ranks, "skipped": skipped}
     new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone(), record)
     for plan in plans:
-        pair = plan.matrix.split(plan.rank, None if how == "svd" else generator)
+        with torch.random.fork_rng(devices=[]):
+            pair = plan.matrix.split(plan.rank, None if how == "svd" else generator)
         _replace(new.module, plan.path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
     return _finished(graph, new)
 
@@ -121,6 +130,8 @@ def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> Model
     Raises:
         SurgeryError: a layer is not factorized, or none is.
     """
+    if has_gates(graph):
+        raise SurgeryError("unfactorize: this network has gates; fold or compress it first")
     known = _factorized(graph.module)
     chosen = list(known) if layers is None else list(layers)
     unknown = [path for path in chosen if path not in known]
@@ -129,9 +140,10 @@ def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> Model
     if not chosen:
         raise SurgeryError("unfactorize: no layer of this network is factorized")
     new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone(), {"pass": "unfactorize", "layers": chosen})
-    for path in chosen:
-        pair = new.module.get_submodule(path)
-        _replace(new.module, path, merged(pair.get_submodule(REDUCE), pair.get_submodule(EXPAND)))
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights before they are given theirs
+        for path in chosen:
+            pair = new.module.get_submodule(path)
+            _replace(new.module, path, merged(pair.get_submodule(REDUCE), pair.get_submodule(EXPAND)))
     return _finished(graph, new)
 
 
@@ -199,6 +211,8 @@ def _meet(graph: ModelGraph, matrices: Mapping[str, Matrix], target: Target) -> 
     whole = cost(graph)
     before = count(whole)
     limit = target.goal(before)
+    if before <= limit:
+        raise SurgeryError(f"factorize: the network has {before:,} and meets {target} as it is")
 
     def plans(energy: float) -> list[_Plan]:
         made = (_Plan(path, matrix, matrix.rank_for(energy)) for path, matrix in matrices.items())
@@ -239,10 +253,21 @@ def _calls(module: fx.GraphModule, path: str) -> Iterator[fx.Node]:
 
 
 def _factorized(module: fx.GraphModule) -> list[str]:
-    """The paths of layers that are two."""
+    """The paths of layers that are two as `factorize` makes them, and are called as it does."""
     paths = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
-    reduces = (path.removesuffix(f".{REDUCE}") for path in sorted(paths) if path.endswith(f".{REDUCE}"))
-    return [path for path in reduces if f"{path}.{EXPAND}" in paths]
+    owners = (path.removesuffix(f".{REDUCE}") for path in sorted(paths) if path.endswith(f".{REDUCE}"))
+    return [path for path in owners if f"{path}.{EXPAND}" in paths and _is_pair(module, path)]
+
+
+def _is_pair(module: fx.GraphModule, path: str) -> bool:
+    owner = module.get_submodule(path)
+    if set(owner._modules) != {REDUCE, EXPAND} or not are_factors(
+        owner.get_submodule(REDUCE), owner.get_submodule(EXPAND)
+    ):
+        return False
+    reads = [node.all_input_nodes for node in _calls(module, f"{path}.{EXPAND}")]
+    calls = set(_calls(module, f"{path}.{REDUCE}"))
+    return {source for sources in reads for source in sources} == calls and all(len(node.users) == 1 for node in calls)
 
 
 def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.Module]) -> None:

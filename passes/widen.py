@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,9 @@ def widen(
     round_to: int = 1,
     seed: int = 0,
 ) -> ModelGraph:
-    """Add channels; with the first two of `INITS` the outputs are the same to rounding, in training mode too.
+    """Add channels; with the first two of `INITS` the outputs are the same to rounding.
+
+    In training mode they are too, but for dropout, which draws for each copy.
 
     Every space grows to any size. Norms across channels (LayerNorm, GroupNorm, RMSNorm, `F.normalize`) and means count
     copies by their shares, and stay as they are where every channel has as many copies. Attention keeps its scale;
@@ -174,7 +177,7 @@ def _sizes(
 
 def _grown(space: Space, factor: float, round_to: int) -> int:
     """A size times a factor, in multiples of `round_to`."""
-    if not factor >= 1:
+    if not 1 <= factor < math.inf:
         raise SurgeryError(f"widen: space {space.name} by {factor:g} would shrink; compress removes channels")
     size = round(space.size * factor)
     return size if size == space.size else -(-size // round_to) * round_to
@@ -211,10 +214,10 @@ def _check(
         raise SurgeryError("widen: like gives all sizes; leave out by and to")
     if like is None and by is None and not to:
         raise SurgeryError("widen: nothing says how wide; give by, to or like")
-    if by is not None and not by >= 1:
+    if by is not None and not 1 <= by < math.inf:
         raise SurgeryError(f"widen: by is {by:g}, expected at least 1; compress removes channels")
-    if round_to < 1:
-        raise SurgeryError(f"widen: round_to is {round_to}, expected at least 1")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise SurgeryError(f"widen: round_to is {round_to}, expected a whole number from 1")
     if not noise >= 0:
         raise SurgeryError(f"widen: noise is {noise:g}, expected a share of the weights' deviation")
 

@@ -131,7 +131,8 @@ def _examples(data: Data, graph: ModelGraph, images: int = 1000) -> list[torch.T
     """Training inputs for statistics."""
     examples = Examples(data.train, device_of(graph.module))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:images]
-    return [next(iter(examples.batches([order])))[0].to(next(graph.module.parameters()))]
+    x = next(iter(examples.batches([order])))[0]
+    return [x.to(next(graph.module.parameters())) if x.is_floating_point() else x]
 
 
 def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:

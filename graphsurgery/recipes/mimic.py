@@ -102,6 +102,12 @@ def mimic(
     check_fits(data, student.module, name="the student")
     for name, teacher in teachers.items():
         check_fits(data, teacher, name=name)
+    if transfer is not None:
+        shape = tuple(torch.as_tensor(transfer[0][0]).shape)
+        if shape != tuple(data.input_shape):
+            raise SurgeryError(
+                f"mimic: the transfer set has inputs {list(shape)}, {data.name} {list(data.input_shape)}"
+            )
     work = _Mimicking(student, teachers, data, plan, transfer, cache, run, reporter)
     graph = work.go()
     return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
@@ -132,6 +138,7 @@ class _Mimicking:
 
     def go(self) -> ModelGraph:
         """All steps, in order."""
+        network = self._narrowed()
         for name, teacher in self.members.items():
             self._row(name, teacher)
         if len(self.members) > 1:
@@ -141,7 +148,6 @@ class _Mimicking:
             self._fit(control, self.data.train, self.objective, "labels")
             self._row("student on labels", control, note=self._agreement(control))
         dataset, spread = self._answers()
-        network = self._narrowed()
         objective = Mimicry(self.data.classes, self.plan.imitation, spread=spread)
         self._fit(network, dataset, objective, "mimic")
         result = self._widened(network)

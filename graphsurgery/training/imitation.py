@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 LOSSES = ("logits", "probabilities", "kl", "dkd", "dist")
 UNLABELLED = -1
-"""The class of an example that has none."""
+"""The class of an example that has none; where labels are numbers, those are not numbers."""
+
+
+def no_label(like: Tensor) -> Tensor:
+    """The marks of examples without labels, in the shape and dtype of some labels."""
+    return torch.full_like(like, math.nan if like.is_floating_point() else UNLABELLED)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,8 @@ class Mimicry(Objective):
     def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
         """The cross entropy of the examples that have a label; 0 where none has."""
         if self.classes is None:
-            return F.mse_loss(output, labels)
+            known = ~labels.isnan()
+            return F.mse_loss(output[known], labels[known]) if bool(known.any()) else output.sum() * 0
         if not bool((labels != UNLABELLED).any()):
             return output.sum() * 0
         return F.cross_entropy(output, labels, ignore_index=UNLABELLED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,7 +37,8 @@ def remap_optimizer(optimizer: AnyOptimizer, before: ModelGraph, after: ModelGra
     Momenta and second moments go the way of the gradients: what writes a copy of a channel has the gradient of that
     channel times the copy's share, what reads it has the whole. So on the same batch the gradients of a widened network
     are those of the network before, mapped like this; with a norm across channels only for equal shares. A cut keeps
-    the state of what stays. New parameters, as of inserted layers, start without a state, in the last group.
+    the state of what stays. New parameters start without a state: factors in the group of the layer that they replace,
+    those of inserted layers in the last group.
 
     Args:
         optimizer: of torch.optim, over parameters of `before`; it is not modified.
@@ -60,25 +61,46 @@ def remap_optimizer(optimizer: AnyOptimizer, before: ModelGraph, after: ModelGra
     for name, tensor in old.items():
         names.setdefault(id(tensor), name)
     groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
+    homes: dict[str, int] = {}
+    for number, group in enumerate(optimizer.param_groups):
         foreign = [p for p in group["params"] if id(p) not in names]
         if foreign:
             shape = list(foreign[0].shape)
             raise SurgeryError(f"remap_optimizer: it trains a parameter {shape} that is none of the network before")
         follows = [names[id(p)] for p in group["params"]]
-        kept = [new[name] for name in follows if name in new]
-        groups.append({**group, "params": kept})
-    groups[-1]["params"] += [p for name, p in after.module.named_parameters() if name not in old and p.requires_grad]
+        homes.update(dict.fromkeys(follows, number))
+        groups.append({**group, "params": [new[name] for name in follows if name in new]})
+    for name, fresh in after.module.named_parameters():
+        if name not in old and fresh.requires_grad:
+            home = _home(name, old, new, homes, len(groups) - 1)
+            if home is not None:
+                groups[home]["params"].append(fresh)
     make: Any = type(optimizer)
-    result: AnyOptimizer = make([group for group in groups if group["params"]])
+    try:
+        result: AnyOptimizer = make([group for group in groups if group["params"]])
+    except (TypeError, ValueError) as cause:
+        raise SurgeryError(
+            f"remap_optimizer: {type(optimizer).__name__} refuses the new parameters: {cause}"
+        ) from cause
     for parameter, state in optimizer.state.items():
         name = names[id(parameter)]
-        if name in new:
+        # What a step does not know it has replaced, such as a layer that was two for a while.
+        if name in new and all(name in step.canonical for step in steps):
             result.state[new[name]] = {
-                key: _followed(steps, name, parameter, value, partial(_power, optimizer, key))
+                key: _followed(steps, name, new[name], value, partial(_power, optimizer, key))
                 for key, value in state.items()
             }
     return result
+
+
+def _home(
+    name: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], homes: Mapping[str, int], last: int
+) -> int | None:
+    """The group of a new parameter: that of the layer that it replaces, or the last; None if that was not trained."""
+    replaced = [n for n in old if n not in new and name.startswith(f"{n.rpartition('.')[0]}.")]
+    if not replaced:
+        return last
+    return next((homes[n] for n in replaced if n in homes), None)
 
 
 def _steps(before: ModelGraph, after: ModelGraph) -> list[Origin]:
@@ -104,13 +126,16 @@ def _power(optimizer: torch.optim.Optimizer, key: str) -> int:
     return known[key]
 
 
-def _followed(steps: list[Origin], name: str, parameter: Tensor, value: Any, power: Callable[[], int]) -> Any:
-    """One entry of the state of a parameter, after all steps; what is not of its shape is a count of steps."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.dim() > 0 and value.shape == parameter.shape:
-        for step in steps:
-            value = _mapped(step, name, value, power())
+def _followed(steps: list[Origin], name: str, new: Tensor, value: Any, power: Callable[[], int]) -> Any:
+    """One entry of the state of a parameter, after all steps; a single number is a count of steps."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value.clone() if isinstance(value, Tensor) else value
+    exponent = power()
+    for step in steps:
+        value = _mapped(step, name, value, exponent)
+    if value.shape != new.shape:
+        shapes = f"{list(value.shape)} for {list(new.shape)}"
+        raise SurgeryError(f"remap_optimizer: the state of {name} would be {shapes}; start the optimizer anew")
     return value.clone()
 
 

@@ -48,7 +48,8 @@ class Teachers(nn.Module):
             if isinstance(member, OnnxTeacher):
                 found.update(member.path.read_bytes())
                 continue
-            found.update(str(getattr(member, "graph", member)).encode())
+            # The graph says how layers are called, the module what their settings are.
+            found.update(f"{getattr(member, 'graph', '')}\n{member}".encode())
             for name, tensor in member.state_dict().items():
                 found.update(name.encode() + _bytes(tensor))
         return found.hexdigest()

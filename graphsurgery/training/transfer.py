@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.training.batches import mixed_seed
-from graphsurgery.training.imitation import UNLABELLED
+from graphsurgery.training.imitation import no_label
 
 SHIFT, NOISE = 2, 0.1
 
@@ -23,7 +23,8 @@ class Unlabelled(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(self.dataset[index][0]), torch.tensor(UNLABELLED)
+        x, label = self.dataset[index][:2]
+        return torch.as_tensor(x), no_label(torch.as_tensor(label))
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -53,8 +54,8 @@ def answered(dataset: Dataset[Any], logits: Tensor) -> Dataset[Any]:
 def unlabelled(dataset: Dataset[Any]) -> Dataset[Any]:
     """Examples without their labels."""
     if type(dataset) is TensorDataset:
-        x = dataset.tensors[0]
-        return TensorDataset(x, torch.full((len(x),), UNLABELLED))
+        x, labels = dataset.tensors[:2]
+        return TensorDataset(x, no_label(labels))
     return Unlabelled(dataset)
 
 
@@ -77,8 +78,7 @@ def augmented(dataset: Dataset[Any], copies: int, seed: int = 0) -> Dataset[Any]
         raise SurgeryError("transfer: only data in memory can be augmented here; give a data set that augments itself")
     x, labels = dataset.tensors[:2]
     parts = [_altered(x, mixed_seed(seed, copy)) for copy in range(copies)]
-    none = labels.new_full(labels.shape, UNLABELLED)
-    return TensorDataset(torch.cat([x, *parts]), torch.cat([labels, *[none] * copies]))
+    return TensorDataset(torch.cat([x, *parts]), torch.cat([labels, *[no_label(labels)] * copies]))
 
 
 def _altered(x: Tensor, seed: int) -> Tensor:

@@ -261,15 +261,70 @@ def test_what_cannot_become_alike_is_refused():
             deepen_like(small, like)
 
 
+def _blocks(block):
+    return Network(
+        lambda net, x: net.head(block(net, torch.relu(net.stem(x))).mean((2, 3))),
+        stem=nn.Conv2d(3, 8, 3, padding=1),
+        one=nn.Conv2d(8, 8, 3, padding=1),
+        two=nn.Conv2d(8, 8, 1),
+        flat=nn.Conv2d(8, 6, 1),
+        norm=nn.BatchNorm2d(8),
+        first=nn.ReLU(inplace=True),
+        high=nn.Hardtanh(0.5, 1.0),
+        head=nn.Linear(8, 3),
+    )
+
+
+TRICKY = {
+    "in place first": lambda n, h: h * 2 + n.two(torch.relu(n.one(n.first(h * 2)))),
+    "in place on the skip": lambda n, h: (g := n.one(h)) + n.two(n.first(g)),
+    "one layer, two parts": lambda n, h: torch.relu(n.two(h) + n.two(n.one(h))),
+    "a bound above zero": lambda n, h: h + n.high(n.one(h)),
+    "padded with ones": lambda n, h: h + F.pad(n.flat(h), (0, 0, 0, 0, 1, 1), value=1.0),
+    "flat at zero": lambda n, h: h + torch.relu(n.norm(n.one(h))),
+    "squares": lambda n, h: h + n.one(h).square(),
+    "a root": lambda n, h: h + n.one(h).abs().sqrt(),
+    "times itself": lambda n, h: h + (g := n.one(h)) * g,
+    "bicubic": lambda n, h: n.two(F.interpolate(h, scale_factor=2, mode="bicubic")),
+    "divided by one": lambda _, h: F.avg_pool2d(h, 2, divisor_override=1),
+}
+
+
+@pytest.mark.parametrize("block", ["auto", "copy", "residual"])
+@pytest.mark.parametrize("case", TRICKY)
+def test_tricky_blocks_keep_their_outputs_and_can_learn(case, block):
+    graph, x, network = typed(_blocks(TRICKY[case]), (3, 6, 6))
+    names = [n.name for n in graph.module.graph.nodes if n.op == "call_function" and n.name != "relu"]
+    for name in ["auto", *names]:
+        try:
+            deep = deepen(graph, name, block=block)
+        except gs.SurgeryError:
+            continue
+        with torch.no_grad():
+            expected = network(*x)
+            assert deviation(deep(*x), expected) < 1e-12, name
+        deep(*x).square().sum().backward()
+        slopes = [
+            p.grad.abs().max() for n, p in deep.module.named_parameters() if "_deeper" in n and p.grad is not None
+        ]
+        assert torch.stack(slopes).isfinite().all(), name
+        assert max(slopes) > 0, name
+
+
 BAD = {
     "unknown": ({"after": "layer9"}, r"layer9 is no node, module or stage of this model; did you mean layer"),
-    "count": ({"count": 0}, r"count is 0, expected at least 1"),
+    "count": ({"count": 0}, r"count is 0, expected a whole number from 1"),
     "block": ({"block": "best"}, r"block is 'best'; choose from auto, copy"),
     "output": ({"after": "output"}, r"nothing can come behind the output"),
     "no layer before": ({"after": "x"}, r"there is no linear layer or convolution before x"),
     "nothing to repeat": ({"after": "fc", "block": "copy"}, r"nothing that ends at fc can be repeated"),
     "no activation": ({"after": "fc", "block": "layer"}, r"fc does not end in an activation that may be applied twice"),
-    "examples": ({"examples": [torch.zeros(2, 1, 3)]}, r"the network does not take these examples"),
+    "no place": ({"after": []}, r"after is \[\]; name places, or auto alone"),
+    "auto and another": ({"after": ["auto", "fc"]}, r"name places, or auto alone"),
+    "examples": (
+        {"after": "conv1", "block": "layer", "examples": [torch.zeros(2, 1, 3)]},
+        r"the network does not take these examples",
+    ),
 }
 
 

@@ -168,6 +168,9 @@ BAD = {
     "no layer": ({"layers": ["maxpool"], "rank": 3}, "maxpool cannot be factorized: MaxPool2d is no linear layer"),
     "target": ({"target": "params=0.001x"}, r"params=0.001x is .*; the closest that can be reached is"),
     "width": ({"target": "width=0.5"}, "a target of width is not possible"),
+    "no layers": ({"layers": [], "rank": 3}, "layers names none; leave it out for all"),
+    "rank of none": ({"rank": {"conv7": 3}}, "rank names conv7, which is not factorized; did you mean"),
+    "met already": ({"target": "params=1x"}, "meets params=1x as it is"),
     "saves nothing": ({"layers": ["fc"], "rank": 10}, "no layer becomes smaller; fc: rank 10 saves nothing of its"),
 }
 
@@ -178,6 +181,47 @@ def test_bad_requests_are_refused(case):
     graph, _ = traced("resnet18")
     with pytest.raises(gs.SurgeryError, match=message):
         factorize(graph, **options)
+
+
+class _Pair(nn.Module):
+    def __init__(self, reduce, expand, between=None):
+        super().__init__()
+        self.reduce, self.expand, self.between = reduce, expand, between
+
+    def forward(self, x):
+        x = self.reduce(x)
+        return self.expand(x if self.between is None else self.between(x))
+
+
+PAIRS = {
+    "bias": _Pair(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)),
+    "kernel": _Pair(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 5, 3)),
+    "stride": _Pair(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1, stride=2)),
+    "padding": _Pair(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1, padding=1)),
+    "groups": _Pair(nn.Conv2d(4, 4, 3, bias=False, groups=2), nn.Conv2d(4, 6, 1)),
+    "activation": _Pair(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_layers_of_that_name_that_are_no_factors_are_left_alone(name):
+    graph, _, _ = typed(nn.Sequential(PAIRS[name]), (4 if name == "groups" else 3, 8, 8))
+    with pytest.raises(gs.SurgeryError, match="no layer of this network is factorized"):
+        unfactorize(graph)
+
+
+def test_frozen_layers_stay_frozen_and_random_numbers_stay_the_callers():
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    network[0].requires_grad_(False)
+    graph = gs.trace(network, torch.zeros(2, 6).double())
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    two = factorize(graph, "0", rank=2)
+    one = unfactorize(two)
+    assert torch.equal(torch.rand(2), expected)
+    for found in (two, one):
+        assert [n for n, p in found.module.named_parameters() if p.requires_grad] == ["2.weight", "2.bias"]
 
 
 def test_what_is_not_factorized_cannot_be_multiplied():

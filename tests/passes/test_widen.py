@@ -292,7 +292,7 @@ BAD = {
     "unknown init": ({"by": 2, "init": "best"}, r"init is 'best'; choose from unequal"),
     "nothing": ({}, r"nothing says how wide"),
     "no change": ({"by": 1.0}, r"no space would grow; the factor rounds"),
-    "round_to": ({"by": 2, "round_to": 0}, r"round_to is 0, expected at least 1"),
+    "round_to": ({"by": 2, "round_to": 0}, r"round_to is 0, expected a whole number from 1"),
     "noise": ({"by": 2, "init": "equal+noise", "noise": -1.0}, r"noise is -1"),
 }
 

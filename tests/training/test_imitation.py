@@ -1,5 +1,6 @@
 """Losses of imitation, teachers, their answers in a file, and transfer sets."""
 
+import copy
 import json
 import math
 
@@ -159,6 +160,30 @@ def test_answers_are_kept_and_found_again_by_contents(examples, tmp_path):
     moved = TensorDataset(examples.tensors[0] + 1, examples.tensors[1])
     assert not torch.equal(other, logits_of(Teachers([teacher]), moved, tmp_path, device="cpu"))
     assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_teachers_with_other_settings_are_others(examples, tmp_path):
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    second = copy.deepcopy(first)
+    second[1] = nn.Tanh()
+    found = [
+        logits_of(Teachers([gs.trace(m, torch.zeros(2, 4)).module]), examples, tmp_path, device="cpu")
+        for m in (first, second)
+    ]
+    assert not torch.equal(*found)
+
+
+def test_numbers_without_labels_do_not_count():
+    x, y = torch.randn(5, 2), torch.randn(5, 1)
+    whole = augmented(TensorDataset(x, y), 2)
+    assert whole.tensors[1][5:].isnan().all()
+    assert unlabelled(TensorDataset(x, y)).tensors[1].shape == (5, 1)
+    module = nn.Linear(2, 1).requires_grad_(False)
+    learnt = Mimicry(None, Imitation(labels=1.0))
+    inputs, labels = whole.tensors
+    loss = learnt.loss(module, (inputs, labels, torch.zeros(15, 1)))["total"]
+    assert float(loss) == pytest.approx(float(F.mse_loss(module(x), y)))
 
 
 def test_an_interrupted_file_is_completed(examples, tmp_path):

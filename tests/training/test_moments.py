@@ -9,6 +9,7 @@ from zoo import traced
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.widen import widen
 from graphsurgery.training.moments import follow_gradient, remap_optimizer
 from graphsurgery.verify import deviation
@@ -114,6 +115,29 @@ def test_training_goes_on():
     first = epoch(graph, optimizer)
     wide = widen(graph, 2.0)
     assert epoch(wide, remap_optimizer(optimizer, graph, wide)) < first
+
+
+def test_what_a_layer_was_for_a_while_has_no_state_and_factors_stay_in_their_group():
+    network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    graph = gs.trace(network, torch.zeros(2, 16).double())
+    first, last = graph.module.get_submodule("0"), graph.module.get_submodule("2")
+    groups = [{"params": list(first.parameters()), "lr": 0.1}, {"params": list(last.parameters()), "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    x = torch.randn(4, 16, dtype=torch.float64)
+    gradients(graph, x)
+    optimizer.step()
+    two = factorize(graph, ["0"], rank=2)
+    mapped = remap_optimizer(optimizer, graph, two)
+    assert [group["lr"] for group in mapped.param_groups] == [0.1, 0.01]
+    assert len(mapped.param_groups[0]["params"]) == 3
+    for network in (two, unfactorize(widen(two, 2.0))):
+        mapped = remap_optimizer(optimizer, graph, network)
+        gradients(network, x)
+        mapped.step()
+    lbfgs = torch.optim.LBFGS(graph.module.parameters())
+    lbfgs.step(lambda: graph(x).square().sum())
+    with pytest.raises(gs.SurgeryError, match="it is not known how"):
+        remap_optimizer(lbfgs, graph, widen(graph, 2.0))
 
 
 def test_what_does_not_belong_together_is_refused():
