@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -80,6 +81,8 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Collection[
             new = new * lifted.share.to(new).reshape(shape)
     return new if changes else tensor.clone()
 
+
+_NUMBERED = re.compile(r"_\d+$")
 
 _BLOCK = 2**19
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
@@ -169,6 +172,7 @@ def rebuild(
                 for change in types.attributes.get(path, ()):
                     change(parts[path], resize)
     _erase_unused_numbers(new_graph)
+    _keep_names(new_graph, originals)
     module = assembled(parts, new_graph, type(graph.module).__name__)
     _keep_modes(old_modules, module)
     lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
@@ -245,6 +249,17 @@ def _erase_unused_numbers(graph: fx.Graph) -> None:
             stands = bool(node.users) or node.target is operator.setitem
         if number and not stands:
             graph.erase_node(node)
+
+
+def _keep_names(graph: fx.Graph, originals: Mapping[fx.Node, fx.Node]) -> None:
+    """A copy has the name of its original; nodes that rewrites have made take names that are left over."""
+    if all(copy.name == node.name for copy, node in originals.items()):
+        return
+    for node in graph.nodes:
+        if node not in originals:
+            node._rename(_NUMBERED.sub("", node.name))
+    for copy, node in originals.items():
+        copy.name = node.name
 
 
 def _resized(value: Any, typed: Any, resize: Resize) -> Any:

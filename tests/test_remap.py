@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import graphsurgery as gs
 from graphsurgery import remap
 from graphsurgery.importance import importance
 from graphsurgery.maps import ChannelMap
+from graphsurgery.passes.widen import widen
 
 
 @pytest.mark.parametrize("block", [1, 30, 100, 10**6])
@@ -37,3 +39,31 @@ def test_scores_of_a_weight_of_several_blocks(criterion):
     rows, columns = (w.detach().double().abs() ** order for w in (net[0].weight, net[1].weight))
     expected = (rows.sum((1, 2, 3)) + columns.sum((0, 2, 3))) ** (1 / order)
     torch.testing.assert_close(importance(graph, graph.spaces[:1], criterion)["0"], expected, rtol=1e-6, atol=0)
+
+
+class Reshaped(nn.Module):
+    """Reshapes to a computed shape, which is spelt out when widths change, before numbers with the same names."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.ModuleList([nn.Linear(6, 24), nn.Linear(8, 24)])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for qkv in self.qkv:
+            shape = x.shape[:-1] + (-1,)  # noqa: RUF005, as people write it
+            q, k, v = qkv(x).reshape(x.shape[0], -1, 2, 12).transpose(1, 2).chunk(3, -1)
+            x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(shape)
+        return self.last(x)
+
+
+def test_nodes_keep_their_names():
+    graph = gs.trace(Reshaped().double(), torch.zeros(2, 4, 6))
+    names = {node.name: node.target for node in graph.module.graph.nodes}
+    wide = widen(graph, 1.5)
+    new = {node.name: node.target for node in wide.module.graph.nodes}
+    assert len(new) == len(wide.module.graph.nodes) > len(names)
+    assert not set(names) - set(new)
+    assert {name for name, target in names.items() if new[name] != target} == {"chunk", "chunk_1"}
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(wide.module(x), graph.module(x), rtol=1e-12, atol=1e-12)

@@ -428,3 +428,23 @@ def test_what_float32_cannot_tell_is_no_failure_of_onnx(steepness, status):
     assert contract.status == status
     assert contract.allowed == TOLERANCES[name] if steepness != 1e4 else 1e-4 < contract.allowed < 2e-2
     assert ("rounding to float32" in contract.note + contract.absent) == (steepness > 1)
+
+
+def test_a_network_that_enlarges_rounding_is_excused_within_bounds(monkeypatch):
+    name = "widened = original"
+    torch.manual_seed(0)
+    steep = gs.trace(nn.Sequential(nn.Linear(4, 4), Steep(1e6)), torch.zeros(2, 4))
+    (contract,) = examine(steep, only=["widened = original"]).contracts[:1]
+    assert contract.status == "holds"
+    assert TOLERANCES[name] < contract.allowed < 1e-8
+    assert "rounding the input" in contract.note
+    real = pass_contracts.widen
+    monkeypatch.setattr(pass_contracts, "widen", lambda graph, by, **kw: off(real(graph, by, **kw)))
+    (contract,) = examine(steep, only=["widened = original"]).contracts[:1]
+    assert contract.status == "fails"
+
+
+def off(graph):
+    """The network with a wrong weight."""
+    next(graph.module.parameters()).data.view(-1)[0] += 1e-3
+    return graph
