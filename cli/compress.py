@@ -18,8 +18,8 @@ from graphsurgery.cli.options import (
     Seed,
     Shown,
     without_dry_run,
-    writable,
 )
+from graphsurgery.cli.writing import write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ def compress(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, a state_dict with --arch, an .onnx file, or a model spec. An .onnx file can be written as one:
+        -o small.onnx.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm.
     """
-    writable(output)
+    writes_to(output, model)
     from dataclasses import asdict
 
-    from graphsurgery.checkpoint import save
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.training.data import check_fits, load_data
 
@@ -154,14 +154,11 @@ def compress(
         return
     small, found = _cut(screen, graph, plan, examples, tuning, seed, run, model)
     document |= found
-    save(small, output, **document)
-    screen.line("wrote", str(output))
-    screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))
+    write_network(screen, small, output, model, document)
 
 
 def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, dry_run: bool) -> None:
     """Remove dead channels, and show what the network is masked and what it is compressed."""
-    from graphsurgery.checkpoint import save
     from graphsurgery.cli.output import columns, count
     from graphsurgery.errors import CheckFailedError
     from graphsurgery.recipes.dead import without_dead
@@ -185,9 +182,7 @@ def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, 
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    save(small, output, **document)
-    screen.line("wrote", str(output))
-    screen.finish({**document, "files": {"network": output}}, "export", output, "-o", output.with_suffix(".onnx"))
+    write_network(screen, small, output, model, document)
 
 
 def _try(screen: Screen, graph: ModelGraph, plan: Cut, examples: Data | None) -> dict[str, Any]:

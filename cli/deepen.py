@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, writable
+from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
 
 
 def deepen(
@@ -27,7 +27,6 @@ def deepen(
     data
         What the network was trained on: gives BatchNorms of inserted layers the statistics of what arrives.
     """
-    writable(output)
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.grow import Growth
 

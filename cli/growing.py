@@ -90,12 +90,13 @@ def grow_file(
     shown: Shown,
 ) -> None:
     """Open a network, grow it, prove that its outputs are the same, and save it."""
-    from graphsurgery.checkpoint import save
     from graphsurgery.cli.options import without_dry_run
     from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.recipes.grow import check, grown
     from graphsurgery.training.data import check_fits, load_data
 
+    writes_to(output, model)
     screen = Screen(shown)
     examples = load_data(data, seed=growth.seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
@@ -110,9 +111,7 @@ def grow_file(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    save(new, output, **document)
-    screen.line("wrote", str(output))
-    screen.finish({**document, "files": {"network": output}}, "inspect", output)
+    write_network(screen, new, output, model, document)
 
 
 def show_places(screen: Screen, graph: ModelGraph) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, writable
+from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
 
 
 def widen(
@@ -24,7 +24,6 @@ def widen(
     model
         A checkpoint, a state_dict with --arch, or a model spec.
     """
-    writable(output)
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.grow import Growth
 

@@ -1,4 +1,4 @@
-"""Any way to name a network, opened as a typed graph: our checkpoints, weights with a spec, pickled modules, specs."""
+"""Any way to name a network, opened as a typed graph: checkpoints, `.onnx` files, weights with a spec, specs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphsurgery.checkpoint import is_checkpoint, load
-from graphsurgery.errors import CheckpointError, SpecError, SurgeryError, UnsupportedError
+from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.specs import build, followable, input_shape
 from graphsurgery.models.supermasks import is_supermask, load_supermask
@@ -31,8 +31,9 @@ def open_model(
     """The network that `source` names, typed.
 
     Args:
-        source: a graphsurgery checkpoint or supermask; a file with a state_dict, which needs `arch`; a pickled module,
-            which needs `trust_pickle`; or a model spec such as `torchvision/resnet18` or `file.py:function`.
+        source: a graphsurgery checkpoint or supermask; an `.onnx` file; a file with a state_dict, which needs `arch`;
+            a pickled module, which needs `trust_pickle`; or a model spec such as `torchvision/resnet18` or
+            `file.py:function`.
         arch: model spec whose constructor makes the network that a state_dict belongs to; checkpoints need none.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
         example_shape: shape of one input, without the batch; by default what the spec is made for.
@@ -42,7 +43,7 @@ def open_model(
         CheckpointError: the file is missing, damaged, untrusted, or its weights do not fit `arch`.
         SpecError: an unknown spec, or no input shape is known.
         TraceError: the network's forward cannot be followed.
-        UnsupportedError: an `.onnx` file.
+        UnsupportedError: an `.onnx` file that is quantised, in half precision, or has control flow.
     """
     graph, _ = open_pair(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
     return graph
@@ -61,9 +62,10 @@ def open_pair(
     Arguments and errors are those of `open_model`.
     """
     if source.endswith(".onnx"):
-        raise UnsupportedError(
-            f"{source}: importing ONNX files is not there yet; give the PyTorch network that it was exported from"
-        )
+        from graphsurgery.onnx.importing import import_onnx
+
+        imported = import_onnx(source, shape=example_shape)
+        return imported.graph, imported.module
     if not _is_file(source):
         module = _built(source, seed)
         return _traced(module, source, source, example_shape), module

@@ -1,0 +1,56 @@
+"""How a command writes the network that it made: a checkpoint, or the `.onnx` file that the network came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphsurgery.cli.options import writable
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.graph import ModelGraph
+
+
+def writes_to(output: Path, model: str) -> None:
+    """Refuse, before any work is done, a file that could not be written.
+
+    Raises:
+        SurgeryError: its folder does not exist, or it is an `.onnx` file and the network does not come from one.
+    """
+    writable(output)
+    if output.suffix == ".onnx" and not model.endswith(".onnx"):
+        raise SurgeryError(
+            f"{output}: only what was an .onnx file is written back into one; give -o {output.with_suffix('.pt')}, "
+            "and export that"
+        )
+
+
+def write_network(screen: Screen, graph: ModelGraph, output: Path, model: str, document: Mapping[str, Any]) -> None:
+    """Write the network, prove an `.onnx` file in ONNX Runtime, and show the last lines.
+
+    Args:
+        screen: where to show it.
+        graph: the network.
+        output: the file.
+        model: what the network was opened from.
+        document: what is known of it, for the checkpoint and `--json`.
+    """
+    from graphsurgery.checkpoint import save
+
+    if output.suffix != ".onnx":
+        save(graph, output, **document)
+        screen.line("wrote", str(output))
+        files = {"files": {"network": output}}
+        screen.finish({**document, **files}, "export", output, "-o", output.with_suffix(".onnx"))
+        return
+    from graphsurgery.onnx.rewriting import rewrite_onnx
+    from graphsurgery.recipes.outcome import Check
+
+    found = rewrite_onnx(model, graph, output)
+    screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
+    screen.line("wrote", str(output))
+    proof = {"deviations": dict(found.deviations), "allowed": found.allowed, "agreement": found.agreement}
+    screen.finish({**document, "onnx": proof, "files": {"network": output}}, "inspect", output)

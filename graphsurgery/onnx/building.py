@@ -1,0 +1,301 @@
+"""The layers and parameters of the module that an `.onnx` file becomes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.copying import meta_of
+from graphsurgery.errors import one_line
+from graphsurgery.onnx import operators, sizes
+from graphsurgery.onnx.opaque import OnnxOperator, alone
+from graphsurgery.onnx.reading import OnnxFile, Operator
+from graphsurgery.onnx.running import OnnxNetwork, Plan, Runner, as_tuple, on_sizes
+from graphsurgery.onnx.weighted import Source, layer_of
+
+_SMALLEST_MASK = -1e4
+_PART = re.compile(r"[^A-Za-z0-9_]+")
+
+
+def network_of(file: OnnxFile, examples: Mapping[str, Tensor]) -> OnnxNetwork:
+    """The module of a file, with its weights, in evaluation mode.
+
+    Args:
+        file: the file.
+        examples: meta tensors `[batch, ...]` by the names of the inputs, with the batch that the file fixes.
+
+    Raises:
+        TraceError: an operator cannot be run.
+    """
+    batch = file.inputs[0].type.tensor_type.shape.dim[0]
+    plan = Plan(file, _with_biases(file), batch.dim_value if batch.HasField("dim_value") else None)
+    network = OnnxNetwork(plan)
+    _Builder(network).build(list(examples.values()))
+    return network
+
+
+class _Builder(Runner):
+    """The first run, on meta tensors, which makes the layers and parameters that it meets."""
+
+    def build(self, examples: Sequence[Tensor]) -> None:
+        self.paths = _Paths()
+        self.shared: dict[Source, Tensor] = {}
+        self.computed: dict[str, Tensor] = {}
+        self.uses = _uses(self.plan)
+        if self.plan.batch is not None:
+            names = [value.name for value in self.plan.file.inputs]
+            self.plan.shapes.update({name: tuple(x.shape) for name, x in zip(names, examples, strict=True)})
+        with torch.no_grad(), torch.device("meta"):
+            self.run(examples)
+        self._fill()
+
+    def _note(self, operator: Operator, found: Sequence[Any]) -> None:
+        arrays = zip(operator.outputs, found, strict=False)
+        self.plan.lengths.update({name: value.size for name, value in arrays if isinstance(value, np.ndarray)})
+        if self.plan.batch is not None:
+            tensors = zip(operator.outputs, found, strict=False)
+            self.plan.shapes.update({name: tuple(value.shape) for name, value in tensors if isinstance(value, Tensor)})
+
+    def results(self, operator: Operator) -> tuple[Any, ...]:
+        self._make_layer(operator)
+        places = operators.SIZES_AT.get(operator.kind, ())
+        for at, name in enumerate(operator.inputs if operator.index not in self.plan.layers else ()):
+            if name and at not in places:
+                self._make_tensor(operator, at, self.plan.file.name(name))
+        known = operator.kind in operators.RULES or operator.kind in sizes.RULES
+        if operator.index in self.plan.layers or known:
+            try:
+                return super().results(operator)
+            except (operators.UnlikeTorchError, NotImplementedError) as cause:
+                return self._whole(operator, f"{operator.name} is {one_line(cause)}, which torch does not have")
+        return self._whole(operator, f"{operator.name} is a {operator.kind}, which is not translated")
+
+    def _whole(self, operator: Operator, reason: str) -> tuple[Any, ...]:
+        """Keep an operator as it is."""
+        file = self.plan.file
+        data = self.data(operator)
+        node = file.model.graph.node[operator.index]
+        renamed = type(node)()
+        renamed.CopyFrom(node)
+        renamed.input[:] = [file.name(name) if name else "" for name in node.input]
+        constants = {name: file.constants[name] for name in renamed.input if name in file.constants}
+        path = self.paths.new(_path(operator, ""))
+        _place(self.network, path, OnnxOperator(alone(file.model, renamed, constants, data), reason))
+        self.plan.opaque[operator.index] = path
+        found = self.part(path)(*data.values())
+        return tuple(meta_of(value) for value in as_tuple(found))
+
+    def _make_layer(self, operator: Operator) -> None:
+        file, first = self.plan.file, operator.inputs[0] if operator.inputs else ""
+        x = self.value(first) if first and file.name(first) not in file.constants else None
+        if not isinstance(x, Tensor):
+            return
+        plain = replace(operator, inputs=tuple(file.name(name) if name else "" for name in operator.inputs))
+        layer = layer_of(plain, file.constants, x.dim())
+        if layer is None or any(self._read_otherwise(source) for source in layer.sources.values()):
+            return
+        path = self.paths.new(_path(operator, next((s.constant for s in layer.sources.values()), "")))
+        _place(self.network, path, layer.module)
+        self.plan.layers[operator.index] = path
+        for name, source in layer.sources.items():
+            self._register(layer.module, name, source)
+            self.plan.sources[f"{path}.{name}"] = source
+            self.plan.readers[f"{path}.{name}"] = operator.index
+
+    def _read_otherwise(self, source: Source) -> bool:
+        """Whether a matrix that a layer reads transposed is read as it stands elsewhere."""
+        return source.layout == "transposed" and not self.uses[source.constant] <= {"MatMul", "Gemm"}
+
+    def _make_tensor(self, operator: Operator, at: int, name: str) -> None:
+        """A parameter or buffer for a constant that is data."""
+        constants = self.plan.file.constants
+        if name in self.plan.tensors or (name in self.values and not isinstance(self.values[name], np.ndarray)):
+            return
+        array = constants[name] if name in constants else self.values[name]
+        if array.ndim == 0 or array.dtype == object:
+            return
+        if array.dtype.kind != "f" and self._all_sizes(operator):
+            return
+        path = self.paths.new(_path(operator, name if name in constants else ""))
+        dtype = torch.float32 if array.dtype.kind == "f" else torch.from_numpy(array[:0]).dtype
+        tensor: Tensor = torch.empty(array.shape, dtype=dtype, device="meta")
+        prefix, _, last = path.rpartition(".")
+        owner = _owner(self.network, prefix)
+        if name in constants:
+            if array.size > max(array.shape):
+                self.plan.tensors[name] = path
+            else:
+                self.plan.made[operator.index, at] = path
+            self.plan.sources[path] = Source(name)
+            self.plan.readers[path] = operator.index
+            if array.dtype.kind == "f" and not _is_mask(array):
+                owner.register_parameter(last, nn.Parameter(tensor))
+            else:
+                owner.register_buffer(last, tensor)
+            self._register(owner, last, Source(name))
+        else:
+            self.plan.made[operator.index, at] = path
+            owner.register_buffer(last, tensor)
+            self.computed[path] = torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else array.dtype))
+
+    def _all_sizes(self, operator: Operator) -> bool:
+        """Whether an operator only computes sizes from sizes."""
+        return on_sizes(operator, [self.value(name) for name in operator.inputs if name])
+
+    def _register(self, owner: nn.Module, name: str, source: Source) -> None:
+        """One tensor for all who read a matrix in the same way.
+
+        Exporters store equal vectors, such as biases that are still 0, once; that does not tie the layers.
+        """
+        tensor = getattr(owner, name)
+        if tensor.dim() > 1:
+            tensor = self.shared.setdefault(source, tensor)
+        kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
+        kept[name] = tensor
+
+    def _fill(self) -> None:
+        """Give the layers their weights."""
+        real: dict[int, Tensor] = {}
+        alive: list[Tensor] = []
+        for path, source in self.plan.sources.items():
+            prefix, _, name = path.rpartition(".")
+            owner = _owner(self.network, prefix)
+            kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
+            meta = kept[name]
+            if id(meta) not in real:
+                tensor = source.read(self.plan.file.constants[source.constant])
+                real[id(meta)] = nn.Parameter(tensor) if name in owner._parameters else tensor
+                alive.append(meta)
+            kept[name] = real[id(meta)]
+        for path, tensor in self.computed.items():
+            prefix, _, name = path.rpartition(".")
+            _owner(self.network, prefix)._buffers[name] = tensor
+        for module in self.network.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:  # the counter of a batch norm
+                    module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+        self.network.eval()
+
+
+class _Paths:
+    """Paths of layers and parameters, no two alike and none below another."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.above: set[str] = set()
+
+    def new(self, wanted: str) -> str:
+        """The path that is wanted; with another name where it is taken, and beside a layer, not below it."""
+        for prefix in _prefixes(wanted):
+            if prefix in self.taken:
+                wanted = f"{prefix}_{wanted[len(prefix) + 1 :]}"
+        path, count = wanted, 1
+        while path in self.taken or path in self.above:
+            count += 1
+            path = f"{wanted}_{count}"
+        self.taken.add(path)
+        self.above.update(_prefixes(path))
+        return path
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _path(operator: Operator, constant: str) -> str:
+    """Where a layer or parameter goes: the name that its weight has in the file, else its operator's."""
+    stem, dot, last = constant.rpartition(".")
+    if dot and last in ("weight", "bias", "running_mean", "running_var") and operator.kind in _LAYERS:
+        return _clean(stem)
+    if constant and operator.kind not in _LAYERS:
+        return _clean(constant)
+    return _clean(_scope(operator.name)) or f"{operator.kind.rpartition('.')[2].lower()}_{operator.index}"
+
+
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu"))
+
+
+def _scope(name: str) -> str:
+    """The module path in a node's name, such as `layer1.0.conv1` in `/layer1/layer1.0/conv1/Conv`."""
+    parts = [part for part in name.split("/") if part][:-1]
+    kept: list[str] = []
+    for part in parts:
+        if kept and part.startswith(f"{kept[-1]}."):
+            kept.pop()
+        kept.append(part)
+    return ".".join(kept)
+
+
+def _clean(path: str) -> str:
+    """A path of names that modules can have."""
+    parts = [_PART.sub("_", part).strip("_") for part in path.split(".")]
+    reserved = set(dir(OnnxNetwork)) | {"plan", "training"}
+    return ".".join(f"{part}_" if part in reserved else part for part in parts if part)
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    prefix, _, name = path.rpartition(".")
+    _owner(root, prefix).add_module(name, module)
+
+
+def _owner(root: nn.Module, prefix: str) -> nn.Module:
+    """The module at a path; new, empty ones where there are none yet."""
+    for name in prefix.split(".") if prefix else ():
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    return root
+
+
+def _is_mask(array: np.ndarray[Any, Any]) -> bool:
+    """Whether numbers only say what an attention must not look at."""
+    return bool(array.size) and float(array.min()) <= _SMALLEST_MASK
+
+
+def _uses(plan: Plan) -> dict[str, set[str]]:
+    """The kinds of operators that read each constant, with `Gemm` only where it reads a matrix `[in, out]`."""
+    found: dict[str, set[str]] = {}
+    for operator in plan.operators:
+        for at, name in enumerate(operator.inputs):
+            transposed = operator.kind == "Gemm" and operator.attributes.get("transB")
+            known = operator.kind in ("MatMul", "Gemm") and at == 1 and not transposed
+            found.setdefault(plan.file.name(name), set()).add(operator.kind if known else "other")
+    return found
+
+
+def _with_biases(file: OnnxFile) -> tuple[Operator, ...]:
+    """The operators, where a product with a constant matrix and the sum with a constant vector are one."""
+    readers = Counter(file.name(name) for operator in file.operators for name in operator.inputs if name)
+    readers.update(file.name(name) for name in file.outputs)
+    products = {
+        o.outputs[0]: o for o in file.operators if o.kind == "MatMul" and _matrix(file, o.inputs[1]) is not None
+    }
+    joined: dict[int, Operator] = {}
+    gone: set[int] = set()
+    for operator in file.operators:
+        if operator.kind != "Add":
+            continue
+        for value, other in (operator.inputs, operator.inputs[::-1]):
+            product, bias = products.get(file.name(value)), file.constants.get(file.name(other))
+            if product is None or bias is None or readers[file.name(value)] > 1:
+                continue
+            width = file.constants[file.name(product.inputs[1])].shape[1]
+            if bias.size == width == bias.shape[-1] and bias.dtype.kind == "f":
+                joined[operator.index] = replace(
+                    product, inputs=(*product.inputs, other), outputs=operator.outputs, index=operator.index
+                )
+                gone.add(product.index)
+    return tuple(joined.get(o.index, o) for o in file.operators if o.index not in gone)
+
+
+def _matrix(file: OnnxFile, name: str) -> np.ndarray[Any, Any] | None:
+    array = file.constants.get(file.name(name))
+    return array if array is not None and array.ndim == 2 and array.dtype.kind == "f" else None

@@ -1,0 +1,126 @@
+"""From an `.onnx` file to a `ModelGraph`.
+
+The file is made a module whose forward runs its operators as torch expressions, and that module is traced like any
+other. So a network from a file has the same normal form as one from Python, and every pass works on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnx.helper import tensor_dtype_to_np_dtype
+from torch import Tensor, nn
+
+from graphsurgery.errors import SpecError, SurgeryError, UnsupportedError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.building import network_of
+from graphsurgery.onnx.reading import OnnxFile, read_onnx
+from graphsurgery.onnx.weighted import Source
+from graphsurgery.tracing import trace
+
+_TRACED_BATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A network from a file, and what connects the two.
+
+    Attributes:
+        graph: the network.
+        file: what it was read from.
+        module: what was traced; runs the file's operators.
+        sources: where in the file each parameter and buffer stands, by its path in the network.
+        values: the node that computes a value of the file, by the value's name.
+        layers: the path of the layer of an operator that has one, by the number of the operator's node in the file.
+        readers: the number of the node that reads a parameter or buffer, by its path; of one that many read, the first.
+        lengths: how many sizes the file computes under a name.
+    """
+
+    graph: ModelGraph
+    file: OnnxFile
+    module: nn.Module
+    sources: Mapping[str, Source]
+    values: Mapping[str, str]
+    layers: Mapping[int, str]
+    readers: Mapping[str, int]
+    lengths: Mapping[str, int]
+
+
+def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Imported:
+    """Read a file as a network that every pass works on, and that can be trained.
+
+    Layers get the names that their weights have in the file, or else those of the nodes. A batch that the file fixes
+    is freed. Operators that torch does not have are kept whole, run by ONNX Runtime, and freeze the axes around them.
+
+    Args:
+        path: the file, of opset 9 or newer, in float32, not quantised.
+        shape: of one example of its input, without the batch, where the file leaves it open.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        UnsupportedError: it holds what is not followed: half precision, quantised operators, control flow.
+        SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
+        TraceError: an operator cannot be followed or run.
+    """
+    file = read_onnx(path)
+    examples = _examples(file, shape)
+    network = network_of(file, examples)
+    try:
+        graph = trace(network, [_of_another_batch(file, x) for x in examples.values()], copy=False)
+    except SurgeryError as cause:
+        raise type(cause)(f"{path}: {cause}") from cause
+    record = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    values = {}
+    for node in graph.module.graph.nodes:
+        for name in node.meta.pop("onnx", ()):
+            values[name] = node.name
+    return Imported(
+        graph=replace(graph, lineage=(record,)),
+        file=file,
+        module=network,
+        sources=network.plan.sources,
+        values=values,
+        layers=network.plan.layers,
+        readers=network.plan.readers,
+        lengths=network.plan.lengths,
+    )
+
+
+def _examples(file: OnnxFile, shape: Sequence[int] | None) -> dict[str, Tensor]:
+    """A meta tensor for each input, with a batch of two where the file leaves it open."""
+    found = {}
+    for value in file.inputs:
+        kind = value.type.tensor_type
+        if not kind.HasField("shape"):
+            raise UnsupportedError(f"{file.path}: input {value.name} has a free number of axes")
+        dims = [size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim]
+        if not dims:
+            raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
+        dtype = torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind.elem_type))).dtype
+        found[value.name] = torch.empty(
+            (dims[0] or _TRACED_BATCH, *_inner(file, value.name, dims[1:], shape)), dtype=dtype, device="meta"
+        )
+    return found
+
+
+def _of_another_batch(file: OnnxFile, x: Tensor) -> Tensor:
+    """With a batch that the file does not have, so that it is seen where its own stands."""
+    free = file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_param") or len(x) == _TRACED_BATCH
+    return x if free else x.new_empty((len(x) + 1, *x.shape[1:]))
+
+
+def _inner(file: OnnxFile, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:
+    """The sizes of an input after the batch."""
+    words = "x".join("?" if size is None else str(size) for size in dims)
+    if shape is not None and len(file.inputs) == 1:
+        fits = len(shape) == len(dims) and all(a in (None, b) for a, b in zip(dims, shape, strict=True))
+        if not fits:
+            raise SpecError(f"{file.path}: input {name} is {words} in the file, not {'x'.join(map(str, shape))}")
+        return tuple(shape)
+    if None in dims:
+        raise SpecError(f"{file.path}: input {name} is {words} in the file; give --input, such as --input 3x224x224")
+    return tuple(size for size in dims if size is not None)

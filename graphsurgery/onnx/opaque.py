@@ -1,0 +1,89 @@
+"""An operator of an `.onnx` file that is kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import TraceError, UnsupportedError, one_line
+
+
+class OnnxOperator(nn.Module):
+    """One operator, run by ONNX Runtime on the CPU. It gives no gradients, and the axes around it are frozen.
+
+    Args:
+        model: a model of this operator alone.
+        reason: why it is not a torch expression.
+    """
+
+    def __init__(self, model: onnx.ModelProto, reason: str) -> None:
+        super().__init__()
+        self.content = model.SerializeToString()
+        self.reason = reason
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None}
+
+    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if any(isinstance(value, fx.Proxy) for value in values):
+            raise TraceError(self.reason)
+        if self._session is None:
+            self._session = _session(self.content, self.reason)
+        real = [torch.ones(v.shape, dtype=v.dtype, device="cpu") if v.is_meta else v.detach().cpu() for v in values]
+        arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
+        names = [value.name for value in self._session.get_inputs()]
+        found: Any = self._session.run(None, dict(zip(names, arrays, strict=True)))
+        floating = next((v.dtype for v in values if v.is_floating_point()), torch.float32)
+        outputs = tuple(_like(array, floating, values) for array in found)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tensor, ...]) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    tensor = tensor.to(floating) if tensor.is_floating_point() else tensor
+    return tensor.to(values[0].device) if values else tensor
+
+
+def _session(content: bytes, reason: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # ONNX Runtime's errors have no public base class
+        raise UnsupportedError(f"{reason}, and ONNX Runtime cannot run it: {one_line(cause)}") from cause
+
+
+def alone(
+    model: onnx.ModelProto,
+    node: onnx.NodeProto,
+    constants: Mapping[str, np.ndarray[Any, Any]],
+    inputs: Mapping[str, Tensor],
+) -> onnx.ModelProto:
+    """A model of one operator.
+
+    Args:
+        model: that it is from.
+        node: the operator.
+        constants: what of its inputs is constant.
+        inputs: the others, for their types.
+    """
+    kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(_numpy_type(value)) for name, value in inputs.items()}
+    graph = onnx.helper.make_graph(
+        [node],
+        "operator",
+        [onnx.helper.make_tensor_value_info(name, kind, [None] * inputs[name].dim()) for name, kind in kinds.items()],
+        [onnx.ValueInfoProto(name=name) for name in node.output if name],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _numpy_type(value: Tensor) -> np.dtype[Any]:
+    return np.dtype(np.float32) if value.is_floating_point() else torch.empty(0, dtype=value.dtype).numpy().dtype

@@ -1,0 +1,179 @@
+"""An `.onnx` file, read and made plain: no local functions, constants in one place, every problem in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.inliner import inline_local_functions
+
+from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
+
+OLDEST_OPSET = 9
+_STANDARD = ("", "ai.onnx")
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+_UNREADABLE = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One node of the file.
+
+    Attributes:
+        name: of the node in the file, or its first output where it has none.
+        kind: operator type, such as `Conv`; with its domain in front where that is not the standard one.
+        inputs: names of values; empty for one that is left out.
+        outputs: names of values.
+        attributes: by name, as Python values.
+        opset: version of the standard operators.
+        index: of the node in the file.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A model as it stands in a file.
+
+    Attributes:
+        path: of the file.
+        model: with all weights; local functions are written out in it.
+        operators: the nodes in the order in which they can run, without those that only hold or pass on constants.
+        constants: initializers and constant nodes by name.
+        aliases: names of values that are another value under a second name.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    operators: tuple[Operator, ...]
+    constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
+    aliases: Mapping[str, str] = field(repr=False)
+
+    @cached_property
+    def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
+        """What a caller feeds: the inputs that are no weights."""
+        weights = {initializer.name for initializer in self.model.graph.initializer}
+        return tuple(value for value in self.model.graph.input if value.name not in weights)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it gives."""
+        return tuple(value.name for value in self.model.graph.output)
+
+    def name(self, value: str) -> str:
+        """The first name of a value."""
+        while value in self.aliases:
+            value = self.aliases[value]
+        return value
+
+
+def read_onnx(path: Path | str) -> OnnxFile:
+    """Read a file with its weights, also those beside it.
+
+    Raises:
+        CheckpointError: the file is missing, is no ONNX model, is damaged, or its weights are not beside it.
+        UnsupportedError: it is quantised, in half precision, has control flow, or operators of before opset 9.
+    """
+    path = Path(path)
+    model = _parsed(path)
+    if model.functions:
+        model = inline_local_functions(model)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=0)
+    if opset < OLDEST_OPSET:
+        raise UnsupportedError(
+            f"{path}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter first"
+        )
+    constants = {initializer.name: _array(initializer, path) for initializer in model.graph.initializer}
+    aliases: dict[str, str] = {}
+    operators = []
+    for index, node in enumerate(model.graph.node):
+        kind = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+        _refuse(kind, node, path)
+        if kind == "Constant":
+            constants[node.output[0]] = _constant(node, path)
+        elif kind == "Identity":
+            aliases[node.output[0]] = node.input[0]
+        else:
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            name = node.name or node.output[0]
+            operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
+    _check_order(model, path)
+    return OnnxFile(path, model, tuple(operators), constants, aliases)
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as cause:  # protobuf's errors have no public base class
+        raise CheckpointError(f"{path}: is no ONNX file, or is cut off: {one_line(cause)}") from cause
+    if not model.graph.node or not model.opset_import:
+        raise CheckpointError(f"{path}: is no ONNX model: it has no operators")
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            beside = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not (path.parent / beside).is_file():
+                raise CheckpointError(f"{path}: its weights are in {beside}, which is not beside it")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as cause:  # whatever reading a damaged file raises
+        raise CheckpointError(f"{path}: its weights cannot be read: {one_line(cause)}") from cause
+    return model
+
+
+def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
+    name = node.name or (node.output[0] if node.output else "")
+    if kind in _QUANTISED or "QLinear" in kind:
+        raise UnsupportedError(f"{path}: {name} is a quantised operator ({kind}); give the file before quantisation")
+    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        raise UnsupportedError(f"{path}: {name} is control flow ({kind}), which is not followed")
+
+
+def _array(tensor: onnx.TensorProto, path: Path) -> np.ndarray[Any, Any]:
+    if tensor.data_type in _UNREADABLE:
+        raise UnsupportedError(f"{path}: {tensor.name} is in half precision; convert the file to float32 first")
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as cause:  # whatever a damaged tensor raises
+        raise CheckpointError(f"{path}: tensor {tensor.name} is damaged: {one_line(cause)}") from cause
+
+
+def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:
+    attribute = node.attribute[0]
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return _array(value, path)
+    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    if attribute.name not in kinds:
+        raise UnsupportedError(f"{path}: constant {node.output[0]} is of kind {attribute.name}")
+    return np.asarray(value, dtype=kinds[attribute.name])
+
+
+def _check_order(model: onnx.ModelProto, path: Path) -> None:
+    """Every value is computed before it is read, which a cycle makes impossible."""
+    known = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
+    for node in model.graph.node:
+        for name in node.input:
+            if name not in known:
+                raise CheckpointError(
+                    f"{path}: {node.name or node.op_type} reads {name}, which is not computed before it"
+                )
+        known.update(node.output)
+    for value in model.graph.output:
+        if value.name not in known:
+            raise CheckpointError(f"{path}: output {value.name} is not computed")

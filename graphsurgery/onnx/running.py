@@ -1,0 +1,234 @@
+"""An `.onnx` file as a module whose forward runs its operators."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
+from graphsurgery.onnx import operators, sizes
+from graphsurgery.onnx.batches import alongside, freed
+from graphsurgery.onnx.reading import OnnxFile, Operator
+from graphsurgery.onnx.weighted import Source
+
+_FEW = 8
+"""Up to so many floating numbers of a constant may be the factors of a resize."""
+
+
+@dataclass
+class Plan:
+    """How a file is run: what its operators are in the module. One plan serves all copies of the module.
+
+    Attributes:
+        file: the file.
+        operators: what is run, in order.
+        batch: the batch that the file fixes, else None.
+        sources: where each parameter and buffer stands in the file, by path.
+        layers: the path of an operator's layer, by the number of its node.
+        tensors: the path of a constant that is data, by its name.
+        made: the path of a constant that was computed, by operator and input.
+        opaque: the path of an operator that is kept whole, by the number of its node.
+        readers: the number of the first node that reads a parameter or buffer, by its path.
+        lengths: how many sizes the file computes under a name.
+        shapes: of the values in the file, by name, where it fixes the batch.
+    """
+
+    file: OnnxFile
+    operators: tuple[Operator, ...]
+    batch: int | None
+    sources: dict[str, Source] = field(default_factory=dict)
+    layers: dict[int, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+    made: dict[tuple[int, int], str] = field(default_factory=dict)
+    opaque: dict[int, str] = field(default_factory=dict)
+    readers: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: Any) -> Plan:
+        return self
+
+
+class OnnxNetwork(nn.Module):
+    """Runs the operators of a file.
+
+    Args:
+        plan: how.
+    """
+
+    def __new__(cls, plan: Plan) -> OnnxNetwork:
+        """An instance of a class of its own, whose `forward` has the names of the file's inputs."""
+        names = _identifiers(value.name for value in plan.file.inputs)
+        scope: dict[str, Any] = {}
+        exec(f"def forward(self, {', '.join(names)}):\n    return self.run([{', '.join(names)}])", scope)
+        return super().__new__(type(cls.__name__, (cls,), {"forward": scope["forward"], "__new__": nn.Module.__new__}))
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def run(self, inputs: Sequence[Any]) -> Any:
+        """The outputs of the file for its inputs; a dict by name where there are several."""
+        return Runner(self).run(inputs)
+
+
+class Runner:
+    """One run of a file's operators."""
+
+    def __init__(self, network: OnnxNetwork) -> None:
+        self.network = network
+        self.plan = network.plan
+        self.values: dict[str, Any] = {}
+        self.inner: set[str] = set()
+        """Values in which the fixed batch has become the inner part of an axis."""
+
+    def run(self, inputs: Sequence[Any]) -> Any:
+        file = self.plan.file
+        self.values = {value.name: x for value, x in zip(file.inputs, inputs, strict=True)}
+        for operator in self.plan.operators:
+            try:
+                self._step(operator)
+            except SurgeryError:
+                raise
+            except Exception as cause:
+                raise TraceError(f"{operator.name} ({operator.kind}): {one_line(cause)}") from cause
+        found = {name: self._output(name) for name in file.outputs}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def _output(self, name: str) -> Any:
+        value = self.value(name)
+        if isinstance(value, np.ndarray):
+            raise UnsupportedError(f"{self.plan.file.path}: output {name} does not depend on the inputs' values")
+        return value
+
+    def _step(self, operator: Operator) -> None:
+        found = self.results(operator)
+        if operator.kind != "Reshape" and any(self.plan.file.name(name) in self.inner for name in operator.inputs):
+            self.inner.update(operator.outputs)
+        self._note(operator, found)
+        for name, value in zip(operator.outputs, found, strict=False):
+            self.values[name] = value
+            if isinstance(value, fx.Proxy):
+                value.node.meta["onnx"] = (*value.node.meta.get("onnx", ()), name)
+
+    def _note(self, operator: Operator, found: Sequence[Any]) -> None:
+        """Remember the shapes that values have in the file; the first run does."""
+
+    def results(self, operator: Operator) -> tuple[Any, ...]:
+        """What an operator gives."""
+        plan = self.plan
+        if operator.index in plan.layers:
+            return (self.part(plan.layers[operator.index])(self.value(operator.inputs[0])),)
+        if operator.index in plan.opaque:
+            return as_tuple(self.part(plan.opaque[operator.index])(*self.data(operator).values()))
+        given = [self.value(name) if name else None for name in operator.inputs]
+        if on_sizes(operator, given):
+            return sizes.compute(operator, given)
+        places = operators.SIZES_AT.get(operator.kind, ())
+        arguments = [
+            self._size(value, name) if at in places else self._operand(operator, at, value)
+            for at, (name, value) in enumerate(zip(operator.inputs, given, strict=True))
+        ]
+        while arguments and arguments[-1] is None:
+            arguments.pop()
+        arguments = self._rebatched(operator, arguments)
+        found = operators.RULES[operator.kind](operator, *arguments)
+        return tuple(_boxed(value) for value in as_tuple(found))
+
+    def value(self, name: str) -> Any:
+        """A tensor, or an array of sizes; constants with several floating numbers are tensors."""
+        name = self.plan.file.name(name)
+        if name in self.values:
+            return self.values[name]
+        if name in self.plan.tensors:
+            return self.part(self.plan.tensors[name])
+        return self.plan.file.constants[name]
+
+    def part(self, path: str) -> Any:
+        """The layer, parameter or buffer at a path."""
+        found: Any = self.network
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found
+
+    def data(self, operator: Operator) -> dict[str, Any]:
+        """The inputs of an operator that are no constants of the file."""
+        file = self.plan.file
+        names = dict.fromkeys(file.name(name) for name in operator.inputs if name)
+        return {name: self._operand(operator, -1, self.value(name)) for name in names if name not in file.constants}
+
+    def _size(self, value: Any, name: str) -> Any:
+        """Sizes as numbers, also those of a constant that is data elsewhere."""
+        name = self.plan.file.name(name) if name else ""
+        if value is None or isinstance(value, np.ndarray):
+            return value
+        if name in self.plan.file.constants:
+            return self.plan.file.constants[name]
+        raise TraceError("a size or an option is computed from data")
+
+    def _operand(self, operator: Operator, at: int, value: Any) -> Any:
+        """A tensor, or a number in its place."""
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.ndim == 0:
+            return sizes.number(value)
+        if (operator.index, at) in self.plan.made:
+            return self.part(self.plan.made[operator.index, at])
+        raise TraceError("sizes stand where data are expected")
+
+    def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
+        """Shapes that hold the batch of the file, with the batch of the input in its place."""
+        fixed, before = self.plan.batch, self.plan.shapes.get(self.plan.file.name(operator.inputs[0]))
+        if fixed is None or before is None or not operators.rank(arguments[0]):
+            return arguments
+        if operator.kind == "Reshape" and arguments[1].dtype != object:
+            name = self.plan.file.name(operator.inputs[0])
+            target, inner = freed(arguments[0], before, name in self.inner, arguments[1], fixed)
+            self.inner.update(operator.outputs if inner else ())
+            return [arguments[0], target]
+        if operator.kind == "Concat":
+            return alongside(arguments, operator.attributes["axis"])
+        return arguments
+
+
+def on_sizes(operator: Operator, given: Sequence[Any]) -> bool:
+    """Whether an operator only computes sizes; what is as long as the batch, and vectors of weights, are tensors."""
+    known = [value for value in given if value is not None]
+    if operator.kind not in sizes.RULES or not all(isinstance(value, np.ndarray) for value in known):
+        return False
+    if any(
+        value.dtype.kind == "f" and value.ndim and (value.size > _FEW or operator.kind == "Expand") for value in known
+    ):
+        return False
+    return operator.kind not in ("Range", "ConstantOfShape") or all(value.dtype != object for value in known)
+
+
+def _identifiers(names: Iterable[str]) -> list[str]:
+    """Argument names for the inputs."""
+    found: list[str] = []
+    for name in names:
+        word = re.sub(r"\W", "_", name)
+        word = f"input_{word}" if not word.isidentifier() or keyword.iskeyword(word) or word == "self" else word
+        while word in found:
+            word += "_"
+        found.append(word)
+    return found
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _boxed(value: Any) -> Any:
+    """A number as an array of sizes; tensors as they are."""
+    return value if isinstance(value, Tensor) or _is_tensor(value) else sizes.scalar(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
