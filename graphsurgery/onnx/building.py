@@ -124,7 +124,7 @@ class _Builder(Runner):
         if array.dtype.kind != "f" and self._all_sizes(operator):
             return
         path = self.paths.new(_path(operator, name if name in constants else ""))
-        dtype = torch.float32 if array.dtype.kind == "f" else torch.from_numpy(array[:0]).dtype
+        dtype = torch.float32 if array.dtype.kind == "f" else torch.from_numpy(np.zeros(0, array.dtype)).dtype
         tensor: Tensor = torch.empty(array.shape, dtype=dtype, device="meta")
         prefix, _, last = path.rpartition(".")
         owner = _owner(self.network, prefix)

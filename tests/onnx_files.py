@@ -1,0 +1,63 @@
+"""`.onnx` files for tests: exports in both dialects, and files written by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+
+def scripted(module: torch.nn.Module, x: torch.Tensor, path: Path, *, free: bool = True, bn: bool = False, opset: int = 17):
+    """An export by TorchScript; with `bn`, batch norms stay and nothing is folded."""
+    axes = {"input": {0: "batch"}} if free else None
+    mode = torch.onnx.TrainingMode.PRESERVE if bn else torch.onnx.TrainingMode.EVAL
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.eval(),
+                (x,),
+                str(path),
+                dynamo=False,
+                opset_version=opset,
+                input_names=["input"],
+                dynamic_axes=axes,
+                training=mode,
+                do_constant_folding=not bn,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    return path
+
+
+def written(path: Path, nodes, inputs, outputs, constants=None, opset: int = 18, ir: int = 10) -> Path:
+    """A file of these nodes.
+
+    Args:
+        inputs: shapes by name, `None` for a free size; or pairs of a type and a shape.
+        outputs: names.
+        constants: arrays by name.
+    """
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [_value(name, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+    onnx.save(model, str(path))
+    return path
+
+
+def _value(name, shape):
+    kind, shape = shape if isinstance(shape, tuple) and isinstance(shape[0], int) and shape[0] == -1 else (None, shape)
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT if kind is None else TensorProto.INT64, list(shape))
