@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from document import measured, table, write_section
@@ -27,19 +28,40 @@ import graphsurgery as gs
 from graphsurgery.models.supermasks import save_supermask
 from graphsurgery.recipes.dead import without_dead
 from graphsurgery.recipes.lottery import lottery
-from graphsurgery.recipes.supermask import SupermaskPlan, supermask
+from graphsurgery.recipes.supermask import DENSITIES, SupermaskPlan, supermask
 from graphsurgery.recipes.tickets import LotteryPlan
 from graphsurgery.restarts import Restart
 from graphsurgery.scoring import CRITERIA, Selection
-from graphsurgery.training.data import Data, load_data
+from graphsurgery.training.data import Data, load_data, split
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.run import Run
 
-MODELS = {
-    "lenet": ("LeNet-300-100", "paper/lenet_300_100", 1.2e-3),
-    "conv2": ("Conv-2", "paper/conv2?in_channels=1&image_size=28", 2e-4),
-}
-ROUNDS, DENSITY, SHOWN = 12, 0.8**12, (4, 8, 12)
+
+class Network(NamedTuple):
+    """What is measured, and how finely.
+
+    Attributes:
+        rounds: of iterative pruning down to `DENSITY`.
+        shown: those of them that have controls.
+        stop_every: steps between readings of the validation loss; 0 reads it once an epoch.
+        cuts: at how many densities, evenly from 1 down to `DENSITY`, tickets are cut in one shot.
+        densities: of masks on untrained weights.
+        learned: names in `LEARNED`.
+    """
+
+    title: str
+    spec: str
+    rate: float
+    rounds: int
+    shown: tuple[int, ...]
+    stop_every: int
+    cuts: int
+    densities: tuple[float, ...]
+    learned: tuple[str, ...]
+
+
+DENSITY = 0.8**12
 CONTROLS = ("reinit", "shuffle", "constant, sign kept", "constant", "lr-rewind")
 LEARNED = {
     "signed constant, rescaled": {},
@@ -48,6 +70,21 @@ LEARNED = {
     "drawn weights": {"constant": False, "rescaled": False},
     "signed constant, top-k 50 %": {"method": "top-k"},
 }
+NETWORKS = {
+    "lenet": Network("LeNet-300-100", "paper/lenet_300_100", 1.2e-3, 12, (4, 8, 12), 50, 3, DENSITIES, tuple(LEARNED)),
+    "conv2": Network(
+        "Conv-2",
+        "paper/conv2?in_channels=1&image_size=28",
+        2e-4,
+        6,
+        (6,),
+        0,
+        1,
+        (0.5, 0.2, 0.1),
+        ("signed constant, rescaled", "signed constant, top-k 50 %"),
+    ),
+}
+DENSE = "seed-0.round-00.ticket"
 SILENT = SilentReporter()
 NOTE = """On MNIST the paper ([arXiv:1905.01067](https://arxiv.org/abs/1905.01067)) has for LeNet-300-100 79.3 % with
 the best heuristic mask on drawn weights and 86.3 % on signed constants, 95.3 and 96.4 % with learned masks, 97.8 and
@@ -63,59 +100,67 @@ def plan(rate: float, seed: int, epochs: int) -> TrainingPlan:
     return TrainingPlan(epochs, 60, "adam", rate, schedule="constant", seed=seed, device="cpu")
 
 
-def tickets(spec: str, rate: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def tickets(network: Network, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Every round of one network, its controls in some of them, and what compressing makes of the last ticket."""
     folder = options.results / "tickets" / options.model / f"{seed}"
     drawn = LotteryPlan(
-        plan(rate, seed, options.epochs),
-        rounds=ROUNDS,
+        plan(network.rate, seed, options.epochs),
+        rounds=network.rounds,
         density=DENSITY,
         selection=Selection(conv=0.5, seed=seed),
         restart=Restart("rewind"),
         controls=CONTROLS,
-        control_rounds=SHOWN,
+        control_rounds=network.shown,
+        stop_every=network.stop_every,
     )
-    found = lottery(spec, data, drawn, folder=folder, reporter=SILENT)
-    ticket = gs.load(folder / "seed-0" / f"round-{ROUNDS:02d}.pt")
+    found = lottery(network.spec, data, drawn, folder=folder, reporter=SILENT)
+    ticket = gs.load(folder / "seed-0" / f"round-{network.rounds:02d}.pt")
     return {"points": [asdict(point) for point in found.points], "dead": without_dead(ticket)[1].as_dict()}
 
 
-def rules(spec: str, rate: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def rules(network: Network, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tickets by each criterion, cut from the dense network at the densities at which the others are compared."""
     found = {}
+    states = options.results / "states" / options.model / f"{seed}"
     for criterion in CRITERIA:
+        run = Run(states / criterion)
+        if not run.state_file(DENSE).exists() and (states / f"{DENSE}.pt").exists():
+            # All criteria prune the same dense network, which is trained once.
+            shutil.copy(states / f"{DENSE}.pt", run.state_file(DENSE))
         drawn = LotteryPlan(
-            plan(rate, seed, options.epochs),
-            rounds=len(SHOWN),
+            plan(network.rate, seed, options.epochs),
+            rounds=network.cuts,
             density=DENSITY,
             one_shot=True,
             selection=Selection(criterion, conv=0.5, seed=seed),
             restart=Restart("rewind"),
         )
-        result = lottery(spec, data, drawn, reporter=SILENT)
+        result = lottery(network.spec, data, drawn, run=run, reporter=SILENT)
+        shutil.copy(run.state_file(DENSE), states / f"{DENSE}.pt")
         found[criterion] = [[point.density, point.test["accuracy"]] for point in result.points]
     return found
 
 
-def criteria(spec: str, rate: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def criteria(network: Network, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The best density of every criterion, chosen on validation data, with drawn weights and signed constants."""
     found = {}
     for name, constant in (("drawn weights", False), ("signed constants", True)):
-        search = SupermaskPlan("heuristic", plan(rate, seed, options.epochs), constant=constant)
-        outcome = supermask(spec, data, search, reporter=SILENT)[1]
+        trained = plan(network.rate, seed, options.epochs)
+        search = SupermaskPlan("heuristic", trained, constant=constant, densities=network.densities)
+        outcome = supermask(network.spec, data, search, reporter=SILENT)[1]
         found[name] = [{**asdict(row)} for row in outcome.rows]
     return found
 
 
-def learned(spec: str, _: float, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def learned(network: Network, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Learned masks, sampled, averaged and thresholded, and the size of their files."""
     found = {}
     scores = TrainingPlan(options.mask_epochs, 250, "sgd", 100.0, schedule="constant", seed=seed, device="cpu")
-    for name, changes in LEARNED.items():
-        search = replace(SupermaskPlan(training=scores), **changes)
+    for name in network.learned:
+        search = replace(SupermaskPlan(training=scores), **LEARNED[name])
         if search.method == "top-k":
             search = replace(search, training=replace(scores, batch_size=128, lr=0.1, schedule="cosine"))
-        mask, outcome = supermask(spec, data, search, reporter=SILENT)
+        mask, outcome = supermask(network.spec, data, search, reporter=SILENT)
         size = save_supermask(mask, options.results / "mask.pt")
         rows = {row.name: row.test["accuracy"] for row in outcome.rows}
         found[name] = {"rows": rows, "density": mask.masks.density, "bytes": size}
@@ -133,10 +178,11 @@ PARTS: Mapping[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--model", choices=MODELS, default="lenet")
+    parser.add_argument("--model", choices=NETWORKS, default="lenet")
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=10000, help="of the training set")
+    parser.add_argument("--measured", type=int, default=0, help="images of the validation and test sets each; 0 is all")
     parser.add_argument("--epochs", type=int, default=5, help="of every network")
     parser.add_argument("--mask-epochs", type=int, default=20, help="of learned masks")
     parser.add_argument("--results", type=Path, default=Path("build/lottery"))
@@ -153,14 +199,16 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> None:
     """One part of one model, seed by seed."""
     data = load_data(f"{options.data}?train={options.images}")
-    _, spec, rate = MODELS[options.model]
+    if options.measured:
+        small = {part: split(getattr(data, part), [options.measured], seed=0)[0] for part in ("validation", "test")}
+        data = replace(data, **small)
     for seed in range(options.seeds):
         file = options.results / f"{options.part}-{options.model}-{seed}.json"
         if file.exists():
             continue
         began = time.perf_counter()
-        found = PARTS[options.part](spec, rate, data, seed, options)
-        settings = {key: getattr(options, key) for key in ("data", "images", "epochs", "mask_epochs")}
+        found = PARTS[options.part](NETWORKS[options.model], data, seed, options)
+        settings = {key: getattr(options, key) for key in ("data", "images", "measured", "epochs", "mask_epochs")}
         content = {"found": found, "settings": settings, "seconds": time.perf_counter() - began}
         file.write_text(json.dumps(content) + "\n")
         print(f"{file.name}: {content['seconds']:.0f} s", flush=True)

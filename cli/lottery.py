@@ -55,6 +55,9 @@ class Drawing:
     """Train controls in these rounds only."""
     seeds: int = 1
     """How many networks, from as many seeds; the table has means and deviations."""
+    stop_every: int = 0
+    """Training steps between readings of the validation loss, for the early-stopping step; it is read once an epoch in
+    any case."""
 
     def plan(self, training: TrainingPlan) -> LotteryPlan:
         """The plan of these tickets."""
@@ -75,6 +78,7 @@ class Drawing:
             controls=self.control,
             control_rounds=self.control_rounds,
             seeds=self.seeds,
+            stop_every=self.stop_every,
         )
 
 

@@ -31,10 +31,10 @@ from graphsurgery.training.batches import mixed_seed
 from graphsurgery.training.data import Data
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.objectives import Objective, objective_for
 from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.training.snapshots import Snapshot
+from graphsurgery.training.run import Run
+from graphsurgery.training.snapshots import LossReadings, Snapshot
 
 
 def lottery(
@@ -163,16 +163,16 @@ class _Seed:
     def _train(self, number: int, name: str, start: Start) -> None:
         put(self.graph, start.values)
         with masked(self.graph, start.masks, start.dead):
-            self._fit(number, name, start.masks, None)
+            self._fit(number, name, start.masks, objective_for(self.data))
 
-    def _fit(self, number: int, name: str, masks: MaskSet, watched: Snapshot | None) -> None:
+    def _fit(self, number: int, name: str, masks: MaskSet, objective: Objective) -> None:
         """Train the module as it is, and measure it."""
-        objective = watched or objective_for(self.data)
+        readings = LossReadings(objective, self.graph.module, self.data.validation, self.plan.stop_every)
         history = fit(
             self.graph.module,
             self.data.train,
             self.training,
-            objective=objective,
+            objective=readings,
             validation=self.data.validation,
             run=self.run,
             stage=f"seed-{self.number}.round-{number:02d}.{re.sub(r'[^a-z0-9]+', '-', name)}",
@@ -182,7 +182,8 @@ class _Seed:
             part: evaluate(self.graph.module, examples, objective, device=self.training.device)
             for part, examples in (("validation", self.data.validation), ("test", self.data.test))
         }
-        stop = self.steps * _lowest(history.records)
+        losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
+        stop = min(losses, key=lambda step: losses[step], default=0)
         self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
 
     def _keep(self, number: int, masks: MaskSet) -> None:
@@ -201,8 +202,3 @@ class _Seed:
         }
         ticket = replace(self.graph, lineage=(*self.graph.lineage, record))
         save(ticket, place / f"round-{number:02d}.pt", masks=masks.as_dict(), metrics=asdict(self.points[-1]))
-
-
-def _lowest(records: tuple[EpochRecord, ...]) -> int:
-    """The epoch of the lowest validation loss."""
-    return min(records, key=lambda record: record.validation["loss"]).epoch if records else 0
