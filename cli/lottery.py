@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Shown, without_dry_run
+from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Shown, without_dry_run
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -87,13 +87,14 @@ _PLAN = TrainingPlan(epochs=5, batch_size=60, optimizer="adam", lr=1.2e-3, sched
 
 
 def lottery(
-    spec: str,
+    model: str,
     /,
     *,
     data: str,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
     pruning: Drawing = _DRAWING,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
+    opening: Opening = OPENING,
     dry_run: DryRun = False,
     shown: Shown = SHOWN,
 ) -> None:
@@ -101,17 +102,21 @@ def lottery(
 
     Parameters
     ----------
-    spec
-        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
+    model
+        A model spec, whose weights a seed draws: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with
+        ?option=value. Or a checkpoint, whose weights tickets go back to.
     data
         What it learns; tickets are chosen on its validation part.
     """
+    import hashlib
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from graphsurgery.atomic import atomic_write
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.errors import SurgeryError
+    from graphsurgery.masks import MaskSet
+    from graphsurgery.models.loading import names_file
     from graphsurgery.recipes.lottery import lottery as recipe
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
@@ -124,24 +129,23 @@ def lottery(
     screen = Screen(shown)
     tickets = pruning.plan(plan)
     examples = load_data(data, seed=plan.seed)
-    document = {"spec": spec, "data": data, "plan": asdict(tickets)}
+    start = opening.graph(model, examples.input_shape) if names_file(model) else None
+    document = {"model": model, "data": data, "plan": asdict(tickets)}
     if dry_run:
-        from graphsurgery.masks import MaskSet
-
-        graph = fresh(spec, examples, plan.seed)
+        graph = fresh(model, examples, plan.seed) if start is None else start
         masks = MaskSet.ones(graph)
         trainings = tickets.seeds * (1 + tickets.rounds)
         trainings += tickets.seeds * len(tickets.controls) * len(tickets.control_rounds or range(tickets.rounds))
-        from dataclasses import replace
-
         last = select(graph, masks, tickets.density, replace(tickets.selection, criterion="random"))
         screen.line("weights", f"{masks.total:,} in {len(masks)} tensors; the sparsest ticket has {last.kept:,}")
         screen.line("dry run", f"would train {trainings} times for {plan.epochs} epochs and write {output}")
         screen.finish(document, *without_dry_run())
         return
     settings = {**document, "command": "lottery", "plan": {**asdict(tickets), "training": plan.what_fixes_the_result()}}
+    if start is not None:
+        settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     run = Run(output / "states", config=settings)
-    found = recipe(spec, examples, tickets, run=run, folder=output, reporter=screen.reporter())
+    found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter())
     table, picture, numbers = (output / f"lottery.{ending}" for ending in ("md", "svg", "json"))
     for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
         with atomic_write(file) as partial:

@@ -1,15 +1,17 @@
 """Which numbers inside a network do not depend on its input, and what they are.
 
-The network is run once, in float64 and in evaluation mode. Beside every value goes a tensor of the same shape that
-says where it may vary with the input. A weight of 0 cuts that dependence; an operator that is not known here lets
-everything that it gives vary as soon as anything that it takes does. What is constant is so at every resolution: where
-zero padding meets a number other than 0, the result counts as varying, however it looks at this resolution.
+The network is run once, in evaluation mode, in float64 unless it casts its values itself. Beside every value goes a
+tensor of the same shape that says where it may vary with the input. A weight of 0 cuts that dependence; an operator
+that is not known here lets everything that it gives vary as soon as anything that it takes does. What is constant is so
+at every resolution: where zero padding meets a number other than 0, the result counts as varying, however it looks at
+this resolution.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,11 +57,13 @@ class Constants:
 
 def constants(graph: ModelGraph) -> Constants:
     """Which numbers of a network in evaluation mode do not depend on its input; it is not modified."""
-    work = double(graph)
-    following = _Following(work.module)
-    with torch.no_grad():
-        following.run(*work.example_inputs(2))
-    return Constants(following.values, following.varies)
+    try:
+        following = _followed(double(graph))
+    except RuntimeError:
+        # A network that casts its values may run in its own precision only.
+        following = _followed(replace(graph, module=copy.deepcopy(graph.module).cpu().eval()))
+    values = {name: map_values(value, _precise) for name, value in following.values.items()}
+    return Constants(values, following.varies)
 
 
 def hides_border(module: nn.Module) -> bool:
@@ -75,6 +79,17 @@ def response(module: nn.Module, x: Tensor) -> Tensor:
     """What a layer with a weight gives of an input, without its bias."""
     bias = getattr(module, "bias", None)
     return functional_call(module, {} if bias is None else {"bias": torch.zeros_like(bias)}, (x,))
+
+
+def _followed(graph: ModelGraph) -> _Following:
+    following = _Following(graph.module)
+    with torch.no_grad():
+        following.run(*graph.example_inputs(2))
+    return following
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _pads(padding: Any) -> bool:

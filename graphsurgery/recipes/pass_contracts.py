@@ -20,10 +20,14 @@ from graphsurgery.checkpoint import load, save
 from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.masking import masked
+from graphsurgery.masks import MaskSet
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.gate import fold, gate, gateable, gates, why_nothing
+from graphsurgery.passes.mask import mask
+from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.widen import undo, widen
 from graphsurgery.places import places
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, measure
@@ -33,6 +37,7 @@ from graphsurgery.recipes.subjects import (
     draw_inputs,
     fill,
     has_values,
+    holes,
     narrow,
     randomize,
     redraw,
@@ -138,6 +143,8 @@ class PassContracts:
             ("gates folded", lambda: [self.folded()]),
             ("widened", self.widened),
             ("deepened", lambda: [self.deepened()]),
+            ("masked", lambda: [self.masked()]),
+            ("dead", lambda: [self.pruned()]),
             ("saved", lambda: [self.stored()]),
             ("compressed", lambda: [self.compressed()]),
         ]
@@ -234,6 +241,42 @@ class PassContracts:
             return apart(self._outputs(deepen(self.subject, seed=self.seed)), self._outputs(self.subject))
 
         return self._contract("deepened = original", deviation)
+
+    def masked(self) -> Contract:
+        """Weights under a mask, by the pass, as in training, and set to 0; and under a mask of ones."""
+
+        def deviation() -> float:
+            masks = holes(self.subject, self.seed)
+            if not masks:
+                raise NothingToCompareError("the network has no weight that can be masked")
+            zeroed, trained = (replace(self.subject, module=copy.deepcopy(self.subject.module)) for _ in range(2))
+            with torch.no_grad():
+                for name, tensor in zeroed.tensors().items():
+                    if name in masks:
+                        tensor[~masks[name]] = 0
+            expected = self._outputs(zeroed)
+            with masked(trained, masks):
+                found = [self._outputs(trained), self._outputs(mask(self.subject, masks))]
+            whole = self._outputs(mask(self.subject, MaskSet.ones(self.subject)))
+            return max(*(apart(one, expected) for one in found), apart(whole, self._outputs(self.subject)))
+
+        return self._contract("masked = weights zeroed", deviation)
+
+    def pruned(self) -> Contract:
+        """Masked, without the channels that are dead then.
+
+        The norms get the statistics of what the mask leaves: with those of the whole network the signal may fade.
+        """
+
+        def deviation() -> float:
+            full = mask(self.subject, holes(self.subject, self.seed))
+            calibrate(full.module, full.inputs, self.dtype, self.seed)
+            small = prune_dead(full)
+            if cost(small).parameters == cost(full).parameters:
+                raise NothingToCompareError("no channel can go that random masks leave without weights")
+            return apart(self._outputs(small), self._outputs(full))
+
+        return self._contract("dead channels pruned = masked", deviation)
 
     def stored(self) -> Contract:
         """Written and read again, bit by bit."""

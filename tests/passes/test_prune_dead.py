@@ -223,6 +223,17 @@ def test_a_space_keeps_a_channel_and_mixed_spaces_stay():
     assert sizes(prune_dead(graph)) == {"0": 6}
 
 
+def test_a_network_that_casts_is_measured_in_its_own_precision():
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 2), "c": nn.Linear(2, 2)}
+    graph = gs.trace(Network(lambda n, x: n.c(n.b(torch.sigmoid(n.a(x))).float()), **layers), torch.zeros(2, 4))
+    with torch.no_grad():
+        graph.module.a.weight[[1, 2, 4]] = 0
+    small, x = prune_dead(graph), torch.randn(5, 4)
+    assert sizes(small) == {"a": 3, "b": 2}
+    with torch.no_grad():
+        assert deviation(small(x), graph(x)) < 1e-6
+
+
 def test_without_zeros_nothing_goes():
     graph, x = traced("paper/lenet5")
     small = prune_dead(graph)

@@ -8,6 +8,8 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.masks import MaskSet
+from graphsurgery.models.loading import open_model
+from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.lottery import lottery
 from graphsurgery.recipes.tickets import LotteryPlan, mean_and_deviation
 from graphsurgery.recipes.train import fresh
@@ -78,6 +80,28 @@ def test_seeds_and_controls(data):
     assert (mean, deviation) == mean_and_deviation(values)
     assert all(point.test["accuracy"] > 0.5 for point in found.of(2))
     assert found.masks[0, 1] != found.masks[1, 1]
+
+
+def test_tickets_of_a_network_go_back_to_its_weights(data, tmp_path):
+    """Every seed starts from the network as it is, which stays so; the control has weights of its own."""
+    start = fresh("paper/cnn?width=4", data, 7)
+    before = {name: tensor.clone() for name, tensor in start.tensors().items()}
+    # No training at all: a ticket is the network under its mask.
+    plan = replace(
+        PLAN,
+        rounds=1,
+        seeds=2,
+        training=replace(TRAINING, lr=0.0, epochs=1),
+        restart=Restart("rewind"),
+        controls=("reinit",),
+    )
+    found = lottery("a.pt", data, plan, start=start, folder=tmp_path, reporter=SILENT)
+    for seed in (0, 1):
+        ticket = gs.load(tmp_path / f"seed-{seed}" / "round-01.pt")
+        for name, mask in found.masks[seed, 1].items():
+            assert torch.equal(ticket.tensors()[name], before[name] * mask)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.tensors().items())
+    assert found.of(1, "reinit")[0].test["loss"] != found.of(1)[0].test["loss"]
 
 
 def test_choice_is_by_validation_data_only(data):
@@ -187,6 +211,13 @@ def test_bad_plans_are_refused(case):
     options, message = BAD[case]
     with pytest.raises(gs.SurgeryError, match=message):
         replace(PLAN, **options)
+
+
+def test_a_start_that_does_not_fit_is_refused(data):
+    with pytest.raises(gs.SpecError, match=r"a.pt: does not take the inputs \[1, 8, 8\] of digits"):
+        lottery("a.pt", data, PLAN, start=open_model("paper/lenet_300_100"), reporter=SILENT)
+    with pytest.raises(gs.SurgeryError, match=r"lottery: a.pt has gates; fold or compress it first"):
+        lottery("a.pt", data, PLAN, start=gate(fresh("paper/cnn?width=4", data, 0)), reporter=SILENT)
 
 
 def test_what_training_does_not_reach_and_what_would_be_empty_is_refused(data):
