@@ -36,10 +36,12 @@ class Drawing:
     """Each tensor loses its share, or all weights compete."""
     floor: float = 0.01
     """With --scope global: the share of each tensor that stays."""
+    linear_rate: float = 1.0
+    """Factor on the rate at which linear layers are pruned; 0 leaves them whole."""
     conv_rate: float = 1.0
-    """Factor on the rate at which convolutions are pruned."""
+    """The same for convolutions."""
     output_rate: float = 0.5
-    """The same for the last layer."""
+    """The same for the last layer, of whatever kind."""
     kept: Literal["lr-rewind", "rewind", "reinit", "reshuffle", "constant"] = "lr-rewind"
     """What living weights start from: where they ended, where they began, new draws, each other's, a constant."""
     keep_sign: Annotated[bool, Parameter(negative="--free-sign")] = True
@@ -71,7 +73,13 @@ class Drawing:
             density=self.density,
             one_shot=self.one_shot,
             selection=Selection(
-                self.criterion, self.scope, self.floor, conv=self.conv_rate, output=self.output_rate, seed=training.seed
+                self.criterion,
+                self.scope,
+                self.floor,
+                linear=self.linear_rate,
+                conv=self.conv_rate,
+                output=self.output_rate,
+                seed=training.seed,
             ),
             restart=Restart(self.kept, self.keep_sign, self.dead),
             rewind_to=self.rewind_to,
@@ -82,8 +90,18 @@ class Drawing:
         )
 
 
-_DRAWING = Drawing()
-_PLAN = TrainingPlan(epochs=5, batch_size=60, optimizer="adam", lr=1.2e-3, schedule="constant")
+@dataclass(frozen=True)
+class Training(TrainingPlan):
+    """As the papers train; what the command line leaves out comes from here, and not from `TrainingPlan`."""
+
+    epochs: int = 5
+    batch_size: int = 60
+    optimizer: str = "adam"
+    lr: float = 1.2e-3
+    schedule: str = "constant"
+
+
+_DRAWING, _TRAINING = Drawing(), Training()
 
 
 def lottery(
@@ -93,7 +111,7 @@ def lottery(
     data: str,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
     pruning: Drawing = _DRAWING,
-    plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
+    plan: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
     opening: Opening = OPENING,
     dry_run: DryRun = False,
     shown: Shown = SHOWN,

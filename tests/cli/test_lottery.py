@@ -63,6 +63,18 @@ def test_lottery_says_what_it_would_do(here, capsys):
     assert not (here / "tickets").exists()
 
 
+@pytest.mark.usefixtures("here")
+def test_one_training_option_leaves_the_others_as_this_command_has_them(capsys):
+    command = ["lottery", SPEC, "--data", "digits?train=300", "-o", "tickets", "--dry-run", "--json"]
+    plans = []
+    for options in ([], ["--device", "cpu", "--seed", "3", "--linear-rate", "0.5"]):
+        assert run([*command, *options]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["plan"])
+    assert plans[1]["training"] == {**plans[0]["training"], "device": "cpu", "seed": 3}
+    assert plans[0]["training"]["optimizer"] == "adam"
+    assert plans[1]["selection"] == {**plans[0]["selection"], "seed": 3, "linear": 0.5}
+
+
 BAD = {
     "density": (["--density", "1e-9"], r"selection: fc1.weight has"),
     "criterion": (["--criterion", "best"], r"criterion 'best' is unknown; choose from large_final"),
