@@ -216,24 +216,110 @@ def measure(options: argparse.Namespace) -> None:
 
 def write(options: argparse.Namespace) -> None:
     """The section of docs/benchmarks.md."""
-    parts, commands, seconds = [], [], 0.0
-    for model, (name, _, _) in MODELS.items():
+    sections, commands, seconds = [], [], 0.0
+    known: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for model, network in NETWORKS.items():
         for part, show in zip(PARTS, (show_tickets, show_rules, show_criteria, show_learned), strict=True):
             files = sorted(options.results.glob(f"{part}-{model}-*.json"))
             if not files:
-                parts.append(f"**{name}, {part}**: not measured yet.")
+                sections.append(f"**{network.title}, {part}**: not measured.")
                 continue
             runs = [json.loads(file.read_text()) for file in files]
-            chosen = runs[0]["settings"]
+            settings = {"measured": 0, **runs[0]["settings"]}
+            found = known[model, part] = [run["found"] for run in runs]
             seconds += sum(run["seconds"] for run in runs)
-            commands.append(
-                f"python benchmarks/lottery.py --model {model} --part {part} --seeds {len(runs)} "
-                f"--images {chosen['images']} --epochs {chosen['epochs']} --mask-epochs {chosen['mask_epochs']}"
-            )
-            parts.append(f"**{name}, {part}**, seeds: {len(runs)}\n\n{show([run['found'] for run in runs], chosen)}")
-    text = "\n\n".join([measured("\n".join(commands), seconds), *parts, NOTE])
+            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value)
+            commands.append(f"python benchmarks/lottery.py --model {model} --part {part} --seeds {len(runs)} {flags}")
+            shown = show(network, found, settings)
+            sections.append(f"**{network.title}, {part}**, seeds: {len(runs)}\n\n{shown}\n\n{_size(settings)}")
+    text = "\n\n".join([measured("\n".join(commands), seconds), show_targets(known), *sections, NOTE])
     print(text)
     write_section("lottery", text)
+
+
+def _size(settings: Mapping[str, Any]) -> str:
+    """How much data stands behind a table."""
+    images = f"{settings['images']:,} training images"
+    return f"{images}; measured on {settings['measured'] or 10000:,} test images."
+
+
+def show_targets(known: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """What the papers lead one to expect, and whether it was found."""
+    rows = []
+    for (model, part), runs in known.items():
+        for expected, found, met in EXPECTED[part](NETWORKS[model], runs):
+            rows.append([NETWORKS[model].title, expected, found, "met" if met else "**missed**"])
+    return table(["network", "expected", "found", ""], rows)
+
+
+Finding = tuple[str, str, bool]
+
+
+def expected_of_tickets(network: Network, runs: list[dict[str, Any]]) -> list[Finding]:
+    """The sparsest ticket next to its controls, in points, seed by seed."""
+
+    def accuracies(name: str) -> list[float]:
+        points = [point for run in runs for point in run["points"] if point["round"] == network.rounds]
+        return [point["test"]["accuracy"] for point in points if point["name"] == name]
+
+    def above(one: str, other: str) -> tuple[str, float]:
+        values = [100 * (a - b) for a, b in zip(accuracies(one), accuracies(other), strict=True)]
+        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):+.2f}{deviation} points", statistics.mean(values)
+
+    findings = []
+    for control, words in (("reinit", "the same mask with a new init"), ("shuffle", "the shuffled mask")):
+        text, mean = above("ticket", control)
+        findings.append((f"the sparsest ticket beats {words} by 2 points or more", text, mean >= 2))
+    text, mean = above("constant, sign kept", "ticket")
+    findings.append(("constants with the sign kept come within 1.5 points of rewinding", text, abs(mean) <= 1.5))
+    text, mean = above("constant", "reinit")
+    findings.append(("constants of random sign are no better than a new init (within 1 point)", text, mean <= 1))
+    return findings
+
+
+def expected_of_rules(_: Network, runs: list[dict[str, Any]]) -> list[Finding]:
+    """The order of the paper's nine criteria at the lowest density."""
+    nine = [name for name in runs[0] if name not in ("large_final_same_sign", "large_final_diff_sign", "snip", "grad")]
+    order = sorted(nine, key=lambda name: -statistics.mean(run[name][-1][1] for run in runs))
+    first, last = order[:2], order[-3:]
+    return [
+        (
+            "of the nine criteria large_final and magnitude_increase come first",
+            f"first {', '.join(first)}",
+            set(first) == {"large_final", "magnitude_increase"},
+        ),
+        ("small_* come last", f"last {', '.join(last)}", all(name.startswith("small") for name in last)),
+    ]
+
+
+def expected_of_criteria(_: Network, runs: list[dict[str, Any]]) -> list[Finding]:
+    """The best heuristic mask, chosen on validation data in each seed."""
+    best = [
+        max(
+            (row for rows in run.values() for row in rows if row["name"] in CRITERIA),
+            key=lambda row: row["validation"]["accuracy"],
+        )
+        for run in runs
+    ]
+    found = [row["test"]["accuracy"] for row in best]
+    words = "the best heuristic mask on untrained weights reaches 75 %"
+    return [(words, spread(found), statistics.mean(found) >= 0.75)]
+
+
+def expected_of_learned(_: Network, runs: list[dict[str, Any]]) -> list[Finding]:
+    """The mask that is delivered."""
+    found = [run["signed constant, rescaled"]["rows"]["thresholded"] for run in runs]
+    words = "a learned mask on signed constants, rescaled and thresholded, reaches 80 %"
+    return [(words, spread(found), statistics.mean(found) >= 0.8)]
+
+
+EXPECTED: Mapping[str, Callable[[Network, list[dict[str, Any]]], list[Finding]]] = {
+    "tickets": expected_of_tickets,
+    "rules": expected_of_rules,
+    "criteria": expected_of_criteria,
+    "learned": expected_of_learned,
+}
 
 
 def spread(values: list[float]) -> str:
@@ -242,7 +328,7 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f} %" if len(values) > 1 else f"{mean} %"
 
 
-def show_tickets(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+def show_tickets(network: Network, runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
     """Accuracy and early-stopping epoch by density; then masked and compressed."""
     points = [point for run in runs for point in run["points"]]
 
@@ -250,7 +336,7 @@ def show_tickets(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str
         return [p for p in points if (p["round"], p["name"]) == (number, name)]
 
     rows = []
-    for number in range(ROUNDS + 1):
+    for number in range(network.rounds + 1):
         row = [f"{100 * at(number, 'ticket')[0]['density']:.1f} %"]
         for name in ("ticket", *CONTROLS):
             row.append(spread([p["test"]["accuracy"] for p in found]) if (found := at(number, name)) else "–")
@@ -258,9 +344,10 @@ def show_tickets(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str
         rows.append(row)
     names = ["same mask, new init", "shuffled mask", "constant, sign kept", "constant, random sign", "LR rewinding"]
     head = ["weights that live", "ticket (rewound)", *names, "ticket's early-stopping step"]
+    often = f"every {network.stop_every} steps and " if network.stop_every else ""
     note = (
-        f"{settings['images']:,} training images, {settings['epochs']} epochs in every round, test accuracy at the "
-        "end. The step is that of the lowest validation loss, read after each epoch."
+        f"{settings['epochs']} epochs in every round, test accuracy at the end. The step is that of the lowest "
+        f"validation loss, read {often}at the end of each epoch."
     )
     return f"{table(head, rows)}\n\n{note}\n\n{show_dead([run['dead'] for run in runs])}"
 
@@ -284,7 +371,7 @@ def show_dead(reports: list[dict[str, Any]]) -> str:
     return f"{text}\n\nMeans; the outputs of the two networks lie {worst:.0e} apart, relative, at most."
 
 
-def show_rules(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+def show_rules(_: Network, runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
     """Criteria by what their tickets reach after training, at each density."""
     densities = [f"{100 * density:.1f} %" for density, _ in runs[0]["large_final"]]
     scores = {name: [[run[name][place][1] for run in runs] for place in range(len(densities))] for name in runs[0]}
@@ -294,7 +381,7 @@ def show_rules(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
     return f"{text}\n\n{settings['epochs']} epochs before the cut and after it; test accuracy at the end."
 
 
-def show_criteria(runs: list[dict[str, Any]], _: Mapping[str, Any]) -> str:
+def show_criteria(network: Network, runs: list[dict[str, Any]], _: Mapping[str, Any]) -> str:
     """Criteria by what they reach, each at the density that is best on validation data."""
     scores = {
         kind: {
@@ -306,11 +393,12 @@ def show_criteria(runs: list[dict[str, Any]], _: Mapping[str, Any]) -> str:
     first = next(iter(scores.values()))
     order = sorted(first, key=lambda name: -max(statistics.mean(found[name]) for found in scores.values()))
     rows = [[name, *(spread(found[name]) for found in scores.values())] for name in order]
-    note = "Test accuracy at the density, of 90, 70, 50, 30, 20, 10 and 5 %, that is best on validation data."
+    densities = ", ".join(f"{100 * density:g}" for density in network.densities)
+    note = f"Test accuracy at the density, of {densities} %, that is best on validation data."
     return f"{table(['mask on untrained weights', *scores], rows)}\n\n{note}"
 
 
-def show_learned(runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+def show_learned(_: Network, runs: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
     """Learned masks in each form."""
     rows = []
     for name in runs[0]:
