@@ -49,6 +49,7 @@ LARGEST = 4
 OPEN = 100.0
 WIDER = 1.5
 FLOAT32 = 1e-4
+IN_FLOAT32 = "in float32, because the module does not run in float64"
 ILL_CONDITIONED = 1e-6
 BLURRED = 1e-2
 
@@ -61,15 +62,19 @@ class Subject:
     dtype: torch.dtype = torch.float64
     note: str = ""
 
-    def sensitivity(self, seed: int) -> float:
+    def sensitivity(self, seed: int) -> float | None:
         """By what share of itself the least sensitive output changes when the inputs are others.
 
-        Where it is close to 0, equal outputs say little about the layers in front of them.
+        Where it is close to 0, equal outputs say little about the layers in front of them. None for a network that does
+        not run in this precision.
         """
-        outputs = [
-            run(self.graph.module.eval(), draw_inputs(self.graph.inputs, 2, seed + other, self.dtype), seed)
-            for other in (0, 1)
-        ]
+        try:
+            outputs = [
+                run(self.graph.module.eval(), draw_inputs(self.graph.inputs, 2, seed + other, self.dtype), seed)
+                for other in (0, 1)
+            ]
+        except Exception:  # whatever the network's own code raises; it shows in the contracts
+            return None
         return apart(*outputs, over=min)
 
 
@@ -87,7 +92,7 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
         NothingToCompareError: a network far too large cannot be cut, or the network has no values that could be drawn.
     """
     if traced is not None and dtype != torch.float64:
-        return Subject(traced, dtype, "in float32, because the module does not run in float64")
+        return Subject(traced, dtype, IN_FLOAT32)
     if traced is not None and size <= 1:
         return Subject(double(traced))
     try:
@@ -95,12 +100,22 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
         if not has_values(subject.module):
             subject = replace(subject, module=copy.deepcopy(subject.module))
             fill(subject.module, seed)
-        subject = double(subject)
+        exact = double(subject)
     except SurgeryError as cause:
         raise NothingToCompareError(one_line(cause)) from cause
-    randomize(subject.module, seed)
-    calibrate(subject.module, subject.inputs, torch.float64, seed)
-    return Subject(subject, note=note)
+    found = _settled(exact, torch.float64, note, seed)
+    if found.sensitivity(seed) is not None:
+        return found
+    single = replace(subject, module=copy.deepcopy(subject.module).cpu().float().eval())
+    other = _settled(single, torch.float32, "; ".join(filter(None, (note, IN_FLOAT32))), seed)
+    return found if other.sensitivity(seed) is None else other
+
+
+def _settled(graph: ModelGraph, dtype: torch.dtype, note: str, seed: int) -> Subject:
+    """A copy that was made for it, with random norms."""
+    randomize(graph.module, seed)
+    calibrate(graph.module, graph.inputs, dtype, seed)
+    return Subject(graph, dtype, note)
 
 
 def _narrowed(graph: ModelGraph, seed: int, size: float) -> tuple[ModelGraph, str]:
