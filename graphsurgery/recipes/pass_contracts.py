@@ -21,7 +21,7 @@ from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.masking import masked
-from graphsurgery.masks import MaskSet
+from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
@@ -258,22 +258,23 @@ class PassContracts:
         return self._contract("deepened = original", deviation)
 
     def masked(self) -> Contract:
-        """Weights under a mask, by the pass, as in training, and set to 0; and under a mask of ones."""
+        """Weights under a mask: those of the pass are set to 0, and it computes what training under the mask does."""
 
         def deviation() -> float:
             masks = holes(self.subject, self.seed)
             if not masks:
                 raise NothingToCompareError("the network has no weight that can be masked")
-            zeroed, trained = (replace(self.subject, module=copy.deepcopy(self.subject.module)) for _ in range(2))
-            with torch.no_grad():
-                for name, tensor in zeroed.tensors().items():
-                    if name in masks:
-                        tensor[~masks[name]] = 0
-            expected = self._outputs(zeroed)
+            weights = maskable(self.subject)
+            small, whole = mask(self.subject, masks), mask(self.subject, MaskSet.ones(self.subject))
+            zeroed = {name: weight * masks[name] for name, weight in weights.items()}
+            trained = replace(self.subject, module=copy.deepcopy(self.subject.module))
             with masked(trained, masks):
-                found = [self._outputs(trained), self._outputs(mask(self.subject, masks))]
-            whole = self._outputs(mask(self.subject, MaskSet.ones(self.subject)))
-            return max(*(apart(one, expected) for one in found), apart(whole, self._outputs(self.subject)))
+                outputs = self._outputs(trained)
+            return max(
+                apart(maskable(small), zeroed),
+                apart(maskable(whole), weights),
+                apart(self._outputs(small), outputs),
+            )
 
         return self._contract("masked = weights zeroed", deviation)
 
