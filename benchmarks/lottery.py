@@ -155,6 +155,7 @@ def rules(network: Network, data: Data, seed: int, options: argparse.Namespace) 
         result = lottery(network.spec, data, drawn, run=run, reporter=SILENT)
         shutil.copy(run.state_file(DENSE), states / f"{DENSE}.pt")
         found[criterion] = [[point.density, point.test["accuracy"]] for point in result.points]
+    shutil.rmtree(states)
     return found
 
 
@@ -256,8 +257,8 @@ def write(options: argparse.Namespace) -> None:
 
 def _size(settings: Mapping[str, Any]) -> str:
     """How much data stands behind a table."""
-    images = f"{settings['images']:,} training images"
-    return f"{images}; measured on {settings['measured'] or 10000:,} test images."
+    test = f"{settings['measured']:,} test images" if settings["measured"] else "all test images"
+    return f"{settings['images']:,} training images; measured on {test}."
 
 
 def show_targets(known: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:

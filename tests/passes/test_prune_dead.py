@@ -16,6 +16,7 @@ from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
+from graphsurgery.recipes.subjects import holes
 from graphsurgery.verify import deviation
 
 
@@ -58,6 +59,21 @@ def test_random_networks_keep_their_outputs(seed, rows, columns, density):
     with torch.no_grad():
         found, expected = prune_dead(full)(*x), full(*x)
         assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_channels_that_nothing_reads_go_from_random_networks(seed):
+    graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
+    full = mask(graph, holes(graph, seed))
+    small = prune_dead(full)
+    with torch.no_grad():
+        found, expected = small(*x), full(*x)
+    assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
+    left = small.lineage[-1]["sizes"]
+    for space in graph.spaces:
+        if space.name in left and space.outer and space.scalable and space.readers and not space.mixed:
+            assert left[space.name][1] <= space.size - space.size // 4
 
 
 @given(st.integers(0, 10**6))
