@@ -28,6 +28,8 @@ COLUMNS = {
     "wide": "widened = original",
     "undone": "widened and undone = original",
     "deep": "deepened = original",
+    "masked": "masked = weights zeroed",
+    "pruned": "dead channels pruned = masked",
     "stored": "saved and loaded = original",
     "spaces kept": "compressed keeps its spaces",
     "ONNX": "ONNX Runtime = PyTorch, compressed",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Shown, without_dry_run
+from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Shown, without_dry_run
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ class Drawing:
     """Each tensor loses its share, or all weights compete."""
     floor: float = 0.01
     """With --scope global: the share of each tensor that stays."""
+    linear_rate: float = 1.0
+    """Factor on the rate at which linear layers are pruned; 0 leaves them whole."""
     conv_rate: float = 1.0
-    """Factor on the rate at which convolutions are pruned."""
+    """The same for convolutions."""
     output_rate: float = 0.5
-    """The same for the last layer."""
+    """The same for the last layer, of whatever kind."""
     kept: Literal["lr-rewind", "rewind", "reinit", "reshuffle", "constant"] = "lr-rewind"
     """What living weights start from: where they ended, where they began, new draws, each other's, a constant."""
     keep_sign: Annotated[bool, Parameter(negative="--free-sign")] = True
@@ -55,6 +57,9 @@ class Drawing:
     """Train controls in these rounds only."""
     seeds: int = 1
     """How many networks, from as many seeds; the table has means and deviations."""
+    stop_every: int = 0
+    """Training steps between readings of the validation loss, for the early-stopping step; it is read once an epoch in
+    any case."""
 
     def plan(self, training: TrainingPlan) -> LotteryPlan:
         """The plan of these tickets."""
@@ -68,28 +73,46 @@ class Drawing:
             density=self.density,
             one_shot=self.one_shot,
             selection=Selection(
-                self.criterion, self.scope, self.floor, conv=self.conv_rate, output=self.output_rate, seed=training.seed
+                self.criterion,
+                self.scope,
+                self.floor,
+                linear=self.linear_rate,
+                conv=self.conv_rate,
+                output=self.output_rate,
+                seed=training.seed,
             ),
             restart=Restart(self.kept, self.keep_sign, self.dead),
             rewind_to=self.rewind_to,
             controls=self.control,
             control_rounds=self.control_rounds,
             seeds=self.seeds,
+            stop_every=self.stop_every,
         )
 
 
-_DRAWING = Drawing()
-_PLAN = TrainingPlan(epochs=5, batch_size=60, optimizer="adam", lr=1.2e-3, schedule="constant")
+@dataclass(frozen=True)
+class Training(TrainingPlan):
+    """As the papers train; what the command line leaves out comes from here, and not from `TrainingPlan`."""
+
+    epochs: int = 5
+    batch_size: int = 60
+    optimizer: str = "adam"
+    lr: float = 1.2e-3
+    schedule: str = "constant"
+
+
+_DRAWING, _TRAINING = Drawing(), Training()
 
 
 def lottery(
-    spec: str,
+    model: str,
     /,
     *,
     data: str,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
     pruning: Drawing = _DRAWING,
-    plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
+    plan: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
+    opening: Opening = OPENING,
     dry_run: DryRun = False,
     shown: Shown = SHOWN,
 ) -> None:
@@ -97,17 +120,21 @@ def lottery(
 
     Parameters
     ----------
-    spec
-        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
+    model
+        A model spec, whose weights a seed draws: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with
+        ?option=value. Or a checkpoint, whose weights tickets go back to.
     data
         What it learns; tickets are chosen on its validation part.
     """
+    import hashlib
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from graphsurgery.atomic import atomic_write
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.errors import SurgeryError
+    from graphsurgery.masks import MaskSet
+    from graphsurgery.models.loading import names_file
     from graphsurgery.recipes.lottery import lottery as recipe
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
@@ -120,24 +147,23 @@ def lottery(
     screen = Screen(shown)
     tickets = pruning.plan(plan)
     examples = load_data(data, seed=plan.seed)
-    document = {"spec": spec, "data": data, "plan": asdict(tickets)}
+    start = opening.graph(model, examples.input_shape) if names_file(model) else None
+    document = {"model": model, "data": data, "plan": asdict(tickets)}
     if dry_run:
-        from graphsurgery.masks import MaskSet
-
-        graph = fresh(spec, examples, plan.seed)
+        graph = fresh(model, examples, plan.seed) if start is None else start
         masks = MaskSet.ones(graph)
         trainings = tickets.seeds * (1 + tickets.rounds)
         trainings += tickets.seeds * len(tickets.controls) * len(tickets.control_rounds or range(tickets.rounds))
-        from dataclasses import replace
-
         last = select(graph, masks, tickets.density, replace(tickets.selection, criterion="random"))
         screen.line("weights", f"{masks.total:,} in {len(masks)} tensors; the sparsest ticket has {last.kept:,}")
         screen.line("dry run", f"would train {trainings} times for {plan.epochs} epochs and write {output}")
         screen.finish(document, *without_dry_run())
         return
     settings = {**document, "command": "lottery", "plan": {**asdict(tickets), "training": plan.what_fixes_the_result()}}
+    if start is not None:
+        settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     run = Run(output / "states", config=settings)
-    found = recipe(spec, examples, tickets, run=run, folder=output, reporter=screen.reporter())
+    found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter())
     table, picture, numbers = (output / f"lottery.{ending}" for ending in ("md", "svg", "json"))
     for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
         with atomic_write(file) as partial:

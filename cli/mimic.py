@@ -70,7 +70,14 @@ class Mimicking:
         )
 
 
-_MIMICKING, _TRAINING = Mimicking(), TrainingPlan(lr=0.05)
+@dataclass(frozen=True)
+class Training(TrainingPlan):
+    """How the student is trained; what the command line leaves out comes from here, and not from `TrainingPlan`."""
+
+    lr: float = 0.05
+
+
+_MIMICKING, _TRAINING = Mimicking(), Training()
 
 
 def mimic(
@@ -82,7 +89,7 @@ def mimic(
     report: Path | None = None,
     cache: Path | None = None,
     mimicking: Mimicking = _MIMICKING,
-    training: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _TRAINING,
+    training: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
     run: RunFolder = None,
     dry_run: DryRun = False,
     opening: Opening = OPENING,

@@ -109,7 +109,9 @@ def supermask(
     from dataclasses import asdict
 
     from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.errors import SurgeryError
     from graphsurgery.masks import MaskSet
+    from graphsurgery.models.loading import names_file
     from graphsurgery.models.supermasks import save_supermask
     from graphsurgery.recipes.supermask import supermask as recipe
     from graphsurgery.recipes.train import fresh
@@ -117,6 +119,11 @@ def supermask(
     from graphsurgery.training.data import load_data
     from graphsurgery.training.run import Run
 
+    if names_file(spec):
+        raise SurgeryError(
+            f"supermask: {spec} is a file, and a supermask's weights are drawn by a seed; give a model spec, or prune "
+            "the weights of the file with lottery"
+        )
     screen = Screen(shown)
     plan = learning.plan(masking, seed)
     examples = load_data(data, seed=seed)

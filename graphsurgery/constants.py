@@ -1,15 +1,17 @@
 """Which numbers inside a network do not depend on its input, and what they are.
 
-The network is run once, in float64 and in evaluation mode. Beside every value goes a tensor of the same shape that
-says where it may vary with the input. A weight of 0 cuts that dependence; an operator that is not known here lets
-everything that it gives vary as soon as anything that it takes does. What is constant is so at every resolution: where
-zero padding meets a number other than 0, the result counts as varying, however it looks at this resolution.
+The network is run once, in evaluation mode, in float64 unless it casts its values itself. Beside every value goes a
+tensor of the same shape that says where it may vary with the input. A weight of 0 cuts that dependence; an operator
+that is not known here lets everything that it gives vary as soon as anything that it takes does. What is constant is so
+at every resolution: where zero padding meets a number other than 0, the result counts as varying, however it looks at
+this resolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,13 +55,20 @@ class Constants:
     varies: Mapping[str, Any]
 
 
-def constants(graph: ModelGraph) -> Constants:
-    """Which numbers of a network in evaluation mode do not depend on its input; it is not modified."""
-    work = double(graph)
-    following = _Following(work.module)
-    with torch.no_grad():
-        following.run(*work.example_inputs(2))
-    return Constants(following.values, following.varies)
+def constants(graph: ModelGraph, nodes: Collection[str] | None = None) -> Constants:
+    """Which numbers of a network in evaluation mode do not depend on its input; it is not modified.
+
+    Args:
+        graph: the network.
+        nodes: names of the nodes that are asked for, which saves the memory of the others; by default all.
+    """
+    try:
+        following = _followed(double(graph), nodes)
+    except RuntimeError:
+        # A network that casts its values may run in its own precision only.
+        following = _followed(replace(graph, module=copy.deepcopy(graph.module).cpu().eval()), nodes)
+    values = {name: map_values(value, _precise) for name, value in following.values.items()}
+    return Constants(values, following.varies)
 
 
 def hides_border(module: nn.Module) -> bool:
@@ -77,6 +86,17 @@ def response(module: nn.Module, x: Tensor) -> Tensor:
     return functional_call(module, {} if bias is None else {"bias": torch.zeros_like(bias)}, (x,))
 
 
+def _followed(graph: ModelGraph, nodes: Collection[str] | None) -> _Following:
+    following = _Following(graph.module, nodes)
+    with torch.no_grad():
+        following.run(*graph.example_inputs(2))
+    return following
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def _pads(padding: Any) -> bool:
     if isinstance(padding, str):
         return padding != "valid"
@@ -84,11 +104,12 @@ def _pads(padding: Any) -> bool:
 
 
 class _Following(fx.Interpreter):
-    """Runs a network and follows what varies."""
+    """Runs a network and follows what varies; what nobody asks for is forgotten after its last use."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(self, module: fx.GraphModule, nodes: Collection[str] | None) -> None:
+        super().__init__(module)
         self.extra_traceback = False
+        self.nodes = nodes
         self.values: dict[str, Any] = {}
         self.varies: dict[str, Any] = {}
 
@@ -98,6 +119,9 @@ class _Following(fx.Interpreter):
         self.varies[n.name] = self._varying(n, value)
         if acts_in_place(self.module, n) and not all(owns_memory(self.module, s) for s in n.all_input_nodes[:1]):
             self._spoil(value)
+        for node in self.user_to_last_uses.get(n, []):
+            if self.nodes is not None and node.name not in self.nodes:
+                del self.values[node.name], self.varies[node.name]
         return value
 
     def _spoil(self, value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes import Axis, Dim, dims_of, resolve, term_size
+from graphsurgery.axes import Axis, Dim, dims_of, is_fixed, resolve, term_size
 from graphsurgery.constants import constants, hides_border, response
 from graphsurgery.facts import Access, TensorType, modules_of
 from graphsurgery.graph import ModelGraph
@@ -45,8 +45,9 @@ class Readings:
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
-        self.known = constants(graph)
         self.types = graph.types
+        read = {a.value.name for a in self.types.readers if a.value is not None and not is_fixed(a.axis)}
+        self.known = constants(graph, read)
         self.tensors = graph.tensors()
         self.modules = modules_of(graph.module)
         self.users = _users(graph)

@@ -66,7 +66,7 @@ def open_pair(
 
         imported = import_onnx(source, shape=example_shape)
         return imported.graph, imported.module
-    if not _is_file(source):
+    if not names_file(source):
         module = _built(source, seed)
         return _traced(module, source, source, example_shape), module
     if is_checkpoint(source):
@@ -85,6 +85,12 @@ def open_pair(
     module = _built(arch, seed)
     fill(module, weights, f"{source}: does not fit {arch}")
     return _traced(module, arch, source, example_shape), module
+
+
+def names_file(source: str) -> bool:
+    """Whether `source` is a file, or should be one by its ending; a model spec is none."""
+    path = Path(source)
+    return path.is_file() or (path.suffix in _FILES and "?" not in source)
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -123,11 +129,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         raise SpecError(f"input shape {text!r}: expected sizes joined by x, such as 3x224x224, without the batch")
     return tuple(int(size) for size in text.split("x"))
-
-
-def _is_file(source: str) -> bool:
-    path = Path(source)
-    return path.is_file() or (path.suffix in _FILES and "?" not in source)
 
 
 def _built(spec: str, seed: int) -> nn.Module:

@@ -253,3 +253,19 @@ def test_the_page_shows_what_falls_short_with_its_reason(page):
     assert "1 of 1 networks with int8 weights are refused" in text
     # The core and the int8 network, which carries no digest.
     assert "2 networks were measured with other sources" in text
+
+
+def test_what_an_old_finding_lacks_is_an_empty_cell_until_it_is_added():
+    pruned = "dead channels pruned = masked"
+    old = document(*(contract(name) for name in coverage_page.COLUMNS.values() if name != pruned))
+    assert coverage_page.lacking(old) == [pruned]
+
+    def cell(found):
+        head, _, row = coverage_page.section({"timm/a": found}).splitlines()[:3]
+        return dict(zip(*([part.strip() for part in line.split("|")] for line in (head, row)), strict=True))["pruned"]
+
+    assert cell(old) == ""
+    complete = coverage_page.completed(old, document(contract(pruned, 2e-15)))
+    assert cell(complete) == "`2e-15`"
+    assert [found["name"] for found in complete["contracts"]] == list(coverage_page.COLUMNS.values())
+    assert coverage_page.lacking(complete) == []

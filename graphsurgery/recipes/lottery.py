@@ -9,6 +9,7 @@ Frankle et al., arXiv:1903.01611; learning rate rewinding, the default: Renda et
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import re
@@ -20,21 +21,24 @@ from torch import Tensor
 
 from graphsurgery.checkpoint import save
 from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.initializing import reinitialized
 from graphsurgery.masking import masked
 from graphsurgery.masks import MaskSet, maskable
+from graphsurgery.passes.gate import has_gates
 from graphsurgery.recipes.shrink import with_gradients
 from graphsurgery.recipes.tickets import TICKET, Lottery, LotteryPlan, Point
 from graphsurgery.recipes.train import fresh
 from graphsurgery.restarts import CONTROLS, Restart, Start, put, restart
 from graphsurgery.scoring import CRITERIA, select
 from graphsurgery.training.batches import mixed_seed
-from graphsurgery.training.data import Data
+from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
+from graphsurgery.training.objectives import Objective, objective_for
 from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.training.snapshots import Snapshot
+from graphsurgery.training.run import Run
+from graphsurgery.training.snapshots import LossReadings, Snapshot
 
 
 def lottery(
@@ -42,26 +46,33 @@ def lottery(
     data: Data,
     plan: LotteryPlan,
     *,
+    start: ModelGraph | None = None,
     run: Run | None = None,
     folder: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Lottery:
-    """Draw tickets from the network of a spec.
+    """Draw tickets from the network of a spec, or from one that is there.
 
     Args:
-        spec: which network, such as `paper/lenet_300_100`.
+        spec: which network, such as `paper/lenet_300_100`; with `start`, what it is called.
         data: what it learns; only measured on `data.test`.
         plan: how.
+        start: a network whose weights stand for those that a seed draws, and that tickets go back to; then seeds differ
+            in the order of the examples, and new draws for controls are by the rule of each layer. It is not modified.
         run: folder for metrics and states; an interrupted run goes on from it, between rounds and within them.
         folder: gets the ticket of every round, trained, with its masks in the metadata: `seed-0/round-03.pt`.
         reporter: told about progress.
 
     Raises:
         SurgeryError: a density that empties a tensor, a step to go back to that training does not reach, the data do
-            not fit, or training fails.
+            not fit, a start with gates, or training fails.
     """
     began = time.perf_counter()
-    seeds = [_Seed(spec, data, plan, number, run, folder, reporter) for number in range(plan.seeds)]
+    if start is not None:
+        check_fits(data, start.module, name=spec)
+        if has_gates(start):
+            raise SurgeryError(f"lottery: {spec} has gates; fold or compress it first")
+    seeds = [_Seed(spec, data, plan, number, start, run, folder, reporter) for number in range(plan.seeds)]
     for one in seeds:
         one.go()
     objective = objective_for(data)
@@ -95,12 +106,13 @@ class _Seed:
         data: Data,
         plan: LotteryPlan,
         number: int,
+        start: ModelGraph | None,
         run: Run | None,
         folder: Path | None,
         reporter: Reporter | None,
     ) -> None:
         self.spec, self.data, self.plan, self.number, self.run = spec, data, plan, number, run
-        self.folder, self.reporter = folder, reporter
+        self.start, self.folder, self.reporter = start, folder, reporter
         self.training = replace(plan.training, seed=plan.training.seed + number)
         self.steps = math.ceil(len(data.train) / plan.training.batch_size)  # type: ignore[arg-type]
         self.points: list[Point] = []
@@ -109,7 +121,7 @@ class _Seed:
     def go(self) -> None:
         """The dense network, then every round."""
         plan = self.plan
-        self.graph = fresh(self.spec, self.data, self.training.seed)
+        self.graph = self._begun()
         self.first = self._values()
         self.gradients = self._gradients()
         everything = self.masks[0] = MaskSet.ones(self.graph)
@@ -130,6 +142,17 @@ class _Seed:
                     trained = self._values()
                     self._keep(number, masks)
 
+    def _begun(self) -> ModelGraph:
+        """The network before any training."""
+        if self.start is None:
+            return fresh(self.spec, self.data, self.training.seed)
+        return replace(self.start, module=copy.deepcopy(self.start.module), origin=None)
+
+    def _redrawn(self, seed: int) -> dict[str, Tensor]:
+        """The values of such a network whose weights are new."""
+        new = fresh(self.spec, self.data, seed) if self.start is None else reinitialized(self.start, seed)
+        return new.tensors()
+
     def _values(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.graph.tensors().items()}
 
@@ -147,7 +170,7 @@ class _Seed:
     def _start(self, number: int, name: str, how: Restart, masks: MaskSet, before: MaskSet) -> Start:
         """Where a training begins."""
         draw = mixed_seed(self.training.seed, number, *name.encode())
-        new = fresh(self.spec, self.data, draw).tensors() if how.kept == "reinit" else None
+        new = self._redrawn(draw) if how.kept == "reinit" else None
         return restart(self.graph, masks, how, self.early, before=before, fresh=new, seed=draw)
 
     def _dense(self) -> dict[str, Tensor]:
@@ -163,16 +186,16 @@ class _Seed:
     def _train(self, number: int, name: str, start: Start) -> None:
         put(self.graph, start.values)
         with masked(self.graph, start.masks, start.dead):
-            self._fit(number, name, start.masks, None)
+            self._fit(number, name, start.masks, objective_for(self.data))
 
-    def _fit(self, number: int, name: str, masks: MaskSet, watched: Snapshot | None) -> None:
+    def _fit(self, number: int, name: str, masks: MaskSet, objective: Objective) -> None:
         """Train the module as it is, and measure it."""
-        objective = watched or objective_for(self.data)
+        readings = LossReadings(objective, self.graph.module, self.data.validation, self.plan.stop_every)
         history = fit(
             self.graph.module,
             self.data.train,
             self.training,
-            objective=objective,
+            objective=readings,
             validation=self.data.validation,
             run=self.run,
             stage=f"seed-{self.number}.round-{number:02d}.{re.sub(r'[^a-z0-9]+', '-', name)}",
@@ -182,7 +205,8 @@ class _Seed:
             part: evaluate(self.graph.module, examples, objective, device=self.training.device)
             for part, examples in (("validation", self.data.validation), ("test", self.data.test))
         }
-        stop = self.steps * _lowest(history.records)
+        losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
+        stop = min(losses, key=lambda step: losses[step], default=0)
         self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
 
     def _keep(self, number: int, masks: MaskSet) -> None:
@@ -201,8 +225,3 @@ class _Seed:
         }
         ticket = replace(self.graph, lineage=(*self.graph.lineage, record))
         save(ticket, place / f"round-{number:02d}.pt", masks=masks.as_dict(), metrics=asdict(self.points[-1]))
-
-
-def _lowest(records: tuple[EpochRecord, ...]) -> int:
-    """The epoch of the lowest validation loss."""
-    return min(records, key=lambda record: record.validation["loss"]).epoch if records else 0

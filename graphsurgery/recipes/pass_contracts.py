@@ -20,10 +20,14 @@ from graphsurgery.checkpoint import load, save
 from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.masking import masked
+from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.gate import fold, gate, gateable, gates, why_nothing
+from graphsurgery.passes.mask import mask
+from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.widen import undo, widen
 from graphsurgery.places import places
 from graphsurgery.recipes.contracts import Contract, NothingToCompareError, measure
@@ -33,6 +37,7 @@ from graphsurgery.recipes.subjects import (
     draw_inputs,
     fill,
     has_values,
+    holes,
     narrow,
     randomize,
     redraw,
@@ -44,6 +49,7 @@ LARGEST = 4
 OPEN = 100.0
 WIDER = 1.5
 FLOAT32 = 1e-4
+IN_FLOAT32 = "in float32, because the module does not run in float64"
 ILL_CONDITIONED = 1e-6
 BLURRED = 1e-2
 
@@ -56,15 +62,19 @@ class Subject:
     dtype: torch.dtype = torch.float64
     note: str = ""
 
-    def sensitivity(self, seed: int) -> float:
+    def sensitivity(self, seed: int) -> float | None:
         """By what share of itself the least sensitive output changes when the inputs are others.
 
-        Where it is close to 0, equal outputs say little about the layers in front of them.
+        Where it is close to 0, equal outputs say little about the layers in front of them. None for a network that does
+        not run in this precision.
         """
-        outputs = [
-            run(self.graph.module.eval(), draw_inputs(self.graph.inputs, 2, seed + other, self.dtype), seed)
-            for other in (0, 1)
-        ]
+        try:
+            outputs = [
+                run(self.graph.module.eval(), draw_inputs(self.graph.inputs, 2, seed + other, self.dtype), seed)
+                for other in (0, 1)
+            ]
+        except Exception:  # whatever the network's own code raises; it shows in the contracts
+            return None
         return apart(*outputs, over=min)
 
 
@@ -82,7 +92,7 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
         NothingToCompareError: a network far too large cannot be cut, or the network has no values that could be drawn.
     """
     if traced is not None and dtype != torch.float64:
-        return Subject(traced, dtype, "in float32, because the module does not run in float64")
+        return Subject(traced, dtype, IN_FLOAT32)
     if traced is not None and size <= 1:
         return Subject(double(traced))
     try:
@@ -90,12 +100,22 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
         if not has_values(subject.module):
             subject = replace(subject, module=copy.deepcopy(subject.module))
             fill(subject.module, seed)
-        subject = double(subject)
+        exact = double(subject)
     except SurgeryError as cause:
         raise NothingToCompareError(one_line(cause)) from cause
-    randomize(subject.module, seed)
-    calibrate(subject.module, subject.inputs, torch.float64, seed)
-    return Subject(subject, note=note)
+    found = _settled(exact, torch.float64, note, seed)
+    if found.sensitivity(seed) is not None:
+        return found
+    single = replace(subject, module=copy.deepcopy(subject.module).cpu().float().eval())
+    other = _settled(single, torch.float32, "; ".join(filter(None, (note, IN_FLOAT32))), seed)
+    return found if other.sensitivity(seed) is None else other
+
+
+def _settled(graph: ModelGraph, dtype: torch.dtype, note: str, seed: int) -> Subject:
+    """A copy that was made for it, with random norms."""
+    randomize(graph.module, seed)
+    calibrate(graph.module, graph.inputs, dtype, seed)
+    return Subject(graph, dtype, note)
 
 
 def _narrowed(graph: ModelGraph, seed: int, size: float) -> tuple[ModelGraph, str]:
@@ -138,6 +158,8 @@ class PassContracts:
             ("gates folded", lambda: [self.folded()]),
             ("widened", self.widened),
             ("deepened", lambda: [self.deepened()]),
+            ("masked", lambda: [self.masked()]),
+            ("dead", lambda: [self.pruned()]),
             ("saved", lambda: [self.stored()]),
             ("compressed", lambda: [self.compressed()]),
         ]
@@ -234,6 +256,43 @@ class PassContracts:
             return apart(self._outputs(deepen(self.subject, seed=self.seed)), self._outputs(self.subject))
 
         return self._contract("deepened = original", deviation)
+
+    def masked(self) -> Contract:
+        """Weights under a mask: those of the pass are set to 0, and it computes what training under the mask does."""
+
+        def deviation() -> float:
+            masks = holes(self.subject, self.seed)
+            if not masks:
+                raise NothingToCompareError("the network has no weight that can be masked")
+            weights = maskable(self.subject)
+            small, whole = mask(self.subject, masks), mask(self.subject, MaskSet.ones(self.subject))
+            zeroed = {name: weight * masks[name] for name, weight in weights.items()}
+            trained = replace(self.subject, module=copy.deepcopy(self.subject.module))
+            with masked(trained, masks):
+                outputs = self._outputs(trained)
+            return max(
+                apart(maskable(small), zeroed),
+                apart(maskable(whole), weights),
+                apart(self._outputs(small), outputs),
+            )
+
+        return self._contract("masked = weights zeroed", deviation)
+
+    def pruned(self) -> Contract:
+        """Masked, without the channels that are dead then.
+
+        The norms get the statistics of what the mask leaves: with those of the whole network the signal may fade.
+        """
+
+        def deviation() -> float:
+            full = mask(self.subject, holes(self.subject, self.seed))
+            calibrate(full.module, full.inputs, self.dtype, self.seed)
+            small = prune_dead(full)
+            if cost(small).parameters == cost(full).parameters:
+                raise NothingToCompareError("no channel can go that random masks leave without weights")
+            return apart(self._outputs(small), self._outputs(full))
+
+        return self._contract("dead channels pruned = masked", deviation)
 
     def stored(self) -> Contract:
         """Written and read again, bit by bit."""

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.compress import compress
+from graphsurgery.readings import labels
 
 _LARGEST_GAIN = 2.0
 
@@ -125,6 +127,25 @@ def redraw(module: nn.Module, seed: int) -> None:
         if isinstance(tensor, nn.Parameter):
             spread = _spread(tensor) or float(tensor.detach().abs().mean())
             tensor.data = tensor.data.mean() + spread * _normal(tensor, generator)
+
+
+def holes(graph: ModelGraph, seed: int) -> MaskSet:
+    """Random masks with dead channels: in every space a quarter is written by no weight, and a quarter read by none.
+
+    Of the other weights 30 % are dead.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights, types = maskable(graph), graph.types.parameters
+    masks = {name: torch.rand(weight.shape, generator=generator) < 0.7 for name, weight in weights.items()}
+    for space in graph.spaces:
+        quarter = space.size // 4
+        unwritten, unread, _ = torch.randperm(space.size, generator=generator).tensor_split([quarter, 2 * quarter])
+        for name, index, axis in graph.uses[space.dim]:
+            label = labels(axis, space.dim) if name in masks else None
+            if label is not None:
+                dead = torch.isin(label, unread if index in types[name].reads else unwritten)
+                masks[name].movedim(index, 0)[dead] = False
+    return MaskSet(masks)
 
 
 def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype, seed: int) -> None:

@@ -32,6 +32,8 @@ class LotteryPlan:
         controls: names in `restarts.CONTROLS`, each trained under the ticket's mask.
         control_rounds: the rounds in which controls are trained; none stands for all.
         seeds: how many networks, from as many seeds.
+        stop_every: steps between readings of the validation loss, which the early-stopping step comes from; it is read
+            at the end of each epoch in any case.
     """
 
     training: TrainingPlan = field(default_factory=TrainingPlan)
@@ -44,6 +46,7 @@ class LotteryPlan:
     controls: tuple[str, ...] = ()
     control_rounds: tuple[int, ...] = ()
     seeds: int = 1
+    stop_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "seeds"):
@@ -51,8 +54,9 @@ class LotteryPlan:
                 raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected at least 1")
         if not 0 < self.density < 1:
             raise SurgeryError(f"lottery: density is {self.density:g}, expected a share between 0 and 1")
-        if self.rewind_to < 0:
-            raise SurgeryError(f"lottery: rewind_to is {self.rewind_to}, expected a step from 0")
+        for name in ("rewind_to", "stop_every"):
+            if getattr(self, name) < 0:
+                raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected a number of steps from 0")
         for name in self.controls:
             if name not in CONTROLS:
                 raise SurgeryError(f"lottery: control {name!r} is unknown; choose from {'; '.join(CONTROLS)}")
@@ -75,7 +79,7 @@ class Point:
         name: `ticket`, or which control.
         density: the share of all weights that live.
         validation, test: metrics at the end of the training (of its best epoch where the plan says so).
-        stop: the optimizer step of the lowest validation loss, seen after each epoch.
+        stop: the optimizer step of the lowest validation loss that was read.
     """
 
     seed: int

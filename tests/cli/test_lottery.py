@@ -44,10 +44,35 @@ def test_lottery_resumes_in_its_folder(capsys):
 
 
 @pytest.mark.usefixtures("here")
+def test_lottery_takes_a_checkpoint_and_refuses_to_go_on_with_another(here, capsys):
+    command = ["lottery", "mine.pt", *COMMON, "--rounds", "1", "--density", "0.2", "-o", "tickets", "--seeds", "1"]
+    (here / "mine.pt").write_bytes((here / "a.pt").read_bytes())
+    assert run(command) == 0
+    ticket = gs.load("tickets/seed-0/round-01.pt")
+    assert [record["pass"] for record in ticket.lineage] == ["trace", "train", "lottery"]
+    (here / "mine.pt").write_bytes((here / "b.pt").read_bytes())
+    capsys.readouterr()
+    assert run(command) == 2
+    assert "holds a run with start = " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
 def test_lottery_says_what_it_would_do(here, capsys):
     assert run([*LOTTERY, "--dry-run"]) == 0
     assert "would train 3 times for 1 epochs and write tickets" in capsys.readouterr().out
     assert not (here / "tickets").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_one_training_option_leaves_the_others_as_this_command_has_them(capsys):
+    command = ["lottery", SPEC, "--data", "digits?train=300", "-o", "tickets", "--dry-run", "--json"]
+    plans = []
+    for options in ([], ["--device", "cpu", "--seed", "3", "--linear-rate", "0.5"]):
+        assert run([*command, *options]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["plan"])
+    assert plans[1]["training"] == {**plans[0]["training"], "device": "cpu", "seed": 3}
+    assert plans[0]["training"]["optimizer"] == "adam"
+    assert plans[1]["selection"] == {**plans[0]["selection"], "seed": 3, "linear": 0.5}
 
 
 BAD = {
@@ -122,6 +147,12 @@ def test_supermask_states_the_size_and_what_it_would_do(here, capsys):
     shown = capsys.readouterr().out
     assert "kB; the weights would take 201 kB" in shown
     assert all(word in shown for word in ("sampled", "averaged", "thresholded"))
+
+
+def test_a_supermask_of_a_file_is_refused(fails):
+    code, line = fails("supermask", "a.pt", *COMMON, "-o", "mask.pt")
+    assert code == 2
+    assert re.search(r"supermask: a.pt is a file, .* give a model spec, or prune the weights of the file with", line)
 
 
 def test_bad_supermasks_are_one_line(fails):

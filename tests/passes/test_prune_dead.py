@@ -16,6 +16,7 @@ from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
+from graphsurgery.recipes.subjects import holes
 from graphsurgery.verify import deviation
 
 
@@ -58,6 +59,21 @@ def test_random_networks_keep_their_outputs(seed, rows, columns, density):
     with torch.no_grad():
         found, expected = prune_dead(full)(*x), full(*x)
         assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_channels_that_nothing_reads_go_from_random_networks(seed):
+    graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
+    full = mask(graph, holes(graph, seed))
+    small = prune_dead(full)
+    with torch.no_grad():
+        found, expected = small(*x), full(*x)
+    assert float((found - expected).abs().max()) <= 1e-10 * max(1.0, float(expected.abs().max()))
+    left = small.lineage[-1]["sizes"]
+    for space in graph.spaces:
+        if space.name in left and space.outer and space.scalable and space.readers and not space.mixed:
+            assert left[space.name][1] <= space.size - space.size // 4
 
 
 @given(st.integers(0, 10**6))
@@ -221,6 +237,17 @@ def test_a_space_keeps_a_channel_and_mixed_spaces_stay():
     with torch.no_grad():
         graph.module.get_submodule("0").weight[:3] = 0
     assert sizes(prune_dead(graph)) == {"0": 6}
+
+
+def test_a_network_that_casts_is_measured_in_its_own_precision():
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 2), "c": nn.Linear(2, 2)}
+    graph = gs.trace(Network(lambda n, x: n.c(n.b(torch.sigmoid(n.a(x))).float()), **layers), torch.zeros(2, 4))
+    with torch.no_grad():
+        graph.module.a.weight[[1, 2, 4]] = 0
+    small, x = prune_dead(graph), torch.randn(5, 4)
+    assert sizes(small) == {"a": 3, "b": 2}
+    with torch.no_grad():
+        assert deviation(small(x), graph(x)) < 1e-6
 
 
 def test_without_zeros_nothing_goes():

@@ -8,6 +8,8 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.masks import MaskSet
+from graphsurgery.models.loading import open_model
+from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.lottery import lottery
 from graphsurgery.recipes.tickets import LotteryPlan, mean_and_deviation
 from graphsurgery.recipes.train import fresh
@@ -20,7 +22,7 @@ from graphsurgery.training.objectives import CrossEntropy
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import SilentReporter
 from graphsurgery.training.run import Run
-from graphsurgery.training.snapshots import Snapshot
+from graphsurgery.training.snapshots import LossReadings, Snapshot
 
 SPEC = "paper/lenet_300_100?in_features=64"
 TRAINING = TrainingPlan(epochs=2, batch_size=64, optimizer="adam", lr=2e-3, schedule="constant", device="cpu")
@@ -80,6 +82,28 @@ def test_seeds_and_controls(data):
     assert found.masks[0, 1] != found.masks[1, 1]
 
 
+def test_tickets_of_a_network_go_back_to_its_weights(data, tmp_path):
+    """Every seed starts from the network as it is, which stays so; the control has weights of its own."""
+    start = fresh("paper/cnn?width=4", data, 7)
+    before = {name: tensor.clone() for name, tensor in start.tensors().items()}
+    # No training at all: a ticket is the network under its mask.
+    plan = replace(
+        PLAN,
+        rounds=1,
+        seeds=2,
+        training=replace(TRAINING, lr=0.0, epochs=1),
+        restart=Restart("rewind"),
+        controls=("reinit",),
+    )
+    found = lottery("a.pt", data, plan, start=start, folder=tmp_path, reporter=SILENT)
+    for seed in (0, 1):
+        ticket = gs.load(tmp_path / f"seed-{seed}" / "round-01.pt")
+        for name, mask in found.masks[seed, 1].items():
+            assert torch.equal(ticket.tensors()[name], before[name] * mask)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.tensors().items())
+    assert found.of(1, "reinit")[0].test["loss"] != found.of(1)[0].test["loss"]
+
+
 def test_choice_is_by_validation_data_only(data):
     found = lottery(SPEC, replace(data, test=data.train), PLAN, reporter=SILENT)
     other = lottery(SPEC, replace(data, test=data.validation), PLAN, reporter=SILENT)
@@ -103,7 +127,7 @@ class Stopping(SilentReporter):
 
 @pytest.mark.parametrize("epochs", [1, 3, 4, 5])
 def test_a_lottery_goes_on_between_rounds_and_within_them(epochs, data, tmp_path):
-    plan = replace(PLAN, controls=("shuffle",), restart=Restart("rewind"), rewind_to=3)
+    plan = replace(PLAN, controls=("shuffle",), restart=Restart("rewind"), rewind_to=3, stop_every=2)
     expected = lottery(SPEC, data, plan, reporter=SILENT)
     run = Run(tmp_path, save_every=2)
     with pytest.raises(Stopped):
@@ -124,6 +148,25 @@ def test_a_snapshot_is_what_training_so_far_gives(data):
     fit(short.module, data.train, replace(TRAINING, epochs=1), objective=CrossEntropy(10), reporter=SILENT)
     assert watched.values.keys() == short.tensors().keys()
     assert all(torch.equal(tensor, watched.values[name]) for name, tensor in short.tensors().items())
+
+
+def test_reading_the_loss_more_often_changes_nothing_but_the_step(data):
+    plan = replace(PLAN, rounds=1, training=replace(TRAINING, epochs=6, lr=2e-2))
+    found, finely = (lottery(SPEC, data, replace(plan, stop_every=n), reporter=SILENT) for n in (0, 2))
+    assert [replace(p, stop=0) for p in finely.points] == [replace(p, stop=0) for p in found.points]
+    assert all(point.stop % 5 == 0 for point in found.points)
+    assert all(point.stop % 5 == 0 or point.stop % 2 == 0 for point in finely.points)
+    assert any(point.stop % 5 for point in finely.points)
+
+
+def test_losses_are_read_every_so_many_steps(data):
+    graph, short = fresh(SPEC, data, 0), fresh(SPEC, data, 0)
+    watched = LossReadings(CrossEntropy(10), graph.module, data.validation, 5)
+    fit(graph.module, data.train, replace(TRAINING, epochs=3), objective=watched, reporter=SILENT)
+    history = fit(
+        short.module, data.train, TRAINING, objective=CrossEntropy(10), validation=data.validation, reporter=SILENT
+    )
+    assert watched.losses == {5 * record.epoch: record.validation["loss"] for record in history.records}
 
 
 @pytest.mark.parametrize("criterion", ["snip", "movement"])
@@ -158,7 +201,8 @@ BAD = {
     "rounds": ({"rounds": 0}, r"rounds is 0, expected at least 1"),
     "control": ({"controls": ("luck",)}, r"control 'luck' is unknown; choose from reinit; shuffle"),
     "control round": ({"control_rounds": (3,)}, r"control round 3 is not one of the rounds 1 to 2"),
-    "rewind": ({"rewind_to": -1}, r"rewind_to is -1, expected a step from 0"),
+    "readings": ({"stop_every": -1}, r"stop_every is -1, expected a number of steps from 0"),
+    "rewind": ({"rewind_to": -1}, r"rewind_to is -1, expected a number of steps from 0"),
 }
 
 
@@ -167,6 +211,13 @@ def test_bad_plans_are_refused(case):
     options, message = BAD[case]
     with pytest.raises(gs.SurgeryError, match=message):
         replace(PLAN, **options)
+
+
+def test_a_start_that_does_not_fit_is_refused(data):
+    with pytest.raises(gs.SpecError, match=r"a.pt: does not take the inputs \[1, 8, 8\] of digits"):
+        lottery("a.pt", data, PLAN, start=open_model("paper/lenet_300_100"), reporter=SILENT)
+    with pytest.raises(gs.SurgeryError, match=r"lottery: a.pt has gates; fold or compress it first"):
+        lottery("a.pt", data, PLAN, start=gate(fresh("paper/cnn?width=4", data, 0)), reporter=SILENT)
 
 
 def test_what_training_does_not_reach_and_what_would_be_empty_is_refused(data):
