@@ -37,7 +37,8 @@ def export(
     width
         Of a slimmable network, the share of every space.
     target
-        Of a slimmable network, the largest width that costs no more: macs=0.3x, params=1M, size=4MB.
+        Of a slimmable network, the largest width that costs no more: macs=0.3x, params=1M, size=4MB, or timed in ONNX
+        Runtime latency=5ms.
     data
         Of a slimmable network, what gives the statistics of a width that are not in its file.
     """
@@ -75,7 +76,8 @@ def _narrow(screen: Screen, model: str, width: float | None, target: str | None,
     from graphsurgery.cli.output import count
     from graphsurgery.cost import cost
     from graphsurgery.errors import SurgeryError
-    from graphsurgery.recipes.slimmable import load_slimmable, width_for
+    from graphsurgery.recipes.slimmable import load_slimmable
+    from graphsurgery.recipes.width_choice import width_for
     from graphsurgery.targets import parse_target
     from graphsurgery.training.data import load_data
 

@@ -26,7 +26,7 @@ class Sandwich(Objective):
     Args:
         slimmable: the network; what is trained is its whole module.
         task: the objective of the widest, and of the others where they do not mimic it.
-        widths: how many widths each step trains.
+        widths: how many widths each step trains; of a switchable network it is all that there are.
         rule: `sandwich`: the widest, the narrowest and random ones; `random`: random ones, as a control; `widest`: only
             that one.
         distil: whether the others learn what the widest says in the same step, without gradient, instead of labels.
@@ -53,6 +53,8 @@ class Sandwich(Objective):
             raise SurgeryError(f"slim: {widths} widths in a step, expected at least 2")
         if not 0 <= warmup <= 1:
             raise SurgeryError(f"slim: warmup is {warmup:g}, expected a fraction from 0 to 1")
+        if slimmable.switchable and rule != "sandwich":
+            raise SurgeryError(f"slim: rule {rule} is not for switchable BatchNorms, each step trains all their widths")
         self.slimmable, self.task, self.widths, self.rule = slimmable, task, widths, rule
         self.distil, self.warmup = distil, warmup
         self.score, self.higher_is_better = task.score, task.higher_is_better
@@ -67,7 +69,7 @@ class Sandwich(Objective):
         if self.rule == "widest":
             return self.task.loss(module, batch)
         named: dict[str, Tensor] = {}
-        chosen = self._drawn(self.widths - 2 if self.rule == "sandwich" else self.widths)
+        chosen = self.chosen()
         soft: Tensor | None = None
         losses: list[Tensor] = []
         if self.rule == "sandwich":
@@ -76,7 +78,6 @@ class Sandwich(Objective):
             losses.append(named["widest"])
             if self.distil and self._done >= self.warmup and isinstance(wide.output, Tensor):
                 soft = wide.output.detach()
-            chosen = [self.slimmable.minimum, *chosen]
         for number, width in enumerate(chosen):
             narrow = self.slimmable.at(width)
             loss = (
@@ -88,6 +89,14 @@ class Sandwich(Objective):
             if number == 0 and self.rule == "sandwich":
                 named["narrowest"] = loss
         return {"total": torch.stack(losses).mean(), **named}
+
+    def chosen(self) -> list[float]:
+        """The widths of a step besides the widest, the narrowest first."""
+        if self.slimmable.switchable:
+            return list(self.slimmable.switchable[:-1])
+        if self.rule == "sandwich":
+            return [self.slimmable.minimum, *self._drawn(self.widths - 2)]
+        return self._drawn(self.widths)
 
     def _drawn(self, count: int) -> list[float]:
         """Random widths from the grid, by torch's random state."""

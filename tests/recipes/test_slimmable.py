@@ -13,11 +13,10 @@ from graphsurgery.recipes.slimmable import (
     load_slimmable,
     measure_widths,
     save_slimmable,
-    search,
     train_slimmable,
-    width_for,
 )
 from graphsurgery.recipes.train import fresh
+from graphsurgery.recipes.width_choice import search, width_for
 from graphsurgery.targets import parse_target
 from graphsurgery.training.data import load_data
 from graphsurgery.training.evaluation import evaluate
