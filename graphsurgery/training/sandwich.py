@@ -21,7 +21,7 @@ _STEPS = 16
 
 
 class Sandwich(Objective):
-    """The loss of several widths of one network, the mean of theirs.
+    """The loss of several widths of one network, the sum of theirs: every width learns as fast as it would alone.
 
     Args:
         slimmable: the network; what is trained is its whole module.
@@ -88,7 +88,7 @@ class Sandwich(Objective):
             losses.append(loss)
             if number == 0 and self.rule == "sandwich":
                 named["narrowest"] = loss
-        return {"total": torch.stack(losses).mean(), **named}
+        return {"total": torch.stack(losses).sum(), **named}
 
     def chosen(self) -> list[float]:
         """The widths of a step besides the widest, the narrowest first."""
