@@ -40,7 +40,7 @@ class Slimming:
     """The widest, the narrowest and random ones; or, as controls, random ones or only the widest."""
     distil: Annotated[bool, Parameter(negative="--no-distil")] = True
     """Narrow networks learn what the widest says in the same step."""
-    distil_after: float = 0.2
+    distil_after: float = 0.5
     """Fraction of the training in which they learn labels before."""
     sort: Annotated[bool, Parameter(negative="--no-sort")] = True
     """Important channels first."""

@@ -82,10 +82,10 @@ def widths(
             outcome = replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
         screen.show(outcome_table(outcome))
         document["outcome"] = outcome.as_dict()
-        for path, write in ((plot, draw_widths), (report, write_report)):
-            if path is not None:
-                write(outcome, path)
-                screen.line("wrote", str(path))
+        for file, write in ((plot, draw_widths), (report, write_report)):
+            if file is not None:
+                write(outcome, file)
+                screen.line("wrote", str(file))
     if len(statistics.known) > known:
         save_slimmable(statistics, Path(model), **metadata)
         screen.line("kept", f"the statistics of {len(statistics.known) - known} more configurations in {model}")

@@ -23,11 +23,11 @@ RANKINGS = ("per-space", "global")
 QUANTITIES = {
     "params": "parameters", "macs": "MACs", "size": "bytes", "width": "channels", "latency": "milliseconds",
 }  # fmt: skip
-_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_DECIMAL: Mapping[str, float] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _BYTES = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
-_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_UNITS: Mapping[str, Mapping[str, float]] = {"size": _BYTES, "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3}}
 _FORM = re.compile(r"(?P<quantity>\w+)=(?P<number>\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 _EXAMPLES = "write params=0.5x, macs=300M, size=4MB or width=0.75"
 
@@ -101,7 +101,7 @@ def parse_target(text: str, **options: Any) -> Target:
     quantity, number, unit = found["quantity"].lower(), float(found["number"]), found["unit"].lower()
     if unit == "x" or (quantity == "width" and not unit):
         return Target(quantity, number, **options)
-    units: Mapping[str, float] = {"size": _BYTES, "latency": _MILLISECONDS}.get(quantity, _DECIMAL)
+    units = _UNITS.get(quantity, _DECIMAL)
     if unit not in units:
         wrong = f"unknown unit {found['unit']}" if unit else "has no unit"
         raise SurgeryError(f"target {text!r}: {wrong}; {'write latency=5ms' if quantity == 'latency' else _EXAMPLES}")

@@ -53,7 +53,7 @@ class SlimPlan:
     widths: int = 4
     rule: str = "sandwich"
     distil: bool = True
-    warmup: float = 0.2
+    warmup: float = 0.5
     sort: bool = True
     switchable: tuple[float, ...] = ()
 

@@ -32,6 +32,9 @@ class Sandwich(Objective):
         distil: whether the others learn what the widest says in the same step, without gradient, instead of labels.
         warmup: fraction of the training in which they learn labels before.
 
+    A widest network that has just begun is a bad teacher: in short trainings early distillation costs accuracy at every
+    width, see docs/benchmarks.md.
+
     Random widths are drawn from sixteen that lie evenly between narrowest and widest, so that each is built once.
 
     Source: Yu & Huang, "Universally slimmable networks", arXiv:1903.05134, sections 3.1 and 3.2.
@@ -45,7 +48,7 @@ class Sandwich(Objective):
         widths: int = 4,
         rule: str = "sandwich",
         distil: bool = True,
-        warmup: float = 0.2,
+        warmup: float = 0.5,
     ) -> None:
         if rule not in RULES:
             raise SurgeryError(f"slim: rule is {rule!r}; choose from {', '.join(RULES)}")
