@@ -7,6 +7,7 @@ import torch
 
 import graphsurgery as gs
 from graphsurgery.cost import cost
+from graphsurgery.passes.compress import compress
 from graphsurgery.recipes import width_choice
 from graphsurgery.recipes.slimmable import (
     SlimPlan,
@@ -160,7 +161,7 @@ def test_bad_requests_are_refused(digits, trained, tmp_path):
     with pytest.raises(gs.SurgeryError, match="a target of latency is not possible; use params, macs, size"):
         search(trained, digits, parse_target("latency=5ms"))
     with pytest.raises(gs.SurgeryError, match="compress: a target of latency is not possible"):
-        gs.compress(trained.graph, target="latency=5ms")
+        compress(trained.graph, target="latency=5ms")
     gs.save(trained.graph, tmp_path / "plain.pt")
     with pytest.raises(gs.SurgeryError, match=r"plain.pt: is no slimmable network; make one with graphsurgery slim"):
         load_slimmable(tmp_path / "plain.pt")
