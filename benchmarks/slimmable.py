@@ -164,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=6000, help="of the training set")
     parser.add_argument("--epochs", type=int, default=5, help="of every network")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -184,7 +185,7 @@ def measure(options: argparse.Namespace) -> None:
     data = load_data(f"{options.data}?train={options.images}")
     # Nothing is chosen by it here; the loop only logs it.
     data = replace(data, validation=Subset(data.validation, range(500)))
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for model in options.models:
             for part in options.parts:
                 file = options.results / f"{model}-{part}-{seed}.json"

@@ -56,6 +56,7 @@ def widths(
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.reports.widths import check_ending, draw_widths
+    from graphsurgery.slimming import key_of
     from graphsurgery.targets import parse_target
     from graphsurgery.training.data import load_data
 
@@ -74,6 +75,7 @@ def widths(
         screen.show(table)
         document["frontier"] = [asdict(found) for found in path]
         statistics.network(dict(path[-1].sizes), examples)
+        following = key_of(path[-1].sizes)
     else:
         outcome = measure_widths(statistics, examples, at)
         if latency:
@@ -82,6 +84,7 @@ def widths(
             outcome = replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
         screen.show(outcome_table(outcome))
         document["outcome"] = outcome.as_dict()
+        following = f"{outcome.widths[-1]:g}"
         for file, write in ((plot, draw_widths), (report, write_report)):
             if file is not None:
                 write(outcome, file)
@@ -89,4 +92,4 @@ def widths(
     if len(statistics.known) > known:
         save_slimmable(statistics, Path(model), **metadata)
         screen.line("kept", f"the statistics of {len(statistics.known) - known} more configurations in {model}")
-    screen.finish(document, "export", model, "--width", "0.5", "-o", Path(model).with_suffix(".onnx"))
+    screen.finish(document, "export", model, "--width", following, "-o", Path(model).with_suffix(".onnx"))

@@ -256,6 +256,21 @@ def key_of(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
+def parse_width(text: str) -> Width:
+    """The width that a text names: `0.5`, or as `key_of` writes it `conv1=8,conv2=16` (the other spaces stay whole).
+
+    Raises:
+        SurgeryError: the text has another form.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        if all(name and size.isdecimal() for name, _, size in pairs):
+            return {name: int(size) for name, _, size in pairs}
+    raise SurgeryError(f"slim: width {text!r} has no known form; write 0.5, or channels of spaces: conv1=8,conv2=16")
+
+
 def pack_norms(module: nn.Module, *, affine: bool = False) -> dict[str, str]:
     """The running statistics of every BatchNorm, and on demand its affine values, as text that JSON takes."""
     kinds = ("running_mean", "running_var", *(("weight", "bias") if affine else ()))

@@ -14,7 +14,7 @@ import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.slim import slim
-from graphsurgery.slimming import Slimmable, batch_norms, key_of, pack_norms, unpack_norms
+from graphsurgery.slimming import Slimmable, batch_norms, key_of, pack_norms, parse_width, unpack_norms
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import CrossEntropy
 from graphsurgery.training.plan import TrainingPlan
@@ -76,6 +76,15 @@ def test_spaces_can_have_widths_of_their_own():
     assert slimmable.sizes(width) == {"conv1": 3, "conv2": 16, "fc1": 60, "fc2": 84}
     assert slimmable.at(width)(x).shape == (2, 10)
     assert slimmable.at(width) is slimmable.at({"fc1": 60, "conv1": 3})
+
+
+def test_widths_are_read_from_text():
+    assert parse_width("0.5") == 0.5
+    sizes = {"conv1": 3, "layer1.0.conv1:2": 60}
+    assert parse_width(key_of(sizes)) == sizes
+    for text in ("half", "conv1=0.5", "=3", "conv1=3,", ""):
+        with pytest.raises(gs.SurgeryError, match=r"has no known form; write 0.5, or channels of spaces"):
+            parse_width(text)
 
 
 ROUNDED = [(64, 0.5, 8, 32), (20, 0.5, 8, 16), (18, 0.9, 8, 16), (100, 0.35, 8, 32), (10, 0.25, 8, 8), (10, 1.0, 8, 10)]

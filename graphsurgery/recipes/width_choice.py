@@ -153,6 +153,7 @@ def search(
     whole = slimmable.graph.module
     limit = target.goal(count(sizes))
     modes = {part: part.training for part in whole.modules()}
+    buffers = {name: buffer.clone() for name, buffer in whole.named_buffers()}
     try:
         path = [Found(dict(sizes), count(sizes), _score(slimmable, sizes, batch, objective))]
         while path[-1].cost > limit:
@@ -171,6 +172,8 @@ def search(
     finally:
         for part, mode in modes.items():
             part.training = mode
+        for name, buffer in whole.named_buffers():
+            buffer.copy_(buffers[name])
     return path
 
 

@@ -28,7 +28,11 @@ def test_one_network_for_every_width(capsys, here):
     assert len(read_metadata("us.pt")["statistics"]) > known
     assert run(["export", "us.pt", "--target", "macs=0.6x", "--data", "digits", "-o", "small.onnx", "--quiet"]) == 0
     assert run(["widths", "us.pt", "--data", "digits", "--search", "macs=0.6x"]) == 0
-    assert "channels" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "channels" in shown
+    following = shown.rpartition("next")[2].split()
+    assert run([*following[1:-1], "searched.onnx"]) == 0
+    assert "=" in following[following.index("--width") + 1]
 
 
 @pytest.mark.usefixtures("here")

@@ -92,12 +92,14 @@ def test_a_target_picks_the_largest_width(trained):
 
 def test_the_search_ends_at_its_target_and_leaves_the_network_as_it_was(digits, trained):
     trained.graph.module.eval()
+    before = {name: tensor.clone() for name, tensor in trained.graph.module.state_dict().items()}
     path = search(trained, digits, parse_target("macs=0.5x"), step=0.25)
     assert path[-1].cost <= 0.5 * path[0].cost < path[-2].cost
-    for before, after in itertools.pairwise(path):
-        changed = [name for name in before.sizes if before.sizes[name] != after.sizes[name]]
+    for one, next_one in itertools.pairwise(path):
+        changed = [name for name in one.sizes if one.sizes[name] != next_one.sizes[name]]
         assert len(changed) == 1
     assert not trained.graph.module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.graph.module.state_dict().items())
     assert cost(trained.extract(path[-1].sizes)).macs == path[-1].cost
 
 
