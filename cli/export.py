@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -79,7 +78,7 @@ def _narrow(screen: Screen, model: str, width: str | None, target: str | None, d
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.slimmable import load_slimmable
     from graphsurgery.recipes.width_choice import width_for
-    from graphsurgery.slimming import key_of, parse_width
+    from graphsurgery.slimming import parse_width
     from graphsurgery.targets import parse_target
     from graphsurgery.training.data import load_data
 
@@ -90,6 +89,6 @@ def _narrow(screen: Screen, model: str, width: str | None, target: str | None, d
     chosen = width_for(slimmable, parse_target(str(target))) if width is None else parse_width(width)
     graph = statistics.network(chosen, None if data is None else load_data(data))
     size = cost(graph)
-    name = key_of(chosen) if isinstance(chosen, Mapping) else f"{chosen:g}"
+    name = f"{chosen:g}" if isinstance(chosen, int | float) else width
     screen.line("width", f"{name}: {count(size.parameters)} parameters, {count(size.macs)} MACs")
     return graph
