@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--results", type=Path, default=Path("build/slimmable"))
+    parser.add_argument("--longer", type=Path, default=Path("build/slimmable-long"), help="results of more epochs")
     parser.add_argument("--write", action="store_true", help="write what is there into docs/benchmarks.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -221,12 +222,24 @@ def write(options: argparse.Namespace) -> None:
     parts = [measured(command, sum(run["seconds"] for run in runs.values())), settings(chosen)]
     scores = {model: scores_of(model, runs) for model in MODELS}
     for model, (name, _) in MODELS.items():
-        parts += [f"**{name}**", rows_of(scores[model], runs[f"{model}-alone-0"]["found"]), findings(scores[model])]
-        parts.append(step_cost([run["found"] for key, run in runs.items() if key.startswith(f"{model}-overhead")]))
+        cost_of_steps = step_cost([run["found"] for key, run in runs.items() if key.startswith(f"{model}-overhead")])
+        parts += [f"**{name}**", rows_of(scores[model], runs[f"{model}-alone-0"]["found"])]
+        parts.append(f"{findings(scores[model])}\n{cost_of_steps}")
     draw(scores)
-    text = "\n\n".join([*parts, PICTURE, NOTE])
+    text = "\n\n".join([*parts, PICTURE, *longer(options.longer), NOTE])
     print(text)
     write_section("slimmable", text)
+
+
+def longer(folder: Path) -> list[str]:
+    """What the CNN reaches in a longer training, where that was measured."""
+    runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("cnn-*-0.json"))}
+    scores = {key: found for key, found in scores_of("cnn", runs).items() if SHOWN[key][1] == "own"}
+    if not scores:
+        return []
+    rows = [[SHOWN[key][0], *(f"{values[0]:.2f}" for values in found.values())] for key, found in scores.items()]
+    head = f"The CNN after {next(iter(runs.values()))['settings']['epochs']} epochs, one seed:"
+    return [head, table(["by width", *(f"{width:g}" for width in WIDTHS)], rows)]
 
 
 Scores = dict[str, dict[float, list[float]]]
@@ -252,7 +265,7 @@ def settings(chosen: Mapping[str, Any]) -> str:
         f"seeds. All train alike: batches of {plan.batch_size}, {plan.optimizer} at {plan.lr:g} (cosine), weight decay "
         f"{plan.weight_decay:g}. A step of the sandwich is the widest, the narrowest and two random widths; a step of "
         "random widths is four; a step with switchable BatchNorms is all five. Statistics are found on 1,000 training "
-        "images. Nothing was chosen on the test data."
+        f"images. Distillation begins after {WARMUP:g} of the training. Nothing was chosen on the test data."
     )
 
 
@@ -278,7 +291,7 @@ def findings(scores: Scores) -> str:
     steps = [high - low for low, high in itertools.pairwise(mean["sandwich"].values())]
     low, high = WIDTHS[0], WIDTHS[-1]
     ends = {
-        width: [a - b for a, b in zip(scores["sandwich"][width], scores["random"][width], strict=False)]
+        width: [a - b for a, b in zip(scores["sandwich"][width], scores["random"][width], strict=True)]
         for width in (low, high)
     }
     worth = mean["sandwich"][low] - mean["sandwich, whole"][low]
@@ -291,7 +304,7 @@ def findings(scores: Scores) -> str:
     for key in ("sandwich", "distilled", "switchable"):
         if key in mean:
             gaps = [f"{mean[key][width] - mean['alone'][width]:+.2f} at {width:g}" for width in WIDTHS]
-            lines.append(f"{SHOWN[key][0].capitalize()} less trained alone: {', '.join(gaps)}.")
+            lines.append(f"{SHOWN[key][0][0].upper()}{SHOWN[key][0][1:]} less trained alone: {', '.join(gaps)}.")
     lines.append(f"Statistics of its own are worth {worth:.1f} points at width {low:g}.")
     return "\n".join(f"- {line}" for line in lines)
 
