@@ -1,11 +1,12 @@
 """Does one set of weights do at every width what networks trained for one width do? On Fashion-MNIST.
 
     python benchmarks/slimmable.py
+    python benchmarks/slimmable.py --models cnn --epochs 20 --seeds 1 --results build/slimmable-long
     python benchmarks/slimmable.py --write
 
 A small CNN and a small MobileNetV2 are trained as slimmable networks, by the sandwich rule, by random widths and with
 switchable BatchNorms, and alone at each width for as many epochs. Each part of each network and seed is a file in
-`--results`, and is not measured twice; `--write` puts what is there into docs/benchmarks.md and
+`--results`, and is not measured twice; `--write` puts what is there, and in `--longer`, into docs/benchmarks.md and
 docs/images/slimmable.svg.
 """
 

@@ -49,6 +49,14 @@ def test_a_network_with_switchable_norms(capsys, here):
     assert "width      1:" in capsys.readouterr().out
 
 
+def test_doctor_examines_slimming_on_demand(capsys):
+    assert run(["doctor", "paper/mlp", "--no-onnx", "--slim", "--quiet", "--json"]) == 0
+    names = [contract["name"] for contract in json.loads(capsys.readouterr().out)["contracts"]]
+    assert "slim at width w = compressed to the first channels" in names
+    assert run(["doctor", "paper/mlp", "--no-onnx", "--quiet", "--json"]) == 0
+    assert "slim at" not in capsys.readouterr().out
+
+
 BAD = {
     "no slimmable network": (["export", "a.pt", "--width", "0.5", "-o", "x.onnx"], "a.pt: is no slimmable network"),
     "widths of another": (["widths", "a.pt", "--data", "digits"], "a.pt: is no slimmable network"),
