@@ -14,6 +14,7 @@ def doctor(
     /,
     *,
     onnx: Annotated[bool, Parameter(negative="--no-onnx")] = True,
+    slim: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     seed: Seed = 0,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
@@ -26,6 +27,8 @@ def doctor(
         A model spec, a checkpoint, or a state_dict with --arch.
     onnx
         Also compare with ONNX Runtime.
+    slim
+        Also run it as a slimmable network, at the whole width and at narrower ones.
     """
     from graphsurgery.cli.output import Output, columns, count
     from graphsurgery.errors import CheckFailedError
@@ -33,7 +36,7 @@ def doctor(
 
     screen = Output(shown)
     graph, module = opening.pair(model)
-    report = examine(graph, module, seed=seed, onnx=onnx)
+    report = examine(graph, module, seed=seed, onnx=onnx, slim=slim)
     screen.line("traced", f"{report.nodes} nodes, {report.spaces} spaces, {len(report.frozen)} frozen")
     for node, reason in report.frozen:
         screen.line("frozen", f"{node}: {reason}")

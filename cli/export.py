@@ -20,7 +20,7 @@ def export(
     *,
     output: Output,
     opset: Annotated[int | None, Parameter(validator=Number(gte=18))] = None,
-    width: float | None = None,
+    width: str | None = None,
     target: str | None = None,
     data: str | None = None,
     opening: Opening = OPENING,
@@ -35,9 +35,10 @@ def export(
     opset
         Version of the operators, at least 18; by default the exporter's choice.
     width
-        Of a slimmable network, the share of every space.
+        Of a slimmable network, the share of every space, or channels of single ones: conv1=8,conv2=16.
     target
-        Of a slimmable network, the largest width that costs no more: macs=0.3x, params=1M, size=4MB.
+        Of a slimmable network, the largest width that costs no more: macs=0.3x, params=1M, size=4MB, or timed in ONNX
+        Runtime latency=5ms.
     data
         Of a slimmable network, what gives the statistics of a width that are not in its file.
     """
@@ -70,20 +71,24 @@ def export(
     screen.finish(document, "inspect", model)
 
 
-def _narrow(screen: Screen, model: str, width: float | None, target: str | None, data: str | None) -> ModelGraph:
+def _narrow(screen: Screen, model: str, width: str | None, target: str | None, data: str | None) -> ModelGraph:
     """A slimmable network at one width."""
     from graphsurgery.cli.output import count
     from graphsurgery.cost import cost
     from graphsurgery.errors import SurgeryError
-    from graphsurgery.recipes.slimmable import load_slimmable, width_for
+    from graphsurgery.recipes.slimmable import load_slimmable
+    from graphsurgery.recipes.width_choice import width_for
+    from graphsurgery.slimming import parse_width
     from graphsurgery.targets import parse_target
     from graphsurgery.training.data import load_data
 
     if width is not None and target is not None:
         raise SurgeryError("export: --width and --target exclude each other")
     statistics, _ = load_slimmable(model)
-    chosen = width_for(statistics.slimmable, parse_target(str(target))) if width is None else width
+    slimmable = statistics.slimmable
+    chosen = width_for(slimmable, parse_target(str(target))) if width is None else parse_width(width)
     graph = statistics.network(chosen, None if data is None else load_data(data))
     size = cost(graph)
-    screen.line("width", f"{chosen:g}: {count(size.parameters)} parameters, {count(size.macs)} MACs")
+    name = f"{chosen:g}" if isinstance(chosen, int | float) else width
+    screen.line("width", f"{name}: {count(size.parameters)} parameters, {count(size.macs)} MACs")
     return graph

@@ -40,17 +40,27 @@ class Slimming:
     """The widest, the narrowest and random ones; or, as controls, random ones or only the widest."""
     distil: Annotated[bool, Parameter(negative="--no-distil")] = True
     """Narrow networks learn what the widest says in the same step."""
-    distil_after: float = 0.2
+    distil_after: float = 0.5
     """Fraction of the training in which they learn labels before."""
     sort: Annotated[bool, Parameter(negative="--no-sort")] = True
     """Important channels first."""
+    switchable: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = ()
+    """Only these widths and the whole, each with BatchNorms of its own, and all trained in every step."""
 
     def plan(self, training: TrainingPlan) -> SlimPlan:
         """The plan of the recipe."""
         from graphsurgery.recipes.slimmable import SlimPlan
 
         return SlimPlan(
-            training, self.min_width, self.divisor, self.widths, self.rule, self.distil, self.distil_after, self.sort
+            training,
+            minimum=self.min_width,
+            divisor=self.divisor,
+            widths=self.widths,
+            rule=self.rule,
+            distil=self.distil,
+            warmup=self.distil_after,
+            sort=self.sort,
+            switchable=self.switchable,
         )
 
 
@@ -88,8 +98,13 @@ def slim(
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns, count
     from graphsurgery.cost import cost
-    from graphsurgery.recipes.slimmable import SHOWN as WIDTHS
-    from graphsurgery.recipes.slimmable import Statistics, measure_widths, save_slimmable, train_slimmable
+    from graphsurgery.recipes.slimmable import (
+        Statistics,
+        measure_widths,
+        save_slimmable,
+        train_slimmable,
+        usual_widths,
+    )
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.slimming import Slimmable
@@ -102,22 +117,22 @@ def slim(
     check_fits(examples, graph.module, name=model)
     plan = slimming.plan(training)
     document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}
-    widths = sorted({max(width, plan.minimum) for width in WIDTHS})
     if dry_run:
-        slimmable = Slimmable(graph, minimum=plan.minimum, divisor=plan.divisor)
+        slimmable = Slimmable(graph, minimum=plan.minimum, divisor=plan.divisor, switchable=plan.switchable)
         table = columns("width", "parameters", "MACs", right=["parameters", "MACs"])
-        for width in widths:
+        for width in usual_widths(slimmable):
             size = cost(slimmable.extract(width))
             table.add_row(f"{width:g}", count(size.parameters), count(size.macs))
         screen.show(table)
-        screen.line("dry run", f"would train {training.epochs} epochs of {plan.widths} widths and write {output}")
+        trained = len(slimmable.switchable) or plan.widths
+        screen.line("dry run", f"would train {training.epochs} epochs of {trained} widths and write {output}")
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
     folder = None if run is None else Run(run, config=settings)
     slimmable, curves = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
     statistics = Statistics(slimmable)
-    outcome = measure_widths(statistics, examples, widths, curves=curves)
+    outcome = measure_widths(statistics, examples, curves=curves)
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path}, config=asdict(plan))
     save_slimmable(statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
@@ -126,5 +141,6 @@ def slim(
     screen.show(outcome_table(outcome))
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
-    following = ("export", output, "--width", "0.5", "-o", output.with_suffix(".onnx"))
+    narrow = f"{outcome.widths[len(outcome.widths) // 2]:g}"
+    following = ("export", output, "--width", narrow, "-o", output.with_suffix(".onnx"))
     screen.finish({**document, "outcome": outcome.as_dict()}, *following)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from graphsurgery.cli.options import SHOWN, Seed, Shown, writable
+from graphsurgery.errors import SurgeryError
 
 
 def widths(
@@ -15,9 +16,10 @@ def widths(
     /,
     *,
     data: str,
-    at: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (0.25, 0.5, 0.75, 1.0),
+    at: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
     search: str | None = None,
     latency: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    plot: Path | None = None,
     report: Path | None = None,
     seed: Seed = 0,
     shown: Shown = SHOWN,
@@ -31,26 +33,35 @@ def widths(
     data
         What it was trained on.
     at
-        The widths.
+        The widths; by default 0.25, 0.5, 0.75 and 1, or those that have BatchNorms of their own.
     search
         Instead, remove channels where it hurts least until a target is met: macs=0.3x, params=1M.
     latency
         Also time each width in ONNX Runtime.
+    plot
+        Also draw accuracy against width, MACs, parameters and latency: a file.svg, .png or .pdf.
     report
         Also write an HTML report.
     """
-    writable(report)
+    writable(plot, report)
+    if search is not None and (at or latency or plot or report):
+        raise SurgeryError("widths: --search stands alone; leave out --at, --latency, --plot and --report")
     from dataclasses import asdict, replace
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns, count
     from graphsurgery.recipes.slimmable import load_slimmable, measure_widths, save_slimmable
-    from graphsurgery.recipes.slimmable import search as find
+    from graphsurgery.recipes.width_choice import latencies
+    from graphsurgery.recipes.width_choice import search as find
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.reports.widths import check_ending, draw_widths
+    from graphsurgery.slimming import key_of
     from graphsurgery.targets import parse_target
     from graphsurgery.training.data import load_data
 
+    if plot is not None:
+        check_ending(plot)
     screen = Screen(shown)
     statistics, metadata = load_slimmable(model)
     examples = load_data(data, seed=seed)
@@ -64,32 +75,21 @@ def widths(
         screen.show(table)
         document["frontier"] = [asdict(found) for found in path]
         statistics.network(dict(path[-1].sizes), examples)
+        following = key_of(path[-1].sizes)
     else:
         outcome = measure_widths(statistics, examples, at)
         if latency:
-            timed = _timed(statistics, at)
-            outcome = replace(outcome, rows=tuple(replace(row, latency=timed[row.name]) for row in outcome.rows))
+            timed = latencies(statistics.slimmable, outcome.widths)
+            rows = zip(outcome.widths, outcome.rows, strict=True)
+            outcome = replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
         screen.show(outcome_table(outcome))
         document["outcome"] = outcome.as_dict()
-        if report is not None:
-            write_report(outcome, report)
-            screen.line("wrote", str(report))
+        following = f"{outcome.widths[-1]:g}"
+        for file, write in ((plot, draw_widths), (report, write_report)):
+            if file is not None:
+                write(outcome, file)
+                screen.line("wrote", str(file))
     if len(statistics.known) > known:
-        rest = {name: value for name, value in metadata.items() if name not in ("slim", "statistics")}
-        save_slimmable(statistics, Path(model), **rest)
+        save_slimmable(statistics, Path(model), **metadata)
         screen.line("kept", f"the statistics of {len(statistics.known) - known} more configurations in {model}")
-    screen.finish(document, "export", model, "--width", "0.5", "-o", Path(model).with_suffix(".onnx"))
-
-
-def _timed(statistics: Any, at: tuple[float, ...]) -> dict[str, float]:
-    """The latency of every width in ONNX Runtime, timed in turn."""
-    import tempfile
-
-    from graphsurgery.onnx.exporting import export_onnx
-    from graphsurgery.onnx.latency import measure_latency
-
-    with tempfile.TemporaryDirectory() as folder:
-        files = {f"width {width:g}": Path(folder) / f"{number}.onnx" for number, width in enumerate(at)}
-        for width, file in zip(at, files.values(), strict=True):
-            export_onnx(statistics.network(width), file)
-        return {name: found.median for name, found in measure_latency(files).items()}
+    screen.finish(document, "export", model, "--width", following, "-o", Path(model).with_suffix(".onnx"))

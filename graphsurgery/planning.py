@@ -167,7 +167,10 @@ def _counter(graph: ModelGraph, quantity: str) -> _Counter:
     if quantity == "width":
         return lambda sizes: sum(sizes.values())
     cost = PlannedCost(graph)
-    count = {"params": cost.parameters, "macs": cost.macs, "size": cost.bytes}[quantity]
+    counts = {"params": cost.parameters, "macs": cost.macs, "size": cost.bytes}
+    if quantity not in counts:
+        raise SurgeryError(f"compress: a target of {quantity} is not possible; use {', '.join(counts)} or width")
+    count = counts[quantity]
     return lambda sizes: count(Widths({choice.space.dim: size for choice, size in sizes.items()}))
 
 

@@ -11,7 +11,7 @@ import bisect
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,11 +20,14 @@ from torch import Tensor
 from graphsurgery.errors import SurgeryError
 
 RANKINGS = ("per-space", "global")
-QUANTITIES = {"params": "parameters", "macs": "MACs", "size": "bytes", "width": "channels"}
-_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+QUANTITIES = {
+    "params": "parameters", "macs": "MACs", "size": "bytes", "width": "channels", "latency": "milliseconds",
+}  # fmt: skip
+_DECIMAL: Mapping[str, float] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _BYTES = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
+_UNITS: Mapping[str, Mapping[str, float]] = {"size": _BYTES, "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3}}
 _FORM = re.compile(r"(?P<quantity>\w+)=(?P<number>\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 _EXAMPLES = "write params=0.5x, macs=300M, size=4MB or width=0.75"
 
@@ -35,7 +38,8 @@ class Target:
 
     Attributes:
         quantity: `params` (parameters), `macs` (multiply-accumulates per image), `size` (bytes of all parameters and
-            buffers) or `width` (channels of all the spaces that are cut).
+            buffers), `width` (channels of all the spaces that are cut) or `latency` (milliseconds for one image, which
+            only a slimmable network can be asked for: it is timed, not counted).
         amount: how much of it; of the network without its gates where `relative`.
         relative: whether `amount` is a share.
         ranking: `per-space`, every space keeps the same share; or `global`, the channels of all spaces compete by their
@@ -69,7 +73,9 @@ class Target:
             raise SurgeryError(f"max_cut is {self.max_cut:g}, expected a share above 0 and at most 1")
 
     def __str__(self) -> str:
-        return f"{self.quantity}={self.amount:g}x" if self.relative else f"{self.quantity}={self.amount:.0f}"
+        if self.relative:
+            return f"{self.quantity}={self.amount:g}x"
+        return f"latency={self.amount:g}ms" if self.quantity == "latency" else f"{self.quantity}={self.amount:.0f}"
 
     def goal(self, now: int) -> int:
         """The largest count that meets the target, for a network that has `now`."""
@@ -80,7 +86,7 @@ def parse_target(text: str, **options: Any) -> Target:
     """The target `params=0.5x`, `macs=300M`, `size=4MB` or `width=0.75`.
 
     A number with an x is a share. Others are counts: k, M and G stand for thousands, millions and billions, kB, MB and
-    GB likewise for bytes, KiB, MiB and GiB for powers of 1024.
+    GB likewise for bytes, KiB, MiB and GiB for powers of 1024. A latency is in us, ms or s.
 
     Args:
         text: quantity, `=`, amount.
@@ -95,10 +101,11 @@ def parse_target(text: str, **options: Any) -> Target:
     quantity, number, unit = found["quantity"].lower(), float(found["number"]), found["unit"].lower()
     if unit == "x" or (quantity == "width" and not unit):
         return Target(quantity, number, **options)
-    units = _BYTES if quantity == "size" else _DECIMAL
+    units = _UNITS.get(quantity, _DECIMAL)
     if unit not in units:
-        raise SurgeryError(f"target {text!r}: unknown unit {found['unit']}; {_EXAMPLES}")
-    if number * units[unit] < 1:
+        wrong = f"unknown unit {found['unit']}" if unit else "has no unit"
+        raise SurgeryError(f"target {text!r}: {wrong}; {'write latency=5ms' if quantity == 'latency' else _EXAMPLES}")
+    if quantity != "latency" and number * units[unit] < 1:
         raise SurgeryError(f"target {text!r}: is less than one; for a share write {quantity}={number:g}x")
     return Target(quantity, number * units[unit], relative=False, **options)
 

@@ -27,6 +27,9 @@ from graphsurgery.targets import Lane, Target, parse_target, search
         ("size=512 KiB", "size", 2**19, False),
         ("size=1000", "size", 1000, False),
         ("size=0.5x", "size", 0.5, True),
+        ("latency=5ms", "latency", 5.0, False),
+        ("latency=250us", "latency", 0.25, False),
+        ("latency=0.5x", "latency", 0.5, True),
     ],
 )
 def test_parses(text, quantity, amount, relative):
@@ -41,7 +44,9 @@ def test_parses(text, quantity, amount, relative):
         ("params", {}, "has no known form; write params=0.5x"),
         ("params=half", {}, "has no known form"),
         ("params=-1M", {}, "has no known form"),
-        ("latency=0.5x", {}, "target latency: unknown; choose from params, macs, size, width"),
+        ("time=0.5x", {}, "target time: unknown; choose from params, macs, size, width, latency"),
+        ("latency=5", {}, "has no unit; write latency=5ms"),
+        ("latency=5MB", {}, "unknown unit MB; write latency=5ms"),
         ("params=3MB", {}, "unknown unit MB"),
         ("size=3T", {}, "unknown unit T"),
         ("params=0.5", {}, r"is less than one; for a share write params=0\.5x"),

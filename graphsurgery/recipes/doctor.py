@@ -76,6 +76,7 @@ def examine(
     *,
     seed: int = 0,
     onnx: bool = True,
+    slim: bool = False,
     only: Collection[str] = (),
 ) -> DoctorReport:
     """Apply every pass to a network and measure every contract.
@@ -88,7 +89,8 @@ def examine(
         reference: the module that was traced, to compare the trace with; it is not modified.
         seed: draws norms, inputs, the second network and what is cut.
         onnx: also compare with ONNX Runtime.
-        only: names of contracts (keys of `TOLERANCES`); the others are left out.
+        slim: also run it as a slimmable network, at several widths.
+        only: names of contracts (keys of `TOLERANCES`); the others are left out, and those of `slim` need no asking.
 
     Returns:
         The report. A pass that refuses the network and an error in a pass are in it, not raised.
@@ -97,13 +99,14 @@ def examine(
     size = cost(graph)
     contracts: list[Contract] = []
     traced, dtype = None, torch.float64
-    if reference is not None and (not only or any(name.startswith("traced") for name in only)):
+    wanted = _wanted(onnx, slim, only)
+    if reference is not None and any(name.startswith("traced") for name in wanted):
         compared = TraceContracts(reference, graph.inputs, large=size.parameters > LARGE, seed=seed)
         contracts += compared.contracts
         dtype = compared.dtype
         traced = compared.traced if size.parameters <= LARGE else None
         del compared
-    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, onnx, only)
+    passes, sensitivity = _passes(graph, size.parameters, seed, traced, dtype, wanted)
     contracts += passes
     held = held_parameters(graph)
     parameters = size.parameters if reference is None else sum(p.numel() for p in reference.parameters())
@@ -124,24 +127,28 @@ def examine(
     )
 
 
+def _wanted(onnx: bool, slim: bool, only: Collection[str]) -> list[str]:
+    """The names of the contracts that are to be measured."""
+    left_out = [begin for begin, asked in (("ONNX", onnx), ("slim", slim or only)) if not asked]
+    return [name for name in only or TOLERANCES if not name.startswith(tuple(left_out))]
+
+
 def _passes(
     graph: ModelGraph,
     parameters: int,
     seed: int,
     traced: ModelGraph | None,
     dtype: torch.dtype,
-    onnx: bool,
-    only: Collection[str],
+    wanted: Collection[str],
 ) -> tuple[list[Contract], float | None]:
     """The contracts of the passes, where memory allows them to be measured, and the sensitivity of what they are of."""
     try:
         subject = settle(graph, seed, parameters / LARGE, traced, dtype)
     except NothingToCompareError as cause:
-        names = [name for name in TOLERANCES if not name.startswith("traced") and "mixed" not in name]
-        names = [name for name in names if (onnx or not name.startswith("ONNX")) and (not only or name in only)]
+        names = [name for name in wanted if not name.startswith("traced") and "mixed" not in name]
         return [Contract(name, None, TOLERANCES[name], 0.0, absent=str(cause)) for name in names], None
     del traced
-    return PassContracts(subject, seed).all(onnx=onnx, only=only), subject.sensitivity(seed)
+    return PassContracts(subject, seed).all(wanted), subject.sensitivity(seed)
 
 
 def _editable(graph: ModelGraph) -> int:

@@ -68,6 +68,7 @@ class Outcome:
         curves: every epoch of every stage.
         gates: how the gates closed.
         origins: how many channels each space of the result took from each parent.
+        widths: of a slimmable network, the width of every row.
         checks: contracts that were measured.
         verdict: one plain sentence.
         config: what was run, resolved.
@@ -82,6 +83,7 @@ class Outcome:
     curves: tuple[EpochRecord, ...] = ()
     gates: tuple[GateEpoch, ...] = ()
     origins: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: tuple[float, ...] = ()
     checks: tuple[Check, ...] = ()
     verdict: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphsurgery.recipes.contracts import UnlikeError
 from graphsurgery.verify import deviation
@@ -37,7 +37,7 @@ def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:
         yield from _named(value, f"{place}.{key}" if place else key)
 
 
-def run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
     """What a module gives, with the same random numbers in every call."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -43,11 +43,13 @@ from graphsurgery.recipes.subjects import (
     redraw,
     skeleton,
 )
+from graphsurgery.slimming import Slimmable, Width
 from graphsurgery.verify import double
 
 LARGEST = 4
 OPEN = 100.0
 WIDER = 1.5
+NARROWEST = 0.25
 FLOAT32 = 1e-4
 IN_FLOAT32 = "in float32, because the module does not run in float64"
 ILL_CONDITIONED = 1e-6
@@ -149,8 +151,8 @@ class PassContracts:
         self.cut: ModelGraph | None = None
         self._roundings: float | None = None
 
-    def all(self, *, onnx: bool, only: Collection[str] = ()) -> list[Contract]:
-        """Every contract of the passes, and with `onnx` the one of ONNX Runtime; or only those of some names."""
+    def all(self, wanted: Collection[str]) -> list[Contract]:
+        """The contracts of these names that the network has."""
         steps: list[tuple[str, Callable[[], list[Contract]]]] = [
             ("concatenated", lambda: [self.concatenation()]),
             ("gates open", lambda: [self.open_gates()]),
@@ -162,10 +164,11 @@ class PassContracts:
             ("dead", lambda: [self.pruned()]),
             ("saved", lambda: [self.stored()]),
             ("compressed", lambda: [self.compressed()]),
+            ("slim", self.slimmed),
+            ("ONNX", lambda: [self.exported()]),
         ]
-        steps += [("ONNX", lambda: [self.exported()])] if onnx else []
-        wanted = [step for begin, step in steps if not only or any(name.startswith(begin) for name in only)]
-        return [contract for step in wanted for contract in step()]
+        taken = [step for begin, step in steps if any(name.startswith(begin) for name in wanted)]
+        return [contract for step in taken for contract in step()]
 
     def concatenation(self) -> Contract:
         """The mean of this network and another of its topology."""
@@ -316,6 +319,34 @@ class PassContracts:
             return float(won if won > 0 else max(0, -won - single))
 
         return self._contract("compressed keeps its spaces", deviation)
+
+    def slimmed(self) -> list[Contract]:
+        """One set of weights at the whole width, and at two narrow ones and a width for each space.
+
+        Narrow networks are run on the shared weights, and with weights of their own.
+        """
+        made: list[Slimmable] = []
+
+        def whole() -> float:
+            made.append(Slimmable(self.subject, minimum=NARROWEST))
+            return apart(self._outputs(made[0].extract(1.0)), self._outputs(self.subject))
+
+        found = [self._contract("slim at width 1 = original", whole)]
+        if made:
+            generator = torch.Generator().manual_seed(self.seed)
+            shares = NARROWEST + (1 - NARROWEST) * torch.rand(len(made[0].spaces), generator=generator)
+            widths = (NARROWEST, 0.5, dict(zip(made[0].spaces, shares.tolist(), strict=True)))
+            name = "slim at width w = compressed to the first channels"
+            found.append(self._contract(name, lambda: max(self._slim_at(made[0], width) for width in widths)))
+        return found
+
+    def _slim_at(self, slimmable: Slimmable, width: Width) -> float:
+        """How far a width lies from the network cut to its first channels, on shared weights and on its own."""
+        sizes = slimmable.sizes(width)
+        keep = {name: list(range(size)) for name, size in sizes.items() if size < slimmable.spaces[name].size}
+        expected = self._outputs(compress(self.subject, keep) if keep else self.subject)
+        on_shared = run(slimmable.at(width), self.x, self.seed)
+        return max(apart(on_shared, expected), apart(self._outputs(slimmable.extract(width)), expected))
 
     def exported(self) -> Contract:
         """The compressed network in ONNX Runtime, in float32.

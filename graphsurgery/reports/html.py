@@ -20,6 +20,7 @@ from graphsurgery.reports.cells import (
 )
 from graphsurgery.reports.drawing import PALETTE, hue_role
 from graphsurgery.reports.plots import curve_figures, gate_figure, origin_figure
+from graphsurgery.reports.widths import width_figure
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Outcome
@@ -60,6 +61,7 @@ def rendered(outcome: Outcome) -> str:
             for check in outcome.checks
         ],
         curves=[Markup(svg) for svg in curve_figures(outcome.curves, outcome.metric)],
+        widths=Markup(width_figure(outcome)) if outcome.widths else None,
         gates=Markup(gate_figure(outcome.gates)) if outcome.gates else None,
         origins=Markup(origin_figure(outcome.origins)) if outcome.origins else None,
         parents=parents(outcome.origins),

@@ -21,16 +21,19 @@ _STEPS = 16
 
 
 class Sandwich(Objective):
-    """The loss of several widths of one network, the mean of theirs.
+    """The loss of several widths of one network, the sum of theirs: every width learns as fast as it would alone.
 
     Args:
         slimmable: the network; what is trained is its whole module.
         task: the objective of the widest, and of the others where they do not mimic it.
-        widths: how many widths each step trains.
+        widths: how many widths each step trains; of a switchable network it is all that there are.
         rule: `sandwich`: the widest, the narrowest and random ones; `random`: random ones, as a control; `widest`: only
             that one.
         distil: whether the others learn what the widest says in the same step, without gradient, instead of labels.
         warmup: fraction of the training in which they learn labels before.
+
+    A widest network that has just begun is a bad teacher: in short trainings early distillation costs accuracy at every
+    width, see docs/benchmarks.md.
 
     Random widths are drawn from sixteen that lie evenly between narrowest and widest, so that each is built once.
 
@@ -45,7 +48,7 @@ class Sandwich(Objective):
         widths: int = 4,
         rule: str = "sandwich",
         distil: bool = True,
-        warmup: float = 0.2,
+        warmup: float = 0.5,
     ) -> None:
         if rule not in RULES:
             raise SurgeryError(f"slim: rule is {rule!r}; choose from {', '.join(RULES)}")
@@ -53,6 +56,8 @@ class Sandwich(Objective):
             raise SurgeryError(f"slim: {widths} widths in a step, expected at least 2")
         if not 0 <= warmup <= 1:
             raise SurgeryError(f"slim: warmup is {warmup:g}, expected a fraction from 0 to 1")
+        if slimmable.switchable and rule != "sandwich":
+            raise SurgeryError(f"slim: rule {rule} is not for switchable BatchNorms, each step trains all their widths")
         self.slimmable, self.task, self.widths, self.rule = slimmable, task, widths, rule
         self.distil, self.warmup = distil, warmup
         self.score, self.higher_is_better = task.score, task.higher_is_better
@@ -67,7 +72,7 @@ class Sandwich(Objective):
         if self.rule == "widest":
             return self.task.loss(module, batch)
         named: dict[str, Tensor] = {}
-        chosen = self._drawn(self.widths - 2 if self.rule == "sandwich" else self.widths)
+        chosen = self.chosen()
         soft: Tensor | None = None
         losses: list[Tensor] = []
         if self.rule == "sandwich":
@@ -76,7 +81,6 @@ class Sandwich(Objective):
             losses.append(named["widest"])
             if self.distil and self._done >= self.warmup and isinstance(wide.output, Tensor):
                 soft = wide.output.detach()
-            chosen = [self.slimmable.minimum, *chosen]
         for number, width in enumerate(chosen):
             narrow = self.slimmable.at(width)
             loss = (
@@ -87,7 +91,15 @@ class Sandwich(Objective):
             losses.append(loss)
             if number == 0 and self.rule == "sandwich":
                 named["narrowest"] = loss
-        return {"total": torch.stack(losses).mean(), **named}
+        return {"total": torch.stack(losses).sum(), **named}
+
+    def chosen(self) -> list[float]:
+        """The widths of a step besides the widest, the narrowest first."""
+        if self.slimmable.switchable:
+            return list(self.slimmable.switchable[:-1])
+        if self.rule == "sandwich":
+            return [self.slimmable.minimum, *self._drawn(self.widths - 2)]
+        return self._drawn(self.widths)
 
     def _drawn(self, count: int) -> list[float]:
         """Random widths from the grid, by torch's random state."""

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import fx, nn
+from zoo import traced
 
 import graphsurgery as gs
 from graphsurgery.graph import InputSpec
@@ -56,11 +57,42 @@ def statuses(report):
     return {contract.name: contract.status for contract in report.contracts}
 
 
+SLIM = ("slim at width 1 = original", "slim at width w = compressed to the first channels")
+SLIMMED = (
+    "resnet18",
+    "densenet121",
+    "mobilenet_v2",
+    "resnext50_32x4d",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "vit",
+)
+
+
+@pytest.mark.parametrize("name", SLIMMED)
+def test_the_contracts_of_slimming_hold(name):
+    found = {contract.name: contract for contract in examine(traced(name)[0], only=SLIM).contracts}
+    assert tuple(found) == SLIM
+    assert all(contract.status == "holds" for contract in found.values())
+
+
+def test_slimming_is_examined_on_demand_only():
+    graph, _ = traced("paper/lenet5")
+    assert not set(SLIM) & statuses(examine(graph, onnx=False)).keys()
+    assert set(SLIM) <= statuses(examine(graph, onnx=False, slim=True)).keys()
+
+
+def test_what_cannot_be_slimmed_is_refused():
+    (contract,) = examine(gs.trace(nn.Linear(4, 3), torch.zeros(2, 4)), only=SLIM).contracts
+    assert contract.name == SLIM[0]
+    assert "no space can be slimmed" in contract.refused
+
+
 @pytest.mark.parametrize("spec", ["paper/mlp", "paper/cnn?width=4", "paper/resnet20?width=4&in_channels=1"])
 def test_every_contract_holds(spec):
     graph, module = open_pair(spec)
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
-    report = examine(graph, module)
+    report = examine(graph, module, slim=True)
     found = statuses(report)
     assert found.pop(SIZES) == ("not measured" if spec == "paper/mlp" else "holds")
     assert found == {name: "holds" for name in TOLERANCES if name not in (MIXED, SIZES)}

@@ -7,17 +7,18 @@ import torch
 
 import graphsurgery as gs
 from graphsurgery.cost import cost
+from graphsurgery.passes.compress import compress
+from graphsurgery.recipes import width_choice
 from graphsurgery.recipes.slimmable import (
     SlimPlan,
     Statistics,
     load_slimmable,
     measure_widths,
     save_slimmable,
-    search,
     train_slimmable,
-    width_for,
 )
 from graphsurgery.recipes.train import fresh
+from graphsurgery.recipes.width_choice import search, width_for
 from graphsurgery.targets import parse_target
 from graphsurgery.training.data import load_data
 from graphsurgery.training.evaluation import evaluate
@@ -91,13 +92,63 @@ def test_a_target_picks_the_largest_width(trained):
 
 def test_the_search_ends_at_its_target_and_leaves_the_network_as_it_was(digits, trained):
     trained.graph.module.eval()
+    before = {name: tensor.clone() for name, tensor in trained.graph.module.state_dict().items()}
     path = search(trained, digits, parse_target("macs=0.5x"), step=0.25)
     assert path[-1].cost <= 0.5 * path[0].cost < path[-2].cost
-    for before, after in itertools.pairwise(path):
-        changed = [name for name in before.sizes if before.sizes[name] != after.sizes[name]]
+    for one, next_one in itertools.pairwise(path):
+        changed = [name for name in one.sizes if one.sizes[name] != next_one.sizes[name]]
         assert len(changed) == 1
     assert not trained.graph.module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.graph.module.state_dict().items())
     assert cost(trained.extract(path[-1].sizes)).macs == path[-1].cost
+
+
+@pytest.fixture(scope="module")
+def switchable(digits):
+    plan = SlimPlan(TrainingPlan(epochs=4, lr=0.1, device="cpu"), switchable=(0.25, 0.5))
+    return train_slimmable(fresh("paper/cnn?width=8", digits, 0), digits, plan, reporter=SilentReporter())[0]
+
+
+def test_switchable_widths_need_no_data(digits, switchable, tmp_path):
+    statistics = Statistics(switchable)
+    outcome = measure_widths(statistics, digits)
+    assert outcome.widths == (1.0, 0.5, 0.25)
+    assert all(row.test["accuracy"] > 0.5 for row in outcome.rows)
+    assert not statistics.known
+    save_slimmable(statistics, tmp_path / "s.pt", note="kept")
+    again, metadata = load_slimmable(tmp_path / "s.pt")
+    assert metadata == {"note": "kept"}
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        for width in (0.25, 0.5, 1.0):
+            assert deviation(again.network(width)(x), statistics.network(width)(x)) == 0
+    with pytest.raises(gs.SurgeryError, match=r"width 0.4 has no BatchNorms of its own"):
+        again.network(0.4)
+    with pytest.raises(gs.SurgeryError, match="has its own widths only; train one without"):
+        search(switchable, digits, parse_target("macs=0.5x"))
+    assert width_for(switchable, parse_target("macs=0.4x")) == 0.5
+
+
+def test_a_latency_picks_the_first_width_below_which_all_are_fast_enough(trained, monkeypatch):
+    rounds = []
+
+    def timed(_, widths):
+        rounds.append(widths)
+        return {width: 2 * width for width in widths}
+
+    monkeypatch.setattr(width_choice, "latencies", timed)
+    assert width_for(trained, parse_target("latency=3ms")) == 1.0
+    assert rounds == [(0.25, 0.438, 0.625, 0.812, 1.0)]
+    assert width_for(trained, parse_target("latency=1ms")) == pytest.approx(0.5, abs=0.04)
+    assert width_for(trained, parse_target("latency=0.5x")) <= 0.5
+    with pytest.raises(gs.SurgeryError, match=r"latency=0.1ms is 0.1 ms; the narrowest network takes 0.5 ms"):
+        width_for(trained, parse_target("latency=100us"))
+
+
+def test_latencies_are_those_of_onnx_runtime(trained):
+    timed = width_choice.latencies(trained, (0.25, 1.0))
+    assert timed.keys() == {0.25, 1.0}
+    assert all(milliseconds > 0 for milliseconds in timed.values())
 
 
 def test_bad_requests_are_refused(digits, trained, tmp_path):
@@ -109,6 +160,10 @@ def test_bad_requests_are_refused(digits, trained, tmp_path):
         search(trained, digits, parse_target("macs=0.5x"), step=1.0)
     with pytest.raises(gs.SurgeryError, match=r"the search ends at"):
         search(trained, digits, parse_target("macs=0.01x"), step=0.9)
+    with pytest.raises(gs.SurgeryError, match="a target of latency is not possible; use params, macs, size"):
+        search(trained, digits, parse_target("latency=5ms"))
+    with pytest.raises(gs.SurgeryError, match="compress: a target of latency is not possible"):
+        compress(trained.graph, target="latency=5ms")
     gs.save(trained.graph, tmp_path / "plain.pt")
     with pytest.raises(gs.SurgeryError, match=r"plain.pt: is no slimmable network; make one with graphsurgery slim"):
         load_slimmable(tmp_path / "plain.pt")
