@@ -69,3 +69,70 @@ def test_diff_of_bad_files(fails, here):
     code, line = fails("diff", "a.pt", "a.pt")
     assert code == 2
     assert "a.pt: is truncated or no ONNX file at all" in line or "holds no whole ONNX model" in line
+
+
+@pytest.mark.usefixtures("here")
+def test_export_compares_real_inputs(capsys):
+    assert run(["export", "a.pt", "-o", "m.onnx", "--data", "digits", "--json"]) == 0
+    found = document(capsys)
+    assert list(found["check"]["deviations"]) == ["batch 1", "batch 3", "batch 8", "given inputs"]
+    assert found["next"] == "graphsurgery view m.onnx"
+
+
+def test_export_in_8_bits(here, capsys):
+    command = ["export", "a.pt", "-o", "q.onnx", "--int8", "--calib", "digits", "--calib-examples", "100"]
+    assert run([*command, "--json"]) == 0
+    found = document(capsys)
+    operators = {node.op_type for node in onnx.load(here / "q.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    assert (found["calibrated"], found["tested"]) == (100, 360)
+    assert abs(found["int8"]["metrics"]["accuracy"] - found["float32"]["metrics"]["accuracy"]) < 0.05
+    assert found["agreement"] > 0.9
+    assert 0 < found["deviation"] < 0.2
+    assert found["int8"]["bytes"] == (here / "q.onnx").stat().st_size
+    assert run([*command, "--reduce-range"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:1] == ["int8"] and "%" in line for line in lines)
+    assert lines[-1].split() == ["next", "graphsurgery", "view", "q.onnx"]
+
+
+DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+def part(count, *shape):
+    return TensorDataset(torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64))
+
+def empty():
+    return part(0, 1, 8, 8), part(5, 1, 8, 8), part(5, 1, 8, 8)
+
+def untested():
+    return part(5, 1, 8, 8), part(5, 1, 8, 8), part(0, 1, 8, 8)
+
+def large():
+    return part(5, 1, 9, 9), part(5, 1, 9, 9), part(5, 1, 9, 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8"], "--int8 needs examples to calibrate on; give --calib DATA"),
+        (["--calib", "digits"], "belong to --int8; give it too"),
+        (["--int8", "--calib", "data.py:empty"], "returned no training examples; give at least one"),
+        (["--int8", "--calib", "data.py:untested"], "has no test examples"),
+        (
+            ["--int8", "--calib", "data.py:large"],
+            r"its examples are [1, 9, 9], the network is exported for inputs [1, 8",
+        ),
+        (["--int8", "--calib", "sine"], "its examples are [1], the network is exported for inputs [1, 8, 8]"),
+        (["--int8", "--calib", "digits", "--calib-examples", "0"], "calib-examples"),
+        (["--int8", "--calib", "digit"], "did you mean digits"),
+        (["--data", "data.py:large"], "its examples are [1, 9, 9], the network is exported for inputs [1, 8, 8]"),
+    ],
+)
+def test_bad_calibration(fails, here, options, message):
+    (here / "data.py").write_text(DATA)
+    code, line = fails("export", "a.pt", "-o", "x.onnx", *options)
+    assert code == 2
+    assert message in line
