@@ -1,0 +1,158 @@
+"""A picture of a graph as one HTML file that needs nothing else: inline SVG, details on a click, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from graphsurgery.atomic import atomic_write
+from graphsurgery.reports.cells import printable
+from graphsurgery.reports.drawing import PALETTE, shortened
+from graphsurgery.reports.layout import Layout, Size, lay_out
+
+_TITLE, _LINE = 7.3, 6.4
+_LIMIT = 44
+_PADDING, _BAND = 14.0, 6.0
+_TITLE_HEIGHT, _LINE_HEIGHT = 26.0, 16.0
+_GOLDEN = 137.508
+_MARGIN = 16.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box.
+
+    Attributes:
+        title: its first line.
+        lines: what stands below, smaller.
+        bands: the colors at its left: names of keys with their shares, or None for grey; empty for a plain box.
+        details: what a click shows.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+    bands: tuple[tuple[str | None, float], ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a color stands for: the cells of its row in the list of keys."""
+
+    cells: tuple[str, ...]
+    grey: bool = False
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """A graph to draw.
+
+    Attributes:
+        title: what it is.
+        summary: facts about all of it.
+        boxes: by name, in the order in which they run.
+        edges: pairs of names.
+        heads: headings of the list of keys.
+        keys: what the colors stand for, by name.
+        notes: what else a reader should know.
+    """
+
+    title: str
+    summary: tuple[str, ...]
+    boxes: Mapping[str, Box]
+    edges: tuple[tuple[str, str], ...]
+    heads: tuple[str, ...]
+    keys: Mapping[str, Key]
+    notes: tuple[str, ...] = ()
+
+
+def write_diagram(diagram: Diagram, path: Path | str) -> None:
+    """Write the picture; equal diagrams give equal bytes.
+
+    Raises:
+        SurgeryError: the edges form a circle, or the file cannot be written; an old one stays whole.
+    """
+    page = rendered(diagram)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+
+
+def rendered(diagram: Diagram) -> str:
+    """The picture's HTML."""
+    from jinja2 import Environment, StrictUndefined
+
+    sizes = {name: _size(box) for name, box in diagram.boxes.items()}
+    layout = lay_out(sizes, diagram.edges)
+    numbers = {name: number for number, name in enumerate(diagram.keys)}
+    order = {name: number for number, name in enumerate(diagram.boxes)}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["printable"] = printable
+    template = environment.from_string(files(__package__).joinpath("diagram.html").read_text(encoding="utf-8"))
+    return template.render(
+        diagram=diagram,
+        palette=PALETTE,
+        hues=[round(number * _GOLDEN % 360, 1) for number in range(len(numbers))],
+        numbers=numbers,
+        boxes=[_drawn(name, box, sizes[name], layout, numbers) for name, box in diagram.boxes.items()],
+        routes=[_route(points) for points in layout.routes.values()],
+        ends=[(order[source], order[target]) for source, target in layout.routes],
+        width=round(layout.width + 2 * _MARGIN),
+        height=round(layout.height + 2 * _MARGIN),
+        details=[
+            {printable(key): printable(text) for key, text in box.details.items()} for box in diagram.boxes.values()
+        ],
+    )
+
+
+def _size(box: Box) -> Size:
+    texts = [_TITLE * len(shortened(box.title, _LIMIT)), *(_LINE * len(shortened(line, _LIMIT)) for line in box.lines)]
+    lines = _LINE_HEIGHT * len(box.lines) + (6.0 if box.lines else 0.0)
+    return Size(round(max(texts) + 2 * _PADDING + _BAND), _TITLE_HEIGHT + lines)
+
+
+def _drawn(name: str, box: Box, size: Size, layout: Layout, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """What the template needs to know of a box."""
+    across, top = layout.places[name]
+    left, top = across - size.width / 2 + _MARGIN, top + _MARGIN
+    total = sum(share for _, share in box.bands) or 1
+    bands, y = [], top
+    for key, share in box.bands:
+        height = size.height * share / total
+        bands.append({"y": _number(y), "height": _number(height), "key": numbers.get(key) if key else None})
+        y += height
+    return {
+        "x": _number(left),
+        "y": _number(top),
+        "width": _number(size.width),
+        "height": _number(size.height),
+        "text": _number(left + _BAND + _PADDING - 3),
+        "title": shortened(box.title, _LIMIT),
+        "baseline": _number(top + 17),
+        "lines": [
+            {"y": _number(top + 33 + i * _LINE_HEIGHT), "text": shortened(line, _LIMIT)}
+            for i, line in enumerate(box.lines)
+        ],
+        "bands": bands,
+        "keys": " ".join(str(numbers[key]) for key, _ in box.bands if key in numbers),
+    }
+
+
+def _route(points: tuple[tuple[float, float], ...]) -> str:
+    """An SVG path: straight down beside a box, a curve from one layer to the next."""
+    (x, y), *rest = [(a + _MARGIN, b + _MARGIN) for a, b in points]
+    parts = [f"M{_number(x)} {_number(y)}"]
+    for across, down in rest:
+        if across == x:
+            parts.append(f"V{_number(down)}")
+        else:
+            middle = _number((y + down) / 2)
+            parts.append(f"C{_number(x)} {middle} {_number(across)} {middle} {_number(across)} {_number(down)}")
+        x, y = across, down
+    return "".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
