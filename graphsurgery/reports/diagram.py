@@ -10,13 +10,13 @@ from typing import Any
 
 from graphsurgery.atomic import atomic_write
 from graphsurgery.reports.cells import printable
-from graphsurgery.reports.drawing import PALETTE, shortened
+from graphsurgery.reports.drawing import PALETTE
 from graphsurgery.reports.layout import Layout, Size, lay_out
 
-_TITLE, _LINE = 7.3, 6.4
-_LIMIT = 44
+_TITLE, _LINE = 8.1, 6.5
+_LIMIT, _KEY_LIMIT = 44, 30
 _PADDING, _BAND = 14.0, 6.0
-_TITLE_HEIGHT, _LINE_HEIGHT = 26.0, 16.0
+_TITLE_HEIGHT, _LINE_HEIGHT = 27.0, 16.0
 _GOLDEN = 137.508
 _MARGIN = 16.0
 
@@ -89,7 +89,7 @@ def rendered(diagram: Diagram) -> str:
     numbers = {name: number for number, name in enumerate(diagram.keys)}
     order = {name: number for number, name in enumerate(diagram.boxes)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = printable
+    environment.filters |= {"printable": printable, "fitting": lambda text: _fitting(text, _KEY_LIMIT)}
     template = environment.from_string(files(__package__).joinpath("diagram.html").read_text(encoding="utf-8"))
     return template.render(
         diagram=diagram,
@@ -108,8 +108,8 @@ def rendered(diagram: Diagram) -> str:
 
 
 def _size(box: Box) -> Size:
-    texts = [_TITLE * len(shortened(box.title, _LIMIT)), *(_LINE * len(shortened(line, _LIMIT)) for line in box.lines)]
-    lines = _LINE_HEIGHT * len(box.lines) + (6.0 if box.lines else 0.0)
+    texts = [_TITLE * len(_fitting(box.title)), *(_LINE * len(_fitting(line)) for line in box.lines)]
+    lines = _LINE_HEIGHT * len(box.lines) + (7.0 if box.lines else 0.0)
     return Size(round(max(texts) + 2 * _PADDING + _BAND), _TITLE_HEIGHT + lines)
 
 
@@ -129,14 +129,13 @@ def _drawn(name: str, box: Box, size: Size, layout: Layout, numbers: Mapping[str
         "width": _number(size.width),
         "height": _number(size.height),
         "text": _number(left + _BAND + _PADDING - 3),
-        "title": shortened(box.title, _LIMIT),
-        "baseline": _number(top + 17),
+        "title": _fitting(box.title),
+        "baseline": _number(top + 18),
         "lines": [
-            {"y": _number(top + 33 + i * _LINE_HEIGHT), "text": shortened(line, _LIMIT)}
-            for i, line in enumerate(box.lines)
+            {"y": _number(top + 36 + i * _LINE_HEIGHT), "text": _fitting(line)} for i, line in enumerate(box.lines)
         ],
         "bands": bands,
-        "keys": " ".join(str(numbers[key]) for key, _ in box.bands if key in numbers),
+        "owners": " ".join(str(numbers[key]) for key, _ in box.bands if key in numbers),
     }
 
 
@@ -152,6 +151,14 @@ def _route(points: tuple[tuple[float, float], ...]) -> str:
             parts.append(f"C{_number(x)} {middle} {_number(across)} {middle} {_number(across)} {_number(down)}")
         x, y = across, down
     return "".join(parts)
+
+
+def _fitting(text: str, limit: int = _LIMIT) -> str:
+    """The text in at most `limit` characters: the beginning of a list, the end of a path, which says more."""
+    text = printable(text)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 1]}…" if ", " in text else f"…{text[1 - limit :]}"
 
 
 def _number(value: float) -> str:

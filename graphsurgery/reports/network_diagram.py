@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -119,13 +120,15 @@ def _box(
     head, last = chain[0], chain[-1]
     what = _what(module, head)
     shape = ", ".join(_shapes(last.meta.get("value")))
-    after = [_short(node) for node in chain[1:] if node.op == "call_module" or _name(node) != "getitem"]
+    title = place_of(head) if head.op in ("placeholder", "get_attr", "call_module", "output") else what
+    after = [_short(module, node) for node in chain[1:] if node.target is not operator.getitem]
     lines = [what, ", ".join(after), shape]
     layers = [module.get_submodule(str(node.target)) for node in chain if node.op == "call_module"]
     parameters = sum(p.numel() for layer in layers for p in layer.parameters())
     macs = sum(counts.get(node.name, 0) for node in chain)
     frozen = [reason for node in chain for name in {node.name, place_of(node)} if (reason := reasons.get(name))]
     details = {
+        "name": place_of(head),
         "layer": what,
         "then": ", ".join(place_of(node) for node in chain[1:]),
         "output": shape,
@@ -135,8 +138,8 @@ def _box(
         "frozen": "; ".join(frozen),
     }
     return Box(
-        title=place_of(head),
-        lines=tuple(line for line in lines if line and line != place_of(head)),
+        title=title,
+        lines=tuple(line for line in lines if line and line != title),
         bands=() if head.op in ("placeholder", "output") else bands,
         details={key: text for key, text in details.items() if text},
     )
@@ -161,12 +164,17 @@ def _what(module: fx.GraphModule, node: fx.Node) -> str:
     return " ".join(words)
 
 
-def _short(node: fx.Node) -> str:
+def _short(module: fx.GraphModule, node: fx.Node) -> str:
     """How a node is called within its chain."""
-    return str(node.target).rpartition(".")[2] if node.op == "call_module" else _name(node)
+    if node.op != "call_module":
+        return _name(node)
+    own = str(node.target).rpartition(".")[2]
+    return type(module.get_submodule(str(node.target))).__name__ if own.isdigit() else own
 
 
 def _name(node: fx.Node) -> str:
+    if node.target is operator.getitem:
+        return f"part {node.args[1]}" if isinstance(node.args[1], int) else "slice"
     return str(getattr(node.target, "__name__", node.target)) if node.op.startswith("call_") else node.op
 
 

@@ -1,6 +1,7 @@
 """Commands on ONNX files: what they print and write, and what they refuse."""
 
 import json
+import sys
 
 import onnx
 import pytest
@@ -134,5 +135,60 @@ def large():
 def test_bad_calibration(fails, here, options, message):
     (here / "data.py").write_text(DATA)
     code, line = fails("export", "a.pt", "-o", "x.onnx", *options)
+    assert code == 2
+    assert message in line
+
+
+@pytest.mark.usefixtures("exported")
+def test_view_writes_a_picture(here, capsys):
+    assert run(["view", "a.pt", "--html", "a picture.html"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["wrote", "a", "picture.html"]
+    assert lines[-1].split() == ["next", "graphsurgery", "inspect", "a.pt"]
+    assert "conv1" in (here / "a picture.html").read_text()
+    assert run(["view", "a.onnx", "--json"]) == 0
+    found = document(capsys)
+    assert found["files"] == {"picture": "a.html"}
+    assert found["boxes"] == len(onnx.load("a.onnx").graph.node) + 2
+
+
+NETRON = """
+import pathlib
+
+def start(file):
+    pathlib.Path("started").write_text(file)
+
+def wait():
+    pass
+"""
+
+
+@pytest.mark.parametrize("file", ["a.pt", "a.onnx"])
+def test_view_uses_netron_where_it_is_installed(exported, monkeypatch, file):
+    (exported / "packages").mkdir()
+    (exported / "packages" / "netron.py").write_text(NETRON)
+    monkeypatch.syspath_prepend(exported / "packages")
+    monkeypatch.delitem(sys.modules, "netron", raising=False)
+    assert run(["view", file, "--quiet"]) == 0
+    assert (exported / "started").read_text() == file
+    assert not (exported / "a.html").exists()
+    assert run(["view", file, "--html", "own.html", "--quiet"]) == 0
+    assert (exported / "own.html").exists()
+    sys.modules.pop("netron", None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["nowhere.onnx"], "nowhere.onnx: no such file; expected an ONNX file"),
+        (["nowhere.pt"], "nowhere.pt: no such file"),
+        (["bad.onnx"], "bad.onnx: is truncated or no ONNX file at all"),
+        (["a.pt", "--html", "no/x.html"], "its folder does not exist"),
+        (["torchvision/resnet81"], "did you mean"),
+    ],
+)
+def test_view_of_bad_input(fails, here, tokens, message):
+    (here / "bad.onnx").write_bytes(b"no model")
+    code, line = fails("view", *tokens)
     assert code == 2
     assert message in line
