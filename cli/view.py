@@ -27,7 +27,7 @@ def view(
         A checkpoint, a state_dict with --arch, a model spec, or an ONNX file.
     html
         Write our own picture there, with or without Netron: of a network the layers by spaces of channels, of an ONNX
-        file the nodes. By default it is named after the model.
+        file the nodes. By default, and with --json, it is named after the model.
     """
     import importlib.util
 

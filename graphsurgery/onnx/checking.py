@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graphsurgery.errors import CheckFailedError, SurgeryError
+from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.locating import Difference, first_difference
 from graphsurgery.onnx.sessions import open_session, run_session
@@ -31,6 +31,7 @@ class OnnxCheck:
             there is no such output.
         first: where the check does not hold, the first node that computes something else; None where every value of
             the file agrees, taken by itself.
+        unlocated: why that node could not be looked for; empty where it was.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class OnnxCheck:
     allowed: float
     agreement: float | None
     first: Difference | None = None
+    unlocated: str = ""
 
     @property
     def deviation(self) -> float:
@@ -52,11 +54,12 @@ class OnnxCheck:
     @property
     def failure(self) -> str:
         """What does not hold, in words."""
-        where = (
-            "every value by itself agrees, so what ONNX Runtime fuses differs"
-            if self.first is None
-            else f"the first node that differs is {self.first}"
-        )
+        if self.first is not None:
+            where = f"the first node that differs is {self.first}"
+        elif self.unlocated:
+            where = f"the node could not be looked for: {self.unlocated}"
+        else:
+            where = "every value by itself agrees, so what ONNX Runtime fuses differs"
         label = max(self.deviations, key=lambda key: self.deviations[key])
         return (
             f"{label}: ONNX Runtime deviates by {self.deviation:.1e} of the largest output, "
@@ -112,8 +115,13 @@ def check_onnx(
             failing = _worst_example(tensors, found, expected) if label == _GIVEN else tensors
         same += [(a.argmax(1) == b.argmax(1)) for a, b in zip(found, expected, strict=True) if b.dim() == 2]
     agreement = float(torch.cat(same).double().mean()) if same else None
-    first = None if failing is None else first_difference(network, path, failing, rtol=rtol)
-    check = OnnxCheck(Path(path), deviations, rtol, agreement, first)
+    first, unlocated = None, ""
+    if failing is not None:
+        try:
+            first = first_difference(network, path, failing, rtol=rtol)
+        except Exception as cause:  # whatever the exporter raises must not hide that the check fails
+            unlocated = one_line(cause)
+    check = OnnxCheck(Path(path), deviations, rtol, agreement, first, unlocated)
     if raise_on_failure and not check.holds:
         raise CheckFailedError(f"{path}: {check.failure}; export the network again or raise rtol")
     return check

@@ -65,6 +65,7 @@ def first_difference(
     Raises:
         SurgeryError: ONNX Runtime cannot run the file with all its values as outputs.
     """
+    inputs = [x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs]
     model = onnx.load(path)
     program = export_program(graph, next((o.version for o in model.opset_import if o.domain == ""), None))
     fresh = program.model_proto

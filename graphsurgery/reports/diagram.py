@@ -90,6 +90,7 @@ def rendered(diagram: Diagram) -> str:
     order = {name: number for number, name in enumerate(diagram.boxes)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"printable": printable, "fitting": lambda text: _fitting(text, _KEY_LIMIT)}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     template = environment.from_string(files(__package__).joinpath("diagram.html").read_text(encoding="utf-8"))
     return template.render(
         diagram=diagram,
@@ -135,7 +136,7 @@ def _drawn(name: str, box: Box, size: Size, layout: Layout, numbers: Mapping[str
             {"y": _number(top + 36 + i * _LINE_HEIGHT), "text": _fitting(line)} for i, line in enumerate(box.lines)
         ],
         "bands": bands,
-        "owners": " ".join(str(numbers[key]) for key, _ in box.bands if key in numbers),
+        "owners": " ".join(str(numbers[key]) for key, _ in box.bands if key is not None and key in numbers),
     }
 
 

@@ -126,7 +126,9 @@ def _box(
     layers = [module.get_submodule(str(node.target)) for node in chain if node.op == "call_module"]
     parameters = sum(p.numel() for layer in layers for p in layer.parameters())
     macs = sum(counts.get(node.name, 0) for node in chain)
-    frozen = [reason for node in chain for name in {node.name, place_of(node)} if (reason := reasons.get(name))]
+    frozen = [
+        reason for node in chain for name in dict.fromkeys((node.name, place_of(node))) if (reason := reasons.get(name))
+    ]
     details = {
         "name": place_of(head),
         "layer": what,

@@ -130,3 +130,15 @@ def test_what_only_fusion_makes_differ_is_said(exported, monkeypatch):
     monkeypatch.setattr(checking, "deviation", lambda *_: 1.0)
     with pytest.raises(CheckFailedError, match="every value by itself agrees, so what ONNX Runtime fuses differs"):
         check_onnx(graph, path)
+
+
+def test_a_search_that_fails_does_not_hide_the_failure(exported, tmp_path, monkeypatch):
+    graph, path = exported
+    file, _ = damaged(path, "body.weight", tmp_path)
+
+    def failing(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(checking, "first_difference", failing)
+    with pytest.raises(CheckFailedError, match="the node could not be looked for: no memory"):
+        check_onnx(graph, file)
