@@ -49,8 +49,7 @@ def view(
     is_onnx = model.endswith(".onnx")
     diagram = _onnx(model) if is_onnx else _network(model, opening)
     write_diagram(diagram, target)
-    for part in diagram.summary:
-        screen.line("", part)
+    screen.line("picture", f"{len(diagram.boxes)} boxes, {', '.join(diagram.summary)}")
     screen.line("wrote", str(target))
     document = {"model": model, "boxes": len(diagram.boxes), "files": {"picture": target}}
     screen.finish(document, *(("diff", model, "OTHER.onnx") if is_onnx else ("inspect", model)))

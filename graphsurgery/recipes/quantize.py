@@ -112,7 +112,7 @@ def deliver_int8(
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         delivery = deliver(graph, before, opset=opset, inputs=real)
-        batches = ((batch[0].float(),) for batch in training.batches(list(order.split(_BATCH))))
+        batches = ((_single(batch[0]),) for batch in training.batches(list(order.split(_BATCH))))
         quantised = quantize_onnx(before, after, batches, reduce_range=reduce_range)
         latency = measure_latency({"float32": before, "int8": after})
         outputs = {file: _outputs(file, data) for file in (before, after)}
@@ -154,11 +154,16 @@ def real_inputs(graph: ModelGraph, data: Data, count: int = _REAL) -> tuple[Tens
     return (next(validation.batches([chosen]))[0],)
 
 
+def _single(x: Tensor) -> Tensor:
+    """Numbers in float32, as the file takes them; indices as they are."""
+    return x.float() if x.is_floating_point() else x
+
+
 def _outputs(path: Path, data: Data) -> list[Tensor]:
     """What a file gives for all test examples."""
     session = open_session(path, threads=torch.get_num_threads())
     name = session.get_inputs()[0].name
-    batches = [run_session(session, {name: x.float()}, path.name) for x, _ in _test(data)]
+    batches = [run_session(session, {name: _single(x)}, path.name) for x, _ in _test(data)]
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 

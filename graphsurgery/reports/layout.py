@@ -15,6 +15,7 @@ _SWEEPS = 8
 _APART = 28.0
 _BELOW = 30.0
 _THREAD = 10.0
+_MAIN = 16.0
 
 
 @dataclass(frozen=True)
@@ -136,22 +137,32 @@ def _neighbours(chain: Sequence[tuple[str, str]]) -> tuple[dict[str, list[str]],
 def _positions(
     rows: Sequence[Sequence[str]], chain: Sequence[tuple[str, str]], widths: Mapping[str, float]
 ) -> dict[str, float]:
-    """The middle of every box: as near to the mean of its neighbours as order and distances allow."""
+    """The middle of every box: as near to the mean of its neighbours as order and distances allow.
+
+    Boxes that nothing leads to, such as weights, give way to those on the way from input to output.
+    """
     above, below = _neighbours(chain)
+    pulls = {name: _MAIN if above[name] else 1.0 for row in rows for name in row}
     x: dict[str, float] = {}
     for row in rows:
-        x.update(_spaced(row, dict.fromkeys(row, 0.0), widths))
+        x.update(_spaced(row, dict.fromkeys(row, 0.0), widths, pulls))
     for sweep in range(2 * _SWEEPS):
         down = sweep % 2 == 0
         sides = above if down else below
         for row in rows if down else reversed(rows):
-            wished = {n: sum(x[m] for m in sides[n]) / len(sides[n]) if sides[n] else x[n] for n in row}
-            x.update(_spaced(row, wished, widths))
+            wished = {n: _mean(x, sides[n], pulls) if sides[n] else x[n] for n in row}
+            x.update(_spaced(row, wished, widths, pulls))
     return x
 
 
-def _spaced(row: Sequence[str], wished: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, float]:
-    """The places nearest to the wished ones (least squares) that keep order and distances.
+def _mean(x: Mapping[str, float], names: Sequence[str], pulls: Mapping[str, float]) -> float:
+    return sum(pulls[name] * x[name] for name in names) / sum(pulls[name] for name in names)
+
+
+def _spaced(
+    row: Sequence[str], wished: Mapping[str, float], widths: Mapping[str, float], pulls: Mapping[str, float]
+) -> dict[str, float]:
+    """The places nearest to the wished ones (least squares, weighted by the pulls) that keep order and distances.
 
     Less the widths that lie before it, every place must only not be smaller than the one before: isotonic regression,
     by pooling neighbours that violate the order.
@@ -160,13 +171,13 @@ def _spaced(row: Sequence[str], wished: Mapping[str, float], widths: Mapping[str
     for i, name in enumerate(row):
         offset += (widths[row[i - 1]] + widths[name]) / 2 + _APART if i else 0.0
         offsets.append(offset)
-    pools: list[tuple[float, int]] = []
+    pools: list[tuple[float, float, int]] = []
     for name, before in zip(row, offsets, strict=True):
-        pools.append((wished[name] - before, 1))
+        pools.append((wished[name] - before, pulls[name], 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m), (b, n) = pools[-2:]
-            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    means = [mean for mean, count in pools for _ in range(count)]
+            (a, m, count), (b, n, more) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n, count + more)]
+    means = [mean for mean, _, count in pools for _ in range(count)]
     return {name: mean + before for name, mean, before in zip(row, means, offsets, strict=True)}
 
 
