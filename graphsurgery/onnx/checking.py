@@ -62,7 +62,7 @@ class OnnxCheck:
             where = "every value by itself agrees, so what ONNX Runtime fuses differs"
         label = max(self.deviations, key=lambda key: self.deviations[key])
         return (
-            f"{label}: ONNX Runtime deviates by {self.deviation:.1e} of the largest output, "
+            f"ONNX Runtime deviates by {self.deviation:.1e} of the largest output on {label}, "
             f"allowed is {self.allowed:.1e}; {where}"
         )
 
