@@ -7,11 +7,16 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.checking import open_session
 from graphsurgery.onnx.files import OnnxFile, read_onnx
 from graphsurgery.onnx.latency import Latency, measure_latency
 from graphsurgery.onnx.nodes import OnnxGraph, OnnxNode, read_nodes, shape_text
+
+_TABLE = 36_000_000
+"""Cells of the largest table that is filled to compare two sequences."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +117,42 @@ def aligned(left: Sequence[OnnxNode], right: Sequence[OnnxNode]) -> list[tuple[i
     for key in keys:
         remaining = []
         for a, b, c, d in gaps:
-            before, after = [key(node) for node in left[a:b]], [key(node) for node in right[c:d]]
-            blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
             i, j = a, c
-            for block in blocks:
-                remaining.append((i, a + block.a, j, c + block.b))
-                matched += [(a + block.a + k, c + block.b + k) for k in range(block.size)]
-                i, j = a + block.a + block.size, c + block.b + block.size
+            pairs = _common([key(node) for node in left[a:b]], [key(node) for node in right[c:d]])
+            for k, m in pairs:
+                remaining.append((i, a + k, j, c + m))
+                i, j = a + k + 1, c + m + 1
+            remaining.append((i, b, j, d))
+            matched += [(a + k, c + m) for k, m in pairs]
         gaps = [(a, b, c, d) for a, b, c, d in remaining if a < b and c < d]
     return list(_in_order(sorted(matched), len(left), len(right)))
+
+
+def _common(left: Sequence[Hashable], right: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """The longest common subsequence, as early as it can stand: its indices on both sides.
+
+    Very long sequences get an approximation.
+    """
+    if len(left) * len(right) > _TABLE:
+        blocks = difflib.SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+        return [(block.a + k, block.b + k) for block in blocks for k in range(block.size)]
+    numbers: dict[Hashable, int] = {}
+    a, b = (np.array([numbers.setdefault(key, len(numbers)) for key in side], np.int64) for side in (left, right))
+    # lengths[i, j] is that of the subsequence of left[i:] and right[j:].
+    lengths = np.zeros((len(a) + 1, len(b) + 1), np.int32)
+    for i in range(len(a) - 1, -1, -1):
+        best = np.maximum(lengths[i + 1, :-1], lengths[i + 1, 1:] + (b == a[i]))
+        lengths[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    found, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            found.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1, j] >= lengths[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return found
 
 
 def _in_order(matched: list[tuple[int, int]], lefts: int, rights: int) -> list[tuple[int | None, int | None]]:

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphsurgery.errors import CheckpointError, SurgeryError
-from graphsurgery.onnx.comparing import compare_latency, compare_onnx
+from graphsurgery.onnx.comparing import aligned, compare_latency, compare_onnx
 from graphsurgery.onnx.files import read_onnx
-from graphsurgery.onnx.nodes import read_nodes
+from graphsurgery.onnx.nodes import OnnxNode, read_nodes
 
 
 def weights(name, *shape, seed=0):
@@ -127,6 +127,20 @@ def test_nodes_with_other_names_match_by_their_order(saved):
     assert [pair.after.name for pair in diff.pairs][:2] == ["other_conv", "other_relu"]
     both = compare_onnx(saved("a.onnx"), saved("b.onnx", renamed=True, inserted=True))
     assert [kind for kind, _ in kinds(both)] == ["inserted", "inserted"]
+
+
+def test_repeated_nodes_with_gaps_match_as_many_as_can():
+    def row(prefix, count, missing=()):
+        kinds = ("Conv", "Relu", "Add")
+        names = [f"{prefix}{i}" for i in range(count) if i not in missing]
+        return [OnnxNode(name, kinds[int(name[1:]) % 3], (), (name,), ((1, 4),), {}, 0, 0, {}) for name in names]
+
+    left, right = row("a", 60), row("b", 60, missing=(7, 20, 21, 40))
+    pairs = aligned(left, right)
+    assert sum(i is not None and j is not None for i, j in pairs) == 56
+    assert [i for i, _ in pairs if i is not None] == list(range(60))
+    assert [j for _, j in pairs if j is not None] == list(range(56))
+    assert aligned([], right) == [(None, j) for j in range(56)]
 
 
 def test_other_values_and_attributes_are_told(saved, tmp_path):
