@@ -39,6 +39,8 @@ _COMMANDS = {
     "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
     "supermask": "Find a mask for weights that are never trained.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
+    "diff": "Show what changed between two ONNX files, node by node.",
+    "view": "Show a network, or an ONNX file, as a picture.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }

@@ -14,7 +14,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 
-def scripted(module: torch.nn.Module, x: torch.Tensor, path: Path, *, free: bool = True, bn: bool = False, opset: int = 17):
+def scripted(
+    module: torch.nn.Module, x: torch.Tensor, path: Path, *, free: bool = True, bn: bool = False, opset: int = 17
+):
     """An export by TorchScript; with `bn`, batch norms stay and nothing is folded."""
     axes = {"input": {0: "batch"}} if free else None
     mode = torch.onnx.TrainingMode.PRESERVE if bn else torch.onnx.TrainingMode.EVAL

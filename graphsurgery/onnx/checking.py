@@ -6,17 +6,17 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor
 
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.locating import Difference, first_difference
+from graphsurgery.onnx.sessions import open_session, run_session
 from graphsurgery.verify import deviation, tensors_of
 
-_ERRORS_ONLY = 3
+_GIVEN = "given inputs"
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,17 @@ class OnnxCheck:
         allowed: the largest deviation that passes.
         agreement: share of the examples whose largest output is the same, of all outputs `[batch, classes]`; None when
             there is no such output.
+        first: where the check does not hold, the first node that computes something else; None where every value of
+            the file agrees, taken by itself.
+        unlocated: why that node could not be looked for; empty where it was.
     """
 
     path: Path
     deviations: Mapping[str, float]
     allowed: float
     agreement: float | None
+    first: Difference | None = None
+    unlocated: str = ""
 
     @property
     def deviation(self) -> float:
@@ -45,6 +50,21 @@ class OnnxCheck:
     def holds(self) -> bool:
         """Whether all deviations are within what is allowed."""
         return self.deviation <= self.allowed
+
+    @property
+    def failure(self) -> str:
+        """What does not hold, in words."""
+        if self.first is not None:
+            where = f"the first node that differs is {self.first}"
+        elif self.unlocated:
+            where = f"the node could not be looked for: {self.unlocated}"
+        else:
+            where = "every value by itself agrees, so what ONNX Runtime fuses differs"
+        label = max(self.deviations, key=lambda key: self.deviations[key])
+        return (
+            f"ONNX Runtime deviates by {self.deviation:.1e} of the largest output on {label}, "
+            f"allowed is {self.allowed:.1e}; {where}"
+        )
 
 
 def check_onnx(
@@ -57,6 +77,8 @@ def check_onnx(
     raise_on_failure: bool = True,
 ) -> OnnxCheck:
     """Compare a file in ONNX Runtime with a float32 copy of the network in evaluation mode, on the CPU.
+
+    Where they do not agree, `first_difference` finds the node; that takes an export and a run of every value.
 
     Args:
         graph: the network; it is not modified.
@@ -74,53 +96,46 @@ def check_onnx(
     session = open_session(path, threads=torch.get_num_threads())
     feeds = {f"batch {size}": network.example_inputs(size, seed=size) for size in batches}
     if inputs is not None:
-        feeds["given inputs"] = tuple(x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs)
+        feeds[_GIVEN] = tuple(x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs)
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(graph.inputs):
         raise SurgeryError(f"{path}: takes {len(names)} inputs, the network takes {len(graph.inputs)}; export it again")
     deviations: dict[str, float] = {}
     same: list[Tensor] = []
+    failing: tuple[Tensor, ...] | None = None
     for label, tensors in feeds.items():
         with torch.no_grad():
             expected = tensors_of(network.module(*tensors))
-        found = _run(session, dict(zip(names, tensors, strict=True)), f"{path}: {label}")
+        found = run_session(session, dict(zip(names, tensors, strict=True)), f"{path}: {label}")
         try:
             deviations[label] = deviation(found, expected)
         except SurgeryError as cause:
             raise CheckFailedError(f"{path}: {label}: {cause}") from cause
+        if failing is None and not deviations[label] <= rtol:
+            failing = _worst_example(tensors, found, expected) if label == _GIVEN else tensors
         same += [(a.argmax(1) == b.argmax(1)) for a, b in zip(found, expected, strict=True) if b.dim() == 2]
-    check = OnnxCheck(Path(path), deviations, rtol, float(torch.cat(same).double().mean()) if same else None)
+    agreement = float(torch.cat(same).double().mean()) if same else None
+    first, unlocated = None, ""
+    if failing is not None:
+        try:
+            first = first_difference(network, path, failing, rtol=rtol)
+        except Exception as cause:  # whatever the exporter raises must not hide that the check fails
+            unlocated = one_line(cause)
+    check = OnnxCheck(Path(path), deviations, rtol, agreement, first, unlocated)
     if raise_on_failure and not check.holds:
-        label = max(deviations, key=lambda key: deviations[key])
-        raise CheckFailedError(
-            f"{path}: {label}: ONNX Runtime deviates by {check.deviation:.1e} of the largest output, "
-            f"allowed is {rtol:.1e}; export the network again or raise rtol"
-        )
+        raise CheckFailedError(f"{path}: {check.failure}; export the network again or raise rtol")
     return check
 
 
-def open_session(path: Path | str, *, threads: int) -> onnxruntime.InferenceSession:
-    """A file ready to run on the CPU.
-
-    Args:
-        path: the file.
-        threads: how many threads one operator may use.
-
-    Raises:
-        SurgeryError: ONNX Runtime does not read it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = _ERRORS_ONLY
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as cause:  # ONNX Runtime's errors have no public base class
-        raise SurgeryError(f"{path}: ONNX Runtime cannot open it: {one_line(cause)}") from cause
-
-
-def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, Tensor], where: str) -> list[Tensor]:
-    try:
-        outputs: list[Any] = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
-    except Exception as cause:  # ONNX Runtime's errors have no public base class
-        raise SurgeryError(f"{where}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
-    return [torch.from_numpy(output) for output in outputs]
+def _worst_example(
+    tensors: Sequence[Tensor], found: Sequence[Tensor], expected: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The inputs of the example whose outputs lie furthest apart: all values of many examples take much memory."""
+    size = len(tensors[0])
+    apart = torch.zeros(size, dtype=torch.float64)
+    for a, b in zip(found, expected, strict=True):
+        if a.dim() and len(a) == size:
+            difference = (a.double() - b.double()).abs().nan_to_num(nan=float("inf"))
+            apart = torch.maximum(apart, difference.reshape(size, -1).amax(1))
+    worst = int(apart.argmax())
+    return tuple(x[worst : worst + 1] for x in tensors)

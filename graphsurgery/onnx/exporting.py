@@ -91,12 +91,17 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
     )
 
 
-def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
+def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ONNXProgram:
+    """What the exporter makes of a network in float32 and evaluation mode; see `export_onnx`.
+
+    Raises:
+        SurgeryError: the exporter gives nothing. Its own errors pass through.
+    """
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     make_plain(network.module)
     batch = torch.export.Dim("batch")
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network.module,
             network.example_inputs(batch=2),
@@ -109,6 +114,11 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
         )
     if program is None:
         raise SurgeryError("the exporter gave no program")
+    return program
+
+
+def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
+    program = export_program(graph, opset)
     values = program.model.graph.outputs
     names = _output_names(graph, [None if value.shape is None else len(value.shape) for value in values])
     for value, name in zip(values, names, strict=True):
@@ -161,7 +171,7 @@ def _strip_graph(graph: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress, advice and deprecations off the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

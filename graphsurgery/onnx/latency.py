@@ -59,7 +59,7 @@ def measure_latency(
         The times by the same names.
 
     Raises:
-        SurgeryError: a file cannot be opened or run, or has free axes other than the batch.
+        SurgeryError: a file cannot be opened or run, is fixed at another batch, or has free axes other than the batch.
     """
     if runs < 1 or batch < 1:
         raise SurgeryError(f"latency: found {runs} runs of batch {batch}, expected at least 1 of each")
@@ -95,6 +95,8 @@ def _feed(session: onnxruntime.InferenceSession, batch: int, path: str) -> dict[
                 f"{path}: input {value.name} has shape {value.shape} and type {value.type}; "
                 f"only the batch may be free, and tensors of numbers are timed"
             )
+        if value.shape and value.shape[0] != batch and isinstance(value.shape[0], int):
+            raise SurgeryError(f"{path}: input {value.name} is fixed at a batch of {value.shape[0]}, asked for {batch}")
         shape = (batch, *value.shape[1:]) if value.shape else ()
         dtype = _DTYPES[value.type]
         real = np.issubdtype(dtype, np.floating)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ from graphsurgery.recipes.subjects import (
 )
 from graphsurgery.slimming import Slimmable, Width
 from graphsurgery.verify import double
+
+if TYPE_CHECKING:
+    from graphsurgery.onnx.checking import OnnxCheck
 
 LARGEST = 4
 OPEN = 100.0
@@ -358,16 +362,18 @@ class PassContracts:
 
         network = self.cut or self.subject
         rounding = 0.0
+        check: OnnxCheck | None = None
 
         def deviation() -> float:
-            nonlocal rounding
+            nonlocal rounding, check
             rounding = self._rounding(network)
             if rounding > BLURRED:
                 raise NothingToCompareError(f"rounding to float32 alone changes its outputs by {rounding:.1%}")
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "m.onnx"
                 export_onnx(network, path)
-                return check_onnx(network, path, batches=(1, 3), raise_on_failure=False).deviation
+                check = check_onnx(network, path, batches=(1, 3), raise_on_failure=False)
+                return check.deviation
 
         contract = measure("ONNX Runtime = PyTorch, compressed", deviation)
         notes = [self.note] if self.note.startswith("on a cut") else []
@@ -376,6 +382,8 @@ class PassContracts:
         if contract.allowed is not None and contract.allowed < 2 * rounding <= 2 * BLURRED:
             contract = replace(contract, allowed=2 * rounding)
             notes.append(f"rounding to float32 changes the outputs by {rounding:.1e}")
+        if contract.status == "fails" and check is not None and check.first is not None:
+            notes.append(f"the first node that differs is {check.first}")
         return replace(contract, note="; ".join([*notes, *filter(None, [contract.note])]))
 
     def _rounding(self, network: ModelGraph) -> float:

@@ -165,6 +165,8 @@ def _from_function(spec: str, name: str, options: dict[str, Value]) -> Data:
     if not isinstance(result, tuple) or len(result) != 3:
         raise SpecError(f"{spec}: returned {type(result).__name__}, expected a Data or (train, validation, test)")
     train, validation, test = result
+    if not len(train):
+        raise SpecError(f"{spec}: returned no training examples; give at least one")
     first_input, first_target = train[0][:2]
     classes = None
     if not torch.as_tensor(first_target).is_floating_point():

@@ -9,8 +9,8 @@ from graphsurgery import __version__
 from graphsurgery.cli import app, run
 
 COMMANDS = (
-    *("compress", "deepen", "demo", "doctor", "export", "factorize", "grow", "inspect", "lottery"),
-    *("merge", "mimic", "slim", "supermask", "train", "widen", "widths"),
+    *("compress", "deepen", "demo", "diff", "doctor", "export", "factorize", "grow", "inspect", "lottery"),
+    *("merge", "mimic", "slim", "supermask", "train", "view", "widen", "widths"),
 )
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "torchvision", "matplotlib", "accelerate", "networkx"]
 SCRIPT = """

@@ -486,3 +486,25 @@ def off(graph):
     """The network with a wrong weight."""
     next(graph.module.parameters()).data.view(-1)[0] += 1e-3
     return graph
+
+
+def test_the_node_of_a_wrong_export_is_named(monkeypatch):
+    import onnx
+
+    from graphsurgery.onnx import exporting
+
+    export = exporting.export_onnx
+
+    def damaging(graph, path):
+        export(graph, path)
+        model = onnx.load(path)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("conv2.weight"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(exporting, "export_onnx", damaging)
+    report = examine(*open_pair("paper/cnn?width=4"), onnx=True)
+    contract = next(c for c in report.contracts if c.name.startswith("ONNX Runtime"))
+    assert contract.status == "fails"
+    assert "the first node that differs is" in contract.note
+    assert "(Conv of" in contract.note

@@ -1,0 +1,113 @@
+"""Any `.onnx` file, read as it stands: its graph, and where its weights lie."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import onnx
+from onnx import external_data_helper, inliner, numpy_helper
+
+from graphsurgery.errors import CheckpointError, one_line
+
+SMALL = 1024
+"""Tensors of at most so many elements may be sizes that shapes depend on."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file.
+
+    Attributes:
+        path: where it lies.
+        model: its content, functions put in the place of their calls; large weights in other files stay there.
+        bytes: its size together with that of the files that hold its weights.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    bytes: int
+
+    def digests(self) -> dict[str, str]:
+        """A digest of dtype, shape and values of every weight of the main graph, by name.
+
+        Raises:
+            CheckpointError: the bytes of a weight do not fit its shape.
+        """
+        found = {}
+        for tensor in self.model.graph.initializer:
+            try:
+                array = numpy_helper.to_array(tensor, str(self.path.parent))
+            except Exception as cause:  # of a damaged tensor
+                raise CheckpointError(f"{self.path}: weight {tensor.name} is damaged: {one_line(cause)}") from cause
+            digest = hashlib.blake2b(f"{tensor.data_type} {array.shape}".encode(), digest_size=16)
+            digest.update(array.tobytes())
+            found[tensor.name] = digest.hexdigest()
+        return found
+
+
+def read_onnx(path: Path | str) -> OnnxFile:
+    """Read an ONNX file; the files that hold its weights (external data) are checked to be there and long enough.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no ONNX model, or the weights outside it are not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        raise CheckpointError(f"{path}: is truncated or no ONNX file at all; take another copy of it") from cause
+    if not (model.ir_version and model.opset_import and model.graph.output):
+        raise CheckpointError(f"{path}: holds no whole ONNX model: version, operators or outputs are missing")
+    places = set()
+    for tensor in tensors_of(model.graph):
+        if external_data_helper.uses_external_data(tensor):
+            places.add(_checked_place(path, tensor))
+            if math.prod(tensor.dims) <= SMALL:
+                external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    size = path.stat().st_size + sum(place.stat().st_size for place in places)
+    try:
+        whole = inliner.inline_local_functions(model) if model.functions else model
+    except Exception as cause:  # of a damaged function
+        raise CheckpointError(f"{path}: its functions cannot be read: {one_line(cause)}") from cause
+    return OnnxFile(path, whole, size)
+
+
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a graph, and those of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for inner in bodies(node):
+            yield from tensors_of(inner)
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node: branches, bodies of loops."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _checked_place(path: Path, tensor: onnx.TensorProto) -> Path:
+    """The file that holds a weight."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    inside = PurePosixPath(location)
+    if not location or inside.is_absolute() or ".." in inside.parts:
+        raise CheckpointError(f"{path}: weight {tensor.name} lies in {location!r}, expected a file beside the model")
+    place = path.parent / inside
+    if not place.is_file():
+        raise CheckpointError(f"{path}: its weights in {place} are missing; put that file there")
+    try:
+        needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+    except ValueError as cause:
+        raise CheckpointError(f"{path}: says no position of weight {tensor.name} in {place}") from cause
+    if place.stat().st_size < needed:
+        raise CheckpointError(f"{path}: its weights in {place} are truncated; take another copy of that file")
+    return place

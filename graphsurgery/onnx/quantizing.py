@@ -1,0 +1,95 @@
+"""An `.onnx` file in 8 bits, by static quantisation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import Tensor
+
+from graphsurgery.atomic import atomic_write
+from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.onnx.exporting import quiet
+
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
+
+
+def quantize_onnx(
+    source: Path | str, path: Path | str, batches: Iterable[Sequence[Tensor]], *, reduce_range: bool = False
+) -> int:
+    """Write a float32 file with weights and activations in 8 bits, as pairs of QuantizeLinear and DequantizeLinear.
+
+    The file is prepared as ONNX Runtime recommends (shapes inferred, nodes fused), the range of every activation is
+    that of the batches (smallest to largest value), and weights have a scale for each output channel. Activations are
+    unsigned and weights signed, which is what ONNX Runtime runs fastest on x86. Metadata are kept.
+
+    Args:
+        source: a float32 `.onnx` file.
+        path: what is written, in one step; it may be the source.
+        batches: the inputs of the network, each `[batch, ...]`, in the file's order; at least one batch.
+        reduce_range: weights of 7 bits, for x86 processors without VNNI, whose sums of 8-bit products saturate.
+
+    Returns:
+        How many tensors are quantised.
+
+    Raises:
+        SurgeryError: there are no batches, the network does not take them, nothing in it can be quantised, or ONNX
+            Runtime refuses it. Nothing is written then.
+    """
+    # Importing it takes a second, and only this function needs it.
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    original = onnx.load(source, load_external_data=False)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+        feed = _Batches([value.name for value in original.graph.input], batches)
+        try:
+            with quiet():
+                quant_pre_process(str(source), str(prepared))
+                quantize_static(
+                    str(prepared),
+                    str(quantized),
+                    feed,
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    reduce_range=reduce_range,
+                )
+        except SurgeryError:
+            raise
+        except Exception as cause:  # ONNX Runtime's errors have no public base class
+            if not feed.count:
+                raise SurgeryError(f"{source}: cannot be quantised without examples; give at least one") from cause
+            raise SurgeryError(f"{source}: ONNX Runtime cannot quantise it: {one_line(cause)}") from cause
+        model = onnx.load(quantized)
+    count = sum(node.op_type == QUANTIZED[0] for node in model.graph.node)
+    if not count:
+        raise SurgeryError(f"{source}: has no operator that can be quantised; export it without --int8")
+    del model.metadata_props[:]
+    model.metadata_props.extend(original.metadata_props)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return count
+
+
+class _Batches:
+    """What ONNX Runtime's calibration reads, one batch at a time; `count` is how many it has taken."""
+
+    def __init__(self, names: Sequence[str], batches: Iterable[Sequence[Tensor]]) -> None:
+        self.names = names
+        self.batches: Iterator[Sequence[Tensor]] = iter(batches)
+        self.count = 0
+
+    def get_next(self) -> Mapping[str, Any] | None:
+        batch = next(self.batches, None)
+        if batch is None:
+            return None
+        if len(batch) != len(self.names):
+            raise SurgeryError(f"calibration: has {len(batch)} inputs, the network takes {len(self.names)}")
+        self.count += 1
+        return {name: tensor.numpy() for name, tensor in zip(self.names, batch, strict=True)}

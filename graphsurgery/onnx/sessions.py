@@ -1,0 +1,56 @@
+"""An `.onnx` file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from graphsurgery.errors import SurgeryError, one_line
+
+_ERRORS_ONLY = 3
+
+
+def open_session(path: Path | str, *, threads: int, content: bytes | None = None) -> onnxruntime.InferenceSession:
+    """A file ready to run on the CPU.
+
+    Args:
+        path: the file.
+        threads: how many threads one operator may use.
+        content: what is run in place of the file's own bytes; the path is then only what errors call it.
+
+    Raises:
+        SurgeryError: ONNX Runtime does not read it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # ONNX Runtime's errors have no public base class
+        raise SurgeryError(f"{path}: ONNX Runtime cannot open it: {one_line(cause)}") from cause
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, Tensor], where: str, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """The outputs of these names, by default all, as tensors.
+
+    Args:
+        session: an open file.
+        feed: the inputs by name.
+        where: what an error names first.
+        names: values that the file gives.
+
+    Raises:
+        SurgeryError: ONNX Runtime does not run it on these inputs.
+    """
+    try:
+        outputs: list[Any] = session.run(names, {name: tensor.numpy() for name, tensor in feed.items()})
+    except Exception as cause:  # ONNX Runtime's errors have no public base class
+        raise SurgeryError(f"{where}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
+    return [torch.from_numpy(output) for output in outputs]

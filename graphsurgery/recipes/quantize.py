@@ -1,0 +1,187 @@
+"""Deliver in 8 bits: export, compare, calibrate on data, quantise, and measure what that costs and gains."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphsurgery.atomic import atomic_write
+from graphsurgery.errors import SpecError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.latency import Latency, measure_latency
+from graphsurgery.onnx.quantizing import quantize_onnx
+from graphsurgery.onnx.sessions import open_session, run_session
+from graphsurgery.recipes.delivery import Delivery, deliver
+from graphsurgery.training.batches import Examples, in_order
+from graphsurgery.training.data import Data
+from graphsurgery.training.imitation import UNLABELLED
+from graphsurgery.verify import deviation
+
+_BATCH = 32
+_REAL = 64
+
+
+@dataclass(frozen=True)
+class Version:
+    """One of the two networks.
+
+    Attributes:
+        bytes: size of its file.
+        latency: of one example on one thread.
+        metrics: on the test data: `accuracy`, or `mse` of regression; empty where they have no labels, or others than
+            the network's.
+    """
+
+    bytes: int
+    latency: Latency
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What quantising made of a network.
+
+    Attributes:
+        delivery: the export in float32 that was quantised, and its comparison with PyTorch.
+        float32: the network before.
+        int8: the network after; this is what was written.
+        deviation: `max |int8 - float32| / max |float32|` of the outputs on the test data.
+        agreement: share of the test examples with the same class; None where the output is not `[batch, classes]`.
+        tested: how many test examples.
+        calibrated: how many training examples gave the ranges.
+        quantised: tensors in 8 bits.
+    """
+
+    delivery: Delivery
+    float32: Version
+    int8: Version
+    deviation: float
+    agreement: float | None
+    tested: int
+    calibrated: int
+    quantised: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like form."""
+        return asdict(self)
+
+
+def deliver_int8(
+    graph: ModelGraph,
+    path: Path | str,
+    data: Data,
+    *,
+    examples: int = 256,
+    reduce_range: bool = False,
+    opset: int | None = None,
+    seed: int = 0,
+) -> Int8Report:
+    """Write a network as an ONNX file in 8 bits; see `quantize_onnx`.
+
+    The float32 file is compared with PyTorch first, on the data too. The activations' ranges come from training
+    examples, the measurements from test examples, all of them.
+
+    Args:
+        graph: the network; it is not modified.
+        path: the `.onnx` file.
+        data: what the network was trained on, labelled or not.
+        examples: training examples that give the ranges, at most all there are.
+        reduce_range: weights of 7 bits.
+        opset: version of the operators; by default the exporter's choice.
+        seed: draws the examples.
+
+    Raises:
+        SpecError: a split has no examples, or their shape is not what the network takes.
+        SurgeryError: the network cannot be exported or quantised, or the file not written.
+        CheckFailedError: in float32 already, ONNX Runtime computes something else.
+    """
+    for split, dataset in (("training", data.train), ("test", data.test)):
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise SpecError(f"{data.name}: has no {split} examples; quantising needs both training and test examples")
+    if examples < 1:
+        raise SpecError(f"{data.name}: {examples} examples to calibrate on, expected at least 1")
+    real = real_inputs(graph, data)
+    training = Examples(data.train, torch.device("cpu"))
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:examples]
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        delivery = deliver(graph, before, opset=opset, inputs=real)
+        batches = ((_single(batch[0]),) for batch in training.batches(list(order.split(_BATCH))))
+        quantised = quantize_onnx(before, after, batches, reduce_range=reduce_range)
+        latency = measure_latency({"float32": before, "int8": after})
+        outputs = {file: _outputs(file, data) for file in (before, after)}
+        versions = [
+            Version(file.stat().st_size, latency[file.stem], _metrics(outputs[file], data)) for file in (before, after)
+        ]
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(after.read_bytes())
+    exact, found = outputs[before], outputs[after]
+    return Int8Report(
+        delivery=delivery,
+        float32=versions[0],
+        int8=versions[1],
+        deviation=deviation(found, exact),
+        agreement=float((found[0].argmax(1) == exact[0].argmax(1)).double().mean()) if exact[0].dim() == 2 else None,
+        tested=len(exact[0]),
+        calibrated=len(order),
+        quantised=quantised,
+    )
+
+
+def real_inputs(graph: ModelGraph, data: Data, count: int = _REAL) -> tuple[Tensor, ...]:
+    """The first validation examples, as the inputs `[batch, ...]` of a network.
+
+    Raises:
+        SpecError: there are none, or the network takes other inputs; its file is for one size.
+    """
+    taken = [list(spec.shape[1:]) for spec in graph.inputs]
+    if taken != [list(data.input_shape)]:
+        words = " and ".join(map(str, taken))
+        raise SpecError(
+            f"{data.name}: its examples are {list(data.input_shape)}, the network is exported for inputs {words}; "
+            "give data of this shape, or the network at that of the data"
+        )
+    if len(data.validation) == 0:  # type: ignore[arg-type]
+        raise SpecError(f"{data.name}: has no validation examples; the export is compared on some")
+    validation = Examples(data.validation, torch.device("cpu"))
+    chosen = torch.arange(min(count, len(validation)))
+    return (next(validation.batches([chosen]))[0],)
+
+
+def _single(x: Tensor) -> Tensor:
+    """Numbers in float32, as the file takes them; indices as they are."""
+    return x.float() if x.is_floating_point() else x
+
+
+def _outputs(path: Path, data: Data) -> list[Tensor]:
+    """What a file gives for all test examples."""
+    session = open_session(path, threads=torch.get_num_threads())
+    name = session.get_inputs()[0].name
+    batches = [run_session(session, {name: _single(x)}, path.name) for x, _ in _test(data)]
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def _metrics(outputs: list[Tensor], data: Data) -> dict[str, float]:
+    """What the labels say, where the outputs are of their kind and any example has one."""
+    target = torch.cat([target for _, target in _test(data)])
+    output = outputs[0]
+    if data.classes is None:
+        if output.shape != target.shape or not bool((known := ~target.isnan()).any()):
+            return {}
+        return {"mse": float((output - target)[known].square().mean())}
+    known = target != UNLABELLED
+    if list(output.shape[1:]) != [data.classes] or not bool(known.any()):
+        return {}
+    return {"accuracy": float((output.argmax(1) == target)[known].double().mean())}
+
+
+def _test(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    examples = Examples(data.test, torch.device("cpu"))
+    for batch in examples.batches(in_order(len(examples), _BATCH)):
+        yield batch[0], batch[1]
