@@ -57,6 +57,7 @@ NARROWEST = 0.25
 FLOAT32 = 1e-4
 IN_FLOAT32 = "in float32, because the module does not run in float64"
 ILL_CONDITIONED = 1e-6
+WELL_CONDITIONED = 1e-13
 BLURRED = 1e-2
 
 
@@ -435,7 +436,7 @@ class PassContracts:
             ]
             self._roundings = apart(run(self.subject.module.eval(), x, self.seed), self._outputs(self.subject))
         enlarged = min(10 * self._roundings, ILL_CONDITIONED)
-        if contract.allowed is None or enlarged <= contract.allowed:
+        if contract.allowed is None or enlarged <= contract.allowed or self._roundings < WELL_CONDITIONED:
             return contract
         note = f"rounding the input changes the outputs by {self._roundings:.0e}"
         return replace(contract, allowed=enlarged, note="; ".join(filter(None, (contract.note, note))))
