@@ -57,8 +57,9 @@ class _Builder(Runner):
         self._fill()
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
-        arrays = zip(operator.outputs, found, strict=False)
-        self.plan.lengths.update({name: value.size for name, value in arrays if isinstance(value, np.ndarray)})
+        arrays = {n: value for n, value in zip(operator.outputs, found, strict=False) if isinstance(value, np.ndarray)}
+        self.plan.lengths.update({name: array.size for name, array in arrays.items()})
+        self.plan.fixed.update({name: array for name, array in arrays.items() if array.dtype != object})
         if self.plan.batch is not None:
             tensors = zip(operator.outputs, found, strict=False)
             self.plan.shapes.update({name: tuple(value.shape) for name, value in tensors if isinstance(value, Tensor)})

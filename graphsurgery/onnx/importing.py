@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Imported:
         layers: the path of the layer of an operator that has one, by the number of the operator's node in the file.
         readers: the number of the node that reads a parameter or buffer, by its path; of one that many read, the first.
         lengths: how many sizes the file computes under a name.
+        fixed: those of them that are the same for every input.
     """
 
     graph: ModelGraph
@@ -48,6 +50,7 @@ class Imported:
     layers: Mapping[int, str]
     readers: Mapping[str, int]
     lengths: Mapping[str, int]
+    fixed: Mapping[str, np.ndarray[Any, Any]]
 
 
 def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Imported:
@@ -68,8 +71,8 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
     """
     file = read_onnx(path)
     examples = _examples(file, shape)
-    network = network_of(file, examples)
     try:
+        network = network_of(file, examples)
         graph = trace(network, [_of_another_batch(file, x) for x in examples.values()], copy=False)
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
@@ -87,6 +90,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
         layers=network.plan.layers,
         readers=network.plan.readers,
         lengths=network.plan.lengths,
+        fixed=network.plan.fixed,
     )
 
 

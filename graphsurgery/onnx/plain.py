@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
 
@@ -17,12 +17,15 @@ def make_plain(module: fx.GraphModule) -> None:
 
     - Attention on more or fewer than four axes is refused, and attention with a mask is taken to pieces whose strides
       do not fit the views behind it; both become matrix products and a softmax.
+    - A pool to one pixel is a mean, which the exporter does not turn into a lookup of every number.
     - Bounds that a clamp reads from buffers become numbers: of several clamps of one tensor by such bounds the
       optimiser keeps the bounds of one.
     """
     for node in module.graph.nodes:
         if node.target is F.scaled_dot_product_attention:
             node.target = attention
+        elif node.op == "call_module" and _is_mean(module.get_submodule(str(node.target))):
+            node.op, node.target = "call_function", spatial_mean
         elif node.target in _CLAMPS:
             node.args = fx.map_arg(node.args, lambda operand: _number(module, operand))
             node.kwargs = fx.map_arg(node.kwargs, lambda operand: _number(module, operand))
@@ -54,6 +57,16 @@ def attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     return torch.softmax(scores, -1) @ value
+
+
+def _is_mean(layer: nn.Module) -> bool:
+    """Whether a layer gives the mean of all pixels."""
+    return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """The mean of all pixels `[..., C, 1, 1]` of `[..., C, H, W]`."""
+    return x.mean((-2, -1), keepdim=True)
 
 
 def _number(module: fx.GraphModule, operand: fx.Node) -> Any:

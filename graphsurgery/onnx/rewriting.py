@@ -58,10 +58,9 @@ def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, r
     batches = (fixed.dim_value,) if fixed.HasField("dim_value") else (1, 3, 8)
     with atomic_write(path) as temporary:
         beside = _save(model, temporary, path)
-        try:
-            onnx.checker.check_model(str(temporary), full_check=True)
-        except Exception as cause:  # the checker's errors have no public base class
-            raise SurgeryError(f"{path}: the edited file is not valid: {one_line(cause)}") from cause
+        complaint = _complaint(temporary)
+        if complaint and not _complaint(Path(original)):
+            raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
         try:
             check = check_onnx(graph, temporary, batches=batches, rtol=rtol)
         except SurgeryError as cause:
@@ -81,6 +80,15 @@ def _save(model: onnx.ModelProto, temporary: Path, path: Path) -> Path | None:
     beside = path.with_name(f"{path.name}.{int(time.time())}.data")
     onnx.save_model(model, str(temporary), save_as_external_data=True, location=beside.name)
     return beside
+
+
+def _complaint(path: Path) -> str:
+    """What ONNX's checker, which is stricter than the runtimes, says of a file."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as cause:  # the checker's errors have no public base class
+        return one_line(cause)
+    return ""
 
 
 class _Rewriting:
@@ -194,6 +202,11 @@ class _Rewriting:
             if old != new and axis >= offset:
                 self._set(operator, at, axis - offset, old, new)
 
+    def _known(self, name: str) -> np.ndarray[Any, Any] | None:
+        """Numbers that stand in the file, or that it computes from such alone."""
+        found = self.file.constants.get(name)
+        return self.imported.fixed.get(name) if found is None else found
+
     def _length(self, name: str) -> int:
         """How many sizes there are under a name."""
         name = self.file.name(name)
@@ -255,13 +268,14 @@ class _Rewriting:
         """Put a number where an entry of an input stands, unless the file computes it."""
         edge, entry = self._locate((operator.index, at), place)
         name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
-        if name in self.file.constants and self.file.constants[name].reshape(-1)[entry] == old:
+        known = self._known(name)
+        if known is not None and known.reshape(-1)[entry] == old:
             self._write(operator, edge, entry, new)
 
     def _write(self, operator: Operator, edge: _Edge, entry: int, new: int) -> None:
         """Put a number in a constant, or in place of one that the file computes."""
         name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
-        old = self.file.constants.get(name)
+        old = self._known(name)
         if old is None and self._length(name) > 1:
             raise SurgeryError(f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}")
         array = self.edges.setdefault(edge, np.zeros(1, np.int64) if old is None else old.copy())

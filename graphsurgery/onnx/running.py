@@ -36,6 +36,7 @@ class Plan:
         opaque: the path of an operator that is kept whole, by the number of its node.
         readers: the number of the first node that reads a parameter or buffer, by its path.
         lengths: how many sizes the file computes under a name.
+        fixed: those of them that are the same for every input.
         shapes: of the values in the file, by name, where it fixes the batch.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     opaque: dict[int, str] = field(default_factory=dict)
     readers: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    fixed: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> Plan:

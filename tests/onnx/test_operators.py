@@ -28,10 +28,15 @@ def one(kind, shape=("b", 4, 6, 6), constants=None, opset=18, **attributes):
     return [node(kind, ["x", *constants], ["y"], **attributes)], {"x": shape}, constants, opset
 
 
+PLAIN = (
+    "Relu", "Sigmoid", "Tanh", "Exp", "Abs", "Neg", "Erf", "Floor", "Ceil",
+    "Round", "Sign", "Reciprocal", "Sin", "Cos", "Softplus", "Softsign", "HardSwish", "Atan",
+    "Elu", "Selu", "Celu", "LeakyRelu", "HardSigmoid", "GlobalAveragePool", "GlobalMaxPool", "Flatten",
+)  # fmt: skip
 CASES = {
     **{
         kind: one(kind)
-        for kind in ["Relu", "Sigmoid", "Tanh", "Exp", "Abs", "Neg", "Erf", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "Sin", "Cos", "Softplus", "Softsign", "HardSwish", "Atan", "Elu", "Selu", "Celu", "LeakyRelu", "HardSigmoid", "GlobalAveragePool", "GlobalMaxPool", "Flatten"]
+        for kind in PLAIN
     },
     "Mish": one("Mish"),
     "Gelu": one("Gelu", opset=20),

@@ -1,0 +1,143 @@
+"""Edits that are written back into the file: the new file does what the network does, and the rest stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from onnx_files import scripted, written
+from random_networks import RandomNetwork
+from torch import nn
+from zoo import example, model
+
+import graphsurgery as gs
+from graphsurgery.errors import SurgeryError
+from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.onnx.rewriting import rewrite_onnx
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.deepen import deepen
+from graphsurgery.passes.widen import widen
+
+NAMES = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "resnext50_32x4d", "convnext", "vit")
+
+
+def export(name, path, dialect):
+    module, x = model(name).float(), example(name).float()
+    if dialect == "ours":
+        gs.export_onnx(gs.trace(module.eval(), x), path)
+    else:
+        scripted(module, x[:1] if dialect == "fixed" else x, path, free=dialect == "free")
+    return module
+
+
+@pytest.mark.parametrize("dialect", ["free", "fixed", "ours"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "resnext50_32x4d", "convnext", "vit"]
+)
+def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
+    path, out = tmp_path / "m.onnx", tmp_path / "small.onnx"
+    export(name, path, dialect)
+    before = path.read_bytes()
+    graph = compress(import_onnx(path).graph, 0.5)
+    assert rewrite_onnx(path, graph, out).holds
+    old, new = onnx.load(path), onnx.load(out)
+    assert [(n.name, n.op_type, list(n.output)) for n in new.graph.node] == [
+        (n.name, n.op_type, list(n.output)) for n in old.graph.node
+    ]
+    assert [v.name for v in new.graph.input] == [v.name for v in old.graph.input]
+    assert [v.name for v in new.graph.output] == [v.name for v in old.graph.output]
+    assert new.opset_import == old.opset_import
+    assert new.ir_version == old.ir_version
+    assert path.read_bytes() == before
+    again = import_onnx(out).graph
+    sizes = {space.name: space.size for space in graph.spaces}
+    assert {space.name: space.size for space in again.spaces} == sizes
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "resnext50_32x4d"])
+def test_the_file_is_what_compressing_the_module_gives(tmp_path, name):
+    """In float64, with the norms kept."""
+    module, x = model(name).float(), example(name, 3).float()
+    path = scripted(module, x, tmp_path / "m.onnx", bn=True)
+    rewrite_onnx(path, compress(import_onnx(path).graph, 0.5), tmp_path / "small.onnx")
+    found = import_onnx(tmp_path / "small.onnx").graph.module.double()(x.double())
+    expected = compress(gs.trace(module.eval(), x), 0.5).module.double()(x.double())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_networks_are_compressed_in_place(tmp_path, seed):
+    torch.manual_seed(seed)
+    path = scripted(RandomNetwork(seed).eval(), torch.randn(2, 3, 4, 4), tmp_path / "m.onnx")
+    graph = import_onnx(path).graph
+    if not any(space.outer and space.size > 1 for space in graph.spaces):
+        pytest.skip("nothing can be removed")
+    small = compress(graph, 0.5, importance="random", seed=seed)
+    assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
+
+
+def test_a_file_is_widened_in_place(tmp_path):
+    path = tmp_path / "m.onnx"
+    export("resnet18", path, "free")
+    wide = widen(import_onnx(path).graph, 1.5)
+    assert rewrite_onnx(path, wide, tmp_path / "wide.onnx").holds
+    assert gs.check_onnx(import_onnx(path).graph, tmp_path / "wide.onnx").holds
+
+
+def test_a_file_takes_its_own_place(tmp_path):
+    path = tmp_path / "m.onnx"
+    export("resnet18", path, "free")
+    small = compress(import_onnx(path).graph, 0.5)
+    rewrite_onnx(path, small, path)
+    assert gs.check_onnx(small, path).holds
+
+
+def test_metadata_and_names_stay(tmp_path):
+    path = scripted(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4), tmp_path / "m.onnx")
+    stored = onnx.load(path)
+    entry = stored.metadata_props.add()
+    entry.key, entry.value = "author", "somebody"
+    stored.doc_string, stored.producer_name = "a note", "a producer"
+    onnx.save(stored, path)
+    rewrite_onnx(path, compress(import_onnx(path).graph, 0.5), tmp_path / "small.onnx")
+    new = onnx.load(tmp_path / "small.onnx")
+    found = {entry.key: entry.value for entry in new.metadata_props}
+    assert found.pop("graphsurgery.lineage").startswith('[{"pass": "import"')
+    assert found == {"author": "somebody"}
+    assert (new.doc_string, new.producer_name) == ("a note", "a producer")
+
+
+def test_vectors_that_were_stored_once_part(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {
+        "u": rng.normal(size=(6, 4)).astype(np.float32),
+        "v": rng.normal(size=(6, 6)).astype(np.float32),
+        "w": rng.normal(size=(3, 6)).astype(np.float32),
+        "b": np.zeros(6, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "u", "b"], ["h"], transB=1),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "v", "b"], ["k"], transB=1),
+        helper.make_node("Relu", ["k"], ["s"]),
+        helper.make_node("Gemm", ["s", "w"], ["y"], transB=1),
+    ]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 4]}, ["y"], weights)
+    graph = import_onnx(path).graph
+    first, second = graph.spaces
+    small = compress(graph, {first.name: torch.tensor([0, 1]), second.name: torch.tensor([1, 2, 5])})
+    assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
+
+
+def test_what_a_file_has_no_node_for_is_refused(tmp_path):
+    path = scripted(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)),
+        torch.randn(2, 4),
+        tmp_path / "m.onnx",
+    )
+    graph = deepen(import_onnx(path).graph)
+    with pytest.raises(SurgeryError, match=r"is new, and nothing is put between the nodes of a file; write a \.pt"):
+        rewrite_onnx(path, graph, tmp_path / "deep.onnx")
+    assert not (tmp_path / "deep.onnx").exists()
