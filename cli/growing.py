@@ -111,7 +111,7 @@ def grow_file(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    write_network(screen, new, output, model, document)
+    write_network(screen, new, output, model, document, ("inspect", output))
 
 
 def show_places(screen: Screen, graph: ModelGraph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,14 @@ def writes_to(output: Path, model: str) -> None:
         )
 
 
-def write_network(screen: Screen, graph: ModelGraph, output: Path, model: str, document: Mapping[str, Any]) -> None:
+def write_network(
+    screen: Screen,
+    graph: ModelGraph,
+    output: Path,
+    model: str,
+    document: Mapping[str, Any],
+    following: Sequence[str | Path] = (),
+) -> None:
     """Write the network, prove an `.onnx` file in ONNX Runtime, and show the last lines.
 
     Args:
@@ -37,14 +44,15 @@ def write_network(screen: Screen, graph: ModelGraph, output: Path, model: str, d
         output: the file.
         model: what the network was opened from.
         document: what is known of it, for the checkpoint and `--json`.
+        following: the next command to try with a checkpoint; by default its export.
     """
     from graphsurgery.checkpoint import save
 
     if output.suffix != ".onnx":
         save(graph, output, **document)
         screen.line("wrote", str(output))
-        files = {"files": {"network": output}}
-        screen.finish({**document, **files}, "export", output, "-o", output.with_suffix(".onnx"))
+        following = following or ("export", output, "-o", output.with_suffix(".onnx"))
+        screen.finish({**document, "files": {"network": output}}, *following)
         return
     from graphsurgery.onnx.rewriting import rewrite_onnx
     from graphsurgery.recipes.outcome import Check
@@ -53,4 +61,4 @@ def write_network(screen: Screen, graph: ModelGraph, output: Path, model: str, d
     screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
     screen.line("wrote", str(output))
     proof = {"deviations": dict(found.deviations), "allowed": found.allowed, "agreement": found.agreement}
-    screen.finish({**document, "onnx": proof, "files": {"network": output}}, "inspect", output)
+    screen.finish({**document, "onnx": proof, "files": {"network": output}}, "diff", model, output)

@@ -16,7 +16,7 @@ from graphsurgery.copying import meta_of
 from graphsurgery.errors import one_line
 from graphsurgery.onnx import operators, sizes
 from graphsurgery.onnx.opaque import OnnxOperator, alone
-from graphsurgery.onnx.reading import OnnxFile, Operator
+from graphsurgery.onnx.reading import OnnxProgram, Operator
 from graphsurgery.onnx.running import OnnxNetwork, Plan, Runner, as_tuple, on_sizes
 from graphsurgery.onnx.weighted import Source, layer_of
 
@@ -24,7 +24,7 @@ _SMALLEST_MASK = -1e4
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxFile, examples: Mapping[str, Tensor]) -> OnnxNetwork:
+def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     Args:
@@ -272,7 +272,7 @@ def _uses(plan: Plan) -> dict[str, set[str]]:
     return found
 
 
-def _with_biases(file: OnnxFile) -> tuple[Operator, ...]:
+def _with_biases(file: OnnxProgram) -> tuple[Operator, ...]:
     """The operators, where a product with a constant matrix and the sum with a constant vector are one."""
     readers = Counter(file.name(name) for operator in file.operators for name in operator.inputs if name)
     readers.update(file.name(name) for name in file.outputs)
@@ -297,6 +297,6 @@ def _with_biases(file: OnnxFile) -> tuple[Operator, ...]:
     return tuple(joined.get(o.index, o) for o in file.operators if o.index not in gone)
 
 
-def _matrix(file: OnnxFile, name: str) -> np.ndarray[Any, Any] | None:
+def _matrix(file: OnnxProgram, name: str) -> np.ndarray[Any, Any] | None:
     array = file.constants.get(file.name(name))
     return array if array is not None and array.ndim == 2 and array.dtype.kind == "f" else None

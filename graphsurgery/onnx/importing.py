@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from graphsurgery.errors import SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import network_of
-from graphsurgery.onnx.reading import OnnxFile, read_onnx
+from graphsurgery.onnx.reading import OnnxProgram, read_program
 from graphsurgery.onnx.weighted import Source
 from graphsurgery.tracing import trace
 
@@ -43,7 +43,7 @@ class Imported:
     """
 
     graph: ModelGraph
-    file: OnnxFile
+    file: OnnxProgram
     module: nn.Module
     sources: Mapping[str, Source]
     values: Mapping[str, str]
@@ -69,7 +69,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
     """
-    file = read_onnx(path)
+    file = read_program(path)
     examples = _examples(file, shape)
     try:
         network = network_of(file, examples)
@@ -94,7 +94,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
     )
 
 
-def _examples(file: OnnxFile, shape: Sequence[int] | None) -> dict[str, Tensor]:
+def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tensor]:
     """A meta tensor for each input, with a batch of two where the file leaves it open."""
     found = {}
     for value in file.inputs:
@@ -111,13 +111,13 @@ def _examples(file: OnnxFile, shape: Sequence[int] | None) -> dict[str, Tensor]:
     return found
 
 
-def _of_another_batch(file: OnnxFile, x: Tensor) -> Tensor:
+def _of_another_batch(file: OnnxProgram, x: Tensor) -> Tensor:
     """With a batch that the file does not have, so that it is seen where its own stands."""
     free = file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_param") or len(x) == _TRACED_BATCH
     return x if free else x.new_empty((len(x) + 1, *x.shape[1:]))
 
 
-def _inner(file: OnnxFile, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:
+def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:
     """The sizes of an input after the batch."""
     words = "x".join("?" if size is None else str(size) for size in dims)
     if shape is not None and len(file.inputs) == 1:

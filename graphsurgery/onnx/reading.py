@@ -1,4 +1,4 @@
-"""An `.onnx` file, read and made plain: no local functions, constants in one place, every problem in one line."""
+"""An `.onnx` file as a list of operators and constants, with every problem in one line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.inliner import inline_local_functions
 
 from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
+from graphsurgery.onnx.files import read_onnx
 
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
@@ -45,8 +45,8 @@ class Operator:
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxFile:
-    """A model as it stands in a file.
+class OnnxProgram:
+    """A model in a file, as what is run and what is constant.
 
     Attributes:
         path: of the file.
@@ -80,7 +80,7 @@ class OnnxFile:
         return value
 
 
-def read_onnx(path: Path | str) -> OnnxFile:
+def read_program(path: Path | str) -> OnnxProgram:
     """Read a file with its weights, also those beside it.
 
     Raises:
@@ -89,8 +89,6 @@ def read_onnx(path: Path | str) -> OnnxFile:
     """
     path = Path(path)
     model = _parsed(path)
-    if model.functions:
-        model = inline_local_functions(model)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=0)
     if opset < OLDEST_OPSET:
@@ -112,23 +110,13 @@ def read_onnx(path: Path | str) -> OnnxFile:
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
     _check_order(model, path)
-    return OnnxFile(path, model, tuple(operators), constants, aliases)
+    return OnnxProgram(path, model, tuple(operators), constants, aliases)
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as cause:  # protobuf's errors have no public base class
-        raise CheckpointError(f"{path}: is no ONNX file, or is cut off: {one_line(cause)}") from cause
-    if not model.graph.node or not model.opset_import:
-        raise CheckpointError(f"{path}: is no ONNX model: it has no operators")
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            beside = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            if not (path.parent / beside).is_file():
-                raise CheckpointError(f"{path}: its weights are in {beside}, which is not beside it")
+    model = read_onnx(path).model
+    if not model.graph.node:
+        raise CheckpointError(f"{path}: has no operators")
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as cause:  # whatever reading a damaged file raises

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx import operators, sizes
 from graphsurgery.onnx.batches import alongside, freed
-from graphsurgery.onnx.reading import OnnxFile, Operator
+from graphsurgery.onnx.reading import OnnxProgram, Operator
 from graphsurgery.onnx.weighted import Source
 
 _FEW = 8
@@ -40,7 +40,7 @@ class Plan:
         shapes: of the values in the file, by name, where it fixes the batch.
     """
 
-    file: OnnxFile
+    file: OnnxProgram
     operators: tuple[Operator, ...]
     batch: int | None
     sources: dict[str, Source] = field(default_factory=dict)

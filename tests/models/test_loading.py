@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.errors import CheckpointError, SpecError, TraceError, UnsupportedError
+from graphsurgery.errors import CheckpointError, SpecError, TraceError
 from graphsurgery.models import build
 from graphsurgery.models.loading import fill, open_model, open_pair, parse_shape
 
@@ -137,11 +137,6 @@ def test_old_files_without_a_norms_counter_fit():
 def test_a_missing_file_is_no_spec(name):
     with pytest.raises(CheckpointError, match="no such file"):
         open_model(name)
-
-
-def test_onnx_is_not_imported_yet():
-    with pytest.raises(UnsupportedError, match=r"m.onnx: importing ONNX files is not there yet"):
-        open_model("m.onnx")
 
 
 def test_what_does_not_trace_is_named(file):

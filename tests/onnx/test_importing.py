@@ -164,9 +164,9 @@ def proto(*nodes, opset=18, shape=("b", 4), kind=TensorProto.FLOAT, constants=No
 
 RELU = helper.make_node("Relu", ["x"], ["y"], name="act")
 BAD = {
-    "cut off": (proto(RELU).SerializeToString()[:-9], CheckpointError, "is no ONNX file, or is cut off"),
-    "text": (b"not a model at all", CheckpointError, "is no ONNX"),
-    "empty": (b"", CheckpointError, "it has no operators"),
+    "cut off": (proto(RELU).SerializeToString()[:-9], CheckpointError, "is truncated or no ONNX file at all"),
+    "text": (b"not a model at all", CheckpointError, "is truncated or no ONNX file"),
+    "empty": (b"", CheckpointError, "holds no whole ONNX model"),
     "old": (proto(RELU, opset=8).SerializeToString(), UnsupportedError, "opset 8 is older than 9"),
     "half": (
         proto(helper.make_node("Add", ["x", "w"], ["y"]), constants={"w": np.ones(4, np.float16)}).SerializeToString(),
@@ -229,7 +229,7 @@ def test_weights_that_are_not_beside_the_file(tmp_path):
     x = torch.randn(3, 64)
     torch.testing.assert_close(import_onnx(path).graph.module(x), module(x))
     (tmp_path / "m.data").unlink()
-    with pytest.raises(CheckpointError, match=r"its weights are in m.data, which is not beside it"):
+    with pytest.raises(CheckpointError, match=r"m\.data"):
         import_onnx(path)
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         import_onnx(tmp_path / "none.onnx")

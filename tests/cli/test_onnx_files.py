@@ -1,0 +1,63 @@
+"""Commands on `.onnx` files."""
+
+import json
+
+import onnx
+import pytest
+
+import graphsurgery as gs
+from graphsurgery.cli import run
+from graphsurgery.onnx.importing import import_onnx
+
+
+@pytest.fixture
+def file(here):
+    gs.export_onnx(gs.load("a.pt"), "a.onnx")
+    return here / "a.onnx"
+
+
+def document(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("file")
+def test_inspect_and_doctor_take_a_file(capsys):
+    assert run(["inspect", "a.onnx", "--json"]) == 0
+    assert [space["size"] for space in document(capsys)["spaces"]] == [space.size for space in gs.load("a.pt").spaces]
+    assert run(["doctor", "a.onnx", "--no-onnx", "--json"]) == 0
+    assert {contract["status"] for contract in document(capsys)["contracts"]} == {"holds"}
+
+
+def test_a_file_is_compressed_into_a_file(file, capsys):
+    before = file.read_bytes()
+    assert run(["compress", "a.onnx", "--keep", "0.5", "-o", "small.onnx"]) == 0
+    shown = capsys.readouterr().out
+    assert "check      ONNX Runtime = PyTorch" in shown
+    assert shown.splitlines()[-1].split() == ["next", "graphsurgery", "diff", "a.onnx", "small.onnx"]
+    assert file.read_bytes() == before
+    assert len(onnx.load("small.onnx").graph.node) == len(onnx.load("a.onnx").graph.node)
+    assert import_onnx("small.onnx").graph.spaces[0].size == (import_onnx("a.onnx").graph.spaces[0].size + 1) // 2
+
+
+@pytest.mark.usefixtures("file")
+def test_a_file_is_compressed_into_a_checkpoint_and_widened_into_a_file(capsys):
+    assert run(["compress", "a.onnx", "--keep", "0.5", "-o", "small.pt", "--quiet"]) == 0
+    assert gs.load("small.pt").lineage[0]["pass"] == "import"
+    assert run(["widen", "a.onnx", "--by", "1.5x", "-o", "wide.onnx", "--json"]) == 0
+    assert document(capsys)["onnx"]["deviations"]["batch 1"] < 1e-4
+    assert gs.check_onnx(import_onnx("a.onnx").graph, "wide.onnx").holds
+
+
+@pytest.mark.usefixtures("file")
+def test_accuracy_comes_back_without_labels(capsys):
+    command = ["compress", "a.onnx", "--keep", "0.5", "--data", "digits", "--recover", "mimic", "--epochs", "1"]
+    assert run([*command, "-o", "small.onnx", "--json"]) == 0
+    found = document(capsys)
+    assert found["outcome"]["rows"]
+    assert found["onnx"]["deviations"]["batch 8"] < 1e-4
+
+
+def test_what_cannot_be_written_back_is_refused(file, capsys):
+    assert run(["deepen", "a.onnx", "--where", "auto", "-o", "deep.onnx"]) == 2
+    assert "nothing is put between the nodes of a file; write a .pt, and export that" in capsys.readouterr().err
+    assert not (file.parent / "deep.onnx").exists()
