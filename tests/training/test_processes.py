@@ -43,6 +43,7 @@ rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 torch.save({"weights": net.state_dict(), "train": [r.train["total"] for r in history.records],
             "validation": [r.validation for r in history.records]}, folder / f"result{rank}.pt")
 if torch.distributed.is_initialized():
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 """
 
