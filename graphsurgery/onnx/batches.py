@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import fx
+
 from graphsurgery.onnx import operators, sizes
 
 
@@ -28,7 +30,12 @@ def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed:
     axis = next((i for i, (a, b) in enumerate(zip(operators.shape_of(x), before, strict=True)) if a != b), None)
     if axis is None:
         return shape, False
-    target = [before[i] if n == 0 and i < len(before) else n for i, n in enumerate(sizes.numbers(shape))]
+    entries = sizes.numbers(shape)
+    target = [_value(n) for n in entries]
+    symbolic = any(isinstance(n, fx.Proxy) for n in entries)
+    if symbolic and (-1 in target or math.prod(target) == math.prod(operators.shape_of(x))):
+        return shape, False
+    target = [before[i] if n == 0 and i < len(before) else n for i, n in enumerate(target)]
     if -1 in target:
         rest = math.prod(n for n in target if n != -1)
         target[target.index(-1)] = math.prod(before) // max(1, rest)
@@ -42,9 +49,13 @@ def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed:
     places = alone or outer or within
     if not places:
         return shape, False
-    new: list[Any] = list(target)
+    new: list[Any] = [n if isinstance(n, fx.Proxy) else size for n, size in zip(entries, target, strict=True)]
     new[places[0]] = operators.size_of(x, axis) * target[places[0]] // before[axis]
     return sizes.sizes_of(new), not alone and not outer
+
+
+def _value(size: Any) -> int:
+    return int(size.node.meta["value"] if isinstance(size, fx.Proxy) else size)
 
 
 def alongside(values: list[Any], axis: int) -> list[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graphsurgery.copying import meta_of
 from graphsurgery.errors import one_line
-from graphsurgery.onnx import operators, sizes
+from graphsurgery.onnx import operators
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
 from graphsurgery.onnx.running import OnnxNetwork, Plan, Runner, as_tuple, on_sizes
@@ -70,7 +70,7 @@ class _Builder(Runner):
         for at, name in enumerate(operator.inputs if operator.index not in self.plan.layers else ()):
             if name and at not in places:
                 self._make_tensor(operator, at, self.plan.file.name(name))
-        known = operator.kind in operators.RULES or operator.kind in sizes.RULES
+        known = operator.kind in operators.RULES or self._all_sizes(operator)
         if operator.index in self.plan.layers or known:
             try:
                 return super().results(operator)
@@ -148,7 +148,7 @@ class _Builder(Runner):
 
     def _all_sizes(self, operator: Operator) -> bool:
         """Whether an operator only computes sizes from sizes."""
-        return on_sizes(operator, [self.value(name) for name in operator.inputs if name])
+        return on_sizes(self.plan, operator, [self.value(name) for name in operator.inputs if name])
 
     def _register(self, owner: nn.Module, name: str, source: Source) -> None:
         """One tensor for all who read a matrix in the same way.

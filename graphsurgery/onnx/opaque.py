@@ -86,4 +86,8 @@ def alone(
 
 
 def _numpy_type(value: Tensor) -> np.dtype[Any]:
-    return np.dtype(np.float32) if value.is_floating_point() else torch.empty(0, dtype=value.dtype).numpy().dtype
+    return (
+        np.dtype(np.float32)
+        if value.is_floating_point()
+        else torch.empty(0, dtype=value.dtype, device="cpu").numpy().dtype
+    )

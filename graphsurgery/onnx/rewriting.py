@@ -304,25 +304,24 @@ class _Rewriting:
         """The shapes that a file notes beside its values; those that are no longer known go."""
         kept = []
         for value in model.graph.value_info:
-            node = self._value(self.new, self.file.name(value.name))
-            if node is not None and _note(value, node.meta["value"].shape):
+            if self._note(value):
                 kept.append(value)
         del model.graph.value_info[:]
         model.graph.value_info.extend(kept)
         for value in model.graph.output:
-            node = self._value(self.new, self.file.name(value.name))
-            if node is not None:
-                _note(value, node.meta["value"].shape)
+            self._note(value)
 
-
-def _note(value: onnx.ValueInfoProto, shape: Any) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    if len(dims) != len(shape):
-        return False
-    for axis, size in enumerate(dims):
-        if axis and size.HasField("dim_value"):
-            size.dim_value = shape[axis]
-    return True
+    def _note(self, value: onnx.ValueInfoProto) -> bool:
+        """Bring the shape that is noted for a value up to date; whether the value is known."""
+        name = self.file.name(value.name)
+        before, after = self._value(self.old, name), self._value(self.new, name)
+        dims = value.type.tensor_type.shape.dim
+        if before is None or after is None or len(dims) != before.meta["value"].dim():
+            return False
+        for size, old, new in zip(dims, before.meta["value"].shape, after.meta["value"].shape, strict=True):
+            if size.HasField("dim_value") and size.dim_value == old:
+                size.dim_value = new
+        return True
 
 
 def _apply(

@@ -6,6 +6,7 @@ import keyword
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Plan:
     lengths: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> set[int]:
+        """The identities of the constants of the file."""
+        return {id(array) for array in self.file.constants.values()}
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
@@ -130,7 +136,7 @@ class Runner:
         if operator.index in plan.opaque:
             return as_tuple(self.part(plan.opaque[operator.index])(*self.data(operator).values()))
         given = [self.value(name) if name else None for name in operator.inputs]
-        if on_sizes(operator, given):
+        if on_sizes(plan, operator, given):
             return sizes.compute(operator, given)
         places = operators.SIZES_AT.get(operator.kind, ())
         arguments = [
@@ -189,7 +195,7 @@ class Runner:
         fixed, before = self.plan.batch, self.plan.shapes.get(self.plan.file.name(operator.inputs[0]))
         if fixed is None or before is None or not operators.rank(arguments[0]):
             return arguments
-        if operator.kind == "Reshape" and arguments[1].dtype != object:
+        if operator.kind == "Reshape":
             name = self.plan.file.name(operator.inputs[0])
             target, inner = freed(arguments[0], before, name in self.inner, arguments[1], fixed)
             self.inner.update(operator.outputs if inner else ())
@@ -199,14 +205,13 @@ class Runner:
         return arguments
 
 
-def on_sizes(operator: Operator, given: Sequence[Any]) -> bool:
-    """Whether an operator only computes sizes; what is as long as the batch, and vectors of weights, are tensors."""
+def on_sizes(plan: Plan, operator: Operator, given: Sequence[Any]) -> bool:
+    """Whether an operator only computes sizes; what is as long as the batch, and weights, are tensors."""
     known = [value for value in given if value is not None]
     if operator.kind not in sizes.RULES or not all(isinstance(value, np.ndarray) for value in known):
         return False
-    if any(
-        value.dtype.kind == "f" and value.ndim and (value.size > _FEW or operator.kind == "Expand") for value in known
-    ):
+    vectors = [value for value in known if value.dtype.kind == "f" and value.ndim]
+    if any(id(value) in plan.weights and (value.size > _FEW or operator.kind == "Expand") for value in vectors):
         return False
     return operator.kind not in ("Range", "ConstantOfShape") or all(value.dtype != object for value in known)
 

@@ -238,6 +238,15 @@ def _tile(_: Operator, a: Sizes, repeats: Sizes) -> Any:
     return np.tile(a, numbers(repeats))
 
 
+@rule("ScatterND")
+def _scatter(operator: Operator, a: Sizes, indices: Sizes, updates: Sizes) -> Any:
+    if operator.attributes.get("reduction", b"none") != b"none":
+        raise NotImplementedError("a scatter that adds up")
+    new = a.copy()
+    new[tuple(np.moveaxis(indices.astype(np.int64), -1, 0))] = updates
+    return new
+
+
 @rule("Range")
 def _range(_: Operator, start: Sizes, limit: Sizes, step: Sizes) -> Any:
     return np.arange(number(start), number(limit), number(step))
