@@ -47,12 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fresh:
         shutil.rmtree(options.cache, ignore_errors=True)
     wanted = list(FAST) if options.subset == "fast" else (options.what or SOURCES)
-    names = [name for what in wanted for name in (_names(what, options) if what in SOURCES else [what])]
+    names = [name for what in wanted for name in (names_of(what, options) if what in SOURCES else [what])]
     if options.again:
         _forget_short(names, options)
     if options.add:
         _add(names, options)
-    measured = [name for name in names if _place(options)(name).is_file()] if options.cached else names
+    place = place_of(options.cache, onnx=options.onnx)
+    measured = [name for name in names if place(name).is_file()] if options.cached else names
     found = _run(measured, options)
     print(_counts(found))
     whole = [source for source in SOURCES if source in wanted]
@@ -78,7 +79,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _names(source: str, options: argparse.Namespace) -> list[str]:
+def names_of(source: str, options: argparse.Namespace) -> list[str]:
     """The specs of a source: all of torchvision, its quantized ones with int8 weights too; one of each timm family."""
     if source == "torchvision":
         from torchvision.models import list_models
@@ -94,7 +95,8 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[st
     seconds = max(options.seconds, 3600) if list(names) == [_FAMILIES] else options.seconds
     limits = Limits(seconds=seconds, memory=options.memory * 1e9)
     found = {}
-    running = survey(names, _command(options), _place(options), limits, options.jobs, {"sources": _sources()})
+    place = place_of(options.cache, onnx=options.onnx)
+    running = survey(names, _command(options), place, limits, options.jobs, {"sources": _sources()})
     for done, (name, document, cached) in enumerate(running, 1):
         found[name] = document
         if not cached:
@@ -104,7 +106,7 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[st
 
 def _add(names: Sequence[str], options: argparse.Namespace) -> None:
     """Complete the findings that are there with the contracts that they lack; of one that fell short too."""
-    place = _place(options)
+    place = place_of(options.cache, onnx=options.onnx)
     found = {n: json.loads(place(n).read_text(encoding="utf-8")) for n in names if place(n).is_file()}
     lacking = {name: only for name, document in found.items() if (only := coverage_page.lacking(document))}
 
@@ -130,21 +132,21 @@ def _command(options: argparse.Namespace) -> Callable[[str, Path], list[str]]:
     return command
 
 
-def _place(options: argparse.Namespace) -> Callable[[str], Path]:
+def place_of(cache: Path, *, onnx: bool) -> Callable[[str], Path]:
     """Where the findings on a network are kept: by the versions that are installed, and its name."""
 
     def place(name: str) -> Path:
         source = name.partition("/")[0]
         packages = ["torch", "graphsurgery", *(s for s in SOURCES if s == source)]
         folder = "_".join(f"{package}-{version(package)}" for package in packages)
-        ending = ".json" if options.onnx else ".no-onnx.json"
-        return Path(options.cache) / folder / (re.sub(r"[^\w.=-]+", "_", name) + ending)
+        ending = ".json" if onnx else ".no-onnx.json"
+        return cache / folder / (re.sub(r"[^\w.=-]+", "_", name) + ending)
 
     return place
 
 
 def _forget_short(names: Sequence[str], options: argparse.Namespace) -> None:
-    place = _place(options)
+    place = place_of(options.cache, onnx=options.onnx)
     for name in names:
         path = place(name)
         if path.is_file() and coverage_page.falls_short(name, json.loads(path.read_text(encoding="utf-8"))):
