@@ -128,35 +128,36 @@ def _described(imported: Imported) -> dict[str, Any]:
 
 
 def _cut(graph: ModelGraph, imported: Imported, path: Path, batches: Sequence[int]) -> dict[str, Any]:
-    """The file with the first half of every space, next to the network with the first half of every space."""
+    """The file with the first half of every space, next to the network with the first half of every space.
+
+    Spaces that one of the two lacks stay whole in both.
+    """
     output = path.with_name("small.onnx")
+    ours, theirs = _first_half(graph, imported.graph)
+    document: dict[str, Any] = {"spaces": [len(ours), sum(space.outer for space in graph.spaces)]}
     try:
-        expected = compress(graph, _first_half(graph))
+        expected = compress(graph, ours)
     except SurgeryError as cause:
-        return {"nothing": _words(cause)}
+        return {**document, "nothing": _words(cause)}
     try:
-        small = compress(imported.graph, _first_half(imported.graph))
-        written = rewrite_onnx(path, small, output)
+        written = rewrite_onnx(path, compress(imported.graph, theirs), output)
+        document |= {"as imported": written.deviation, "bytes": [f.stat().st_size for f in (path, output)]}
+        document["deviation"] = check_onnx(expected, output, batches=batches, raise_on_failure=False).deviation
     except Exception as cause:
-        return {"refused": _words(cause)}
-    document: dict[str, Any] = {"as imported": written.deviation, "bytes": [f.stat().st_size for f in (path, output)]}
-    counts = [sum(p.numel() for p in each.module.parameters()) for each in (expected, small)]
-    document["same spaces"] = _sizes(graph) == _sizes(imported.graph)
-    document["parameters"] = counts
-    if document["same spaces"]:
-        try:
-            document["deviation"] = check_onnx(expected, output, batches=batches, raise_on_failure=False).deviation
-        except Exception as cause:
-            document["refused"] = _words(cause)
+        document["refused"] = _words(cause)
     return document
 
 
-def _first_half(graph: ModelGraph) -> dict[str, Any]:
-    return {space.name: list(range(max(1, space.size // 2))) for space in graph.spaces if space.outer}
-
-
-def _sizes(graph: ModelGraph) -> list[int]:
-    return sorted(space.size for space in graph.spaces if space.outer)
+def _first_half(*graphs: ModelGraph) -> list[dict[str, Any]]:
+    """What stays of each: by the names of the spaces where they have the same, else by their order."""
+    sizes = [{space.name: space.size for space in graph.spaces if space.outer} for graph in graphs]
+    if (
+        not all(sizes[0].keys() <= other.keys() for other in sizes)
+        and len({tuple(each.values()) for each in sizes}) < 2
+    ):
+        return [{name: list(range(max(1, size // 2))) for name, size in each.items()} for each in sizes]
+    same = [name for name, size in sizes[0].items() if all(other.get(name) == size for other in sizes)]
+    return [{name: list(range(max(1, sizes[0][name] // 2))) for name in same} for _ in graphs]
 
 
 def _words(cause: BaseException) -> str:

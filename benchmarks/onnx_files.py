@@ -95,7 +95,7 @@ def _verdict(found: Document) -> str:
     opaque = f", opaque {found['opaque']}" if found["opaque"] else ""
     cut = found["cut"]
     words = next((f"{key} ({cut[key]})" for key in ("nothing", "refused") if key in cut), None)
-    words = words or (f"{cut['deviation']:.0e}" if "deviation" in cut else "of other spaces")
+    words = words or f"{cut['deviation']:.0e} ({cut['spaces'][0]} of {cut['spaces'][1]} spaces)"
     return f"{found['deviation']:.0e}{opaque}, cut {words}"
 
 
@@ -170,11 +170,8 @@ def _cut_cell(cut: Document, why: Any) -> str:
     for key, word in (("nothing", "–"), ("refused", "refused")):
         if key in cut:
             return f"{word}{why(cut[key])}"
-    if "deviation" not in cut:
-        return (
-            f"({cut['as imported']:.0e}){why('the file has other spaces than the network; equal to the import, cut')}"
-        )
-    number = f"`{cut['deviation']:.0e}`"
+    both, ours = cut["spaces"]
+    number = f"`{cut['deviation']:.0e}`" + ("" if both == ours else f" ({both} of {ours} spaces)")
     return number if cut["deviation"] <= AGREES else f"**fails** {number}"
 
 

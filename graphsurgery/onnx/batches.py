@@ -14,6 +14,8 @@ from torch import fx
 
 from graphsurgery.onnx import operators, sizes
 
+_SYMBOLS = (fx.Proxy, sizes.Size)
+
 
 def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed: int) -> tuple[sizes.Sizes, bool]:
     """The target of a reshape for any batch, and whether the batch is the inner part of its axis there.
@@ -32,7 +34,7 @@ def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed:
         return shape, False
     entries = sizes.numbers(shape)
     target = [_value(n) for n in entries]
-    symbolic = any(isinstance(n, fx.Proxy) for n in entries)
+    symbolic = any(isinstance(n, _SYMBOLS) for n in entries)
     if symbolic and (-1 in target or math.prod(target) == math.prod(operators.shape_of(x))):
         return shape, False
     target = [before[i] if n == 0 and i < len(before) else n for i, n in enumerate(target)]
@@ -49,7 +51,7 @@ def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed:
     places = alone or outer or within
     if not places:
         return shape, False
-    new: list[Any] = [n if isinstance(n, fx.Proxy) else size for n, size in zip(entries, target, strict=True)]
+    new: list[Any] = [n if isinstance(n, _SYMBOLS) else size for n, size in zip(entries, target, strict=True)]
     new[places[0]] = operators.size_of(x, axis) * target[places[0]] // before[axis]
     return sizes.sizes_of(new), not alone and not outer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,55 +15,66 @@ from torch import Tensor, nn
 
 from graphsurgery.copying import meta_of
 from graphsurgery.errors import one_line
-from graphsurgery.onnx import operators
+from graphsurgery.onnx import operators, sizes
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
 from graphsurgery.onnx.running import OnnxNetwork, Plan, Runner, as_tuple, on_sizes
 from graphsurgery.onnx.weighted import Source, layer_of
 
 _SMALLEST_MASK = -1e4
+_FOLDED = 2**22
+"""Numbers in the largest array that is computed once instead of in every run."""
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
 def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
+    A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for
+    every batch; a second one, with the batch of the examples, makes the layers.
+
     Args:
         file: the file.
-        examples: meta tensors `[batch, ...]` by the names of the inputs, with the batch that the file fixes.
+        examples: meta tensors `[batch, ...]` by the names of the inputs, with a batch that is not the file's.
 
     Raises:
         TraceError: an operator cannot be run.
     """
     batch = file.inputs[0].type.tensor_type.shape.dim[0]
-    plan = Plan(file, _with_biases(file), batch.dim_value if batch.HasField("dim_value") else None)
+    fixed = batch.dim_value if batch.HasField("dim_value") else None
+    inputs, joined = list(examples.values()), _with_biases(file)
+    first = [x.new_empty((fixed or len(x) + 1, *x.shape[1:])) for x in inputs]
+    rehearsal = _Rehearsal(OnnxNetwork(Plan(file, joined, None)))
+    rehearsal.build(first)
+    plan = Plan(file, joined, fixed, shapes=rehearsal.shapes, seen=rehearsal.seen if _only_batch_free(file) else {})
     network = OnnxNetwork(plan)
-    _Builder(network).build(list(examples.values()))
+    builder = _Builder(network)
+    builder.build(inputs)
+    builder.fill()
     return network
 
 
+def _only_batch_free(file: OnnxProgram) -> bool:
+    """Whether a file states all sizes of its inputs but the batch."""
+    dims = [size for value in file.inputs for size in value.type.tensor_type.shape.dim[1:]]
+    return all(size.HasField("dim_value") for size in dims)
+
+
 class _Builder(Runner):
-    """The first run, on meta tensors, which makes the layers and parameters that it meets."""
+    """A run on meta tensors that makes the layers and parameters which it meets."""
 
     def build(self, examples: Sequence[Tensor]) -> None:
         self.paths = _Paths()
         self.shared: dict[Source, Tensor] = {}
         self.computed: dict[str, Tensor] = {}
         self.uses = _uses(self.plan)
-        if self.plan.batch is not None:
-            names = [value.name for value in self.plan.file.inputs]
-            self.plan.shapes.update({name: tuple(x.shape) for name, x in zip(names, examples, strict=True)})
         with torch.no_grad(), torch.device("meta"):
             self.run(examples)
-        self._fill()
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
         arrays = {n: value for n, value in zip(operator.outputs, found, strict=False) if isinstance(value, np.ndarray)}
         self.plan.lengths.update({name: array.size for name, array in arrays.items()})
         self.plan.fixed.update({name: array for name, array in arrays.items() if array.dtype != object})
-        if self.plan.batch is not None:
-            tensors = zip(operator.outputs, found, strict=False)
-            self.plan.shapes.update({name: tuple(value.shape) for name, value in tensors if isinstance(value, Tensor)})
 
     def results(self, operator: Operator) -> tuple[Any, ...]:
         self._make_layer(operator)
@@ -70,6 +82,8 @@ class _Builder(Runner):
         for at, name in enumerate(operator.inputs if operator.index not in self.plan.layers else ()):
             if name and at not in places:
                 self._make_tensor(operator, at, self.plan.file.name(name))
+        if self._constant(operator):
+            return self._folded(operator)
         known = operator.kind in operators.RULES or self._all_sizes(operator)
         if operator.index in self.plan.layers or known:
             try:
@@ -78,17 +92,42 @@ class _Builder(Runner):
                 return self._whole(operator, f"{operator.name} is {one_line(cause)}, which torch does not have")
         return self._whole(operator, f"{operator.name} is a {operator.kind}, which is not translated")
 
-    def _whole(self, operator: Operator, reason: str) -> tuple[Any, ...]:
-        """Keep an operator as it is."""
+    def _constant(self, operator: Operator) -> bool:
+        """Whether an operator that sizes have no rule for only reads what is the same for every batch."""
+        known = [self.plan.settled(name, self.value(name)) for name in operator.inputs if name]
+        arrays = [value for value in known if isinstance(value, np.ndarray) and value.dtype != object]
+        return (
+            bool(self.plan.seen)
+            and operator.kind not in sizes.RULES
+            and not operator.kind.startswith("Random")
+            and 0 < len(arrays) == len(known)
+            and all(value.size <= _FOLDED and id(value) not in self.plan.weights for value in arrays)
+        )
+
+    def _folded(self, operator: Operator) -> tuple[np.ndarray[Any, Any], ...]:
+        """What an operator gives, as numbers."""
+        file, node = self.plan.file, self._node(operator)
+        constants = {name: self.plan.settled(name, self.value(name)) for name in node.input if name}
+        found = OnnxOperator(alone(file.model, node, constants, {}), f"{operator.name} ({operator.kind})")()
+        self.plan.folded[operator.index] = tuple(value.numpy() for value in as_tuple(found))
+        return self.plan.folded[operator.index]
+
+    def _node(self, operator: Operator) -> Any:
+        """The node of the file, with inputs by the names that constants have."""
         file = self.plan.file
-        data = self.data(operator)
         node = file.model.graph.node[operator.index]
         renamed = type(node)()
         renamed.CopyFrom(node)
         renamed.input[:] = [file.name(name) if name else "" for name in node.input]
-        constants = {name: file.constants[name] for name in renamed.input if name in file.constants}
+        return renamed
+
+    def _whole(self, operator: Operator, reason: str) -> tuple[Any, ...]:
+        """Keep an operator as it is."""
+        file, node = self.plan.file, self._node(operator)
+        data = self.data(operator)
+        constants = {name: file.constants[name] for name in node.input if name in file.constants}
         path = self.paths.new(_path(operator, ""))
-        _place(self.network, path, OnnxOperator(alone(file.model, renamed, constants, data), reason))
+        _place(self.network, path, OnnxOperator(alone(file.model, node, constants, data), reason))
         self.plan.opaque[operator.index] = path
         found = self.part(path)(*data.values())
         return tuple(meta_of(value) for value in as_tuple(found))
@@ -102,7 +141,8 @@ class _Builder(Runner):
         layer = layer_of(plain, file.constants, x.dim())
         if layer is None or any(self._read_otherwise(source) for source in layer.sources.values()):
             return
-        path = self.paths.new(_path(operator, next((s.constant for s in layer.sources.values()), "")))
+        names = [source.constant for source in layer.sources.values()]
+        path = self.paths.new(_path(operator, next(filter(_is_of_layer, names), names[0] if names else "")))
         _place(self.network, path, layer.module)
         self.plan.layers[operator.index] = path
         for name, source in layer.sources.items():
@@ -119,7 +159,7 @@ class _Builder(Runner):
         constants = self.plan.file.constants
         if name in self.plan.tensors or (name in self.values and not isinstance(self.values[name], np.ndarray)):
             return
-        array = constants[name] if name in constants else self.values[name]
+        array = constants[name] if name in constants else self.plan.settled(name, self.values[name])
         if array.ndim == 0 or array.dtype == object:
             return
         if array.dtype.kind != "f" and self._all_sizes(operator):
@@ -130,7 +170,7 @@ class _Builder(Runner):
         prefix, _, last = path.rpartition(".")
         owner = _owner(self.network, prefix)
         if name in constants:
-            if array.size > max(array.shape):
+            if _is_matrix(array.shape):
                 self.plan.tensors[name] = path
             else:
                 self.plan.made[operator.index, at] = path
@@ -148,7 +188,7 @@ class _Builder(Runner):
 
     def _all_sizes(self, operator: Operator) -> bool:
         """Whether an operator only computes sizes from sizes."""
-        return on_sizes(self.plan, operator, [self.value(name) for name in operator.inputs if name])
+        return on_sizes(self.plan, operator, self._given(operator))
 
     def _register(self, owner: nn.Module, name: str, source: Source) -> None:
         """One tensor for all who read a matrix in the same way.
@@ -156,12 +196,12 @@ class _Builder(Runner):
         Exporters store equal vectors, such as biases that are still 0, once; that does not tie the layers.
         """
         tensor = getattr(owner, name)
-        if tensor.dim() > 1:
+        if _is_matrix(tensor.shape):
             tensor = self.shared.setdefault(source, tensor)
         kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
         kept[name] = tensor
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         """Give the layers their weights."""
         real: dict[int, Tensor] = {}
         alive: list[Tensor] = []
@@ -183,6 +223,34 @@ class _Builder(Runner):
                 if buffer is not None and buffer.is_meta:  # the counter of a batch norm
                     module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
         self.network.eval()
+
+
+class _Rehearsal(_Builder):
+    """A run whose sizes are plain numbers, for the shapes."""
+
+    def build(self, examples: Sequence[Tensor]) -> None:
+        self.seen: dict[str, np.ndarray[Any, Any]] = {}
+        names = [value.name for value in self.plan.file.inputs]
+        self.shapes = {name: tuple(x.shape) for name, x in zip(names, examples, strict=True)}
+        super().build(examples)
+
+    def results(self, operator: Operator) -> tuple[Any, ...]:
+        return tuple(_plain(value) for value in super().results(operator))
+
+    def _note(self, operator: Operator, found: Sequence[Any]) -> None:
+        for name, value in zip(operator.outputs, found, strict=False):
+            if isinstance(value, np.ndarray):
+                self.seen[name] = value
+            else:
+                self.shapes[name] = tuple(value.shape)
+
+
+def _plain(value: Any) -> Any:
+    """Sizes as plain numbers; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        return value
+    whole = all(isinstance(entry, (int, np.integer)) for entry in value.reshape(-1))
+    return value.astype(np.int64 if whole else np.float64)
 
 
 class _Paths:
@@ -213,12 +281,17 @@ def _prefixes(path: str) -> list[str]:
 
 def _path(operator: Operator, constant: str) -> str:
     """Where a layer or parameter goes: the name that its weight has in the file, else its operator's."""
-    stem, dot, last = constant.rpartition(".")
-    if dot and last in ("weight", "bias", "running_mean", "running_var") and operator.kind in _LAYERS:
-        return _clean(stem)
+    if _is_of_layer(constant) and operator.kind in _LAYERS:
+        return _clean(constant.rpartition(".")[0])
     if constant and operator.kind not in _LAYERS:
         return _clean(constant)
     return _clean(_scope(operator.name)) or f"{operator.kind.rpartition('.')[2].lower()}_{operator.index}"
+
+
+def _is_of_layer(constant: str) -> bool:
+    """Whether a constant has the name of a layer's parameter, such as `layer1.0.conv1.weight`."""
+    stem, _, last = constant.rpartition(".")
+    return bool(stem) and last in ("weight", "bias", "running_mean", "running_var")
 
 
 _LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu"))
@@ -254,6 +327,11 @@ def _owner(root: nn.Module, prefix: str) -> nn.Module:
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
     return root
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    """Whether more than one axis counts anything."""
+    return math.prod(shape) > max(shape, default=0)
 
 
 def _is_mask(array: np.ndarray[Any, Any]) -> bool:

@@ -73,7 +73,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
     examples = _examples(file, shape)
     try:
         network = network_of(file, examples)
-        graph = trace(network, [_of_another_batch(file, x) for x in examples.values()], copy=False)
+        graph = trace(network, list(examples.values()), copy=False)
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
     record = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
@@ -95,7 +95,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
 
 
 def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tensor]:
-    """A meta tensor for each input, with a batch of two where the file leaves it open."""
+    """A meta tensor for each input, with a batch that the file does not have."""
     found = {}
     for value in file.inputs:
         kind = value.type.tensor_type
@@ -105,16 +105,10 @@ def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tenso
         if not dims:
             raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
         dtype = torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind.elem_type))).dtype
-        found[value.name] = torch.empty(
-            (dims[0] or _TRACED_BATCH, *_inner(file, value.name, dims[1:], shape)), dtype=dtype, device="meta"
-        )
+        batch = _TRACED_BATCH if dims[0] != _TRACED_BATCH else _TRACED_BATCH + 1
+        inner = _inner(file, value.name, dims[1:], shape)
+        found[value.name] = torch.empty((batch, *inner), dtype=dtype, device="meta")
     return found
-
-
-def _of_another_batch(file: OnnxProgram, x: Tensor) -> Tensor:
-    """With a batch that the file does not have, so that it is seen where its own stands."""
-    free = file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_param") or len(x) == _TRACED_BATCH
-    return x if free else x.new_empty((len(x) + 1, *x.shape[1:]))
 
 
 def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -598,6 +598,8 @@ def _gather_elements(operator: Operator, x: Value, indices: Value) -> Value:
 @rule("Expand")
 def _expand(_: Operator, x: Value, shape: Sizes) -> Value:
     wanted = list(numbers(shape))
+    if not rank(x):
+        return torch.full(wanted, x)
     own = [1] * (len(wanted) - rank(x)) + list(shape_of(x))
     lead = [1] * (len(own) - len(wanted)) + wanted
     # A size of one in the wanted shape keeps that of the tensor.

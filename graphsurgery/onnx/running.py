@@ -39,6 +39,8 @@ class Plan:
         lengths: how many sizes the file computes under a name.
         fixed: those of them that are the same for every input.
         shapes: of the values in the file, by name, where it fixes the batch.
+        seen: sizes that the file computes with another batch, by name; empty where it leaves more than the batch free.
+        folded: what operators give that only read sizes which are the same for every batch, by the number of the node.
     """
 
     file: OnnxProgram
@@ -53,11 +55,21 @@ class Plan:
     lengths: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    seen: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    folded: dict[int, tuple[np.ndarray[Any, Any], ...]] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> set[int]:
         """The identities of the constants of the file."""
         return {id(array) for array in self.file.constants.values()}
+
+    def settled(self, name: str, value: Any) -> Any:
+        """Sizes without symbols, where they are the same for every batch."""
+        seen = self.seen.get(self.file.name(name)) if isinstance(value, np.ndarray) and value.dtype == object else None
+        if seen is None or seen.shape != value.shape:
+            return value
+        same = all(value_of(a) == b for a, b in zip(value.reshape(-1), seen.reshape(-1), strict=True))
+        return seen if same else value
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
@@ -135,7 +147,9 @@ class Runner:
             return (self.part(plan.layers[operator.index])(self.value(operator.inputs[0])),)
         if operator.index in plan.opaque:
             return as_tuple(self.part(plan.opaque[operator.index])(*self.data(operator).values()))
-        given = [self.value(name) if name else None for name in operator.inputs]
+        if operator.index in plan.folded:
+            return plan.folded[operator.index]
+        given = self._given(operator)
         if on_sizes(plan, operator, given):
             return sizes.compute(operator, given)
         places = operators.SIZES_AT.get(operator.kind, ())
@@ -148,6 +162,17 @@ class Runner:
         arguments = self._rebatched(operator, arguments)
         found = operators.RULES[operator.kind](operator, *arguments)
         return tuple(_boxed(value) for value in as_tuple(found))
+
+    def _given(self, operator: Operator) -> list[Any]:
+        """The inputs of an operator; the shape that sizes get has to be known."""
+        given = [self.value(name) if name else None for name in operator.inputs]
+        if any(value is not None and not isinstance(value, np.ndarray) for value in given):
+            return given
+        places = operators.SIZES_AT.get(operator.kind, ())
+        return [
+            self.plan.settled(name, value) if at in places else value
+            for at, (name, value) in enumerate(zip(operator.inputs, given, strict=True))
+        ]
 
     def value(self, name: str) -> Any:
         """A tensor, or an array of sizes; constants with several floating numbers are tensors."""
@@ -213,7 +238,14 @@ def on_sizes(plan: Plan, operator: Operator, given: Sequence[Any]) -> bool:
     vectors = [value for value in known if value.dtype.kind == "f" and value.ndim]
     if any(id(value) in plan.weights and (value.size > _FEW or operator.kind == "Expand") for value in vectors):
         return False
-    return operator.kind not in ("Range", "ConstantOfShape") or all(value.dtype != object for value in known)
+    places = operators.SIZES_AT.get(operator.kind, ())
+    shapes = [value for at, value in enumerate(given) if at in places and value is not None]
+    return all(value.dtype != object for value in shapes)
+
+
+def value_of(size: Any) -> Any:
+    """A size in this run, without its symbol."""
+    return size.node.meta["value"] if isinstance(size, fx.Proxy) else size
 
 
 def _identifiers(names: Iterable[str]) -> list[str]:
