@@ -204,7 +204,7 @@ def _layer(w: Writer, at: str) -> Any:
 def _linear(w: Writer, x: fx.Node, *, at: str) -> str:
     layer = _layer(w, at)
     bias = [w.parameter(f"{at}.bias")] if layer.bias is not None else []
-    if _rank(x) == 2:
+    if _rank(x) == 2 and (bias or w.opset >= 11):  # before, a Gemm had to have a bias
         return w.op("Gemm", w.value(x), w.parameter(f"{at}.weight"), *bias, transB=1)
     product = w.op("MatMul", w.value(x), w.parameter(f"{at}.weight", "transposed", np.transpose))
     return w.op("Add", product, *bias) if bias else product
