@@ -256,13 +256,10 @@ def _layer_norm(
     w: Writer, x: fx.Node, segments: Sequence[int], weight: fx.Node | None = None, bias: fx.Node | None = None,
     eps: float = 1e-5, groups: Sequence[int] | None = None, shares: fx.Node | None = None,
 ) -> str:  # fmt: skip
-    """The products with the column of shares are the means."""
     if shares is None or len(segments) > 1 or groups not in (None, [0], (0,)):
         raise UnsupportedError(f"{w.value(x)} is normalised in {len(segments)} segments, which are not written")
     column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
-    centred = w.op("Sub", w.value(x), w.op("MatMul", w.value(x), column))
-    variance = w.op("MatMul", w.op("Mul", centred, centred), column)
-    return _affine(w, w.op("Div", centred, w.root(variance, eps)), weight, bias, -1, _rank(x))
+    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, -1, _rank(x))
 
 
 @writes(layers.weighted_rms_norm)
@@ -289,6 +286,22 @@ def _group_norm(
     y = w.op("Sub", y, mean(y))
     y = w.op("Div", y, w.root(mean(w.op("Mul", y, y)), eps))
     return _affine(w, w.op("Reshape", y, w.op("Shape", w.value(x))), weight, bias, 1, _rank(x))
+
+
+@writes(layers.weighted_instance_norm)
+def _instance_norm(
+    w: Writer, x: fx.Node, shares: fx.Node, weight: fx.Node | None = None, bias: fx.Node | None = None,
+    eps: float = 1e-5,
+) -> str:  # fmt: skip
+    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
+    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, 1, _rank(x))
+
+
+def _normed(w: Writer, x: str, column: str, eps: float) -> str:
+    """Centred and divided by the deviation; products with the column of shares are means over the last axis."""
+    centred = w.op("Sub", x, w.op("MatMul", x, column))
+    variance = w.op("MatMul", w.op("Mul", centred, centred), column)
+    return w.op("Div", centred, w.root(variance, eps))
 
 
 def _affine(w: Writer, y: str, weight: fx.Node | None, bias: fx.Node | None, axis: int, rank: int) -> str:
