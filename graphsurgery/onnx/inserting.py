@@ -22,6 +22,7 @@ from graphsurgery.onnx.operators import SIZES_AT
 from graphsurgery.onnx.reading import Operator
 from graphsurgery.onnx.running import OnnxNetwork
 from graphsurgery.onnx.writers import Array, Writer, word
+from graphsurgery.unshuffle import ADDED
 
 _SPELLINGS = ({"chunk", "split"},)
 """Words for one operator."""
@@ -181,13 +182,13 @@ class Insertion:
             outer = list(self._outer(self.old[name])), list(self._outer(self.new[name]))
             if set(known) == set(outer[0]):  # it has become several nodes
                 before, after = outer
-        if None not in known and before == after:
+        if before == after and None not in known and not any(self._added(old) for old in before):
             return
         fits = len(known) == len(before) == len(after)
-        if not fits or any(seen not in (None, old) for seen, old in zip(known, before, strict=True)):
+        if not fits or any(seen not in (None, old) and not self._added(old) for seen, old in zip(known, before, strict=False)):
             raise UnsupportedError(f"{operator.name} reads other values now, and it is not certain where")
-        for at, seen, old, new in zip(edges, known, before, after, strict=True):
-            if seen is None or old != new:
+        for at, seen, new in zip(edges, known, after, strict=True):
+            if seen != new:
                 self.rewired[self._place(operator, at)] = self._value(self._sources[new])
 
     def _place(self, operator: Operator, at: int) -> tuple[int, int]:
@@ -231,28 +232,29 @@ class Insertion:
         """The nodes of the edited network by what `_operands` calls them."""
         return {_key(node): node for node in self.new.values()}
 
+    def _added(self, key: str) -> bool:
+        """Whether a node of the imported network is none of the file, which has the channels in another order there."""
+        return key in self.old and ADDED in self.old[key].meta
+
     def _outer(self, node: fx.Node) -> Iterator[str]:
         """What a node reads, where it reads through nodes that the file has no values for, but are not new."""
         read: list[fx.Node] = []
         fx.map_arg((node.args, node.kwargs), read.append)
         for source in read:
-            if source.op != "get_attr" and source.name in self.old and source.name not in self._names:
+            name = source.name
+            inside = source.op != "get_attr" and name in self.old and name not in self._names
+            if inside and not self._added(name):
                 yield from self._outer(source)
             elif _is_tensor(source):
                 yield _key(source)
 
     def _give(self) -> None:
         """Let the outputs of the file be what the network gives by now."""
-        before, after = (
-            list(_operands(next(node for node in nodes.values() if node.op == "output")))
-            for nodes in (self.old, self.new)
-        )
-        if len(before) != len(after):
-            raise UnsupportedError(f"the network has {len(after)} outputs, the file has {len(before)}")
-        if before == after and all(self._node_of(self.file.name(name)) for name in self.file.outputs):
-            return
-        for output, old, new in zip(self.file.outputs, before, after, strict=True):
-            if old != new or self._node_of(self.file.name(output)) is None:
+        given = list(_operands(next(node for node in self.new.values() if node.op == "output")))
+        if len(given) != len(self.file.outputs):
+            raise UnsupportedError(f"the network has {len(given)} outputs, the file has {len(self.file.outputs)}")
+        for output, new in zip(self.file.outputs, given, strict=True):
+            if self._node_of(self.file.name(output)) != new:
                 self.outputs[output] = self._value(self._sources[new])
 
 
