@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator as op
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ class Numbers:
 
     Attributes:
         edges: constants for single inputs.
-        attributes: of operators, by the number of the node and the name.
+        attributes: of operators, by the number of the node and the name; None for one that goes.
     """
 
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:
@@ -57,13 +57,14 @@ class Numbers:
                 self.attributes[operator.index, "num_groups"] = module.num_groups
             elif module.groups != operator.attributes.get("group", 1):
                 self.attributes[operator.index, "group"] = module.groups
+        if operator.kind == "Split":
+            self._split(operator)
+            return
         before, after = self.value(self.old, operator.outputs[0]), self.value(self.new, operator.outputs[0])
         if before is None or after is None:
             return
         if operator.kind == "Reshape":
             self._reshape(operator, before, after)
-        elif operator.kind == "Split":
-            self._split(operator)
         elif operator.kind == "Slice":
             self._slice(operator, before, after)
         elif tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
@@ -105,24 +106,30 @@ class Numbers:
                 self._write(operator, *self._locate((operator.index, 1), place), now)
 
     def _split(self, operator: Operator) -> None:
-        axis = operator.attributes.get("axis", 0)
-        nodes = [(self.value(self.old, name), self.value(self.new, name)) for name in operator.outputs]
-        if any(before is None or after is None for before, after in nodes):
-            return
-        sizes = [
-            (b.meta["value"].shape[axis], a.meta["value"].shape[axis])
-            for b, a in nodes
-            if a is not None and b is not None
-        ]
-        if all(old == new for old, new in sizes):
+        """The sizes of the parts; where they have been even, and are not any more, they get to be numbers."""
+        before, after = self._parts(self.old, operator), self._parts(self.new, operator)
+        if before is None or after is None or before == after:
             return
         if "split" in operator.attributes:
-            self.attributes[operator.index, "split"] = [new for _, new in sizes]
+            self.attributes[operator.index, "split"] = after
         elif len(operator.inputs) > 1 and operator.inputs[1]:
-            for index, (old, new) in enumerate(sizes):
+            for index, (old, new) in enumerate(zip(before, after, strict=True)):
                 self._set(operator, 1, index, old, new)
-        elif len({new for _, new in sizes}) > 1:
-            raise SurgeryError(f"{self.file.path}: {operator.name} splits evenly, and its parts are no longer alike")
+        elif len(set(after)) > 1 and ("num_outputs" not in operator.attributes or after != _even(after)):
+            self.attributes[operator.index, "num_outputs"] = None
+            if operator.opset < 13:
+                self.attributes[operator.index, "split"] = after
+            else:
+                self.edges[operator.index, 1] = np.array(after, np.int64)
+
+    def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
+        """How much of the axis that is split goes into each output, read or not."""
+        for name in operator.outputs:
+            part = self.value(nodes, name)
+            whole = part.args[0] if part is not None and part.target is op.getitem else None
+            if isinstance(whole, fx.Node) and isinstance(whole.meta["value"], (tuple, list)):
+                return [int(tensor.shape[operator.attributes.get("axis", 0)]) for tensor in whole.meta["value"]]
+        return None
 
     def _slice(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         if before.target is not op.getitem or before.args[1] == after.args[1]:
@@ -142,6 +149,8 @@ class Numbers:
                 if name in operator.attributes:
                     key = operator.index, name
                     self.attributes.setdefault(key, list(operator.attributes[name]))[place] = now
+                elif isinstance(was, fx.Node):
+                    self._write(operator, *self._locate((operator.index, at), place), now)
                 else:
                     self._set(operator, at, place, was, now)
 
@@ -180,6 +189,12 @@ class Numbers:
     @cached_property
     def _makers(self) -> dict[str, Operator]:
         return {name: operator for operator in self.file.operators for name in operator.outputs}
+
+
+def _even(parts: Sequence[int]) -> list[int]:
+    """What an even split into as many parts would give."""
+    size = -(-sum(parts) // len(parts))
+    return [max(0, min(size, sum(parts) - index * size)) for index in range(len(parts))]
 
 
 def _entries(node: fx.Node) -> list[Any] | None:

@@ -184,19 +184,22 @@ def _apply(
     taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
     count: Counter[str] = Counter()
     for (index, at), array in edges.items():
-        name = graph.node[index].input[at]
+        node = graph.node[index]
+        name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
         new = name
         while new in taken:
             count[name] += 1
             new = f"{name}_{count[name]}"
         taken.add(new)
-        graph.node[index].input[at] = new
+        node.input[at:] = [new, *node.input[at + 1 :]]
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
     for (index, name), number in attributes.items():
         node = graph.node[index]
         kept = [attribute for attribute in node.attribute if attribute.name != name]
         del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute(name, number)])
+        node.attribute.extend(kept)
+        if number is not None:
+            node.attribute.append(onnx.helper.make_attribute(name, number))
 
 
 def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:
