@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, without_dry_run, writable
+from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, without_dry_run
 
 
 def factorize(
@@ -47,15 +47,15 @@ def factorize(
     back
         Instead, multiply the factors to one layer again.
     """
-    writable(output)
-    from graphsurgery.checkpoint import save
     from graphsurgery.cli.growing import show_costs
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns
+    from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.grow import changed_by
 
+    writes_to(output, model)
     screen = Screen(shown)
     if back and not (rank is None and energy is None and target is None):
         raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")
@@ -85,6 +85,4 @@ def factorize(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    save(new, output, **document)
-    screen.line("wrote", str(output))
-    screen.finish({**document, "files": {"network": output}}, "inspect", output)
+    write_network(screen, new, output, model, document, ("inspect", output))

@@ -28,6 +28,7 @@ __all__ = [
     "shift_mask",
     "weigh",
     "weighted_group_norm",
+    "weighted_instance_norm",
     "weighted_rms_norm",
 ]
 
@@ -304,6 +305,27 @@ def weighted_group_norm(
     if weight is not None:
         y = weigh(y, 1, weight)
     return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
+
+
+def weighted_instance_norm(
+    x: Tensor, shares: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """`F.instance_norm` over the last axis, whose indices count in proportion to their shares.
+
+    What a group norm is where its groups stand as channels.
+
+    Args:
+        x: `[batch, channels, positions]`.
+        shares: `[positions]`; copies of one share what it counted.
+        weight: scale `[channels]`.
+        bias: shift `[channels]`.
+        eps: added to each variance.
+    """
+    share = shares / shares.sum()
+    y = x - (x * share).sum(-1, keepdim=True)
+    y = y * torch.rsqrt((y.square() * share).sum(-1, keepdim=True) + eps)
+    y = y if weight is None else weigh(y, 1, weight)
+    return y if bias is None else y + bias.reshape(-1, 1)
 
 
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> None:
     rewriting.install()
 
 
+ADDED = "added by unshuffle"
+"""What marks, in the meta of a node, that it moves channels which the traced model has in another order."""
+
+
 class _Rewriting:
     """One attempt to rewrite a network.
 
@@ -210,9 +214,10 @@ class _Rewriting:
         return self._call(operator.getitem, source, (slice(None), index))
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
-        """Add a node that moves channels."""
+        """Add a node that moves channels; it is marked as one that the traced model does not have."""
         node = self.graph.create_node("call_method" if isinstance(target, str) else "call_function", target, args)
         node.meta["value"] = evaluate(node, self.module.get_submodule)
+        node.meta[ADDED] = True
         self.moves.append(node)
         return node
 

@@ -17,6 +17,7 @@ from graphsurgery.layers import (
     segmented_normalize,
     weigh,
     weighted_group_norm,
+    weighted_instance_norm,
     weighted_rms_norm,
 )
 from graphsurgery.maps import Edit
@@ -219,6 +220,14 @@ def _group_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     call_instead(node, weighted_group_norm, (value, groups, shares, *vectors, eps))
 
 
+def _instance_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
+    value = node.all_input_nodes[0]
+    vectors = [vector(wide, node, name, position) for name, position in (("weight", 3), ("bias", 4))]
+    with node.graph.inserting_before(node):
+        shares = _buffer(wide, f"{node.name}_shares", share)
+    call_instead(node, weighted_instance_norm, (value, shares, *vectors, setting(wide, node, "eps", 7, 1e-5)))
+
+
 def _normalize(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
     value = node.all_input_nodes[0]
     segments, groups = _segments(wide, node, len(share))
@@ -236,6 +245,7 @@ _NORMS = {
     "segmented_layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
     "normalize": _normalize,
     "segmented_normalize": _normalize,
 }

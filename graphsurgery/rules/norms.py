@@ -20,6 +20,7 @@ from graphsurgery.layers import (
     segmented_normalize,
     weigh,
     weighted_group_norm,
+    weighted_instance_norm,
     weighted_rms_norm,
 )
 from graphsurgery.rules.contraction import resize_argument, set_argument
@@ -68,7 +69,9 @@ def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **op
     for name in names[:4]:
         if isinstance(given.get(name), TensorType):
             infer.unify(given[name][0], input[1])
-    if infer.node.target is F.instance_norm:
+    if infer.node.target is F.instance_norm and len(input.axes) == 3 and given.get("running_mean") is None:
+        infer.mixes(input[2], "instance_norm", 2)
+    elif infer.node.target is F.instance_norm:
         _mixes_positions(infer, input)
     elif given.get("training", False) is not False or given.get("running_mean") is None:
         infer.mixes(input[0], "statistics")
@@ -286,6 +289,24 @@ def weighted_group_norm_function(
     _counts(infer, shares, x[1])
     infer.sized.add(infer.node)
     infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
+    return TensorType(x.axes)
+
+
+@rule(weighted_instance_norm)
+def weighted_instance_norm_function(
+    infer: Inference,
+    x: TensorType,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """As `F.instance_norm`, with shares that say how much each position counts."""
+    _counts(infer, shares, x[2])
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[1])
+    infer.mixes(x[2], "instance_norm", 2)
     return TensorType(x.axes)
 
 
