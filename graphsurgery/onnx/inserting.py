@@ -185,7 +185,9 @@ class Insertion:
         if before == after and None not in known and not any(self._added(old) for old in before):
             return
         fits = len(known) == len(before) == len(after)
-        if not fits or any(seen not in (None, old) and not self._added(old) for seen, old in zip(known, before, strict=False)):
+        if not fits or any(
+            seen not in (None, old) and not self._added(old) for seen, old in zip(known, before, strict=False)
+        ):
             raise UnsupportedError(f"{operator.name} reads other values now, and it is not certain where")
         for at, seen, new in zip(edges, known, after, strict=True):
             if seen != new:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
 from graphsurgery.onnx.files import read_onnx
+from graphsurgery.onnx.folding import foldable, folded
 
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
@@ -52,7 +53,7 @@ class OnnxProgram:
         path: of the file.
         model: with all weights; local functions are written out in it.
         operators: the nodes in the order in which they can run, without those that only hold or pass on constants.
-        constants: initializers and constant nodes by name.
+        constants: initializers, constant nodes, and what is computed from those alone, by name.
         aliases: names of values that are another value under a second name.
     """
 
@@ -110,7 +111,17 @@ def read_program(path: Path | str) -> OnnxProgram:
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
     _check_order(model, path)
-    return OnnxProgram(path, model, tuple(operators), constants, aliases)
+    return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases))
+
+
+def _without_constant(file: OnnxProgram) -> OnnxProgram:
+    """With the results of the operators that only read constants in their place."""
+    constant = foldable(file.operators, file.constants, file.name)
+    inside = {operator.index for operator in constant}
+    left = tuple(operator for operator in file.operators if operator.index not in inside)
+    needed = {file.name(value) for operator in left for value in operator.inputs if value}
+    found = folded(file.model, constant, file.constants, file.name, needed)
+    return replace(file, operators=left, constants={**file.constants, **found}) if found else file
 
 
 def _parsed(path: Path) -> onnx.ModelProto:

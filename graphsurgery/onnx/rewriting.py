@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ class _Rewriting:
         self.numbers.find(self.insertion.stays)
         model = onnx.ModelProto()
         model.CopyFrom(self.file.model)
-        _apply(model, self.replaced, self.numbers.edges, self.numbers.attributes)
+        replaced = _apply(model, self.replaced, self.numbers.edges, self.numbers.attributes)
+        behind = _behind(model, replaced)
         self.insertion.apply(model)
+        _drop_unread(model, behind)
         self._shapes(model)
         record = [dict(entry) for entry in self.graph.lineage]
         kept = [entry for entry in model.metadata_props if entry.key != "graphsurgery.lineage"]
@@ -172,8 +174,8 @@ def _apply(
     replaced: Mapping[str, np.ndarray[Any, Any]],
     edges: Mapping[Edge, np.ndarray[Any, Any]],
     attributes: Mapping[tuple[int, str], Any],
-) -> None:
-    """Put new constants and attributes into a model."""
+) -> set[str]:
+    """Put new constants and attributes into a model; gives the values that a constant has taken the place of."""
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.name in replaced:
@@ -182,15 +184,17 @@ def _apply(
         if node.op_type == "Constant" and node.output[0] in replaced:
             _fill(node, replaced[node.output[0]])
     taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    count: Counter[str] = Counter()
+    old = set()
+    for node in graph.node:
+        for at, name in enumerate(node.output):
+            if name in replaced and node.op_type != "Constant":  # it was computed from constants
+                node.output[at] = _fresh(f"{name}_before", taken)
+                old.add(node.output[at])
+                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(replaced[name]), name))
     for (index, at), array in edges.items():
         node = graph.node[index]
         name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
-        new = name
-        while new in taken:
-            count[name] += 1
-            new = f"{name}_{count[name]}"
-        taken.add(new)
+        new = _fresh(name, taken)
         node.input[at:] = [new, *node.input[at + 1 :]]
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
     for (index, name), number in attributes.items():
@@ -200,6 +204,47 @@ def _apply(
         node.attribute.extend(kept)
         if number is not None:
             node.attribute.append(onnx.helper.make_attribute(name, number))
+    return old
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken."""
+    new = next(each for each in chain((name,), (f"{name}_{number}" for number in count(1))) if each not in taken)
+    taken.add(new)
+    return new
+
+
+def _behind(model: onnx.ModelProto, values: set[str]) -> set[str]:
+    """These values and all that they are computed from."""
+    found, makers = set(values), {name: node for node in model.graph.node for name in node.output}
+    waiting = list(values)
+    while waiting:
+        node = makers.get(waiting.pop())
+        new = {name for name in node.input if name not in found} if node is not None else set()
+        found |= new
+        waiting += new
+    return found
+
+
+def _drop_unread(model: onnx.ModelProto, values: set[str]) -> None:
+    """Remove the nodes and weights that give these values, where nobody reads them."""
+    graph = model.graph
+    now = _read(model)
+    while True:
+        gone = [i for i, node in enumerate(graph.node) if values & set(node.output) and not now & set(node.output)]
+        if not gone:
+            break
+        for at in reversed(gone):
+            del graph.node[at]
+        now = _read(model)
+    for at in reversed(range(len(graph.initializer))):
+        name = graph.initializer[at].name
+        if name in values and name not in now:
+            del graph.initializer[at]
+
+
+def _read(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
 
 
 def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:

@@ -217,17 +217,17 @@ class Runner:
 
     def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Shapes that hold the batch of the file, with the batch of the input in its place."""
-        fixed, before = self.plan.batch, self.plan.shapes.get(self.plan.file.name(operator.inputs[0]))
-        if fixed is None or before is None or not operators.rank(arguments[0]):
+        fixed = self.plan.batch
+        if fixed is None or operator.kind not in ("Reshape", "Concat") or not operators.rank(arguments[0]):
             return arguments
-        if operator.kind == "Reshape":
-            name = self.plan.file.name(operator.inputs[0])
-            target, inner = freed(arguments[0], before, name in self.inner, arguments[1], fixed)
-            self.inner.update(operator.outputs if inner else ())
-            return [arguments[0], target]
         if operator.kind == "Concat":
             return alongside(arguments, operator.attributes["axis"])
-        return arguments
+        name = self.plan.file.name(operator.inputs[0])
+        if name not in self.plan.shapes:
+            return arguments
+        target, inner = freed(arguments[0], self.plan.shapes[name], name in self.inner, arguments[1], fixed)
+        self.inner.update(operator.outputs if inner else ())
+        return [arguments[0], target]
 
 
 def on_sizes(plan: Plan, operator: Operator, given: Sequence[Any]) -> bool:
