@@ -1,4 +1,4 @@
-"""What a file computes from its constants alone, computed once.
+"""Weights that a file computes from its constants alone, computed once.
 
 Exporters leave such parts where they cannot evaluate them, as for weights that are standardised in every run. A matrix
 that is also read as it stands stays one: folding a transposed copy of it would untie the two.
@@ -21,31 +21,52 @@ if TYPE_CHECKING:
 _Array = np.ndarray[Any, Any]
 
 
+_WEIGHTS_AT = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "BatchNormalization": (1, 2, 3, 4),
+    "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2), "PRelu": (1,),
+}  # fmt: skip
+
+
 def foldable(
     operators: Sequence[Operator], constants: Mapping[str, _Array], name: Callable[[str], str]
 ) -> list[Operator]:
-    """The operators that only read constants and each other, in order.
+    """The operators that only read constants and each other, and whose results are weights of layers; in order.
 
     Args:
         operators: of a file, in the order in which they can run.
         constants: by name.
         name: from the name of a value to its first one.
     """
-    refused: set[int] = set()
+    found = _on_constants(operators, constants, name)
     while True:
-        known, found = set(constants), []
-        for operator in operators:
-            inputs = [name(value) for value in operator.inputs if value]
-            if inputs and known.issuperset(inputs) and operator.index not in refused:
-                found.append(operator)
-                known.update(operator.outputs)
         inside = {operator.index for operator in found}
-        outside = {name(v) for o in operators if o.index not in inside for v in o.inputs if v}
-        shared = {v for v in outside if v in constants and constants[v].size > max(constants[v].shape, default=1)}
-        untied = {o.index for o in found if shared.intersection(map(name, o.inputs))}
-        if not untied:
+        rest = [operator for operator in operators if operator.index not in inside]
+        others = {name(value) for o in rest for at, value in enumerate(o.inputs) if not _is_weight(o, at)}
+        matrices = {v for o in rest for v in map(name, o.inputs) if v in constants and _is_matrix(constants[v])}
+        left = [o for o in found if others.isdisjoint(o.outputs) and matrices.isdisjoint(map(name, o.inputs))]
+        if len(left) == len(found):
             return found
-        refused |= untied
+        found = _on_constants(left, constants, name)
+
+
+def _on_constants(
+    operators: Sequence[Operator], constants: Mapping[str, _Array], name: Callable[[str], str]
+) -> list[Operator]:
+    known, found = set(constants), []
+    for operator in operators:
+        inputs = [name(value) for value in operator.inputs if value]
+        if inputs and known.issuperset(inputs):
+            found.append(operator)
+            known.update(operator.outputs)
+    return found
+
+
+def _is_weight(operator: Operator, at: int) -> bool:
+    return at in _WEIGHTS_AT.get(operator.kind, ())
+
+
+def _is_matrix(array: _Array) -> bool:
+    return array.size > max(array.shape, default=1)
 
 
 def folded(
