@@ -14,6 +14,7 @@ from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import EVERY, compress
+from graphsurgery.planning import Price
 from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.spec_text import parse_value
 from graphsurgery.targets import Target
@@ -71,8 +72,8 @@ def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
     return spaces
 
 
-def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
-    """The network without the channels that matter least; it is not modified.
+def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
+    """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
 
     Raises:
         SurgeryError: nothing or everything would be removed, an unknown space or criterion, a target that cannot be
@@ -95,6 +96,7 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
         importance=plan.importance,
         round_to=plan.round_to,
         seed=plan.seed,
+        price=price,
     )
     record = removal(small)
     if not record["folded"] and all(before == after for before, after in record["sizes"].values()):
