@@ -142,15 +142,16 @@ def measure_latency(
     return {name: _summary(measured, timing) for name, measured in times.items()}
 
 
-def measure_pair(
-    before: Path | str, after: Path | str, timing: Timing, shapes: Sequence[Sequence[int]] = ()
-) -> Pair:
+def measure_pair(before: Path | str, after: Path | str, timing: Timing, shapes: Sequence[Sequence[int]] = ()) -> Pair:
     """Time two files in turn, and the second against the first in every turn; see `measure_latency`."""
     times = _in_turn({"before": before, "after": after}, timing, shapes)
     turns = zip(times["before"], times["after"], strict=True)
     ratios = [after.milliseconds / before.milliseconds for before, after in turns]
     return Pair(
-        _summary(times["before"], timing), _summary(times["after"], timing), statistics.median(ratios), *interval(ratios)
+        _summary(times["before"], timing),
+        _summary(times["after"], timing),
+        statistics.median(ratios),
+        *interval(ratios),
     )
 
 
@@ -169,9 +170,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def _in_turn(paths: Mapping[str, Path | str], timing: Timing, shapes: Sequence[Sequence[int]]) -> dict[str, list[_Run]]:
     """Every timed run; every other turn goes through the files backwards."""
     sessions = {name: open_session(path, threads=timing.threads) for name, path in paths.items()}
-    feeds = {
-        name: random_feed(session, timing.batch, str(paths[name]), shapes) for name, session in sessions.items()
-    }
+    feeds = {name: random_feed(session, timing.batch, str(paths[name]), shapes) for name, session in sessions.items()}
     times: dict[str, list[_Run]] = {name: [] for name in paths}
     for turn in range(timing.warmup + timing.runs):
         for name in list(sessions)[:: -1 if turn % 2 else 1]:

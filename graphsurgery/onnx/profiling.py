@@ -17,8 +17,8 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.latency import Timing, random_feed
 from graphsurgery.onnx.sessions import open_session
 
-_NODE, _BLOCKED, _RUN = "_kernel_time", "_nchwc", "model_run"
-_FEWEST, _MOST = 12, 100
+_NODE, _BLOCKED = "_kernel_time", "_nchwc"
+_FEWEST, _MOST = 12, 40
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,8 @@ class Operator:
     shapes: str
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What a network takes.
-
-    Attributes:
-        operators: by name; a layout that the runtime chooses for one does not change its name.
-        microseconds: of a whole run, likewise, what lies between the operators included.
-    """
-
-    operators: Mapping[str, Operator]
-    microseconds: float
+Profile = Mapping[str, Operator]
+"""The operators of a network by name; a layout that the runtime chooses for one does not change its name."""
 
 
 def profile(
@@ -94,15 +85,11 @@ def profile(
 def _read(path: Path, warm: int, runs: int) -> Profile:
     """What the runtime has noted, without the runs to warm up."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    whole = []
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_NODE):
             name = event["name"].removesuffix(_NODE).removesuffix(_BLOCKED)
             found.setdefault(name, []).append(event)
-        elif event.get("name") == _RUN:
-            whole.append(event)
-    operators = {name: _operator(events, warm, runs) for name, events in found.items()}
-    return Profile(operators, _quick(whole, warm, runs))
+    return {name: _operator(events, warm, runs) for name, events in found.items()}
 
 
 def _operator(events: Sequence[Mapping[str, Any]], warm: int, runs: int) -> Operator:

@@ -21,7 +21,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.maps import Widths
 from graphsurgery.onnx.importing import Imported, import_onnx
-from graphsurgery.onnx.latency import Timing
+from graphsurgery.onnx.latency import Timing, measure_latency
 from graphsurgery.onnx.profiling import Profile, profile
 from graphsurgery.onnx.rewriting import _Rewriting
 from graphsurgery.passes.compress import compress
@@ -142,18 +142,23 @@ class CostTable:
         }
 
 
-def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1) -> CostTable:
+def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known: CostTable | None = None) -> CostTable:
     """The table of these spaces, by name with their sizes.
 
-    Each is measured at four sizes that are multiples of `step` (two where there are many spaces).
+    Each is measured at four sizes that are multiples of `step` (two where there are many spaces). A table that is known
+    from larger steps keeps the spaces that it has several sizes of.
 
     Raises:
         SurgeryError: no space can be measured.
     """
     began = time.perf_counter()
     levels = _LEVELS if len(spaces) <= _MANY_SPACES else _FEW_LEVELS
-    found, unmeasured, networks = {}, {}, 0
+    known = known or CostTable({}, 0.0, {}, {}, 0, 0.0)
+    found = {name: costs for name, costs in known.spaces.items() if len(costs.sizes) > 1}
+    unmeasured, networks = {}, known.networks
     for name, size in spaces.items():
+        if name in found:
+            continue
         sizes = _sizes(size, step, levels)
         if not sizes:
             unmeasured[name] = f"has no multiple of {step} below its {size} channels"
@@ -170,7 +175,9 @@ def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1) -> Cos
     if not found:
         reason = next(iter(unmeasured.values()), "it has no space that can be cut")
         raise SurgeryError(f"latency: no space of the network can be measured: {reason}; give a target in macs")
-    return CostTable(dict(bench.whole), bench.other, found, unmeasured, networks, time.perf_counter() - began)
+    return CostTable(
+        dict(bench.whole), bench.other, found, unmeasured, networks, known.seconds + time.perf_counter() - began
+    )
 
 
 @dataclass(frozen=True)
@@ -268,8 +275,17 @@ class FileBench:
         self._timing = timing
         self._shapes = [spec.shape[1:] for spec in graph.inputs]
         found = profile([self._model({})], timing, self._shapes, seconds=1.0)[0]
-        self.whole = {name: operator.microseconds for name, operator in found.operators.items()}
-        self.other = max(0.0, found.microseconds - sum(self.whole.values()))
+        self.whole = {name: operator.microseconds for name, operator in found.items()}
+        # Noting every operator takes time between them, so a whole run is timed by itself.
+        run = measure_latency(
+            {"whole": file},
+            batch=timing.batch,
+            threads=timing.threads,
+            warmup=timing.warmup,
+            runs=timing.runs,
+            shapes=self._shapes,
+        )["whole"]
+        self.other = max(0.0, 1e3 * run.median - sum(self.whole.values()))
 
     def shares(self, space: str, sizes: Sequence[int]) -> list[Shares]:
         """The operators that a space touches, at each of these sizes, against the whole network run in turn."""
@@ -303,7 +319,7 @@ def shares_of(whole: Profile, cut: Profile) -> Shares:
 
     Operators that only one of them has, such as a change of layout, are counted to those that are touched.
     """
-    old, new = whole.operators, cut.operators
+    old, new = whole, cut
     touched = [name for name in old if name in new and old[name].shapes != new[name].shapes]
     before = sum(old[name].microseconds for name in touched)
     after = sum(new[name].microseconds for name in touched)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +14,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.latency import Pair, Timing, measure_pair
 from graphsurgery.onnx.rewriting import rewrite_onnx
-from graphsurgery.planning import Price
-from graphsurgery.recipes.cost_table import Bench, CostTable, FileBench, Steps, costly, find_step, measure_table
+from graphsurgery.recipes.cost_table import STEPS, Bench, CostTable, FileBench, Steps, costly, find_step, measure_table
 from graphsurgery.recipes.shrink import Cut, cut, removal
 from graphsurgery.targets import NANOSECONDS, Target
 from graphsurgery.training.data import Data
@@ -179,7 +177,8 @@ def cut_to_latency(
         plan: what to cut; its target is a latency.
         files: the network as files.
         timing: how times are taken.
-        auto_step: find the step that the runtime rewards, instead of the plan's.
+        auto_step: find the step that the runtime rewards, instead of the plan's; where the target cannot be reached in
+            such steps, the next smaller one is tried.
         data: for an importance that needs it.
         bench: where operators are measured; by default the original file is.
 
@@ -188,14 +187,27 @@ def cut_to_latency(
         CheckFailedError: no cut that was tried kept the promise.
     """
     target = plan.target
-    assert target is not None and target.quantity == "latency"
+    if target is None or target.quantity != "latency":
+        raise SurgeryError(f"latency: the target is {target}; give one such as latency=0.5x")
+    spaces = {space.name: space.size for space in _cuttable(graph, plan)}
+    for name in plan.spaces:
+        graph.space(name)
     measuring = FileBench(files.original, graph, timing) if bench is None else bench()
     steps = rewarded_step(graph, measuring) if auto_step else None
     plan = plan if steps is None else replace(plan, round_to=steps.step)
-    spaces = {space.name: space.size for space in _cuttable(graph, plan)}
-    table = measure_table(measuring, spaces, plan.round_to)
-    search = _Search(graph, plan, target, table, files, timing, data)
-    small, promise = search.run()
+    table = None
+    while True:
+        table = measure_table(measuring, spaces, plan.round_to, table)
+        search = _Search(graph, plan, target, table, files, timing, data)
+        try:
+            first = search.cut()
+            break
+        except SurgeryError:
+            if steps is None or plan.round_to == 1:
+                raise
+            # Small spaces have few multiples of a large step, or none.
+            plan = replace(plan, round_to=max((step for step in STEPS if step < plan.round_to), default=1))
+    small, promise = search.run(first)
     return small, LatencyCut(plan, table, steps, promise, tuple(search.attempts))
 
 
@@ -219,18 +231,16 @@ class _Search:
         self.scale = 1.0
         self.attempts: list[tuple[float, float]] = []
 
-    def run(self) -> tuple[ModelGraph, Promise]:
-        """The slowest cut that keeps the promise."""
+    def cut(self) -> ModelGraph:
+        """The network at the widths that the table, corrected, allows."""
+        return cut(self.graph, self.plan, self.data, self.price)
+
+    def run(self, small: ModelGraph) -> tuple[ModelGraph, Promise]:
+        """The slowest cut that keeps the promise, starting with this one."""
         best: tuple[ModelGraph, Promise] | None = None
         nearest: Promise | None = None
         tried: list[Mapping[str, Any]] = []
         for _ in range(ATTEMPTS):
-            try:
-                small = cut(self.graph, self.plan, self.data, self.price)
-            except SurgeryError:
-                if not tried:
-                    raise
-                break
             sizes = removal(small)["sizes"]
             if sizes in tried:
                 break
@@ -242,6 +252,10 @@ class _Search:
                 best = small, promise
             nearest = promise if nearest is None or promise.pair.ratio < nearest.pair.ratio else nearest
             if _NEAR <= part <= _AIM:
+                break
+            try:
+                small = self.cut()
+            except SurgeryError:
                 break
         if best is None:
             raise CheckFailedError(

@@ -116,6 +116,7 @@ def shrink(
     training: TrainingPlan,
     *,
     recover: str = "labels",
+    small: ModelGraph | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ModelGraph, Outcome]:
@@ -127,6 +128,7 @@ def shrink(
         data: what it was trained on; only measured on `data.test`.
         training: the fine-tuning; 0 epochs leave it out.
         recover: what it learns from: `labels`, or `mimic`, what the network said before the cut, without labels.
+        small: what the plan makes of the network, where that is known; it is changed.
         run: folder for metrics and states.
         reporter: told about progress.
 
@@ -146,7 +148,7 @@ def shrink(
         validation = evaluate(network.module, data.validation, objective, device=training.device)
         rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
 
-    small = cut(graph, plan, data)
+    small = cut(graph, plan, data) if small is None else small
     measure("original", graph)
     measure("cut", small, "expected to be low: not yet recovered")
     norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)
