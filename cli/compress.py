@@ -289,7 +289,7 @@ class _Task:
 
     def cut(self, plan: Cut, files: NetworkFiles | None) -> tuple[ModelGraph, Cut, dict[str, Any]]:
         """The network that is cut, by what plan, and what was measured for it."""
-        from dataclasses import asdict, replace
+        from dataclasses import replace
 
         from graphsurgery.recipes.cost_table import FileBench
         from graphsurgery.recipes.latency import cut_to_latency, rewarded_step
@@ -302,7 +302,7 @@ class _Task:
             steps = rewarded_step(self.graph, FileBench(files.original, self.graph, self.timing))
             _show_steps(self.screen, steps)
             plan = replace(plan, round_to=steps.step)
-            return cut(self.graph, plan, self.data), plan, {"steps": asdict(steps)}
+            return cut(self.graph, plan, self.data), plan, {"steps": steps.as_dict()}
         small, found = cut_to_latency(
             self.graph, plan, files, self.timing, auto_step=self.cutting.auto_step, data=self.data
         )

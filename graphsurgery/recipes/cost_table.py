@@ -194,6 +194,11 @@ class Steps:
     saved: Mapping[int, float]
     spaces: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like form."""
+        saved = {str(step): part for step, part in self.saved.items()}
+        return {"step": self.step, "saved": saved, "spaces": list(self.spaces)}
+
 
 def find_step(bench: Bench, spaces: Mapping[str, int]) -> Steps:
     """The step that the runtime rewards, by what single channels more or less cost in these spaces, by name.

@@ -146,7 +146,7 @@ class LatencyCut:
         return {
             "promise": self.promise.as_dict(),
             "round_to": self.plan.round_to,
-            "steps": None if self.steps is None else asdict(self.steps),
+            "steps": None if self.steps is None else self.steps.as_dict(),
             "attempts": [{"predicted": predicted, "measured": measured} for predicted, measured in self.attempts],
             "table": self.table.as_dict(),
         }
@@ -204,7 +204,8 @@ def cut_to_latency(
             break
         except SurgeryError:
             if steps is None or plan.round_to == 1:
-                raise
+                first = search.smallest()
+                break
             # Small spaces have few multiples of a large step, or none.
             plan = replace(plan, round_to=max((step for step in STEPS if step < plan.round_to), default=1))
     small, promise = search.run(first)
@@ -229,11 +230,20 @@ class _Search:
         self.whole = table.microseconds({})
         self.correction = 1.0
         self.scale = 1.0
+        self.least = 1.0
         self.attempts: list[tuple[float, float]] = []
 
     def cut(self) -> ModelGraph:
         """The network at the widths that the table, corrected, allows."""
         return cut(self.graph, self.plan, self.data, self.price)
+
+    def smallest(self) -> ModelGraph:
+        """The least that can stay: where the table says that it is too slow, whole files decide."""
+        if not self.least < 1:
+            return self.cut()
+        goal = self.target.goal(self.price({})) / self.price({})
+        self.correction = (1 - 0.999 * goal) / (1 - self.least)
+        return self.cut()
 
     def run(self, small: ModelGraph) -> tuple[ModelGraph, Promise]:
         """The slowest cut that keeps the promise, starting with this one."""
@@ -259,13 +269,15 @@ class _Search:
                 break
         if best is None:
             raise CheckFailedError(
-                f"compress: no cut of {len(tried)} keeps it: {nearest}; ask for less, or measure on a quiet machine"
+                f"compress: of {len(tried)} cuts none keeps the promise, the fastest: {nearest}; ask for less, or "
+                "measure on a quiet machine"
             )
         return best
 
     def price(self, sizes: Mapping[str, int]) -> int:
         """Nanoseconds of a run, by the table and what was measured since."""
         ratio = self.table.microseconds(sizes) / self.whole
+        self.least = min(self.least, ratio)
         return round(1e3 * self.whole * self.scale * (1 - self.correction * (1 - ratio)))
 
     def _learn(self, sizes: Mapping[str, int], promise: Promise) -> None:
