@@ -199,6 +199,8 @@ def cut_to_latency(
     while True:
         table = measure_table(measuring, spaces, plan.round_to, table)
         search = _Search(graph, plan, target, table, files, timing, data)
+        if target.goal(search.price({})) >= search.price({}):
+            raise SurgeryError(f"compress: {target} removes nothing, the network takes {search.whole / 1e3:.4g} ms")
         try:
             first = search.cut()
             break
