@@ -102,9 +102,9 @@ def test_a_dry_run_measures_and_writes_nothing(file, capsys):
     assert sorted(file.parent.iterdir()) == before
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("file")
 def test_round_to_auto_goes_with_any_target(capsys):
-    assert run(["compress", "a.pt", "--keep", "0.5", "--round-to", "auto", "-o", "small.pt", "--json"]) == 0
+    assert run(["compress", "a.onnx", "--keep", "0.5", "--round-to", "auto", "-o", "small.onnx", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["steps"]["step"] == found["cut"]["round_to"] == 1
 
@@ -171,6 +171,6 @@ BAD = {
 @pytest.mark.usefixtures("file")
 def test_bad_requests_fail_with_one_line(case, fails):
     tokens, message = BAD[case]
-    code, line = fails("compress", "a.onnx", *tokens, "-o", "small.pt")
+    code, line = fails("compress", "a.onnx", *tokens, "-o", "small.onnx")
     assert code == (1 if case == "too much" else 2)
     assert message in line
