@@ -276,6 +276,7 @@ class FileBench:
     def __init__(self, file: Path | str, graph: ModelGraph, timing: Timing) -> None:
         shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
         self._imported: Imported = import_onnx(file, shape=shape)
+        _name_operators(self._imported.file.model)
         self._names = paired(graph, self._imported.graph)
         self._timing = timing
         self._shapes = [spec.shape[1:] for spec in graph.inputs]
@@ -306,6 +307,15 @@ class FileBench:
             return self._imported.file.model
         small = compress(self._imported.graph, sizes, importance="random")
         return _Rewriting(self._imported, small).model()
+
+
+def _name_operators(model: onnx.ModelProto) -> None:
+    """Give a name of its own to every node, by which the runtime tells it from others."""
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.name or node.op_type}#{number}"
+        taken.add(node.name)
 
 
 def paired(graph: ModelGraph, other: ModelGraph) -> dict[str, str]:

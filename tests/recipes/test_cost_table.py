@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -168,6 +169,19 @@ def test_a_file_is_cut_where_its_spaces_are(network):
     assert set(half) != set(other)
     with pytest.raises(gs.SurgeryError, match=r"wide: has no counterpart in the \.onnx file"):
         bench.shares("wide", [4])
+
+
+def test_operators_without_names_are_told_apart(network, tmp_path):
+    graph, path = network
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "bare.onnx")
+    named, bare = (FileBench(file, graph, Timing(runs=3, warmup=1)) for file in (path, tmp_path / "bare.onnx"))
+    assert len(bare.whole) == len(named.whole)
+    assert "" not in bare.whole
+    (found,) = bare.shares(graph.spaces[0].name, [4])
+    assert 0 < len(found) < len(bare.whole)
 
 
 def test_spaces_of_two_forms_are_paired(network):
