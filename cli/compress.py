@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from graphsurgery.cli.options import (
     OPENING,
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.onnx.latency import Timing
+    from graphsurgery.recipes.cost_table import Steps
+    from graphsurgery.recipes.latency import LatencyCut, NetworkFiles
     from graphsurgery.recipes.shrink import Cut
+    from graphsurgery.training.calibration import Calibration
     from graphsurgery.training.data import Data
 
 
@@ -39,7 +45,8 @@ class Cutting:
     keep: float | None = None
     """Share of the channels that stays in every space, above 0 and at most 1."""
     target: str | None = None
-    """What the network may cost at most: params=0.5x, macs=300M, size=4MB or width=0.75. The widths are searched."""
+    """What the network may cost at most: params=0.5x, macs=300M, size=4MB, width=0.75, or measured in ONNX Runtime
+    latency=0.5x or latency=5ms. The widths are searched."""
     keep_space: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """NAME=N for a number of channels of one space, NAME=0.25 for a share; may be given again, and prevails. Without
     --keep and --target the other spaces stay whole."""
@@ -54,14 +61,25 @@ class Cutting:
     group, or whichever keeps the more important ones."""
     importance: str = "l2"
     """Which channels stay: l2, l1, bn, taylor (needs data), gate or random."""
-    round_to: int = 1
-    """Numbers of channels become multiples of this."""
+    round_to: int | Literal["auto"] | None = None
+    """Numbers of channels become multiples of this; auto finds by measuring what ONNX Runtime rewards. By default auto
+    for a latency, else 1."""
     dead: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Remove the channels whose weights are all 0, as in a lottery ticket, and fold the constants that they give into
     what reads them. The outputs stay the same; nothing else is cut."""
 
+    @property
+    def to_latency(self) -> bool:
+        """Whether the target is a latency."""
+        return self.target is not None and self.target.strip().lower().startswith("latency")
+
+    @property
+    def auto_step(self) -> bool:
+        """Whether the step of the widths is to be found."""
+        return self.round_to == "auto" or (self.round_to is None and self.to_latency)
+
     def plan(self, seed: int) -> Cut:
-        """The plan of this cut."""
+        """The plan of this cut; a step that is to be found is 1 in it."""
         from graphsurgery.recipes.shrink import Cut, parse_spaces
         from graphsurgery.targets import parse_target
 
@@ -74,9 +92,28 @@ class Cutting:
             spaces=parse_spaces(self.keep_space),
             within=self.within,
             importance=self.importance,
-            round_to=self.round_to,
+            round_to=self.round_to if isinstance(self.round_to, int) else 1,
             seed=seed,
         )
+
+
+@Parameter(name="*", group="Latency")
+@dataclass(frozen=True)
+class Measuring:
+    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
+
+    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Threads that an operator may use."""
+    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Examples in one run."""
+    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
+    """Timed runs of each network."""
+
+    def timing(self) -> Timing:
+        """The same for what measures."""
+        from graphsurgery.onnx.latency import Timing
+
+        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
 
 
 @Parameter(name="*", group="Fine-tuning")
@@ -84,22 +121,41 @@ class Cutting:
 class Tuning:
     """How accuracy is brought back, where data are given."""
 
-    epochs: int = 0
-    """Fine-tune for so long, by the plan the network was trained with and a fresh optimizer."""
+    epochs: int | None = None
+    """Fine-tune for so long, with a fresh optimizer: on --data by the plan the network was trained with, by default not
+    at all; on --calib by default for some 2,000 steps."""
     lr: float | None = None
-    """Learning rate of the fine-tuning; by default a tenth of the training's."""
-    recover: Literal["labels", "mimic"] = "labels"
-    """What is learnt: the labels, or what the network said before the cut, which needs none."""
+    """Learning rate of the fine-tuning; by default a tenth of the training's, on --calib 0.001."""
+    recover: Literal["labels", "mimic"] | None = None
+    """What is learnt: the labels, or what the network said before the cut, which needs none. By default labels; with
+    --calib always mimic."""
+    calib: str | None = None
+    """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
+    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """What changes in the plan the network was trained with."""
-        chosen = {"epochs": self.epochs, "device": self.device, "seed": seed}
+        """What changes in the plan of the training."""
+        chosen: dict[str, Any] = {"device": self.device, "seed": seed}
+        chosen |= {} if self.epochs is None else {"epochs": self.epochs}
         return chosen if self.lr is None else {**chosen, "lr": self.lr}
+
+    def check(self, data: str | None) -> None:
+        """Refuse what does not go together."""
+        if self.calib is not None and self.recover == "labels":
+            raise SurgeryError("compress: --calib gives examples without labels; leave out --recover labels")
+        if data is None and self.calib is None:
+            if self.epochs:
+                raise SurgeryError(
+                    f"compress: {self.epochs} epochs of fine-tuning need data; give --data, or --calib without labels"
+                )
+            if self.recover is not None:
+                raise SurgeryError(f"compress: --recover {self.recover} needs examples; give --data or --calib")
 
 
 _CUTTING = Cutting()
+_MEASURING = Measuring()
 _TUNING = Tuning()
 
 
@@ -110,6 +166,7 @@ def compress(
     output: Output,
     data: str | None = None,
     cutting: Cutting = _CUTTING,
+    measuring: Measuring = _MEASURING,
     tuning: Tuning = _TUNING,
     run: RunFolder = None,
     seed: Seed = 0,
@@ -125,7 +182,7 @@ def compress(
         A checkpoint, a state_dict with --arch, an .onnx file, or a model spec. An .onnx file can be written as one:
         -o small.onnx.
     data
-        What the network was trained on: measures every step, and recalibrates BatchNorm.
+        What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
     writes_to(output, model)
     from dataclasses import asdict
@@ -133,28 +190,204 @@ def compress(
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.training.data import check_fits, load_data
 
-    if tuning.epochs and data is None:
-        raise SurgeryError(f"compress: {tuning.epochs} epochs of fine-tuning need data; give --data")
+    tuning.check(data)
     screen = Screen(shown)
     if cutting.dead:
-        if cutting != Cutting(dead=True) or tuning != _TUNING or data is not None:
+        if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != _MEASURING or data is not None:
             raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
         _compress_dead(screen, opening.graph(model), model, output, dry_run)
         return
     plan = cutting.plan(seed)
+    if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
+        raise SurgeryError(
+            "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
+            "--round-to auto"
+        )
     examples = load_data(data, seed=seed) if data else None
-    graph = opening.graph(model, examples.input_shape if examples else None)
+    unlabelled = _unlabelled(tuning.calib, seed)
+    first = examples or unlabelled
+    graph = opening.graph(model, first.input_shape if first else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
-    document: dict[str, Any] = {"model": model, "cut": asdict(plan)}
-    if dry_run:
-        document |= _try(screen, graph, plan, examples)
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
-        return
-    small, found = _cut(screen, graph, plan, examples, tuning, seed, run, model)
-    document |= found
+    calibration = None if tuning.calib is None else _calibration(tuning.calib, unlabelled, graph, seed)
+    task = _Task(screen, model, graph, examples, calibration, cutting, tuning, measuring.timing(), seed, run)
+    with task.files(output) as files:
+        small, plan, found = task.cut(plan, files)
+        document: dict[str, Any] = {"model": model, "cut": asdict(plan), **found}
+        if dry_run:
+            _show_plan(screen, removal_of(small))
+            document |= _show_costs(screen, graph, small)
+            screen.line("dry run", f"would write {output}")
+            screen.finish(document, *without_dry_run())
+            return
+        small, found = task.recover(small, plan)
+        document |= found
+        if files is not None and cutting.to_latency:
+            document |= task.keep(small, plan, files)
     write_network(screen, small, output, model, document)
+
+
+def _unlabelled(calib: str | None, seed: int) -> Data | None:
+    """The data that a spec names; None for a folder."""
+    from pathlib import Path
+
+    from graphsurgery.spec_text import is_function_spec
+    from graphsurgery.training.data import load_data
+
+    if calib is None or Path(calib).is_dir():
+        return None
+    name = calib.partition("?")[0]
+    if "/" in name.partition(":")[0] and not is_function_spec(name):
+        raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
+    return load_data(calib, seed=seed)
+
+
+def _calibration(calib: str, data: Data | None, graph: ModelGraph, seed: int) -> Calibration:
+    """The examples to recover on, checked against the network."""
+    from graphsurgery.recipes.label_free import check_calibration
+    from graphsurgery.training.calibration import calibration_of, read_calibration
+
+    if data is not None:
+        found = calibration_of(data)
+    else:
+        if len(graph.inputs) != 1:
+            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
+        found = read_calibration(calib, graph.inputs[0].shape[1:], graph.inputs[0].dtype, seed=seed)
+    check_calibration(found, graph)
+    return found
+
+
+def removal_of(small: ModelGraph) -> Mapping[str, Any]:
+    """What the cut of a network recorded."""
+    from graphsurgery.recipes.shrink import removal
+
+    return removal(small)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One network to compress, and how."""
+
+    screen: Screen
+    model: str
+    graph: ModelGraph
+    data: Data | None
+    calibration: Calibration | None
+    cutting: Cutting
+    tuning: Tuning
+    timing: Timing
+    seed: int
+    run: Path | None
+
+    def files(self, output: Path) -> AbstractContextManager[NetworkFiles | None]:
+        """The files that are timed, if any: an .onnx file that is written back is the original itself."""
+        from graphsurgery.recipes.latency import network_files
+
+        if not self.cutting.auto_step and not self.cutting.to_latency:
+            return nullcontext()
+        return network_files(self.graph, self.model if output.suffix == ".onnx" else None)
+
+    def cut(self, plan: Cut, files: NetworkFiles | None) -> tuple[ModelGraph, Cut, dict[str, Any]]:
+        """The network that is cut, by what plan, and what was measured for it."""
+        from dataclasses import replace
+
+        from graphsurgery.recipes.cost_table import FileBench
+        from graphsurgery.recipes.latency import cut_to_latency, rewarded_step
+        from graphsurgery.recipes.shrink import cut
+
+        if files is None:
+            return cut(self.graph, plan, self.data), plan, {}
+        self.screen.line("timing", f"ONNX Runtime, {self.timing}")
+        if not self.cutting.to_latency:
+            steps = rewarded_step(self.graph, FileBench(files.original, self.graph, self.timing))
+            _show_steps(self.screen, steps)
+            plan = replace(plan, round_to=steps.step)
+            return cut(self.graph, plan, self.data), plan, {"steps": steps.as_dict()}
+        small, found = cut_to_latency(
+            self.graph, plan, files, self.timing, auto_step=self.cutting.auto_step, data=self.data
+        )
+        _show_latency(self.screen, found)
+        return small, found.plan, {"latency": found.as_dict()}
+
+    def recover(self, small: ModelGraph, plan: Cut) -> tuple[ModelGraph, dict[str, Any]]:
+        """With examples recalibrate and fine-tune, and show what that gave."""
+        from dataclasses import asdict
+
+        from graphsurgery.recipes.label_free import label_free_plan, recover_without_labels
+        from graphsurgery.recipes.shrink import fine_tuning, shrink
+        from graphsurgery.reports.tables import outcome_table
+        from graphsurgery.training.run import Run
+
+        screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
+        if self.data is None and self.calibration is None:
+            return small, _show_costs(screen, self.graph, small)
+        if self.calibration is not None:
+            training = label_free_plan(self.calibration, **settings)
+        else:
+            training = fine_tuning(self.graph, **settings)
+        config: dict[str, Any] = {
+            "command": "compress",
+            "model": self.model,
+            "cut": asdict(plan),
+            "plan": asdict(training),
+        }
+        config |= {} if tuning.recover in (None, "labels") else {"recover": tuning.recover}
+        config |= {} if tuning.calib is None else {"calib": tuning.calib}
+        folder = None if self.run is None else Run(self.run, config=config)
+        reporter = screen.reporter()
+        if self.calibration is not None:
+            small, outcome = recover_without_labels(
+                self.graph, small, self.calibration, training, data=self.data, run=folder, reporter=reporter
+            )
+        else:
+            assert self.data is not None
+            recover = tuning.recover or "labels"
+            small, outcome = shrink(
+                self.graph, plan, self.data, training, recover=recover, small=small, run=folder, reporter=reporter
+            )
+        costs = _show_costs(screen, self.graph, small)
+        screen.show(outcome_table(outcome))
+        return small, {**costs, "outcome": outcome.as_dict()}
+
+    def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
+        """Measure the promise on the network that is written; it fails where it is not kept."""
+        from graphsurgery.recipes.latency import measure_promise, require_kept
+
+        assert plan.target is not None
+        promise = measure_promise(plan.target, files, small, self.timing)
+        require_kept(promise)
+        self.screen.line("promise", f"{promise}; {promise.pair.after.runs} runs of each", "green")
+        busy = promise.pair.before.interrupted + promise.pair.after.interrupted
+        if busy > 0.1 * 2 * promise.pair.after.runs:
+            self.screen.line("note", f"the machine was busy: {busy} runs were interrupted again and again", "yellow")
+        return {"promise": promise.as_dict()}
+
+
+def _show_steps(screen: Screen, steps: Steps) -> None:
+    """Which step the runtime rewards, and why."""
+    found = ", ".join(f"{step}: {100 * part:.0f} %" for step, part in steps.saved.items())
+    if not steps.spaces:
+        screen.line("round to", "1: no space is large enough to measure steps")
+        return
+    screen.line(
+        "round to",
+        f"{steps.step}; channels between multiples save so much of their share of the time, in "
+        f"{', '.join(steps.spaces)}: {found}",
+    )
+
+
+def _show_latency(screen: Screen, found: LatencyCut) -> None:
+    """How the widths were found."""
+    if found.steps is not None:
+        _show_steps(screen, found.steps)
+        if found.plan.round_to != found.steps.step:
+            screen.line("round to", f"{found.plan.round_to}; larger steps do not reach the target")
+    table = found.table
+    missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
+    screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
+    tried = ", ".join(f"{predicted:.3f}x → {measured:.3f}x" for predicted, measured in found.attempts)
+    screen.line("search", f"predicted by the table → measured: {tried}")
+    screen.line("latency", str(found.promise))
 
 
 def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, dry_run: bool) -> None:
@@ -185,47 +418,6 @@ def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, 
     write_network(screen, small, output, model, document)
 
 
-def _try(screen: Screen, graph: ModelGraph, plan: Cut, examples: Data | None) -> dict[str, Any]:
-    """Show what would be cut."""
-    from graphsurgery.recipes.shrink import cut, removal
-
-    small = cut(graph, plan, examples)
-    _show_plan(screen, removal(small))
-    return _show_costs(screen, graph, small)
-
-
-def _cut(
-    screen: Screen,
-    graph: ModelGraph,
-    plan: Cut,
-    examples: Data | None,
-    tuning: Tuning,
-    seed: int,
-    run: Path | None,
-    model: str,
-) -> tuple[ModelGraph, dict[str, Any]]:
-    """Cut, with data recalibrate and fine-tune, and show what that gave."""
-    from dataclasses import asdict
-
-    from graphsurgery.recipes.shrink import cut, fine_tuning, shrink
-    from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.run import Run
-
-    if examples is None:
-        small = cut(graph, plan)
-        return small, _show_costs(screen, graph, small)
-    training = fine_tuning(graph, **tuning.settings(seed))
-    settings = {"command": "compress", "model": model, "cut": asdict(plan), "plan": asdict(training)}
-    settings |= {} if tuning.recover == "labels" else {"recover": tuning.recover}
-    folder = None if run is None else Run(run, config=settings)
-    small, outcome = shrink(
-        graph, plan, examples, training, recover=tuning.recover, run=folder, reporter=screen.reporter()
-    )
-    costs = _show_costs(screen, graph, small)
-    screen.show(outcome_table(outcome))
-    return small, {**costs, "outcome": outcome.as_dict()}
-
-
 def _show_plan(screen: Screen, removed: Mapping[str, Any]) -> None:
     """Every space that was looked at: its channels before and after."""
     from graphsurgery.cli.output import columns
@@ -245,7 +437,7 @@ def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[st
     from graphsurgery.cli.output import columns, count
     from graphsurgery.cost import cost
     from graphsurgery.recipes.shrink import removal
-    from graphsurgery.targets import QUANTITIES
+    from graphsurgery.targets import amount_text
 
     before, after = cost(graph), cost(small)
     table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
@@ -256,7 +448,11 @@ def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[st
     document = {"before": asdict(before), "after": asdict(after), "sizes": removal(small)["sizes"]}
     target = removal(small).get("target")
     if target is not None:
-        unit, share = QUANTITIES[target["quantity"]], target["reached"] / max(1, target["before"])
-        screen.line("target", f"{target['asked']}: {target['reached']:,} of {target['before']:,} {unit} ({share:.4g}x)")
+        before_text, after_text = (amount_text(target["quantity"], target[key]) for key in ("before", "reached"))
+        number, _, unit = after_text.partition(" ")
+        share = target["reached"] / max(1, target["before"])
+        of = before_text.removesuffix(f" {unit}")
+        kind = " by the table" if target["quantity"] == "latency" else ""
+        screen.line("target", f"{target['asked']}: {number} of {of} {unit} ({share:.4g}x){kind}")
         document |= {"target": target["asked"], "reached": target["reached"]}
     return document

@@ -19,6 +19,8 @@ from graphsurgery.planned_cost import PlannedCost
 from graphsurgery.targets import Lane, Target, search
 
 _Counter = Callable[[Mapping[Choice, int]], int]
+Price = Callable[[Mapping[str, int]], int]
+"""What a network costs at sizes of spaces, by name; never less for more channels."""
 Request = float | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
@@ -81,15 +83,16 @@ class Plan:
     def _rounded(self, share: float) -> Callable[[Space], int]:
         return lambda space: _rounded(space.size, share, self._round_to)
 
-    def meet(self, target: Target) -> dict[str, Any]:
+    def meet(self, target: Target, price: Price | None = None) -> dict[str, Any]:
         """The outer spaces that are not named get the sizes that a target allows, whole groups or what is inside them.
 
-        What `best` cuts in groups is decided at the shares that whole groups would keep.
+        What `best` cuts in groups is decided at the shares that whole groups would keep. The price of a size is
+        counted; only a latency has to be given.
 
         Returns:
             The target, with what it asked for, what there was before, and what is reached.
         """
-        count = _counter(self._graph, target.quantity)
+        count = _counter(self._graph, target.quantity) if price is None else _priced(price)
         shares = [1.0] * len(self._families)
         if self._within == "best" and any(family.inners for family in self._families):
             shares = self._shares(target, count)
@@ -162,6 +165,11 @@ def _without(family: Family, named: Mapping[str, Request]) -> Family:
     return Family(outers, () if touched else family.inners)
 
 
+def _priced(price: Price) -> _Counter:
+    """A price by the names of the spaces, as a counter of what is chosen in them."""
+    return lambda sizes: price({choice.space.name: size for choice, size in sizes.items()})
+
+
 def _counter(graph: ModelGraph, quantity: str) -> _Counter:
     """How much of a quantity a network has at given sizes of its spaces."""
     if quantity == "width":
@@ -169,7 +177,9 @@ def _counter(graph: ModelGraph, quantity: str) -> _Counter:
     cost = PlannedCost(graph)
     counts = {"params": cost.parameters, "macs": cost.macs, "size": cost.bytes}
     if quantity not in counts:
-        raise SurgeryError(f"compress: a target of {quantity} is not possible; use {', '.join(counts)} or width")
+        raise SurgeryError(
+            f"compress: a target of {quantity} is not possible without a price; use {', '.join(counts)} or width"
+        )
     count = counts[quantity]
     return lambda sizes: count(Widths({choice.space.dim: size for choice, size in sizes.items()}))
 

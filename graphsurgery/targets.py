@@ -23,6 +23,8 @@ RANKINGS = ("per-space", "global")
 QUANTITIES = {
     "params": "parameters", "macs": "MACs", "size": "bytes", "width": "channels", "latency": "milliseconds",
 }  # fmt: skip
+NANOSECONDS = 10**6
+"""In a millisecond."""
 _DECIMAL: Mapping[str, float] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _BYTES = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
@@ -38,9 +40,10 @@ class Target:
 
     Attributes:
         quantity: `params` (parameters), `macs` (multiply-accumulates per image), `size` (bytes of all parameters and
-            buffers), `width` (channels of all the spaces that are cut) or `latency` (milliseconds for one image, which
-            only a slimmable network can be asked for: it is timed, not counted).
-        amount: how much of it; of the network without its gates where `relative`.
+            buffers), `width` (channels of all the spaces that are cut) or `latency` (milliseconds of a run, which is
+            timed, not counted).
+        amount: how much of it; of the network without its gates where `relative`. Inside a search latencies are counted
+            in nanoseconds.
         relative: whether `amount` is a share.
         ranking: `per-space`, every space keeps the same share; or `global`, the channels of all spaces compete by their
             importance, divided by the mean of their space (gates are compared as they are).
@@ -79,7 +82,9 @@ class Target:
 
     def goal(self, now: int) -> int:
         """The largest count that meets the target, for a network that has `now`."""
-        return math.floor(self.amount * now + 1e-6) if self.relative else math.floor(self.amount)
+        if self.relative:
+            return math.floor(self.amount * now + 1e-6)
+        return math.floor(self.amount * (NANOSECONDS if self.quantity == "latency" else 1))
 
 
 def parse_target(text: str, **options: Any) -> Target:
@@ -187,11 +192,18 @@ def _rank(lane: Lane, small: int, large: int, ranking: str) -> float:
 
 
 def _amount(target: Target, count: int, now: int) -> str:
-    return f"{count:,} {QUANTITIES[target.quantity]} ({count / max(1, now):.4g}x)"
+    return f"{amount_text(target.quantity, count)} ({count / max(1, now):.4g}x)"
+
+
+def amount_text(quantity: str, count: int) -> str:
+    """A count with its unit; a latency, which is counted in nanoseconds, in milliseconds."""
+    if quantity == "latency":
+        return f"{count / NANOSECONDS:.4g} milliseconds"
+    return f"{count:,} {QUANTITIES[quantity]}"
 
 
 def _reachable(target: Target, least: int, now: int) -> str:
     """The smallest target of the same form that can be reached."""
     if not target.relative:
-        return f"{target.quantity}={least}"
+        return f"latency={least / NANOSECONDS:.4g}ms" if target.quantity == "latency" else f"{target.quantity}={least}"
     return f"{target.quantity}={math.ceil(least / now * 1e4) / 1e4:g}{'' if target.quantity == 'width' else 'x'}"

@@ -17,7 +17,7 @@ from graphsurgery.importance import Scores
 from graphsurgery.layers import ChannelGate
 from graphsurgery.maps import ChannelMap, MapInGroups
 from graphsurgery.passes.gate import bare, gain, gates, why_nothing
-from graphsurgery.planning import Plan, Request
+from graphsurgery.planning import Plan, Price, Request
 from graphsurgery.remap import remap
 from graphsurgery.targets import Target, parse_target
 
@@ -34,6 +34,7 @@ def compress(
     importance: str = "l2",
     round_to: int = 1,
     seed: int = 0,
+    price: Price | None = None,
 ) -> ModelGraph:
     """Remove channels; the outputs are those of the network with the removed reads masked to 0.
 
@@ -56,6 +57,7 @@ def compress(
         importance: which channels stay: `l2`, `l1`, `bn`, `taylor`, `gate` or `random` (see `importance`).
         round_to: numbers of channels become multiples of this where the space has as many.
         seed: for `random`.
+        price: what a target counts, of the sizes of spaces by name; for `latency`, in nanoseconds.
 
     Raises:
         SurgeryError: a share outside (0, 1], a space that would be empty, an index outside its space, an unknown
@@ -69,7 +71,7 @@ def compress(
         raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
     record: dict[str, Any] = {"pass": "compress", "importance": importance, "seed": seed, "folded": len(opened)}
     if target is not None:
-        record["target"] = plan.meet(parse_target(target) if isinstance(target, str) else target)
+        record["target"] = plan.meet(parse_target(target) if isinstance(target, str) else target, price)
     elif share is not None:
         plan.share(share)
         if not (opened or plan.removes):

@@ -15,13 +15,16 @@ from graphsurgery.errors import SurgeryError, one_line
 _ERRORS_ONLY = 3
 
 
-def open_session(path: Path | str, *, threads: int, content: bytes | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path | str, *, threads: int, content: bytes | None = None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """A file ready to run on the CPU.
 
     Args:
         path: the file.
         threads: how many threads one operator may use.
         content: what is run in place of the file's own bytes; the path is then only what errors call it.
+        profile: the beginning of the name of a file in which every run of every operator is noted.
 
     Raises:
         SurgeryError: ONNX Runtime does not read it.
@@ -29,6 +32,8 @@ def open_session(path: Path | str, *, threads: int, content: bytes | None = None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _ERRORS_ONLY
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime's errors have no public base class

@@ -14,6 +14,7 @@ from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import EVERY, compress
+from graphsurgery.planning import Price
 from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.spec_text import parse_value
 from graphsurgery.targets import Target
@@ -71,8 +72,8 @@ def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
     return spaces
 
 
-def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
-    """The network without the channels that matter least; it is not modified.
+def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
+    """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
 
     Raises:
         SurgeryError: nothing or everything would be removed, an unknown space or criterion, a target that cannot be
@@ -95,6 +96,7 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None) -> ModelGraph:
         importance=plan.importance,
         round_to=plan.round_to,
         seed=plan.seed,
+        price=price,
     )
     record = removal(small)
     if not record["folded"] and all(before == after for before, after in record["sizes"].values()):
@@ -114,6 +116,7 @@ def shrink(
     training: TrainingPlan,
     *,
     recover: str = "labels",
+    small: ModelGraph | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[ModelGraph, Outcome]:
@@ -125,6 +128,7 @@ def shrink(
         data: what it was trained on; only measured on `data.test`.
         training: the fine-tuning; 0 epochs leave it out.
         recover: what it learns from: `labels`, or `mimic`, what the network said before the cut, without labels.
+        small: what the plan makes of the network, where that is known; it is changed.
         run: folder for metrics and states.
         reporter: told about progress.
 
@@ -144,7 +148,7 @@ def shrink(
         validation = evaluate(network.module, data.validation, objective, device=training.device)
         rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
 
-    small = cut(graph, plan, data)
+    small = cut(graph, plan, data) if small is None else small
     measure("original", graph)
     measure("cut", small, "expected to be low: not yet recovered")
     norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)

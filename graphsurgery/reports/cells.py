@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MISSING = "–"
 
 # Metrics between 0 and 1 that people quote in percent.
-SHARES = frozenset({"accuracy", "top1", "top5", "precision", "recall", "f1"})
+SHARES = frozenset({"accuracy", "agreement", "top1", "top5", "precision", "recall", "f1"})
 
 # A column's unit is the last one whose first number its largest value reaches: 0.27 M, but 2,410 and 48.20 k.
 UNITS = ((0.0, 1.0, ""), (1e4, 1e3, " k"), (1e5, 1e6, " M"), (1e9, 1e9, " G"), (1e12, 1e12, " T"))
