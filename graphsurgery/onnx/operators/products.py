@@ -11,8 +11,9 @@ from graphsurgery.onnx.reading import Operator
 
 
 @rule("MatMul")
-def _matmul(_: Operator, a: Value, b: Value) -> Value:
-    return torch.matmul(a, b)
+def _matmul(_: Operator, a: Value, b: Value, bias: Value | None = None) -> Value:
+    """The product; the sum behind it, where the two are read as one and a layer cannot be made of them."""
+    return torch.matmul(a, b) if bias is None else torch.matmul(a, b) + bias
 
 
 @rule("Gemm")
