@@ -24,12 +24,13 @@ _SMALLEST_MASK = -1e4
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork:
+def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bool = True) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     Args:
         file: the file.
         examples: meta tensors `[batch, ...]` by the names of the inputs, with the batch that the file fixes.
+        weights: whether it gets them; else they stay on meta.
 
     Raises:
         TraceError: an operator cannot be run.
@@ -37,14 +38,14 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork
     batch = file.inputs[0].type.tensor_type.shape.dim[0]
     plan = Plan(file, _with_biases(file), batch.dim_value if batch.HasField("dim_value") else None)
     network = OnnxNetwork(plan)
-    _Builder(network).build(list(examples.values()))
+    _Builder(network).build(list(examples.values()), weights=weights)
     return network
 
 
 class _Builder(Runner):
     """The first run, on meta tensors, which makes the layers and parameters that it meets."""
 
-    def build(self, examples: Sequence[Tensor]) -> None:
+    def build(self, examples: Sequence[Tensor], *, weights: bool) -> None:
         self.paths = _Paths()
         self.shared: dict[Source, Tensor] = {}
         self.computed: dict[str, Tensor] = {}
@@ -54,7 +55,7 @@ class _Builder(Runner):
             self.plan.shapes.update({name: tuple(x.shape) for name, x in zip(names, examples, strict=True)})
         with torch.no_grad(), torch.device("meta"):
             self.run(examples)
-        self._fill()
+        self._fill(weights=weights)
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
         arrays = {n: value for n, value in zip(operator.outputs, found, strict=False) if isinstance(value, np.ndarray)}
@@ -161,11 +162,11 @@ class _Builder(Runner):
         kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
         kept[name] = tensor
 
-    def _fill(self) -> None:
+    def _fill(self, *, weights: bool) -> None:
         """Give the layers their weights."""
         real: dict[int, Tensor] = {}
         alive: list[Tensor] = []
-        for path, source in self.plan.sources.items():
+        for path, source in self.plan.sources.items() if weights else ():
             prefix, _, name = path.rpartition(".")
             owner = _owner(self.network, prefix)
             kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from graphsurgery.onnx.importing import Imported
 from graphsurgery.onnx.operators import SIZES_AT
 from graphsurgery.onnx.reading import Operator
 from graphsurgery.onnx.running import OnnxNetwork
+from graphsurgery.onnx.storage import LARGE, header
 from graphsurgery.onnx.writers import Array, Writer, word
 from graphsurgery.unshuffle import ADDED
 
@@ -83,10 +84,10 @@ class Insertion:
         except UnsupportedError as cause:
             raise SurgeryError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
 
-    def apply(self, model: onnx.ModelProto) -> None:
-        """Put it into a model; what nobody reads any more goes."""
+    def apply(self, model: onnx.ModelProto) -> dict[str, Callable[[], Array]]:
+        """Put it into a model; what nobody reads any more goes. Returns what gives the weights, by name."""
         if not (self.writer.nodes or self.rewired or self.replaced or self.outputs):
-            return
+            return {}
         graph = model.graph
         before = _read(graph.node, graph.output)
         for (index, at), name in self.rewired.items():
@@ -106,8 +107,14 @@ class Insertion:
         ordered = _ordered(nodes)
         del graph.node[:]
         graph.node.extend(ordered)
-        for name in list(self.writer.tensors):
-            graph.initializer.append(onnx.numpy_helper.from_array(self.writer.tensors.pop(name), name))
+        arrays: dict[str, Callable[[], Array]] = {}
+        for name, array in self.writer.tensors.items():
+            if array.nbytes < LARGE:
+                graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+            else:
+                graph.initializer.append(header(name, array))
+                arrays[name] = partial(np.asarray, array)
+        return arrays
 
     def _given(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
         """With the outputs of the file under their names."""
@@ -185,7 +192,9 @@ class Insertion:
         if before == after and None not in known and not any(self._added(old) for old in before):
             return
         fits = len(known) == len(before) == len(after)
-        if not fits or any(seen not in (None, old) and not self._added(old) for seen, old in zip(known, before, strict=False)):
+        if not fits or any(
+            seen not in (None, old) and not self._added(old) for seen, old in zip(known, before, strict=False)
+        ):
             raise UnsupportedError(f"{operator.name} reads other values now, and it is not certain where")
         for at, seen, new in zip(edges, known, after, strict=True):
             if seen != new:
