@@ -92,8 +92,14 @@ class Insertion:
         before = _read(graph.node, graph.output)
         for (index, at), name in self.rewired.items():
             graph.node[index].input[at] = name
-        kept = [node for index, node in enumerate(graph.node) if index not in self.replaced]
-        nodes = _without_unread(self._given([*kept, *self.writer.nodes]), before, graph.output)
+        instead = {name: node for node in self.writer.nodes for name in node.output}
+        kept = [
+            instead[self._value(self.replaced[index])] if index in self.replaced else node
+            for index, node in enumerate(graph.node)
+        ]
+        placed = {id(node) for node in kept}
+        new = [node for node in self.writer.nodes if id(node) not in placed]
+        nodes = _without_unread(self._given([*kept, *new]), before, graph.output)
         read = _read(nodes, graph.output)
         gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
         for field in (graph.initializer, graph.input):
