@@ -106,7 +106,8 @@ def assert_the_rest_stays(before, after):
     assert [n.name for n in old.graph.node if n.name in set(order)] == [
         name for name in order if name in {n.name for n in old.graph.node}
     ]
-    assert {i.name for i in new.graph.initializer} <= {name for node in new.graph.node for name in node.input}
+    unread = [{i.name for i in f.graph.initializer} - {n for o in f.graph.node for n in o.input} for f in (old, new)]
+    assert unread[1] <= unread[0]
 
 
 def weights(path):
@@ -140,7 +141,8 @@ def test_only_what_is_factorized_changes(tmp_path):
     layer = "encoder.layers.encoder_layer_0.mlp.0"
     rewrite_onnx(path, factorize(graph, layer, rank=4), tmp_path / "two.onnx")
     old, new = weights(path), weights(tmp_path / "two.onnx")
-    assert {name for name in new if name not in old} == {f"{layer}.{n}" for n in ("reduce.weight", "expand.weight", "expand.bias")}  # fmt: skip
+    added = {f"{layer}.{name}" for name in ("reduce.weight", "expand.weight", "expand.bias")}
+    assert {*new} - {*old} == added
     assert {name: new[name] for name in new if name in old} == {name: old[name] for name in old if name in new}
     assert len(old) - len({*old} & {*new}) == 2  # its weight and its bias
 
@@ -172,9 +174,10 @@ def test_a_file_with_norms_is_widened(tmp_path, name, dialect):
 def test_the_widened_group_norm_is_exact(tmp_path):
     path = export("group norms", tmp_path / "m.onnx", "free 17")
     graph = import_onnx(path).graph
+    graph.module.double()
     wide = widen(graph, 1.4)
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(wide.module.double()(x), graph.module.double()(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(wide.module(x), graph.module(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,8 @@ def test_random_networks_are_factorized_and_permuted(tmp_path_factory, seed, shu
     graph = import_onnx(path).graph
     two = factorize(graph, rank=0.5, force=True, shape="spatial" if spatial else "channel")
     assert rewrite_onnx(path, two, folder / "two.onnx").holds
-    assert rewrite_onnx(folder / "two.onnx", unfactorize(import_onnx(folder / "two.onnx").graph), folder / "one.onnx").holds  # fmt: skip
+    one = unfactorize(import_onnx(folder / "two.onnx").graph)
+    assert rewrite_onnx(folder / "two.onnx", one, folder / "one.onnx").holds
     maps = {space.dim: ChannelMap(torch.randperm(space.size)) for space in graph.spaces}
     rewrite_onnx(path, remap(graph, maps, {"pass": "permute"}), folder / "permuted.onnx")
     assert gs.check_onnx(graph, folder / "permuted.onnx").holds
@@ -248,7 +252,7 @@ def with_call(graph, function):
 def test_a_function_without_a_writer_is_refused_by_name(tmp_path):
     path = scripted(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(2, 4), tmp_path / "m.onnx")
     graph = with_call(import_onnx(path).graph, torch.erfinv)
-    with pytest.raises(SurgeryError, match=r"erfinv \(erfinv\) is new, and is not written as operators of a file; write a \.pt"):  # fmt: skip
+    with pytest.raises(SurgeryError, match=r"erfinv \(erfinv\) is new, and is not written .*; write a \.pt"):
         rewrite_onnx(path, graph, tmp_path / "new.onnx")
     assert list(tmp_path.iterdir()) == [path]
 
