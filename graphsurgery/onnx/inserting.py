@@ -100,12 +100,6 @@ class Insertion:
         placed = {id(node) for node in kept}
         new = [node for node in self.writer.nodes if id(node) not in placed]
         nodes = _without_unread(self._given([*kept, *new]), before, graph.output)
-        read = _read(nodes, graph.output)
-        gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
-        for field in (graph.initializer, graph.input):
-            for at in reversed(range(len(field))):
-                if field[at].name in gone:
-                    del field[at]
         known = {name for node in nodes for name in node.output}
         for at in reversed(range(len(graph.value_info))):
             if graph.value_info[at].name not in known:
@@ -299,6 +293,17 @@ def _alike(old: fx.Node, new: fx.Node) -> bool:
     words = word(old), word(new)
     same = words[0] == words[1] or set(words) in _SPELLINGS
     return same and (new.op != "call_module" or old.target == new.target)
+
+
+def drop_unread(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Without initializers that the original reads, and the model does not any more."""
+    graph = model.graph
+    before, read = (_read(m.graph.node, m.graph.output) for m in (original, model))
+    gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
+    for field in (graph.initializer, graph.input):
+        for at in reversed(range(len(field))):
+            if field[at].name in gone:
+                del field[at]
 
 
 def _read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]) -> set[str]:

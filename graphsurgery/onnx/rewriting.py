@@ -23,7 +23,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.importing import Imported, import_onnx
-from graphsurgery.onnx.inserting import Insertion
+from graphsurgery.onnx.inserting import Insertion, drop_unread
 from graphsurgery.onnx.numbers import Edge, Numbers
 from graphsurgery.onnx.storage import ONE_FILE, Array, bare, save_model, size_of
 
@@ -117,6 +117,7 @@ class _Rewriting:
         self._put_weights(model)
         _apply(model, self.numbers.edges, self.numbers.attributes)
         self.arrays |= self.insertion.apply(model)
+        drop_unread(model, self.file.model)
         self._shapes(model)
         record = [dict(entry) for entry in self.graph.lineage]
         kept = [entry for entry in model.metadata_props if entry.key != "graphsurgery.lineage"]

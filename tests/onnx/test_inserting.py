@@ -212,7 +212,9 @@ def test_channel_shuffles_are_compressed(tmp_path, dialect):
 def test_random_networks_are_factorized_and_permuted(tmp_path_factory, seed, shuffles, spatial):
     folder = tmp_path_factory.mktemp("random")
     torch.manual_seed(seed)
-    kinds = [kind for kind in (*STEPS, *SHUFFLES) if kind != "shuffle_function"] if shuffles else None
+    # TorchScript does not export the function, and a shuffled batch of an attention is not told from its tokens.
+    unfit = ("shuffle_function", "attention")
+    kinds = [kind for kind in (*STEPS, *SHUFFLES) if kind not in unfit] if shuffles else None
     path = scripted(RandomNetwork(seed, 4, kinds).eval(), torch.randn(2, 3, 4, 4), folder / "m.onnx")
     graph = import_onnx(path).graph
     two = factorize(graph, rank=0.5, force=True, shape="spatial" if spatial else "channel")
