@@ -62,6 +62,8 @@ def open_model(path: Path) -> tuple[onnx.ModelProto, Weights]:
         ValueError: the file is no model in the format of protobuf, or damaged.
     """
     found = Weights()
+    if not path.stat().st_size:  # which cannot be mapped
+        return onnx.ModelProto(), found
     with path.open("rb") as file:
         whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     places: dict[str, tuple[int, int]] = {}
