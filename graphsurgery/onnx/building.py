@@ -27,7 +27,7 @@ _FOLDED = 2**22
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork:
+def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bool = True) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for
@@ -36,6 +36,7 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork
     Args:
         file: the file.
         examples: meta tensors `[batch, ...]` by the names of the inputs, with a batch that is not the file's.
+        weights: whether it gets them; else they stay on meta.
 
     Raises:
         TraceError: an operator cannot be run.
@@ -50,7 +51,7 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor]) -> OnnxNetwork
     network = OnnxNetwork(plan)
     builder = _Builder(network)
     builder.build(inputs)
-    builder.fill()
+    builder.fill(weights=weights)
     return network
 
 
@@ -201,11 +202,11 @@ class _Builder(Runner):
         kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
         kept[name] = tensor
 
-    def fill(self) -> None:
+    def fill(self, *, weights: bool) -> None:
         """Give the layers their weights."""
         real: dict[int, Tensor] = {}
         alive: list[Tensor] = []
-        for path, source in self.plan.sources.items():
+        for path, source in self.plan.sources.items() if weights else ():
             prefix, _, name = path.rpartition(".")
             owner = _owner(self.network, prefix)
             kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers

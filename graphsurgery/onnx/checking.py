@@ -92,7 +92,9 @@ def check_onnx(
         CheckFailedError: the deviation is larger than `rtol`, or the outputs differ in number or shape.
         SurgeryError: ONNX Runtime does not read or run the file, or the network takes other inputs.
     """
-    network = ModelGraph(copy.deepcopy(graph.module).cpu().float().eval(), graph.inputs)
+    tensors = (*graph.module.parameters(), *graph.module.buffers())
+    alike = {id(t): t for t in tensors if t.device.type == "cpu" and t.dtype == torch.float32}  # need no copy
+    network = ModelGraph(copy.deepcopy(graph.module, alike).cpu().float().eval(), graph.inputs)
     session = open_session(path, threads=torch.get_num_threads())
     feeds = {f"batch {size}": network.example_inputs(size, seed=size) for size in batches}
     if inputs is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
 from graphsurgery.errors import CheckpointError, one_line
+from graphsurgery.onnx.storage import Weights, map_outside, open_model
 
 SMALL = 1024
 """Tensors of at most so many elements may be sizes that shapes depend on."""
@@ -56,12 +58,44 @@ def read_onnx(path: Path | str) -> OnnxFile:
         CheckpointError: the file is missing, truncated or no ONNX model, or the weights outside it are not there.
     """
     path = Path(path)
+    return _checked(path, _opened(path, lambda place: onnx.load(place, load_external_data=False)))
+
+
+def read_apart(path: Path | str) -> tuple[OnnxFile, Weights]:
+    """The same, with the large weights left where they lie.
+
+    Raises:
+        CheckpointError: as `read_onnx`, or a weight is damaged.
+    """
+    path = Path(path)
+    model, weights = _opened(path, open_model)
+    file = _checked(path, model)
+    try:
+        weights = map_outside(file.model, weights, path.parent)
+        for tensor in tensors_of(file.model.graph):
+            if external_data_helper.uses_external_data(tensor) and tensor.name not in weights.arrays:
+                external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
+    except Exception as cause:  # whatever reading a damaged file raises
+        raise CheckpointError(f"{path}: its weights cannot be read: {one_line(cause)}") from cause
+    return file, weights
+
+
+_T = TypeVar("_T")
+
+
+def _opened(path: Path, read: Callable[[Path], _T]) -> _T:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected an ONNX file")
     try:
-        model = onnx.load(path, load_external_data=False)
+        return read(path)
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
         raise CheckpointError(f"{path}: is truncated or no ONNX file at all; take another copy of it") from cause
+
+
+def _checked(path: Path, model: onnx.ModelProto) -> OnnxFile:
+    """A model that is whole, its functions put in the place of their calls."""
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise CheckpointError(f"{path}: holds no whole ONNX model: version, operators or outputs are missing")
     places = set()

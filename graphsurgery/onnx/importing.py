@@ -53,7 +53,7 @@ class Imported:
     fixed: Mapping[str, np.ndarray[Any, Any]]
 
 
-def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Imported:
+def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True) -> Imported:
     """Read a file as a network that every pass works on, and that can be trained.
 
     Layers get the names that their weights have in the file, or else those of the nodes. A batch that the file fixes
@@ -62,6 +62,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
     Args:
         path: the file, of opset 9 or newer, in float32, not quantised.
         shape: of one example of its input, without the batch, where the file leaves it open.
+        weights: False leaves them on meta, where only the structure is asked for.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -72,7 +73,8 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None) -> Impo
     file = read_program(path)
     examples = _examples(file, shape)
     try:
-        network = network_of(file, examples)
+        network = network_of(file, examples, weights=weights)
+        file.weights.release()
         graph = trace(network, list(examples.values()), copy=False)
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from graphsurgery.onnx.importing import Imported
 from graphsurgery.onnx.operators import SIZES_AT
 from graphsurgery.onnx.reading import Operator
 from graphsurgery.onnx.running import OnnxNetwork
+from graphsurgery.onnx.storage import LARGE, header
 from graphsurgery.onnx.writers import Array, Writer, word
 from graphsurgery.unshuffle import ADDED
 
@@ -83,22 +84,22 @@ class Insertion:
         except UnsupportedError as cause:
             raise SurgeryError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
 
-    def apply(self, model: onnx.ModelProto) -> None:
-        """Put it into a model; what nobody reads any more goes."""
+    def apply(self, model: onnx.ModelProto) -> dict[str, Callable[[], Array]]:
+        """Put it into a model; what nobody reads any more goes. Returns what gives the weights, by name."""
         if not (self.writer.nodes or self.rewired or self.replaced or self.outputs):
-            return
+            return {}
         graph = model.graph
         before = _read(graph.node, graph.output)
         for (index, at), name in self.rewired.items():
             graph.node[index].input[at] = name
-        kept = [node for index, node in enumerate(graph.node) if index not in self.replaced]
-        nodes = _without_unread(self._given([*kept, *self.writer.nodes]), before, graph.output)
-        read = _read(nodes, graph.output)
-        gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
-        for field in (graph.initializer, graph.input):
-            for at in reversed(range(len(field))):
-                if field[at].name in gone:
-                    del field[at]
+        instead = {name: node for node in self.writer.nodes for name in node.output}
+        kept = [
+            instead[self._value(self.replaced[index])] if index in self.replaced else node
+            for index, node in enumerate(graph.node)
+        ]
+        placed = {id(node) for node in kept}
+        new = [node for node in self.writer.nodes if id(node) not in placed]
+        nodes = _without_unread(self._given([*kept, *new]), before, graph.output)
         known = {name for node in nodes for name in node.output}
         for at in reversed(range(len(graph.value_info))):
             if graph.value_info[at].name not in known:
@@ -106,8 +107,14 @@ class Insertion:
         ordered = _ordered(nodes)
         del graph.node[:]
         graph.node.extend(ordered)
-        for name in list(self.writer.tensors):
-            graph.initializer.append(onnx.numpy_helper.from_array(self.writer.tensors.pop(name), name))
+        arrays: dict[str, Callable[[], Array]] = {}
+        for name, array in self.writer.tensors.items():
+            if array.nbytes < LARGE:
+                graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+            else:
+                graph.initializer.append(header(name, array))
+                arrays[name] = partial(np.asarray, array)
+        return arrays
 
     def _given(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
         """With the outputs of the file under their names."""
@@ -286,6 +293,35 @@ def _alike(old: fx.Node, new: fx.Node) -> bool:
     words = word(old), word(new)
     same = words[0] == words[1] or set(words) in _SPELLINGS
     return same and (new.op != "call_module" or old.target == new.target)
+
+
+def drop_unread(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Without initializers that the original reads, and the model does not any more."""
+    graph = model.graph
+    before, read = (_read(m.graph.node, m.graph.output) for m in (original, model))
+    gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
+    for field in (graph.initializer, graph.input):
+        for at in reversed(range(len(field))):
+            if field[at].name in gone:
+                del field[at]
+
+
+def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:
+    """Without the nodes that only served to compute these values, which nobody reads."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    behind, waiting = set[str](), list(values)
+    while waiting:
+        name = waiting.pop()
+        if name not in behind:
+            behind.add(name)
+            waiting += makers[name].input if name in makers else ()
+    while True:
+        read = _read(model.graph.node, model.graph.output)
+        gone = [i for i, n in enumerate(model.graph.node) if behind & {*n.output} and not read & {*n.output}]
+        if not gone:
+            return
+        for at in reversed(gone):
+            del model.graph.node[at]
 
 
 def _read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]) -> set[str]:

@@ -13,8 +13,9 @@ import onnx
 from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
-from graphsurgery.onnx.files import read_onnx
+from graphsurgery.onnx.files import read_apart
 from graphsurgery.onnx.folding import foldable, folded
+from graphsurgery.onnx.storage import Weights
 
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
@@ -51,10 +52,11 @@ class OnnxProgram:
 
     Attributes:
         path: of the file.
-        model: with all weights; local functions are written out in it.
+        model: without the large weights; local functions are written out in it.
         operators: the nodes in the order in which they can run, without those that only hold or pass on constants.
         constants: initializers, constant nodes, and what is computed from those alone, by name.
         aliases: names of values that are another value under a second name.
+        weights: the large ones, where they lie; they are among the constants.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class OnnxProgram:
     operators: tuple[Operator, ...]
     constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
     aliases: Mapping[str, str] = field(repr=False)
+    weights: Weights = field(repr=False, default_factory=Weights)
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
@@ -89,14 +92,14 @@ def read_program(path: Path | str) -> OnnxProgram:
         UnsupportedError: it is quantised, in half precision, has control flow, or operators of before opset 9.
     """
     path = Path(path)
-    model = _parsed(path)
+    model, weights = _parsed(path)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=0)
     if opset < OLDEST_OPSET:
         raise UnsupportedError(
             f"{path}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter first"
         )
-    constants = {initializer.name: _array(initializer, path) for initializer in model.graph.initializer}
+    constants = {i.name: _array(i, path, weights) for i in model.graph.initializer}
     aliases: dict[str, str] = {}
     operators = []
     for index, node in enumerate(model.graph.node):
@@ -111,7 +114,7 @@ def read_program(path: Path | str) -> OnnxProgram:
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
     _check_order(model, path)
-    return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases))
+    return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases, weights))
 
 
 def _without_constant(file: OnnxProgram) -> OnnxProgram:
@@ -124,15 +127,11 @@ def _without_constant(file: OnnxProgram) -> OnnxProgram:
     return replace(file, operators=left, constants={**file.constants, **found}) if found else file
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
-    model = read_onnx(path).model
-    if not model.graph.node:
+def _parsed(path: Path) -> tuple[onnx.ModelProto, Weights]:
+    file, weights = read_apart(path)
+    if not file.model.graph.node:
         raise CheckpointError(f"{path}: has no operators")
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as cause:  # whatever reading a damaged file raises
-        raise CheckpointError(f"{path}: its weights cannot be read: {one_line(cause)}") from cause
-    return model
+    return file.model, weights
 
 
 def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
@@ -143,9 +142,11 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
         raise UnsupportedError(f"{path}: {name} is control flow ({kind}), which is not followed")
 
 
-def _array(tensor: onnx.TensorProto, path: Path) -> np.ndarray[Any, Any]:
+def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None) -> np.ndarray[Any, Any]:
     if tensor.data_type in _UNREADABLE:
         raise UnsupportedError(f"{path}: {tensor.name} is in half precision; convert the file to float32 first")
+    if weights is not None and tensor.name in weights.arrays:
+        return weights.arrays[tensor.name]
     try:
         return numpy_helper.to_array(tensor)
     except Exception as cause:  # whatever a damaged tensor raises

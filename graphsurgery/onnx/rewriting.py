@@ -8,9 +8,9 @@ file is proved in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Mapping
-from itertools import chain, count
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.importing import Imported, import_onnx
-from graphsurgery.onnx.inserting import Insertion
+from graphsurgery.onnx.inserting import Insertion, drop_behind, drop_unread
 from graphsurgery.onnx.numbers import Edge, Numbers
-
-_LARGEST = 2**31 - 1
+from graphsurgery.onnx.storage import ONE_FILE, Array, bare, save_model, size_of
 
 
 def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, rtol: float = 1e-4) -> OnnxCheck:
@@ -46,35 +45,44 @@ def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, r
             numbers in the file.
         CheckFailedError: the new file would not give what the network gives.
     """
-    imported = import_onnx(original, shape=graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None)
+    shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
+    imported = import_onnx(original, shape=shape, weights=False)
     path = Path(path)
-    model = _Rewriting(imported, graph).model()
+    rewriting = _Rewriting(imported, graph)
+    model = rewriting.model()
     fixed = imported.file.inputs[0].type.tensor_type.shape.dim[0]
     batches = (fixed.dim_value,) if fixed.HasField("dim_value") else (1, 3, 8)
-    with atomic_write(path) as temporary:
-        beside = _save(model, temporary, path)
-        complaint = _complaint(temporary)
-        if complaint and not _complaint(Path(original)):
-            raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
-        try:
-            check = check_onnx(graph, temporary, batches=batches, rtol=rtol)
-        except SurgeryError as cause:
-            raise type(cause)(
-                f"{path}: not written, because the edited file does not do what the network does; write a .pt, and "
-                f"export that ({one_line(cause, 120)})"
-            ) from cause
-    assert beside is None or beside.is_file()
+    large = size_of(model, rewriting.arrays) > ONE_FILE
+    beside = _free_place(path) if imported.file.weights.outside or large else None
+    try:
+        with atomic_write(path) as temporary:
+            save_model(model, rewriting.arrays, temporary, beside)
+            imported.file.weights.release()
+            del rewriting
+            complaint = _complaint(temporary)
+            if complaint and not _complaint(Path(original)):
+                raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
+            try:
+                check = check_onnx(graph, temporary, batches=batches, rtol=rtol)
+            except SurgeryError as cause:
+                raise type(cause)(
+                    f"{path}: not written, because the edited file does not do what the network does; write a .pt, and "
+                    f"export that ({one_line(cause, 120)})"
+                ) from cause
+    except BaseException:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise
     return OnnxCheck(path, check.deviations, check.allowed, check.agreement)
 
 
-def _save(model: onnx.ModelProto, temporary: Path, path: Path) -> Path | None:
-    """Write a model, its weights beside it where one file cannot hold them."""
-    if model.ByteSize() <= _LARGEST:
-        temporary.write_bytes(model.SerializeToString())
-        return None
-    beside = path.with_name(f"{path.name}.{int(time.time())}.data")
-    onnx.save_model(model, str(temporary), save_as_external_data=True, location=beside.name)
-    return beside
+def _free_place(path: Path) -> Path:
+    """A file for the weights of a model, which no other model can have its weights in."""
+    place, count = path.with_name(f"{path.name}.data"), 1
+    while place.exists():
+        count += 1
+        place = path.with_name(f"{path.name}.{count}.data")
+    return place
 
 
 def _complaint(path: Path) -> str:
@@ -91,21 +99,26 @@ class _Rewriting:
 
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:
         self.imported, self.file, self.graph = imported, imported.file, graph
+        self.tensors = graph.tensors()
         self.numbers = Numbers(imported, graph)
         self.insertion = Insertion(imported, graph, self._constant)
-        self.replaced: dict[str, np.ndarray[Any, Any]] = {}
+        self.replaced: dict[str, str] = {}
+        """The parameter that a constant holds by now, by the constant's name."""
+        self.arrays: dict[str, Callable[[], Array]] = {}
+        """What gives the numbers of a weight that the model is left without, by its name."""
 
     def model(self) -> onnx.ModelProto:
-        """The file, edited."""
+        """The file, edited, without its large weights."""
         self._weights()
         self.insertion.find()
         self.numbers.find(self.insertion.stays)
         model = onnx.ModelProto()
         model.CopyFrom(self.file.model)
-        replaced = _apply(model, self.replaced, self.numbers.edges, self.numbers.attributes)
-        behind = _behind(model, replaced)
-        self.insertion.apply(model)
-        _drop_unread(model, behind)
+        replaced = self._put_weights(model)
+        _apply(model, self.numbers.edges, self.numbers.attributes)
+        self.arrays |= self.insertion.apply(model)
+        drop_behind(model, replaced)
+        drop_unread(model, self.file.model)
         self._shapes(model)
         record = [dict(entry) for entry in self.graph.lineage]
         kept = [entry for entry in model.metadata_props if entry.key != "graphsurgery.lineage"]
@@ -115,27 +128,58 @@ class _Rewriting:
         entry.key, entry.value = "graphsurgery.lineage", json.dumps(record, default=str)
         return model
 
-    def _constant(self, name: str) -> np.ndarray[Any, Any]:
+    def _constant(self, name: str) -> Array:
         """What a constant of the file holds after the edit."""
-        return self.replaced[name] if name in self.replaced else self.file.constants[name]
+        return self._written(self.replaced[name]) if name in self.replaced else self.file.constants[name]
+
+    def _written(self, path: str) -> Array:
+        """A parameter as the file holds it."""
+        source = self.imported.sources[path]
+        return source.written(self.tensors[path], self.file.constants[source.constant])
 
     def _weights(self) -> None:
         """The constants that are parameters; one that several layers share by chance is split where they differ."""
-        tensors = self.graph.tensors()
-        found: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+        found: dict[str, list[str]] = {}
         for path, source in self.imported.sources.items():
-            if path in tensors:
-                old = self.file.constants[source.constant]
-                found.setdefault(source.constant, {})[path] = source.written(tensors[path], old)
-        for constant, arrays in found.items():
-            old, (first, *rest) = self.file.constants[constant], arrays.values()
-            if all(np.array_equal(first, other) for other in rest):
-                if not np.array_equal(first, old):
-                    self.replaced[constant] = first
+            if path in self.tensors:
+                found.setdefault(source.constant, []).append(path)
+        for constant, paths in found.items():
+            first = self._written(paths[0])
+            if all(np.array_equal(first, self._written(path)) for path in paths[1:]):
+                if not np.array_equal(first, self.file.constants[constant]):
+                    self.replaced[constant] = paths[0]
                 continue
-            for path, array in arrays.items():
+            for path in paths:
                 for edge in self._readers(path, constant):
-                    self.numbers.edges[edge] = array
+                    self.numbers.edges[edge] = self._written(path)
+
+    def _put_weights(self, model: onnx.ModelProto) -> list[str]:
+        """Put the constants that have changed into a model; the large ones are given when it is saved.
+
+        Returns:
+            The values that the file has computed from constants, and that are constants now, by their new names.
+        """
+        large = self.file.weights.arrays
+        for tensor in model.graph.initializer:
+            name = tensor.name
+            if name in large:
+                self.arrays[name] = partial(self._constant, name)
+                bare(tensor)
+                tensor.dims[:] = self._constant(name).shape
+            elif name in self.replaced:
+                tensor.CopyFrom(numpy_helper.from_array(self._constant(name), name))
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.output[0] in self.replaced:
+                _fill(node, self._constant(node.output[0]))
+        return [name for node in model.graph.node if node.op_type != "Constant" for name in self._instead(model, node)]
+
+    def _instead(self, model: onnx.ModelProto, node: onnx.NodeProto) -> Iterable[str]:
+        """Put constants in place of what a node gives; gives the names that its values have from then on."""
+        for at, name in enumerate(node.output):
+            if name in self.replaced:
+                node.output[at] = self.insertion.writer.fresh(f"{name}_before")
+                model.graph.initializer.append(numpy_helper.from_array(self._constant(name), name))
+                yield node.output[at]
 
     def _readers(self, path: str, constant: str) -> Iterable[Edge]:
         """The inputs that a parameter is read by."""
@@ -171,30 +215,21 @@ class _Rewriting:
 
 def _apply(
     model: onnx.ModelProto,
-    replaced: Mapping[str, np.ndarray[Any, Any]],
     edges: Mapping[Edge, np.ndarray[Any, Any]],
     attributes: Mapping[tuple[int, str], Any],
-) -> set[str]:
-    """Put new constants and attributes into a model; gives the values that a constant has taken the place of."""
+) -> None:
+    """Put new sizes and attributes into a model."""
     graph = model.graph
-    for tensor in graph.initializer:
-        if tensor.name in replaced:
-            tensor.CopyFrom(numpy_helper.from_array(replaced[tensor.name], tensor.name))
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in replaced:
-            _fill(node, replaced[node.output[0]])
     taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    old = set()
-    for node in graph.node:
-        for at, name in enumerate(node.output):
-            if name in replaced and node.op_type != "Constant":  # it was computed from constants
-                node.output[at] = _fresh(f"{name}_before", taken)
-                old.add(node.output[at])
-                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(replaced[name]), name))
+    count: Counter[str] = Counter()
     for (index, at), array in edges.items():
         node = graph.node[index]
         name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
-        new = _fresh(name, taken)
+        new = name
+        while new in taken:
+            count[name] += 1
+            new = f"{name}_{count[name]}"
+        taken.add(new)
         node.input[at:] = [new, *node.input[at + 1 :]]
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
     for (index, name), number in attributes.items():
@@ -204,47 +239,6 @@ def _apply(
         node.attribute.extend(kept)
         if number is not None:
             node.attribute.append(onnx.helper.make_attribute(name, number))
-    return old
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
-    new = next(each for each in chain((name,), (f"{name}_{number}" for number in count(1))) if each not in taken)
-    taken.add(new)
-    return new
-
-
-def _behind(model: onnx.ModelProto, values: set[str]) -> set[str]:
-    """These values and all that they are computed from."""
-    found, makers = set(values), {name: node for node in model.graph.node for name in node.output}
-    waiting = list(values)
-    while waiting:
-        node = makers.get(waiting.pop())
-        new = {name for name in node.input if name not in found} if node is not None else set()
-        found |= new
-        waiting += new
-    return found
-
-
-def _drop_unread(model: onnx.ModelProto, values: set[str]) -> None:
-    """Remove the nodes and weights that give these values, where nobody reads them."""
-    graph = model.graph
-    now = _read(model)
-    while True:
-        gone = [i for i, node in enumerate(graph.node) if values & set(node.output) and not now & set(node.output)]
-        if not gone:
-            break
-        for at in reversed(gone):
-            del graph.node[at]
-        now = _read(model)
-    for at in reversed(range(len(graph.initializer))):
-        name = graph.initializer[at].name
-        if name in values and name not in now:
-            del graph.initializer[at]
-
-
-def _read(model: onnx.ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
 
 
 def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:

@@ -57,7 +57,26 @@ def test_accuracy_comes_back_without_labels(capsys):
     assert found["onnx"]["deviations"]["batch 8"] < 1e-4
 
 
-def test_what_cannot_be_written_back_is_refused(file, capsys):
-    assert run(["deepen", "a.onnx", "--where", "auto", "-o", "deep.onnx"]) == 2
-    assert "nothing is put between the nodes of a file; write a .pt, and export that" in capsys.readouterr().err
-    assert not (file.parent / "deep.onnx").exists()
+@pytest.mark.usefixtures("file")
+def test_a_file_is_factorized_into_a_file_and_back(capsys):
+    assert run(["factorize", "a.onnx", "--rank", "0.5", "-o", "two.onnx", "--json"]) == 0
+    found = document(capsys)
+    assert found["onnx"]["deviations"]["batch 1"] < 1e-4
+    layers = sorted(found["factorized"]["ranks"])
+    names = {initializer.name for initializer in onnx.load("two.onnx").graph.initializer}
+    assert {f"{layer}.{part}.weight" for layer in layers for part in ("reduce", "expand")} <= names
+    assert run(["factorize", "two.onnx", "--back", "-o", "one.onnx", "--json"]) == 0
+    assert sorted(document(capsys)["factorized"]["layers"]) == layers
+    assert len(onnx.load("one.onnx").graph.node) == len(onnx.load("a.onnx").graph.node)
+
+
+@pytest.mark.usefixtures("file")
+def test_a_file_is_deepened_into_a_file():
+    assert run(["deepen", "a.onnx", "--where", "auto", "-o", "deep.onnx", "--quiet"]) == 0
+    assert gs.check_onnx(import_onnx("a.onnx").graph, "deep.onnx").holds
+
+
+def test_a_checkpoint_is_not_factorized_into_a_file(file, capsys):
+    assert run(["factorize", "a.pt", "--rank", "0.5", "-o", "two.onnx"]) == 2
+    assert "only what was an .onnx file is written back into one" in capsys.readouterr().err
+    assert not (file.parent / "two.onnx").exists()

@@ -13,7 +13,6 @@ from torch import nn
 from zoo import example, model
 
 import graphsurgery as gs
-from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.rewriting import rewrite_onnx
 from graphsurgery.passes.compress import compress
@@ -131,13 +130,13 @@ def test_vectors_that_were_stored_once_part(tmp_path):
     assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
 
 
-def test_what_a_file_has_no_node_for_is_refused(tmp_path):
+def test_a_file_is_deepened_in_place(tmp_path):
     path = scripted(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)),
         torch.randn(2, 4),
         tmp_path / "m.onnx",
     )
-    graph = deepen(import_onnx(path).graph)
-    with pytest.raises(SurgeryError, match=r"is new, and nothing is put between the nodes of a file; write a \.pt"):
-        rewrite_onnx(path, graph, tmp_path / "deep.onnx")
-    assert not (tmp_path / "deep.onnx").exists()
+    graph = import_onnx(path).graph
+    assert rewrite_onnx(path, deepen(graph), tmp_path / "deep.onnx").holds
+    assert gs.check_onnx(graph, tmp_path / "deep.onnx").holds
+    assert len(onnx.load(tmp_path / "deep.onnx").graph.node) > len(onnx.load(path).graph.node)
