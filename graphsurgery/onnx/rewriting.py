@@ -76,6 +76,20 @@ def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, r
     return OnnxCheck(path, check.deviations, check.allowed, check.agreement)
 
 
+def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
+    """The file that a network came from with the weights and sizes of the network, in memory, not proved.
+
+    Raises:
+        SurgeryError: as for `rewrite_onnx`.
+    """
+    rewriting = _Rewriting(imported, graph)
+    model = rewriting.model()
+    for tensor in model.graph.initializer:
+        if tensor.name in rewriting.arrays:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rewriting.arrays[tensor.name]()), tensor.name))
+    return model
+
+
 def _free_place(path: Path) -> Path:
     """A file for the weights of a model, which no other model can have its weights in."""
     place, count = path.with_name(f"{path.name}.data"), 1

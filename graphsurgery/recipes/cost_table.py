@@ -23,7 +23,7 @@ from graphsurgery.maps import Widths
 from graphsurgery.onnx.importing import Imported, import_onnx
 from graphsurgery.onnx.latency import Timing, measure_latency
 from graphsurgery.onnx.profiling import Profile, profile
-from graphsurgery.onnx.rewriting import _Rewriting
+from graphsurgery.onnx.rewriting import edited
 from graphsurgery.passes.compress import compress
 from graphsurgery.planned_cost import PlannedCost
 
@@ -303,10 +303,10 @@ class FileBench:
         return [shares_of(whole, part) for part in cut]
 
     def _model(self, sizes: Mapping[str, int]) -> onnx.ModelProto:
-        if not any(size < self._imported.graph.space(name).size for name, size in sizes.items()):
-            return self._imported.file.model
-        small = compress(self._imported.graph, sizes, importance="random")
-        return _Rewriting(self._imported, small).model()
+        graph = self._imported.graph
+        if any(size < graph.space(name).size for name, size in sizes.items()):
+            graph = compress(graph, sizes, importance="random")
+        return edited(self._imported, graph)
 
 
 def _name_operators(model: onnx.ModelProto) -> None:
