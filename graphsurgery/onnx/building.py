@@ -55,6 +55,17 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bo
     return network
 
 
+def computed_sizes(file: OnnxProgram, examples: Sequence[Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """The sizes that a file computes from the shapes of these inputs, and what it computes from them, by name.
+
+    Raises:
+        TraceError: an operator cannot be run.
+    """
+    rehearsal = _Rehearsal(OnnxNetwork(Plan(file, _with_biases(file), None)))
+    rehearsal.build(examples)
+    return rehearsal.seen
+
+
 def _only_batch_free(file: OnnxProgram) -> bool:
     """Whether a file states all sizes of its inputs but the batch."""
     dims = [size for value in file.inputs for size in value.type.tensor_type.shape.dim[1:]]

@@ -16,6 +16,11 @@ from graphsurgery.onnx.importing import Imported
 from graphsurgery.onnx.reading import Operator
 from graphsurgery.onnx.sizes import axes_of
 
+_GROUPS_AT = 6
+"""Where torch's convolutions have their groups."""
+
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
+
 Edge = tuple[int, int]
 """An input of a node: the number of the node in the file, and of its input."""
 
@@ -51,19 +56,15 @@ class Numbers:
                 self._of(operator)
 
     def _of(self, operator: Operator) -> None:
-        if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization") and operator.index in self.imported.layers:
-            module: Any = self.graph.module.get_submodule(self.imported.layers[operator.index])
-            if operator.kind == "GroupNormalization":
-                self.attributes[operator.index, "num_groups"] = module.num_groups
-            elif module.groups != operator.attributes.get("group", 1):
-                self.attributes[operator.index, "group"] = module.groups
         if operator.kind == "Split":
             self._split(operator)
             return
         before, after = self.value(self.old, operator.outputs[0]), self.value(self.new, operator.outputs[0])
         if before is None or after is None:
             return
-        if operator.kind == "Reshape":
+        if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
+            self._groups(operator, after)
+        elif operator.kind == "Reshape":
             self._reshape(operator, before, after)
         elif operator.kind == "Slice":
             self._slice(operator, before, after)
@@ -71,6 +72,24 @@ class Numbers:
             at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(operator.kind)
             if at is not None and at < len(operator.inputs) and operator.inputs[at]:
                 self._shape(operator, at, before.meta["value"].shape, after.meta["value"].shape)
+
+    def computed(self, stays: Callable[[Operator], bool]) -> dict[Edge, tuple[str, np.ndarray[Any, Any]]]:
+        """The numbers that the network calculates with, and the file computes: the name there, and the numbers."""
+        found = {}
+        for operator in self.file.operators:
+            node = self.value(self.new, operator.outputs[0])
+            if operator.kind not in _ARITHMETIC or node is None or len(node.args) != 2 or not stays(operator):
+                continue
+            for at, (name, operand) in enumerate(zip(map(self.file.name, operator.inputs), node.args, strict=True)):
+                if name in self.imported.lengths and isinstance(operand, (int, float)):
+                    found[operator.index, at] = name, np.asarray(operand)
+                elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.op == "get_attr":
+                    found[operator.index, at] = name, self._tensors[str(operand.target)].detach().cpu().numpy()
+        return found
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.graph.tensors()
 
     def value(self, nodes: Mapping[str, fx.Node], name: str) -> fx.Node | None:
         """The node that computes a tensor of the file."""
@@ -121,6 +140,19 @@ class Numbers:
                 self.attributes[operator.index, "split"] = after
             else:
                 self.edges[operator.index, 1] = np.array(after, np.int64)
+
+    def _groups(self, operator: Operator, after: fx.Node) -> None:
+        """The number of groups of a layer, or of a function that takes it as its last or last but one argument."""
+        if after.op == "call_module":
+            module: Any = self.graph.module.get_submodule(str(after.target))
+            count = module.num_groups if operator.kind == "GroupNormalization" else module.groups
+        elif operator.kind != "GroupNormalization" and len(after.args) > _GROUPS_AT:
+            count = after.args[_GROUPS_AT]
+        else:
+            return
+        name, usual = ("num_groups", None) if operator.kind == "GroupNormalization" else ("group", 1)
+        if count != operator.attributes.get(name, usual):
+            self.attributes[operator.index, name] = count
 
     def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
         """How much of the axis that is split goes into each output, read or not."""

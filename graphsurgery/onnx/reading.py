@@ -93,6 +93,20 @@ def read_program(path: Path | str) -> OnnxProgram:
     """
     path = Path(path)
     model, weights = _parsed(path)
+    return program_of(model, weights, path)
+
+
+def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProgram:
+    """The same of a model that is in memory, with its large weights.
+
+    Args:
+        model: local functions are written out in it.
+        weights: what it is without.
+        path: what errors name.
+
+    Raises:
+        CheckpointError, UnsupportedError: as `read_program`.
+    """
     versions = {entry.domain: entry.version for entry in model.opset_import}
     opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=0)
     if opset < OLDEST_OPSET:

@@ -16,16 +16,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 
 from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.building import computed_sizes
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.importing import Imported, import_onnx
 from graphsurgery.onnx.inserting import Insertion, drop_behind, drop_unread
 from graphsurgery.onnx.numbers import Edge, Numbers
-from graphsurgery.onnx.storage import ONE_FILE, Array, bare, save_model, size_of
+from graphsurgery.onnx.reading import program_of
+from graphsurgery.onnx.storage import ONE_FILE, Array, Weights, bare, save_model, size_of
+
+_ROUNDING = 1e-6
 
 
 def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, rtol: float = 1e-4) -> OnnxCheck:
@@ -132,6 +137,7 @@ class _Rewriting:
         _apply(model, self.numbers.edges, self.numbers.attributes)
         self.arrays |= self.insertion.apply(model)
         drop_behind(model, replaced)
+        self._settle(model)
         drop_unread(model, self.file.model)
         self._shapes(model)
         record = [dict(entry) for entry in self.graph.lineage]
@@ -141,6 +147,28 @@ class _Rewriting:
         entry = model.metadata_props.add()
         entry.key, entry.value = "graphsurgery.lineage", json.dumps(record, default=str)
         return model
+
+    def _settle(self, model: onnx.ModelProto) -> None:
+        """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
+        computed = self.numbers.computed(self.insertion.stays)
+        if not computed or self.file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+            return
+        empty = {
+            t.name: np.broadcast_to(np.float32(0), t.dims) for t in model.graph.initializer if t.name in self.arrays
+        }
+        examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in self.graph.inputs]
+        found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
+        nodes = {name: node for node in model.graph.node for name in node.output}
+        kinds = {operator.index: operator.outputs[0] for operator in self.file.operators}
+        for (index, at), (name, wanted) in computed.items():
+            if name not in found or np.allclose(found[name].astype(np.float64), wanted, rtol=_ROUNDING, atol=0):
+                continue
+            node = nodes[kinds[index]]
+            node.input[at] = self.insertion.writer.fresh(f"{name}_before")
+            value = self.numbers.value(self.numbers.new, kinds[index])
+            floating = value is not None and value.meta["value"].is_floating_point()
+            array = np.broadcast_to(wanted, found[name].shape).astype(np.float32 if floating else np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(array, node.input[at]))
 
     def _constant(self, name: str) -> Array:
         """What a constant of the file holds after the edit."""

@@ -207,13 +207,13 @@ def test_channel_shuffles_are_compressed(tmp_path, dialect):
     assert_the_rest_stays(path, tmp_path / "small.onnx")
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**31), shuffles=st.booleans(), spatial=st.booleans())
 def test_random_networks_are_factorized_and_permuted(tmp_path_factory, seed, shuffles, spatial):
     folder = tmp_path_factory.mktemp("random")
     torch.manual_seed(seed)
     # TorchScript does not export the function, and a shuffled batch of an attention is not told from its tokens.
-    unfit = ("shuffle_function", "attention")
+    unfit = ("shuffle_function", "shuffle_module", "attention")
     kinds = [kind for kind in (*STEPS, *SHUFFLES) if kind not in unfit] if shuffles else None
     path = scripted(RandomNetwork(seed, 4, kinds).eval(), torch.randn(2, 3, 4, 4), folder / "m.onnx")
     graph = import_onnx(path).graph
