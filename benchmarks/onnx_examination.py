@@ -149,15 +149,19 @@ def _cut(graph: ModelGraph, imported: Imported, path: Path, batches: Sequence[in
 
 
 def _first_half(*graphs: ModelGraph) -> list[dict[str, Any]]:
-    """What stays of each: by the names of the spaces where they have the same, else by their order."""
+    """What stays of each: by the names of the spaces where they have the same, else by their order.
+
+    Where some have other names, a name with a number (`stem:2`) may be another part of its layer, and stays whole.
+    """
     sizes = [{space.name: space.size for space in graph.spaces if space.outer} for graph in graphs]
-    if (
-        not all(sizes[0].keys() <= other.keys() for other in sizes)
-        and len({tuple(each.values()) for each in sizes}) < 2
-    ):
+    first = sizes[0]
+    if all(first.items() <= other.items() for other in sizes):
+        same = list(first)
+    elif len({tuple(each.values()) for each in sizes}) == 1:
         return [{name: list(range(max(1, size // 2))) for name, size in each.items()} for each in sizes]
-    same = [name for name, size in sizes[0].items() if all(other.get(name) == size for other in sizes)]
-    return [{name: list(range(max(1, sizes[0][name] // 2))) for name in same} for _ in graphs]
+    else:
+        same = [n for n, size in first.items() if ":" not in n and all(other.get(n) == size for other in sizes)]
+    return [{name: list(range(max(1, first[name] // 2))) for name in same} for _ in graphs]
 
 
 def _words(cause: BaseException) -> str:

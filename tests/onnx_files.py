@@ -15,10 +15,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def scripted(
-    module: torch.nn.Module, x: torch.Tensor, path: Path, *, free: bool = True, bn: bool = False, opset: int = 17
+    module: torch.nn.Module,
+    x: torch.Tensor,
+    path: Path,
+    *,
+    free: bool = True,
+    sides: bool = False,
+    bn: bool = False,
+    opset: int = 17,
 ):
-    """An export by TorchScript; with `bn`, batch norms stay and nothing is folded."""
-    axes = {"input": {0: "batch"}} if free else None
+    """An export by TorchScript; `sides` frees height and width; with `bn`, batch norms stay and nothing is folded."""
+    axes = {"input": {0: "batch"} | ({2: "height", 3: "width"} if sides else {})} if free else None
     mode = torch.onnx.TrainingMode.PRESERVE if bn else torch.onnx.TrainingMode.EVAL
     logging.disable(logging.WARNING)
     try:

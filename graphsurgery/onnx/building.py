@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from graphsurgery.copying import meta_of
 from graphsurgery.errors import one_line
-from graphsurgery.onnx import operators, sizes
+from graphsurgery.onnx import operators
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
-from graphsurgery.onnx.running import OnnxNetwork, Plan, Runner, as_tuple, on_sizes
+from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, as_tuple, on_sizes
 from graphsurgery.onnx.weighted import Source, layer_of
 
 _SMALLEST_MASK = -1e4
@@ -89,13 +89,13 @@ class _Builder(Runner):
         self.plan.fixed.update({name: array for name, array in arrays.items() if array.dtype != object})
 
     def results(self, operator: Operator) -> tuple[Any, ...]:
+        if self._constant(operator):
+            return self._folded(operator)
         self._make_layer(operator)
         places = operators.SIZES_AT.get(operator.kind, ())
         for at, name in enumerate(operator.inputs if operator.index not in self.plan.layers else ()):
             if name and at not in places:
                 self._make_tensor(operator, at, self.plan.file.name(name))
-        if self._constant(operator):
-            return self._folded(operator)
         known = operator.kind in operators.RULES or self._all_sizes(operator)
         if operator.index in self.plan.layers or known:
             try:
@@ -105,22 +105,28 @@ class _Builder(Runner):
         return self._whole(operator, f"{operator.name} is a {operator.kind}, which is not translated")
 
     def _constant(self, operator: Operator) -> bool:
-        """Whether an operator that sizes have no rule for only reads what is the same for every batch."""
-        known = [self.plan.settled(name, self.value(name)) for name in operator.inputs if name]
-        arrays = [value for value in known if isinstance(value, np.ndarray) and value.dtype != object]
-        return (
-            bool(self.plan.seen)
-            and operator.kind not in sizes.RULES
-            and not operator.kind.startswith("Random")
-            and 0 < len(arrays) == len(known)
-            and all(value.size <= _FOLDED and id(value) not in self.plan.weights for value in arrays)
-        )
+        """Whether an operator on tensors only reads what is the same for every batch, and none of it is learnt."""
+        known = [self._array(name) for name in operator.inputs if name]
+        arrays = [array for array in known if array is not None and array.dtype != object]
+        if not 0 < len(arrays) == len(known) or operator.kind.startswith("Random") or self._all_sizes(operator):
+            return False
+        learnt = any(a.dtype.kind == "f" and a.size > FEW and id(a) in self.plan.weights for a in arrays)
+        small = all(array.size <= _FOLDED for array in arrays)
+        return small and (operator.kind not in operators.RULES or (bool(self.plan.seen) and not learnt))
+
+    def _array(self, name: str) -> np.ndarray[Any, Any] | None:
+        """A constant, or sizes; none of a tensor."""
+        name = self.plan.file.name(name)
+        value = self.plan.file.constants.get(name)
+        value = self.values.get(name) if value is None else value
+        return self.plan.settled(name, value) if isinstance(value, np.ndarray) else None
 
     def _folded(self, operator: Operator) -> tuple[np.ndarray[Any, Any], ...]:
         """What an operator gives, as numbers."""
-        file, node = self.plan.file, self._node(operator)
-        constants = {name: self.plan.settled(name, self.value(name)) for name in node.input if name}
-        found = OnnxOperator(alone(file.model, node, constants, {}), f"{operator.name} ({operator.kind})")()
+        node = self._node(operator)
+        constants = {name: array for name in node.input if name and (array := self._array(name)) is not None}
+        model = alone(self.plan.file.model, node, constants, {})
+        found = OnnxOperator(model, f"{operator.name} ({operator.kind})")()
         self.plan.folded[operator.index] = tuple(value.numpy() for value in as_tuple(found))
         return self.plan.folded[operator.index]
 

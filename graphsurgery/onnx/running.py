@@ -18,7 +18,7 @@ from graphsurgery.onnx.batches import alongside, freed
 from graphsurgery.onnx.reading import OnnxProgram, Operator
 from graphsurgery.onnx.weighted import Source
 
-_FEW = 8
+FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
 
 
@@ -236,7 +236,7 @@ def on_sizes(plan: Plan, operator: Operator, given: Sequence[Any]) -> bool:
     if operator.kind not in sizes.RULES or not all(isinstance(value, np.ndarray) for value in known):
         return False
     vectors = [value for value in known if value.dtype.kind == "f" and value.ndim]
-    if any(id(value) in plan.weights and (value.size > _FEW or operator.kind == "Expand") for value in vectors):
+    if any(id(value) in plan.weights and (value.size > FEW or operator.kind == "Expand") for value in vectors):
         return False
     places = operators.SIZES_AT.get(operator.kind, ())
     shapes = [value for at, value in enumerate(given) if at in places and value is not None]

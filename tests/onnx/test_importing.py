@@ -18,12 +18,35 @@ import graphsurgery as gs
 from graphsurgery.errors import CheckpointError, SpecError, TraceError, UnsupportedError
 from graphsurgery.models.loading import open_model, open_pair
 from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.onnx.rewriting import rewrite_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.widen import widen
 from graphsurgery.recipes.doctor import examine
 
 SMALL = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "convnext", "vit")
+
+
+class Positions(nn.Module):
+    """Adds a table that is computed from the size of the image, and masks what is far from the corner."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        rows = torch.arange(x.shape[2]).float().cumsum(0)[:, None].expand(x.shape[2], x.shape[3])
+        mask = torch.zeros(x.shape[2], x.shape[3])
+        mask[: x.shape[2] // 2] = 1
+        return self.head(((x + torch.sin(rows)) * mask).mean((2, 3)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight / weight.square().mean((1, 2, 3), keepdim=True).sqrt(), self.bias)
 
 
 def network(name):
@@ -233,3 +256,52 @@ def test_weights_that_are_not_beside_the_file(tmp_path):
         import_onnx(path)
     with pytest.raises(CheckpointError, match="no such file"):
         import_onnx(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_what_is_the_same_for_every_batch_is_computed_once(tmp_path, free):
+    torch.manual_seed(0)
+    path = scripted(Positions().eval(), torch.randn(2 if free else 1, 3, 6, 6), tmp_path / "m.onnx", free=free)
+    graph = import_onnx(path).graph
+    assert not graph.frozen
+    assert {space.size for space in graph.spaces} == {8}
+    assert gs.check_onnx(graph, path, batches=(1, 3) if free else (1,)).holds
+    assert graph.module(torch.randn(5, 3, 6, 6)).shape == (5, 3)
+
+
+def test_an_image_of_free_size_stays_free(tmp_path):
+    torch.manual_seed(0)
+    module = Positions().eval()
+    path = scripted(module, torch.randn(2, 3, 6, 6), tmp_path / "m.onnx", sides=True)
+    network = import_onnx(path, shape=(3, 6, 6)).graph.module
+    for side in (6, 8):
+        x = torch.randn(2, 3, side, side)
+        assert torch.allclose(network(x), module(x), atol=1e-5)
+
+
+def test_layers_have_the_names_of_their_biases_where_their_matrices_have_none(tmp_path):
+    weight, bias = np.ones((4, 3), np.float32), np.ones(3, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "val_7"], ["p"], "node_MatMul_3"),
+        helper.make_node("Add", ["p", "block.fc.bias"], ["y"]),
+    ]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 4]}, ["y"], {"val_7": weight, "block.fc.bias": bias})
+    assert set(import_onnx(path).graph.tensors()) == {"block.fc.weight", "block.fc.bias"}
+
+
+def test_weights_that_are_computed_from_constants_are_weights(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(Standardised(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 2)).eval()
+    path = scripted(module, torch.randn(2, 3, 6, 6), tmp_path / "m.onnx", bn=True)
+    imported = import_onnx(path)
+    assert any(isinstance(layer, nn.Conv2d) for layer in imported.graph.module.modules())
+    assert gs.check_onnx(imported.graph, path).holds
+    small = compress(imported.graph, 0.5)
+    assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
+    kinds = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
+    assert "ReduceMean" not in kinds
+    again = rewrite_onnx(path, imported.graph, tmp_path / "same.onnx")
+    assert again.holds
+    assert [n.op_type for n in onnx.load(tmp_path / "same.onnx").graph.node] == [
+        n.op_type for n in onnx.load(path).graph.node
+    ]

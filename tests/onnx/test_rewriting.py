@@ -140,3 +140,47 @@ def test_a_file_is_deepened_in_place(tmp_path):
     assert rewrite_onnx(path, deepen(graph), tmp_path / "deep.onnx").holds
     assert gs.check_onnx(graph, tmp_path / "deep.onnx").holds
     assert len(onnx.load(tmp_path / "deep.onnx").graph.node) > len(onnx.load(path).graph.node)
+
+
+class Attention(nn.Module):
+    """One head, whose scale an exporter computes from the shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 6) for _ in range(3))
+        self.out = nn.Linear(6, 8)
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v)) / x.shape[-1]
+
+
+def test_numbers_that_a_file_computes_stay_as_they_were(tmp_path):
+    torch.manual_seed(0)
+    path = scripted(Attention(), torch.randn(2, 5, 8), tmp_path / "m.onnx")
+    graph = import_onnx(path).graph
+    small = compress(graph, {space.name: 3 for space in graph.spaces if space.size == 6})
+    assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
+    new = [tensor.name for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer]
+    assert any(name.endswith("_before") for name in new)
+
+
+class Computed(nn.Module):
+    """A convolution in groups whose weight is computed while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(nn.functional.conv2d(x, torch.tanh(self.weight), None, 1, 1, 1, 8))
+
+
+def test_the_groups_of_a_convolution_follow(tmp_path):
+    torch.manual_seed(0)
+    path = scripted(Computed(), torch.randn(2, 3, 4, 4), tmp_path / "m.onnx", bn=True)
+    graph = compress(import_onnx(path).graph, 0.5)
+    assert rewrite_onnx(path, graph, tmp_path / "small.onnx").holds
