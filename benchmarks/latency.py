@@ -30,7 +30,7 @@ from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.latency import Timing, measure_pair
 from graphsurgery.passes.compress import compress
-from graphsurgery.recipes.cost_table import FileBench, costly, find_step, measure_table
+from graphsurgery.recipes.cost_table import FileBench, costly, find_step, largest_step, measure_table
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import Data, load_data
 from graphsurgery.training.plan import TrainingPlan
@@ -100,7 +100,7 @@ def predictions(spec: str, folder: Path) -> list[list[str]]:
     export_onnx(graph, file)
     bench = FileBench(file, graph, Timing())
     spaces = [space for space in graph.spaces if space.outer]
-    step = find_step(bench, costly(graph, spaces)).step
+    step = find_step(bench, costly(graph, spaces), largest=largest_step([space.size for space in spaces])).step
     grid = min(step, 8)
     costs = measure_table(bench, {space.name: space.size for space in spaces}, grid)
     rows = []

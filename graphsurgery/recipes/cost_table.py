@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,8 +29,10 @@ from graphsurgery.planned_cost import PlannedCost
 
 STEPS = (32, 16, 8, 4)
 """Steps that a runtime may reward, largest first; 1 is what is left."""
+_RESOLVED = 0.1
 _LEVELS, _FEW_LEVELS, _MANY_SPACES = (0.125, 0.25, 0.5, 0.75), (0.25, 0.5), 40
 _PROBED = 3
+_SIZES_LEFT = 4
 _UNREWARDED = 0.25
 """A step is rewarded where the channels below a multiple save less than this part of their share of the time."""
 
@@ -200,11 +202,12 @@ class Steps:
         return {"step": self.step, "saved": saved, "spaces": list(self.spaces)}
 
 
-def find_step(bench: Bench, spaces: Mapping[str, int]) -> Steps:
+def find_step(bench: Bench, spaces: Mapping[str, int], *, largest: int = STEPS[0]) -> Steps:
     """The step that the runtime rewards, by what single channels more or less cost in these spaces, by name.
 
     Each is measured at a multiple of 32 (or the largest power of two below) near a half of it, and below that by half
-    a step, and by a step less one channel: neither may save much, or the step is not rewarded.
+    a step, and by a step less one channel: neither may save much, or the step is not rewarded. No step above
+    `largest` is taken, which would leave small spaces hardly a choice.
     """
     lost: dict[tuple[int, int], float] = {}
     due: dict[tuple[int, int], float] = {}
@@ -228,8 +231,13 @@ def find_step(bench: Bench, spaces: Mapping[str, int]) -> Steps:
     parts = {key: lost[key] / due[key] for key in lost if due[key] > 0}
     saved = {step: max(parts[key] for key in parts if key[0] == step) for step in dict.fromkeys(s for s, _ in parts)}
     saved = dict(sorted(saved.items(), reverse=True))
-    step = next((step for step, part in saved.items() if part < _UNREWARDED), 1)
+    step = next((step for step, part in saved.items() if part < _UNREWARDED and step <= largest), 1)
     return Steps(step, saved, tuple(probed))
+
+
+def largest_step(sizes: Sequence[int]) -> int:
+    """The step that leaves the spaces of a network, half of them at least, four sizes."""
+    return max(1, int(np.median(list(sizes))) // _SIZES_LEFT)
 
 
 def costly(graph: ModelGraph, spaces: Sequence[Space], count: int = _PROBED) -> dict[str, int]:
@@ -281,8 +289,6 @@ class FileBench:
         self._timing = timing
         self._shapes = [spec.shape[1:] for spec in graph.inputs]
         found = profile([self._model({})], timing, self._shapes, seconds=1.0)[0]
-        self.whole = {name: operator.microseconds for name, operator in found.items()}
-        # Noting every operator takes time between them, so a whole run is timed by itself.
         run = measure_latency(
             {"whole": file},
             batch=timing.batch,
@@ -291,7 +297,11 @@ class FileBench:
             runs=timing.runs,
             shapes=self._shapes,
         )["whole"]
-        self.other = max(0.0, 1e3 * run.median - sum(self.whole.values()))
+        # Noting an operator takes time of its own, which a whole run does not have.
+        noted = sum(operator.microseconds for operator in found.values())
+        self._noting = max(0.0, (noted - 1e3 * run.median) / len(found))
+        self.whole = {name: operator.microseconds for name, operator in quicker(found, self._noting).items()}
+        self.other = max(0.0, 1e3 * run.median - noted)
 
     def shares(self, space: str, sizes: Sequence[int]) -> list[Shares]:
         """The operators that a space touches, at each of these sizes, against the whole network run in turn."""
@@ -299,7 +309,7 @@ class FileBench:
             raise SurgeryError(f"{space}: has no counterpart in the .onnx file")
         name = self._names[space]
         models = [self._model({}), *(self._model({name: size}) for size in sizes)]
-        whole, *cut = profile(models, self._timing, self._shapes)
+        whole, *cut = (quicker(found, self._noting) for found in profile(models, self._timing, self._shapes))
         return [shares_of(whole, part) for part in cut]
 
     def _model(self, sizes: Mapping[str, int]) -> onnx.ModelProto:
@@ -307,6 +317,11 @@ class FileBench:
         if any(size < graph.space(name).size for name, size in sizes.items()):
             graph = compress(graph, sizes, importance="random")
         return edited(self._imported, graph)
+
+
+def quicker(found: Profile, noting: float) -> Profile:
+    """A profile without the time that noting an operator takes, in microseconds; the clock resolves a tenth."""
+    return {name: replace(o, microseconds=max(_RESOLVED, o.microseconds - noting)) for name, o in found.items()}
 
 
 def _name_operators(model: onnx.ModelProto) -> None:

@@ -14,7 +14,17 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.latency import Pair, Timing, measure_pair
 from graphsurgery.onnx.rewriting import rewrite_onnx
-from graphsurgery.recipes.cost_table import STEPS, Bench, CostTable, FileBench, Steps, costly, find_step, measure_table
+from graphsurgery.recipes.cost_table import (
+    STEPS,
+    Bench,
+    CostTable,
+    FileBench,
+    Steps,
+    costly,
+    find_step,
+    largest_step,
+    measure_table,
+)
 from graphsurgery.recipes.shrink import Cut, cut, removal
 from graphsurgery.targets import NANOSECONDS, Target
 from graphsurgery.training.data import Data
@@ -154,7 +164,8 @@ class LatencyCut:
 
 def rewarded_step(graph: ModelGraph, bench: Bench) -> Steps:
     """The step that the runtime rewards in the most expensive spaces of a network."""
-    return find_step(bench, costly(graph, _cuttable(graph)))
+    spaces = _cuttable(graph)
+    return find_step(bench, costly(graph, spaces), largest=largest_step([space.size for space in spaces]))
 
 
 def cut_to_latency(

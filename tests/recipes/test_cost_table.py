@@ -20,8 +20,10 @@ from graphsurgery.recipes.cost_table import (
     SpaceCosts,
     costly,
     find_step,
+    largest_step,
     measure_table,
     paired,
+    quicker,
     shares_of,
 )
 
@@ -192,3 +194,13 @@ def test_spaces_of_two_forms_are_paired(network):
     )
     assert paired(graph, renamed) == {}
     assert costly(graph, graph.spaces, 1) in ({"stem": 8}, {"deep": 12})
+
+
+def test_noting_operators_takes_time_that_a_run_does_not_have():
+    found = {"a": Operator(5.0, "x"), "b": Operator(1.5, "y")}
+    assert {name: o.microseconds for name, o in quicker(found, 1.5).items()} == {"a": 3.5, "b": 0.1}
+
+
+def test_no_step_leaves_small_spaces_without_a_choice():
+    assert largest_step([16, 64, 64, 512]) == 16
+    assert largest_step([2]) == 1
