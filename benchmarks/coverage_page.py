@@ -189,7 +189,7 @@ def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
     if contract is None:
         return ""
     if contract["status"] == "refused":
-        return f"refused{notes.mark(_without_folder(contract['refused']))}"
+        return f"refused{notes.mark(without_folder(contract['refused']))}"
     if contract["status"] == "not measured":
         return f"–{notes.mark(contract['absent'])}"
     number = _number(contract["measured"])
@@ -199,9 +199,9 @@ def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
     return f"({number})" if contract["status"] == "stated" else number
 
 
-def _without_folder(reason: str) -> str:
+def without_folder(reason: str) -> str:
     """A reason without the temporary file that it begins with."""
-    return re.sub(r"^/\S*/[^/\s]+: ", "", reason)
+    return re.sub(r"(^|(?<=[: ]))/\S*/[^/\s]+: ", "", reason)
 
 
 def _number(measured: float | None) -> str:

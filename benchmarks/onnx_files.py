@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import coverage
+import coverage_page
 from document import DOCS, measured, table, write_section
 from surveying import Limits, survey
 
@@ -144,6 +145,7 @@ def write(source: str, documents: Mapping[str, Document], names: Sequence[str]) 
 
 def _row(name: str, document: Document, reasons: dict[str, int]) -> list[str]:
     def why(text: str) -> str:
+        text = coverage_page.without_folder(text)
         return f"<sup>{reasons.setdefault(text, len(reasons) + 1)}</sup>"
 
     label = name.partition("/")[2]
