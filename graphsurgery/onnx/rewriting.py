@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, one_line
@@ -153,19 +154,19 @@ class _Rewriting:
         computed = self.numbers.computed(self.insertion.stays)
         if not computed or self.file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
             return
-        empty = {
-            t.name: np.broadcast_to(np.float32(0), t.dims) for t in model.graph.initializer if t.name in self.arrays
-        }
+        large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
+        kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
+        empty = {tensor.name: np.broadcast_to(np.zeros((), kinds[tensor.name]), tensor.dims) for tensor in large}
         examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in self.graph.inputs]
         found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
         nodes = {name: node for node in model.graph.node for name in node.output}
-        kinds = {operator.index: operator.outputs[0] for operator in self.file.operators}
+        outputs = {operator.index: operator.outputs[0] for operator in self.file.operators}
         for (index, at), (name, wanted) in computed.items():
             if name not in found or np.allclose(found[name].astype(np.float64), wanted, rtol=_ROUNDING, atol=0):
                 continue
-            node = nodes[kinds[index]]
+            node = nodes[outputs[index]]
             node.input[at] = self.insertion.writer.fresh(f"{name}_before")
-            value = self.numbers.value(self.numbers.new, kinds[index])
+            value = self.numbers.value(self.numbers.new, outputs[index])
             floating = value is not None and value.meta["value"].is_floating_point()
             array = np.broadcast_to(wanted, found[name].shape).astype(np.float32 if floating else np.int64)
             model.graph.initializer.append(numpy_helper.from_array(array, node.input[at]))

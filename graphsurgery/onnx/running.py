@@ -170,7 +170,7 @@ class Runner:
             return given
         places = operators.SIZES_AT.get(operator.kind, ())
         return [
-            self.plan.settled(name, value) if at in places else value
+            self.plan.settled(name, value) if at in places or operator.kind == "Clip" else value
             for at, (name, value) in enumerate(zip(operator.inputs, given, strict=True))
         ]
 

@@ -102,6 +102,15 @@ for _kind, _function in _ELEMENTWISE.items():
     )
 
 
+@rule("Clip")
+def _clip(operator: Operator, a: Sizes, low: Sizes | None = None, high: Sizes | None = None) -> Any:
+    if a.dtype == object:
+        raise NotImplementedError("a limit of a size that follows the batch")
+    least = operator.attributes.get("min") if low is None else number(low)
+    most = operator.attributes.get("max") if high is None else number(high)
+    return np.clip(a, least, most) if (least, most) != (None, None) else a
+
+
 @rule("Div")
 def _div(_: Operator, a: Sizes, b: Sizes) -> Any:
     whole = a.dtype.kind in "iuO" and b.dtype.kind in "iuO" and not _has_fractions(a, b)
