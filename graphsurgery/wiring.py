@@ -122,9 +122,8 @@ class Movement:
         if node.target is operator.getitem:
             source, index = node.args
             assert isinstance(source, fx.Node)
-            return source in self.origins or (
-                isinstance(source.meta["value"], Tensor) and not has_tensors(_plain(index))
-            )
+            known = source in self.origins or isinstance(source.meta["value"], Tensor)
+            return known and not has_tensors(_plain(index))
         # `x.view(dtype)` looks at other bytes.
         known = self._operator(node) in _MOVEMENTS
         return known and not any(isinstance(a, torch.dtype) for a in node.args)

@@ -18,7 +18,7 @@ from graphsurgery.errors import one_line
 from graphsurgery.onnx import operators
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
-from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, as_tuple, on_sizes
+from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, as_tuple, on_sizes, outputs_of
 from graphsurgery.onnx.weighted import Source, layer_of
 
 _SMALLEST_MASK = -1e4
@@ -143,12 +143,13 @@ class _Builder(Runner):
         """Keep an operator as it is."""
         file, node = self.plan.file, self._node(operator)
         data = self.data(operator)
-        constants = {name: file.constants[name] for name in node.input if name in file.constants}
+        known = {name: self._array(name) for name in node.input if name and name not in data}
+        constants = {name: array for name, array in known.items() if array is not None}
         path = self.paths.new(_path(operator, ""))
         _place(self.network, path, OnnxOperator(alone(file.model, node, constants, data), reason))
         self.plan.opaque[operator.index] = path
         found = self.part(path)(*data.values())
-        return tuple(meta_of(value) for value in as_tuple(found))
+        return tuple(None if value is None else meta_of(value) for value in outputs_of(operator, found))
 
     def _make_layer(self, operator: Operator) -> None:
         file, first = self.plan.file, operator.inputs[0] if operator.inputs else ""
@@ -259,7 +260,7 @@ class _Rehearsal(_Builder):
         for name, value in zip(operator.outputs, found, strict=False):
             if isinstance(value, np.ndarray):
                 self.seen[name] = value
-            else:
+            elif value is not None:
                 self.shapes[name] = tuple(value.shape)
 
 

@@ -36,13 +36,18 @@ class OnnxOperator(nn.Module):
             raise TraceError(self.reason)
         if self._session is None:
             self._session = _session(self.content, self.reason)
-        real = [torch.ones(v.shape, dtype=v.dtype, device="cpu") if v.is_meta else v.detach().cpu() for v in values]
+        real = [_any(v) if v.is_meta else v.detach().cpu() for v in values]
         arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
         names = [value.name for value in self._session.get_inputs()]
         found: Any = self._session.run(None, dict(zip(names, arrays, strict=True)))
         floating = next((v.dtype for v in values if v.is_floating_point()), torch.float32)
         outputs = tuple(_like(array, floating, values) for array in found)
         return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _any(value: Tensor) -> Tensor:
+    """Numbers for a tensor without values: indices are valid ones."""
+    return torch.full(value.shape, 1 if value.is_floating_point() else 0, dtype=value.dtype, device="cpu")
 
 
 def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tensor, ...]) -> Tensor:

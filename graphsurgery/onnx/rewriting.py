@@ -158,7 +158,10 @@ class _Rewriting:
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
         empty = {tensor.name: np.broadcast_to(np.zeros((), kinds[tensor.name]), tensor.dims) for tensor in large}
         examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in self.graph.inputs]
-        found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
+        try:
+            found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
+        except SurgeryError:  # the file is not run yet; ONNX Runtime has the last word
+            return
         nodes = {name: node for node in model.graph.node for name in node.output}
         outputs = {operator.index: operator.outputs[0] for operator in self.file.operators}
         for (index, at), (name, wanted) in computed.items():

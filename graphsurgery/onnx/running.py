@@ -133,6 +133,8 @@ class Runner:
             self.inner.update(operator.outputs)
         self._note(operator, found)
         for name, value in zip(operator.outputs, found, strict=False):
+            if not name:
+                continue
             self.values[name] = value
             if isinstance(value, fx.Proxy):
                 value.node.meta["onnx"] = (*value.node.meta.get("onnx", ()), name)
@@ -146,7 +148,7 @@ class Runner:
         if operator.index in plan.layers:
             return (self.part(plan.layers[operator.index])(self.value(operator.inputs[0])),)
         if operator.index in plan.opaque:
-            return as_tuple(self.part(plan.opaque[operator.index])(*self.data(operator).values()))
+            return outputs_of(operator, self.part(plan.opaque[operator.index])(*self.data(operator).values()))
         if operator.index in plan.folded:
             return plan.folded[operator.index]
         given = self._given(operator)
@@ -191,10 +193,12 @@ class Runner:
         return found
 
     def data(self, operator: Operator) -> dict[str, Any]:
-        """The inputs of an operator that are no constants of the file."""
+        """The inputs of an operator that are neither constants of the file nor numbers that are known."""
         file = self.plan.file
         names = dict.fromkeys(file.name(name) for name in operator.inputs if name)
-        return {name: self._operand(operator, -1, self.value(name)) for name in names if name not in file.constants}
+        given = {name: self.plan.settled(name, self.value(name)) for name in names if name not in file.constants}
+        known = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype != object]
+        return {name: self._operand(operator, -1, value) for name, value in given.items() if name not in known}
 
     def _size(self, value: Any, name: str) -> Any:
         """Sizes as numbers, also those of a constant that is data elsewhere."""
@@ -258,6 +262,13 @@ def _identifiers(names: Iterable[str]) -> list[str]:
             word += "_"
         found.append(word)
     return found
+
+
+def outputs_of(operator: Operator, found: Any) -> tuple[Any, ...]:
+    """A value for each output of an operator that is kept whole; none for those that it leaves out."""
+    given = [name for name in operator.outputs if name]
+    values = iter([found] if len(given) == 1 else [found[at] for at in range(len(given))])
+    return tuple(next(values) if name else None for name in operator.outputs)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

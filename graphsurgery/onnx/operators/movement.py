@@ -112,11 +112,15 @@ def _expand(_: Operator, x: Value, shape: Sizes) -> Value:
     wanted = list(numbers(shape))
     if not rank(x):
         return torch.full(wanted, x)
-    own = [1] * (len(wanted) - rank(x)) + list(shape_of(x))
+    new = max(0, len(wanted) - rank(x))
+    own = [1] * new + list(shape_of(x))
     lead = [1] * (len(own) - len(wanted)) + wanted
-    # A size of one in the wanted shape keeps that of the tensor.
+    # A size of one in the wanted shape keeps that of the tensor; an axis that the tensor has not needs a size.
     return x.expand(
-        [-1 if isinstance(new, int) and new in (1, old) else new for new, old in zip(lead, own, strict=True)]
+        [
+            -1 if at >= new and isinstance(size, int) and size in (1, old) else size
+            for at, (size, old) in enumerate(zip(lead, own, strict=True))
+        ]
     )
 
 
