@@ -130,6 +130,7 @@ class _Rewriting:
     def model(self) -> onnx.ModelProto:
         """The file, edited, without its large weights."""
         self._weights()
+        self._computed()
         self.insertion.find()
         self.numbers.find(self.insertion.stays)
         model = onnx.ModelProto()
@@ -198,6 +199,16 @@ class _Rewriting:
             for path in paths:
                 for edge in self._readers(path, constant):
                     self.numbers.edges[edge] = self._written(path)
+
+    def _computed(self) -> None:
+        """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
+        before = self.imported.graph.tensors()
+        for (index, at), path in self.insertion.plan.made.items():
+            if path in self.imported.sources or path not in self.tensors or path not in before:
+                continue
+            old, new = before[path].detach().cpu(), self.tensors[path].detach().cpu()
+            if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
+                self.numbers.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
 
     def _put_weights(self, model: onnx.ModelProto) -> list[str]:
         """Put the constants that have changed into a model; the large ones are given when it is saved.

@@ -184,3 +184,24 @@ def test_the_groups_of_a_convolution_follow(tmp_path):
     path = scripted(Computed(), torch.randn(2, 3, 4, 4), tmp_path / "m.onnx", bn=True)
     graph = compress(import_onnx(path).graph, 0.5)
     assert rewrite_onnx(path, graph, tmp_path / "small.onnx").holds
+
+
+class PartlyZero(nn.Module):
+    """A bias of which a part is always 0, as of the keys of some attentions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2)
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        bias = self.bias.clone()
+        bias[2:4].zero_()
+        return self.last(torch.relu(self.first(x) + bias))
+
+
+def test_what_was_computed_once_follows(tmp_path):
+    torch.manual_seed(0)
+    path = scripted(PartlyZero(), torch.randn(2, 4), tmp_path / "m.onnx", bn=True)
+    graph = compress(import_onnx(path).graph, {"first": [0, 2, 5]})
+    assert rewrite_onnx(path, graph, tmp_path / "small.onnx").holds
