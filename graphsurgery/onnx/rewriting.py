@@ -166,13 +166,18 @@ class _Rewriting:
         nodes = {name: node for node in model.graph.node for name in node.output}
         outputs = {operator.index: operator.outputs[0] for operator in self.file.operators}
         for (index, at), (name, wanted) in computed.items():
-            if name not in found or np.allclose(found[name].astype(np.float64), wanted, rtol=_ROUNDING, atol=0):
+            if name not in found:
+                continue
+            computed_now = found[name].astype(np.float64)
+            fits = wanted.ndim == 0 or wanted.shape == computed_now.shape
+            if fits and np.allclose(computed_now, wanted, rtol=_ROUNDING, atol=0):
                 continue
             node = nodes[outputs[index]]
             node.input[at] = self.insertion.writer.fresh(f"{name}_before")
             value = self.numbers.value(self.numbers.new, outputs[index])
             floating = value is not None and value.meta["value"].is_floating_point()
-            array = np.broadcast_to(wanted, found[name].shape).astype(np.float32 if floating else np.int64)
+            array = wanted if wanted.ndim else np.broadcast_to(wanted, computed_now.shape)
+            array = array.astype(np.float32 if floating else np.int64)
             model.graph.initializer.append(numpy_helper.from_array(array, node.input[at]))
 
     def _constant(self, name: str) -> Array:
