@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import sys
@@ -145,7 +146,7 @@ def write(source: str, documents: Mapping[str, Document], names: Sequence[str]) 
 
 def _row(name: str, document: Document, reasons: dict[str, int]) -> list[str]:
     def why(text: str) -> str:
-        text = coverage_page.without_folder(text)
+        text = re.sub("\x1b?\\[[0-9;]*m", "", coverage_page.without_folder(text))  # the exporter writes in colours
         return f"<sup>{reasons.setdefault(text, len(reasons) + 1)}</sup>"
 
     label = name.partition("/")[2]
