@@ -77,10 +77,11 @@ def _of_dialect(module: nn.Module, graph: ModelGraph, write: Writer) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         began = time.perf_counter()
-        free, why = _export(module, graph, write, path)
+        free, why, exported = _export(module, graph, write, path)
         found: dict[str, Any] = {"free": free, "export_seconds": time.perf_counter() - began}
         if not path.is_file():
             return {**found, "not exported": why}
+        found["exported"] = exported
         began = time.perf_counter()
         try:
             imported = import_onnx(path)
@@ -95,26 +96,30 @@ def _of_dialect(module: nn.Module, graph: ModelGraph, write: Writer) -> dict[str
         return {**found, "cut": _cut(graph, imported, path, batches)}
 
 
-def _export(module: nn.Module, graph: ModelGraph, write: Writer, path: Path) -> tuple[bool, str]:
-    """Whether the batch is free in the file that was written, which the exporter does not manage for every network."""
+def _export(module: nn.Module, graph: ModelGraph, write: Writer, path: Path) -> tuple[bool, str, float]:
+    """Write the file, with a free batch where the exporter manages one.
+
+    Returns:
+        Whether the batch is free; why there is no file; how far the file lies from the network.
+    """
     why = ""
     for free, batch in ((True, 2), (False, 1)):
         try:
             with quiet(), torch.no_grad():
                 write(module, draw_inputs(graph.inputs, batch, 0, torch.float32), path, free)
-            _runs(path, graph, 3 if free else 1)
-            return free, ""
+            return free, "", _runs(path, graph, 3 if free else 1)
         except Exception as cause:  # the exporters raise whatever their parts raise
             why = _words(cause)
             path.unlink(missing_ok=True)
-    return False, why
+    return False, why, 0.0
 
 
-def _runs(path: Path, graph: ModelGraph, batch: int) -> None:
-    """Have ONNX Runtime run a file, and find that it gives what the network gives."""
+def _runs(path: Path, graph: ModelGraph, batch: int) -> float:
+    """Have ONNX Runtime run a file, and find how far it lies from the network."""
     check = check_onnx(graph, path, batches=(batch,), rtol=1e-3, raise_on_failure=False)
     if not check.holds:
         raise SurgeryError(f"the exported file deviates by {check.deviation:.1e} from the network")
+    return check.deviation
 
 
 def _described(imported: Imported) -> dict[str, Any]:
