@@ -124,12 +124,12 @@ def counts(source: str, documents: Mapping[str, Document]) -> str:
 
 def section(documents: Mapping[str, Document]) -> str:
     """The table of a source, and the reasons of all that falls short below it."""
-    notes = _Notes()
+    notes = Notes()
     rows = [_row(name, document, notes) for name, document in documents.items()]
     return "\n\n".join([table(HEAD, rows), notes.text()])
 
 
-class _Notes:
+class Notes:
     """Numbered reasons; equal ones share a number."""
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class _Notes:
         return "\n".join(f"{number}. {_escaped(reason)}" for reason, number in self.numbers.items())
 
 
-def _row(name: str, document: Document, notes: _Notes) -> list[str]:
+def _row(name: str, document: Document, notes: Notes) -> list[str]:
     label = name.partition("/")[2].replace("?quantize=true", " (int8)")
     blank = [""] * (len(HEAD) - 3)
     if "failure" in document:
@@ -185,7 +185,7 @@ def _measured_on(contracts: Iterable[Mapping[str, Any]]) -> str:
     return "float32" if "in float32" in notes else "float64"
 
 
-def _cell(contract: Mapping[str, Any] | None, notes: _Notes) -> str:
+def _cell(contract: Mapping[str, Any] | None, notes: Notes) -> str:
     if contract is None:
         return ""
     if contract["status"] == "refused":

@@ -143,18 +143,17 @@ def write(source: str, documents: Mapping[str, Document], names: Sequence[str]) 
     """The section of a source."""
     missing = sum(name.startswith(source) and name not in documents for name in names)
     seconds = sum(document["wall_seconds"] for document in documents.values())
-    reasons: dict[str, int] = {}
-    rows = [_row(name, document, reasons) for name, document in documents.items()]
-    notes = "\n".join(f"{number}. {_escaped(reason)}" for reason, number in reasons.items())
+    notes = coverage_page.Notes()
+    rows = [_row(name, document, notes) for name, document in documents.items()]
     parts = [measured(f"python benchmarks/onnx_files.py {source}", seconds, source, "onnxruntime"), counts(documents)]
     parts += [f"{missing} networks are not measured."] if missing else []
-    write_section(source, "\n\n".join([*parts, table(HEAD, rows), notes]), PAGE)
+    write_section(source, "\n\n".join([*parts, table(HEAD, rows), notes.text()]), PAGE)
 
 
-def _row(name: str, document: Document, reasons: dict[str, int]) -> list[str]:
+def _row(name: str, document: Document, notes: coverage_page.Notes) -> list[str]:
     def why(text: str) -> str:
         text = re.sub("\x1b?\\[[0-9;]*m", "", coverage_page.without_folder(text))  # the exporter writes in colours
-        return f"<sup>{reasons.setdefault(text, len(reasons) + 1)}</sup>"
+        return notes.mark(text)
 
     label = name.partition("/")[2]
     for key in ("failure", "refused"):
@@ -185,10 +184,6 @@ def _cut_cell(cut: Document, why: Any) -> str:
     both, ours = cut["spaces"]
     number = f"`{cut['deviation']:.0e}`" + ("" if both == ours else f" ({both} of {ours} spaces)")
     return number if cut["deviation"] <= AGREES else f"**fails** {number}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from graphsurgery.copying import meta_of
 from graphsurgery.errors import one_line
 from graphsurgery.onnx import operators
+from graphsurgery.onnx.folding import is_matrix
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
-from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, as_tuple, on_sizes, outputs_of
+from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, on_sizes, outputs_of
 from graphsurgery.onnx.weighted import Source, layer_of
 
 _SMALLEST_MASK = -1e4
@@ -41,13 +41,12 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bo
     Raises:
         TraceError: an operator cannot be run.
     """
-    batch = file.inputs[0].type.tensor_type.shape.dim[0]
-    fixed = batch.dim_value if batch.HasField("dim_value") else None
     inputs, joined = list(examples.values()), _with_biases(file)
-    first = [x.new_empty((fixed or len(x) + 1, *x.shape[1:])) for x in inputs]
+    first = [x.new_empty((file.batch or len(x) + 1, *x.shape[1:])) for x in inputs]
     rehearsal = _Rehearsal(OnnxNetwork(Plan(file, joined, None)))
     rehearsal.build(first)
-    plan = Plan(file, joined, fixed, shapes=rehearsal.shapes, seen=rehearsal.seen if _only_batch_free(file) else {})
+    seen = rehearsal.seen if _only_batch_free(file) else {}
+    plan = Plan(file, joined, file.batch, shapes=rehearsal.shapes, seen=seen)
     network = OnnxNetwork(plan)
     builder = _Builder(network)
     builder.build(inputs)
@@ -121,32 +120,26 @@ class _Builder(Runner):
         value = self.values.get(name) if value is None else value
         return self.plan.settled(name, value) if isinstance(value, np.ndarray) else None
 
-    def _folded(self, operator: Operator) -> tuple[np.ndarray[Any, Any], ...]:
+    def _folded(self, operator: Operator) -> tuple[np.ndarray[Any, Any] | None, ...]:
         """What an operator gives, as numbers."""
-        node = self._node(operator)
-        constants = {name: array for name in node.input if name and (array := self._array(name)) is not None}
-        model = alone(self.plan.file.model, node, constants, {})
-        found = OnnxOperator(model, f"{operator.name} ({operator.kind})")()
-        self.plan.folded[operator.index] = tuple(value.numpy() for value in as_tuple(found))
+        found = self._by_itself(operator, {}, f"{operator.name} ({operator.kind})")()
+        values = outputs_of(operator, found)
+        self.plan.folded[operator.index] = tuple(None if value is None else value.numpy() for value in values)
         return self.plan.folded[operator.index]
 
-    def _node(self, operator: Operator) -> Any:
-        """The node of the file, with inputs by the names that constants have."""
-        file = self.plan.file
-        node = file.model.graph.node[operator.index]
-        renamed = type(node)()
-        renamed.CopyFrom(node)
-        renamed.input[:] = [file.name(name) if name else "" for name in node.input]
-        return renamed
+    def _by_itself(self, operator: Operator, data: Mapping[str, Tensor], reason: str) -> OnnxOperator:
+        """An operator that reads these data, and numbers that are known."""
+        names = [self.plan.file.name(name) for name in operator.inputs if name]
+        known = {name: self._array(name) for name in names if name not in data}
+        constants = {name: array for name, array in known.items() if array is not None}
+        outputs = [name for name in operator.outputs if name]
+        return OnnxOperator(alone(self.plan.file, [operator.index], constants, data, outputs), reason)
 
     def _whole(self, operator: Operator, reason: str) -> tuple[Any, ...]:
         """Keep an operator as it is."""
-        file, node = self.plan.file, self._node(operator)
         data = self.data(operator)
-        known = {name: self._array(name) for name in node.input if name and name not in data}
-        constants = {name: array for name, array in known.items() if array is not None}
         path = self.paths.new(_path(operator, ""))
-        _place(self.network, path, OnnxOperator(alone(file.model, node, constants, data), reason))
+        _place(self.network, path, self._by_itself(operator, data, reason))
         self.plan.opaque[operator.index] = path
         found = self.part(path)(*data.values())
         return tuple(None if value is None else meta_of(value) for value in outputs_of(operator, found))
@@ -189,7 +182,7 @@ class _Builder(Runner):
         prefix, _, last = path.rpartition(".")
         owner = _owner(self.network, prefix)
         if name in constants:
-            if _is_matrix(array.shape):
+            if is_matrix(array.shape):
                 self.plan.tensors[name] = path
             else:
                 self.plan.made[operator.index, at] = path
@@ -215,7 +208,7 @@ class _Builder(Runner):
         Exporters store equal vectors, such as biases that are still 0, once; that does not tie the layers.
         """
         tensor = getattr(owner, name)
-        if _is_matrix(tensor.shape):
+        if is_matrix(tensor.shape):
             tensor = self.shared.setdefault(source, tensor)
         kept: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
         kept[name] = tensor
@@ -346,11 +339,6 @@ def _owner(root: nn.Module, prefix: str) -> nn.Module:
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
     return root
-
-
-def _is_matrix(shape: Sequence[int]) -> bool:
-    """Whether more than one axis counts anything."""
-    return math.prod(shape) > max(shape, default=0)
 
 
 def _is_mask(array: np.ndarray[Any, Any]) -> bool:

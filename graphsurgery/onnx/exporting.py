@@ -25,6 +25,7 @@ from graphsurgery.modes import as_evaluated
 from graphsurgery.onnx.plain import make_plain
 
 _LIMIT = 2**31 - 1
+_LINEAGE = "graphsurgery.lineage"
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,17 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
                 f"have its forward take the batch size from its input"
             )
     _strip(model)
-    record = model.metadata_props.add()
-    record.key, record.value = "graphsurgery.lineage", json.dumps([dict(entry) for entry in graph.lineage], default=str)
+    note_lineage(model, graph)
     return model
+
+
+def note_lineage(model: onnx.ModelProto, graph: ModelGraph) -> None:
+    """Put into the metadata of a file how its network came about; other metadata stay."""
+    kept = [entry for entry in model.metadata_props if entry.key != _LINEAGE]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    lineage = [dict(entry) for entry in graph.lineage]
+    model.metadata_props.add(key=_LINEAGE, value=json.dumps(lineage, default=str))
 
 
 def _output_names(graph: ModelGraph, ranks: list[int | None]) -> list[str]:

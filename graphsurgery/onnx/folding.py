@@ -6,20 +6,20 @@ that is also read as it stands stays one: folding a transposed copy of it would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.onnx.opaque import alone
 from graphsurgery.onnx.sessions import open_session
 
 if TYPE_CHECKING:
-    from graphsurgery.onnx.reading import Operator
+    from graphsurgery.onnx.reading import OnnxProgram, Operator
 
 _Array = np.ndarray[Any, Any]
-
 
 _WEIGHTS_AT = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "BatchNormalization": (1, 2, 3, 4),
@@ -27,34 +27,25 @@ _WEIGHTS_AT = {
 }  # fmt: skip
 
 
-def foldable(
-    operators: Sequence[Operator], constants: Mapping[str, _Array], name: Callable[[str], str]
-) -> list[Operator]:
-    """The operators that only read constants and each other, and whose results are weights of layers; in order.
-
-    Args:
-        operators: of a file, in the order in which they can run.
-        constants: by name.
-        name: from the name of a value to its first one.
-    """
-    found = _on_constants(operators, constants, name)
+def foldable(file: OnnxProgram) -> list[Operator]:
+    """The operators that only read constants and each other, and whose results are weights of layers; in order."""
+    found = _on_constants(file, file.operators)
     while True:
         inside = {operator.index for operator in found}
-        rest = [operator for operator in operators if operator.index not in inside]
-        others = {name(value) for o in rest for at, value in enumerate(o.inputs) if not _is_weight(o, at)}
-        matrices = {v for o in rest for v in map(name, o.inputs) if v in constants and _is_matrix(constants[v])}
-        left = [o for o in found if others.isdisjoint(o.outputs) and matrices.isdisjoint(map(name, o.inputs))]
+        rest = [operator for operator in file.operators if operator.index not in inside]
+        others = {file.name(value) for o in rest for at, value in enumerate(o.inputs) if not _is_weight(o, at)}
+        read = {value for o in rest for value in map(file.name, o.inputs) if value in file.constants}
+        matrices = {value for value in read if is_matrix(file.constants[value].shape)}
+        left = [o for o in found if others.isdisjoint(o.outputs) and matrices.isdisjoint(map(file.name, o.inputs))]
         if len(left) == len(found):
             return found
-        found = _on_constants(left, constants, name)
+        found = _on_constants(file, left)
 
 
-def _on_constants(
-    operators: Sequence[Operator], constants: Mapping[str, _Array], name: Callable[[str], str]
-) -> list[Operator]:
-    known, found = set(constants), []
+def _on_constants(file: OnnxProgram, operators: Sequence[Operator]) -> list[Operator]:
+    known, found = set(file.constants), []
     for operator in operators:
-        inputs = [name(value) for value in operator.inputs if value]
+        inputs = [file.name(value) for value in operator.inputs if value]
         if inputs and known.issuperset(inputs):
             found.append(operator)
             known.update(operator.outputs)
@@ -65,46 +56,27 @@ def _is_weight(operator: Operator, at: int) -> bool:
     return at in _WEIGHTS_AT.get(operator.kind, ())
 
 
-def _is_matrix(array: _Array) -> bool:
-    return array.size > max(array.shape, default=1)
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether more than one axis counts anything."""
+    return math.prod(shape) > max(shape, default=1)
 
 
-def folded(
-    model: onnx.ModelProto,
-    operators: Sequence[Operator],
-    constants: Mapping[str, _Array],
-    name: Callable[[str], str],
-    needed: set[str],
-) -> dict[str, _Array]:
+def folded(file: OnnxProgram, operators: Sequence[Operator], needed: set[str]) -> dict[str, _Array]:
     """What these operators give, by the names that are needed; nothing where ONNX Runtime does not run them.
 
     Args:
-        model: the file that they are from.
+        file: that they are from.
         operators: from `foldable`.
-        constants: by name.
-        name: from the name of a value to its first one.
         needed: names of values that others read.
     """
     outputs = [value for operator in operators for value in operator.outputs if value in needed]
     if not outputs:
         return {}
-    nodes = []
-    for operator in operators:
-        node = onnx.NodeProto()
-        node.CopyFrom(model.graph.node[operator.index])
-        node.input[:] = [name(value) if value else "" for value in node.input]
-        nodes.append(node)
-    read = dict.fromkeys(value for node in nodes for value in node.input if value in constants)
-    graph = onnx.helper.make_graph(
-        nodes,
-        "constants",
-        [],
-        [onnx.ValueInfoProto(name=value) for value in outputs],
-        [onnx.numpy_helper.from_array(np.asarray(constants[value]), value) for value in read],
-    )
-    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    read = dict.fromkeys(file.name(value) for operator in operators for value in operator.inputs if value)
+    constants = {value: file.constants[value] for value in read if value in file.constants}
+    model = alone(file, [operator.index for operator in operators], constants, {}, outputs)
     try:
-        session = open_session("constants", threads=1, content=alone.SerializeToString())
+        session = open_session("constants", threads=1, content=model.SerializeToString())
         return dict(zip(outputs, map(np.asarray, session.run(outputs, {})), strict=True))
     except (SurgeryError, ValueError, RuntimeError):  # of a custom operator, or beyond the size of a message
         return {}

@@ -1,9 +1,9 @@
-"""An operator of an `.onnx` file that is kept whole."""
+"""Operators of an `.onnx` file by themselves, and one that is kept whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,7 +11,11 @@ import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.errors import TraceError, UnsupportedError, one_line
+from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
+from graphsurgery.onnx.sessions import open_session
+
+if TYPE_CHECKING:
+    from graphsurgery.onnx.reading import OnnxProgram
 
 
 class OnnxOperator(nn.Module):
@@ -57,37 +61,46 @@ def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tens
 
 
 def _session(content: bytes, reason: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as cause:  # ONNX Runtime's errors have no public base class
-        raise UnsupportedError(f"{reason}, and ONNX Runtime cannot run it: {one_line(cause)}") from cause
+        return open_session("operator", threads=1, content=content)
+    except SurgeryError as cause:
+        why = one_line(cause.__cause__ or cause)
+        raise UnsupportedError(f"{reason}, and ONNX Runtime cannot run it: {why}") from cause
 
 
 def alone(
-    model: onnx.ModelProto,
-    node: onnx.NodeProto,
+    file: OnnxProgram,
+    indices: Iterable[int],
     constants: Mapping[str, np.ndarray[Any, Any]],
     inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
 ) -> onnx.ModelProto:
-    """A model of one operator.
+    """A model of some operators of a file.
 
     Args:
-        model: that it is from.
-        node: the operator.
-        constants: what of its inputs is constant.
+        file: that they are from.
+        indices: the numbers of their nodes, in an order in which they can run.
+        constants: what of their inputs is constant, by the first names of the values.
         inputs: the others, for their types.
+        outputs: the values that it gives.
     """
     kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(_numpy_type(value)) for name, value in inputs.items()}
     graph = onnx.helper.make_graph(
-        [node],
-        "operator",
+        [_first_named(file, index) for index in indices],
+        "operators",
         [onnx.helper.make_tensor_value_info(name, kind, [None] * inputs[name].dim()) for name, kind in kinds.items()],
-        [onnx.ValueInfoProto(name=name) for name in node.output if name],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
+
+
+def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
+    """A copy of a node that reads values by their first names."""
+    node = onnx.NodeProto()
+    node.CopyFrom(file.model.graph.node[index])
+    node.input[:] = [file.name(name) if name else "" for name in node.input]
+    return node
 
 
 def _numpy_type(value: Tensor) -> np.dtype[Any]:

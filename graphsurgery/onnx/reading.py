@@ -72,6 +72,12 @@ class OnnxProgram:
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
 
+    @cached_property
+    def batch(self) -> int | None:
+        """The batch that it fixes; None where it is free."""
+        size = self.inputs[0].type.tensor_type.shape.dim[0]
+        return size.dim_value if size.HasField("dim_value") else None
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what it gives."""
@@ -133,11 +139,11 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
 
 def _without_constant(file: OnnxProgram) -> OnnxProgram:
     """With the results of the operators that only read constants in their place."""
-    constant = foldable(file.operators, file.constants, file.name)
+    constant = foldable(file)
     inside = {operator.index for operator in constant}
     left = tuple(operator for operator in file.operators if operator.index not in inside)
     needed = {file.name(value) for operator in left for value in operator.inputs if value}
-    found = folded(file.model, constant, file.constants, file.name, needed)
+    found = folded(file, constant, needed)
     return replace(file, operators=left, constants={**file.constants, **found}) if found else file
 
 

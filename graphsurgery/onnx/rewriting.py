@@ -7,9 +7,7 @@ file is proved in ONNX Runtime before it is put in place.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import computed_sizes
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
+from graphsurgery.onnx.exporting import note_lineage
 from graphsurgery.onnx.importing import Imported, import_onnx
 from graphsurgery.onnx.inserting import Insertion, drop_behind, drop_unread
 from graphsurgery.onnx.numbers import Edge, Numbers
@@ -56,8 +55,7 @@ def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, r
     path = Path(path)
     rewriting = _Rewriting(imported, graph)
     model = rewriting.model()
-    fixed = imported.file.inputs[0].type.tensor_type.shape.dim[0]
-    batches = (fixed.dim_value,) if fixed.HasField("dim_value") else (1, 3, 8)
+    batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
     large = size_of(model, rewriting.arrays) > ONE_FILE
     beside = _free_place(path) if imported.file.weights.outside or large else None
     try:
@@ -136,24 +134,19 @@ class _Rewriting:
         model = onnx.ModelProto()
         model.CopyFrom(self.file.model)
         replaced = self._put_weights(model)
-        _apply(model, self.numbers.edges, self.numbers.attributes)
+        self._put_numbers(model)
         self.arrays |= self.insertion.apply(model)
         drop_behind(model, replaced)
         self._settle(model)
         drop_unread(model, self.file.model)
         self._shapes(model)
-        record = [dict(entry) for entry in self.graph.lineage]
-        kept = [entry for entry in model.metadata_props if entry.key != "graphsurgery.lineage"]
-        del model.metadata_props[:]
-        model.metadata_props.extend(kept)
-        entry = model.metadata_props.add()
-        entry.key, entry.value = "graphsurgery.lineage", json.dumps(record, default=str)
+        note_lineage(model, self.graph)
         return model
 
     def _settle(self, model: onnx.ModelProto) -> None:
         """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
         computed = self.numbers.computed(self.insertion.stays)
-        if not computed or self.file.inputs[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        if not computed or self.file.batch is not None:
             return
         large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
@@ -243,6 +236,23 @@ class _Rewriting:
                 model.graph.initializer.append(numpy_helper.from_array(self._constant(name), name))
                 yield node.output[at]
 
+    def _put_numbers(self, model: onnx.ModelProto) -> None:
+        """Put new sizes and attributes into a model."""
+        graph = model.graph
+        for (index, at), array in self.numbers.edges.items():
+            node = graph.node[index]
+            name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
+            new = self.insertion.writer.fresh(name)
+            node.input[at:] = [new, *node.input[at + 1 :]]
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
+        for (index, name), number in self.numbers.attributes.items():
+            node = graph.node[index]
+            kept = [attribute for attribute in node.attribute if attribute.name != name]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            if number is not None:
+                node.attribute.append(onnx.helper.make_attribute(name, number))
+
     def _readers(self, path: str, constant: str) -> Iterable[Edge]:
         """The inputs that a parameter is read by."""
         index = self.imported.readers[path]
@@ -273,34 +283,6 @@ class _Rewriting:
             if size.HasField("dim_value") and size.dim_value == old:
                 size.dim_value = new
         return True
-
-
-def _apply(
-    model: onnx.ModelProto,
-    edges: Mapping[Edge, np.ndarray[Any, Any]],
-    attributes: Mapping[tuple[int, str], Any],
-) -> None:
-    """Put new sizes and attributes into a model."""
-    graph = model.graph
-    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    count: Counter[str] = Counter()
-    for (index, at), array in edges.items():
-        node = graph.node[index]
-        name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
-        new = name
-        while new in taken:
-            count[name] += 1
-            new = f"{name}_{count[name]}"
-        taken.add(new)
-        node.input[at:] = [new, *node.input[at + 1 :]]
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
-    for (index, name), number in attributes.items():
-        node = graph.node[index]
-        kept = [attribute for attribute in node.attribute if attribute.name != name]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        if number is not None:
-            node.attribute.append(onnx.helper.make_attribute(name, number))
 
 
 def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:

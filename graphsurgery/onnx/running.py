@@ -56,7 +56,7 @@ class Plan:
     fixed: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seen: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    folded: dict[int, tuple[np.ndarray[Any, Any], ...]] = field(default_factory=dict)
+    folded: dict[int, tuple[np.ndarray[Any, Any] | None, ...]] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> set[int]:
