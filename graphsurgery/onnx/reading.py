@@ -158,6 +158,8 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
     name = node.name or (node.output[0] if node.output else "")
     if kind in _QUANTISED or "QLinear" in kind:
         raise UnsupportedError(f"{path}: {name} is a quantised operator ({kind}); give the file before quantisation")
+    if "Sequence" in kind:
+        raise UnsupportedError(f"{path}: {name} makes or reads a sequence ({kind}), which is not followed")
     if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
         raise UnsupportedError(f"{path}: {name} is control flow ({kind}), which is not followed")
 

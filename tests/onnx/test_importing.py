@@ -214,6 +214,14 @@ BAD = {
         UnsupportedError,
         r"f is a some.where.Fancy, which is not translated, and ONNX Runtime cannot run it",
     ),
+    "sequence": (
+        proto(
+            helper.make_node("SplitToSequence", ["x"], ["s"], name="parts", axis=1),
+            helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=1),
+        ),
+        UnsupportedError,
+        r"parts makes or reads a sequence \(SplitToSequence\)",
+    ),
     "control flow": (
         proto(
             helper.make_node(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx_files import scripted, written
@@ -15,7 +15,7 @@ from torch import nn
 from zoo import example, model
 
 import graphsurgery as gs
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.maps import ChannelMap
 from graphsurgery.onnx.importing import import_onnx
@@ -216,7 +216,10 @@ def test_random_networks_are_factorized_and_permuted(tmp_path_factory, seed, shu
     unfit = ("shuffle_function", "shuffle_module", "attention")
     kinds = [kind for kind in (*STEPS, *SHUFFLES) if kind not in unfit] if shuffles else None
     path = scripted(RandomNetwork(seed, 4, kinds).eval(), torch.randn(2, 3, 4, 4), folder / "m.onnx")
-    graph = import_onnx(path).graph
+    try:
+        graph = import_onnx(path).graph
+    except UnsupportedError:  # TorchScript writes some networks with branches or sequences
+        reject()
     two = factorize(graph, rank=0.5, force=True, shape="spatial" if spatial else "channel")
     assert rewrite_onnx(path, two, folder / "two.onnx").holds
     one = unfactorize(import_onnx(folder / "two.onnx").graph)
