@@ -30,6 +30,8 @@ COLUMNS = {
     "deep": "deepened = original",
     "masked": "masked = weights zeroed",
     "pruned": "dead channels pruned = masked",
+    "slim": "slim at width 1 = original",
+    "slim, w": "slim at width w = compressed to the first channels",
     "stored": "saved and loaded = original",
     "spaces kept": "compressed keeps its spaces",
     "ONNX": "ONNX Runtime = PyTorch, compressed",

@@ -185,24 +185,45 @@ def compress(
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
     writes_to(output, model)
-    from dataclasses import asdict
-
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.training.data import check_fits, load_data
 
     tuning.check(data)
     screen = Screen(shown)
     if cutting.dead:
         if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != _MEASURING or data is not None:
             raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
-        _compress_dead(screen, opening.graph(model), model, output, dry_run)
+        small, document = _without_dead(screen, opening.graph(model), model)
+    else:
+        plan = cutting.plan(seed)
+        if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
+            raise SurgeryError(
+                "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
+                "--round-to auto"
+            )
+        task = _task(screen, model, data, opening, cutting, tuning, measuring.timing(), seed, run)
+        small, document = task.compressed(plan, output, dry_run=dry_run)
+        del task  # and with it the network before the cut: the proof needs its memory
+    if dry_run:
+        screen.line("dry run", f"would write {output}")
+        screen.finish(document, *without_dry_run())
         return
-    plan = cutting.plan(seed)
-    if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
-        raise SurgeryError(
-            "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
-            "--round-to auto"
-        )
+    write_network(screen, small, output, model, document)
+
+
+def _task(
+    screen: Screen,
+    model: str,
+    data: str | None,
+    opening: Opening,
+    cutting: Cutting,
+    tuning: Tuning,
+    timing: Timing,
+    seed: int,
+    run: Path | None,
+) -> _Task:
+    """What is to be compressed, opened and checked."""
+    from graphsurgery.training.data import check_fits, load_data
+
     examples = load_data(data, seed=seed) if data else None
     unlabelled = _unlabelled(tuning.calib, seed)
     first = examples or unlabelled
@@ -210,21 +231,7 @@ def compress(
     if examples is not None:
         check_fits(examples, graph.module, name=model)
     calibration = None if tuning.calib is None else _calibration(tuning.calib, unlabelled, graph, seed)
-    task = _Task(screen, model, graph, examples, calibration, cutting, tuning, measuring.timing(), seed, run)
-    with task.files(output) as files:
-        small, plan, found = task.cut(plan, files)
-        document: dict[str, Any] = {"model": model, "cut": asdict(plan), **found}
-        if dry_run:
-            _show_plan(screen, removal_of(small))
-            document |= _show_costs(screen, graph, small)
-            screen.line("dry run", f"would write {output}")
-            screen.finish(document, *without_dry_run())
-            return
-        small, found = task.recover(small, plan)
-        document |= found
-        if files is not None and cutting.to_latency:
-            document |= task.keep(small, plan, files)
-    write_network(screen, small, output, model, document)
+    return _Task(screen, model, graph, examples, calibration, cutting, tuning, timing, seed, run)
 
 
 def _unlabelled(calib: str | None, seed: int) -> Data | None:
@@ -278,6 +285,22 @@ class _Task:
     timing: Timing
     seed: int
     run: Path | None
+
+    def compressed(self, plan: Cut, output: Path, *, dry_run: bool) -> tuple[ModelGraph, dict[str, Any]]:
+        """The network that is written, and what is known of it; a dry run only shows the plan."""
+        from dataclasses import asdict
+
+        with self.files(output) as files:
+            small, plan, found = self.cut(plan, files)
+            document: dict[str, Any] = {"model": self.model, "cut": asdict(plan), **found}
+            if dry_run:
+                _show_plan(self.screen, removal_of(small))
+                return small, document | _show_costs(self.screen, self.graph, small)
+            small, found = self.recover(small, plan)
+            document |= found
+            if files is not None and self.cutting.to_latency:
+                document |= self.keep(small, plan, files)
+        return small, document
 
     def files(self, output: Path) -> AbstractContextManager[NetworkFiles | None]:
         """The files that are timed, if any: an .onnx file that is written back is the original itself."""
@@ -390,7 +413,7 @@ def _show_latency(screen: Screen, found: LatencyCut) -> None:
     screen.line("latency", str(found.promise))
 
 
-def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, dry_run: bool) -> None:
+def _without_dead(screen: Screen, graph: ModelGraph, model: str) -> tuple[ModelGraph, dict[str, Any]]:
     """Remove dead channels, and show what the network is masked and what it is compressed."""
     from graphsurgery.cli.output import columns, count
     from graphsurgery.errors import CheckFailedError
@@ -411,11 +434,7 @@ def _compress_dead(screen: Screen, graph: ModelGraph, model: str, output: Path, 
     document = {"model": model, "dead": report.as_dict(), "sizes": small.lineage[-1]["sizes"]}
     if not report.check.holds:
         raise CheckFailedError("compress: without its dead channels the network gives something else; see above")
-    if dry_run:
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
-        return
-    write_network(screen, small, output, model, document)
+    return small, document
 
 
 def _show_plan(screen: Screen, removed: Mapping[str, Any]) -> None:

@@ -85,4 +85,5 @@ def factorize(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
+    del graph  # the proof needs its memory
     write_network(screen, new, output, model, document, ("inspect", output))

@@ -111,6 +111,7 @@ def grow_file(
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
+    del graph  # the proof needs its memory
     write_network(screen, new, output, model, document, ("inspect", output))
 
 

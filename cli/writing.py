@@ -54,9 +54,12 @@ def write_network(
         following = following or ("export", output, "-o", output.with_suffix(".onnx"))
         screen.finish({**document, "files": {"network": output}}, *following)
         return
+    import gc
+
     from graphsurgery.onnx.rewriting import rewrite_onnx
     from graphsurgery.recipes.outcome import Check
 
+    gc.collect()  # graphs are full of cycles; the network as it was may still take its memory
     found = rewrite_onnx(model, graph, output)
     screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
     screen.line("wrote", str(output))

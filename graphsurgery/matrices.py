@@ -13,11 +13,11 @@ from graphsurgery.identities import CONVOLUTIONS
 
 
 class Matrix:
-    """The weights of a layer as one matrix for each of its groups, `[groups, rows, columns]`, float64.
+    """The weights of a layer as one matrix for each of its groups, `[groups, rows, columns]`.
 
     Args:
         layer: a linear layer or convolution.
-        values: its weights; what is read stands in the columns.
+        values: its weights, `[groups, rows, columns]`; what is read stands in the columns.
         spatial: whether the columns have the first axis of the kernel and the rows the second.
     """
 
@@ -31,14 +31,9 @@ class Matrix:
         return min(self.rows, self.columns)
 
     @cached_property
-    def singular(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`U [groups, rows, full]`, the singular values `[groups, full]`, `V [groups, full, columns]`."""
-        return torch.linalg.svd(self.values, full_matrices=False)
-
-    @cached_property
     def energy(self) -> Tensor:
         """The share of the squared singular values that each rank keeps, in all groups together, `[full]`."""
-        squares = torch.linalg.svdvals(self.values).square().sum(0)
+        squares = torch.linalg.svdvals(self.values.double()).square().sum(0)
         return squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
 
     def rank_for(self, energy: float) -> int:
@@ -48,12 +43,12 @@ class Matrix:
     def split(self, rank: int, generator: torch.Generator | None) -> tuple[nn.Module, nn.Module]:
         """The layer that reads and the one that writes, with the best factors of a rank, or with random ones."""
         if generator is None:
-            u, s, v = self.singular
+            u, s, v = torch.linalg.svd(self.values.double(), full_matrices=False)
             root = s[:, :rank].sqrt()
             left, right = u[:, :, :rank] * root[:, None, :], root[:, :, None] * v[:, :rank]
         else:
             # Their product has about the spread of the weights.
-            spread = math.sqrt(float(self.values.std()) / math.sqrt(rank))
+            spread = math.sqrt(float(self.values.double().std()) / math.sqrt(rank))
             left = torch.randn(self.groups, self.rows, rank, generator=generator, dtype=torch.float64) * spread
             right = torch.randn(self.groups, rank, self.columns, generator=generator, dtype=torch.float64) * spread
         return self._layers(left, right, rank)
@@ -131,10 +126,10 @@ def _spatial(layer: Any, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
 def matrix_of(layer: nn.Module, shape: str) -> Matrix | str:
     """The weights of a layer as a matrix, or why they are none."""
     if isinstance(layer, nn.Linear):
-        return Matrix(layer, layer.weight.detach().double()[None])
+        return Matrix(layer, layer.weight.detach()[None])
     if not isinstance(layer, CONVOLUTIONS):
         return f"{type(layer).__name__} is no linear layer and no convolution"
-    weight, groups = layer.weight.detach().double(), layer.groups
+    weight, groups = layer.weight.detach(), layer.groups
     if groups == layer.in_channels:
         return "a depthwise convolution has rank 1"
     if shape == "spatial" and isinstance(layer, nn.Conv2d) and groups == 1 and min(layer.kernel_size) > 1:

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
+from torch.overrides import get_overridable_functions
 
 from graphsurgery import layers
 from graphsurgery.copying import meta_of
@@ -385,6 +386,7 @@ class ValueTracer(fx.Tracer):
 
         Some functions of torchvision that decide by sizes are followed in another form (`windows`).
         """
+        get_overridable_functions()  # torch keeps the list that it makes at the first call: not one of the replacements
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
         fx_trace._wrapped_fns_to_patch.clear()
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree
 
 from graphsurgery.errors import SurgeryError
@@ -68,3 +68,26 @@ def double(graph: ModelGraph) -> ModelGraph:
         node.meta.pop("value", None)
     inputs = tuple(replace(s, dtype=torch.float64) if s.dtype.is_floating_point else s for s in graph.inputs)
     return replace(graph, module=module, inputs=inputs)
+
+
+class InDouble(fx.Interpreter):
+    """Runs a network in float64, in evaluation mode on the CPU, with a float64 copy of one layer at a time."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        super().__init__(graph.module)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The outputs of the network; floating inputs may be of any precision."""
+        return self.run(*(_double(x) for x in inputs))
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
+        return layer(*args, **kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return _double(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()

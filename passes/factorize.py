@@ -112,11 +112,14 @@ def factorize(
     generator = torch.Generator().manual_seed(seed)
     ranks = {plan.path: [plan.matrix.full, plan.rank] for plan in plans}
     record = {"pass": "factorize", "how": how, "shape": shape, "ranks": ranks, "skipped": skipped}
-    new = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone(), record)
+    pairs = {}
     for plan in plans:
         with torch.random.fork_rng(devices=[]):
-            pair = plan.matrix.split(plan.rank, None if how == "svd" else generator)
-        _replace(new.module, plan.path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
+            pairs[plan.path] = plan.matrix.split(plan.rank, None if how == "svd" else generator)
+    replaced = {plan.matrix.layer.weight.data_ptr() for plan in plans}
+    new = rebuild(graph, Edit({}), lambda _, t: t if t.data_ptr() in replaced else t.clone(), record)
+    for path, pair in pairs.items():
+        _replace(new.module, path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
     return _finished(graph, new)
 
 

@@ -226,6 +226,7 @@ class _Builder(Runner):
                 tensor = source.read(self.plan.file.constants[source.constant])
                 real[id(meta)] = nn.Parameter(tensor) if name in owner._parameters else tensor
                 alive.append(meta)
+                self.plan.file.weights.release()
             kept[name] = real[id(meta)]
         for path, tensor in self.computed.items():
             prefix, _, name = path.rpartition(".")

@@ -35,7 +35,7 @@ from graphsurgery.training.objectives import objective_for
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.verify import double
+from graphsurgery.verify import InDouble
 
 CONTROLS = ("random-pad", "scratch", "teacher continued")
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -137,9 +137,8 @@ def _examples(data: Data, graph: ModelGraph, images: int = 1000) -> list[torch.T
 
 def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
     """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative."""
-    first, second = double(before), double(after)
-    x = first.example_inputs(4, seed=seed)
-    return apart(run(second.module, x, seed), run(first.module, x, seed))
+    x = before.example_inputs(4, seed=seed)
+    return apart(run(InDouble(after), x, seed), run(InDouble(before), x, seed))
 
 
 def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None:
