@@ -50,6 +50,7 @@ MODELS = {
     "narrow": ("narrow CNN", f"{__file__}:narrow"),
 }
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
+USUAL = ("cnn", "mobilenet")
 RATE = 0.1
 WARMUP = 0.8
 """Of distillation: the best of 0.2, 0.5 and 0.8 for the CNN on validation data, with a seed that is not used here."""
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=6000, help="of the training set")
     parser.add_argument("--epochs", type=int, default=20, help="of every network")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["cnn", "mobilenet"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=USUAL)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--results", type=Path, default=Path("build/slimmable"))
     parser.add_argument("--write", action="store_true", help="write what is there into docs/benchmarks.md")
@@ -224,31 +225,25 @@ def write(options: argparse.Namespace) -> None:
     files = sorted(options.results.glob("*-*-*.json"))
     runs = {file.stem: json.loads(file.read_text()) for file in files}
     chosen = next(iter(runs.values()))["settings"]
-    command = (
-        f"python benchmarks/slimmable.py --data {chosen['data']} --images {chosen['images']} "
-        f"--epochs {chosen['epochs']} --seeds {1 + max(int(name.rpartition('-')[2]) for name in runs)}"
-    )
-    parts = [measured(command, sum(run["seconds"] for run in runs.values())), settings(chosen)]
-    scores = {model: scores_of(model, runs) for model in MODELS}
-    for model, (name, _) in MODELS.items():
-        cost_of_steps = step_cost([run["found"] for key, run in runs.items() if key.startswith(f"{model}-overhead")])
-        parts += [f"**{name}**", rows_of(scores[model], runs[f"{model}-alone-0"]["found"])]
-        parts.append(f"{findings(scores[model])}\n{cost_of_steps}")
-    draw(scores)
-    text = "\n\n".join([*parts, PICTURE, *longer(options.longer), NOTE])
+    scores = {model: found for model in MODELS if (found := scores_of(model, runs))}
+    seconds = sum(run["seconds"] for run in runs.values())
+    parts = [measured("\n".join(commands(chosen, runs)), seconds), settings(chosen)]
+    for model, found in scores.items():
+        parts += [f"**{MODELS[model][0]}**", rows_of(found, runs[f"{model}-alone-0"]["found"])]
+        parts.append("\n".join([findings(found), *step_cost(model, runs)]))
+    draw({model: found for model, found in scores.items() if model in USUAL})
+    text = "\n\n".join([*parts, PICTURE, NOTE])
     print(text)
     write_section("slimmable", text)
 
 
-def longer(folder: Path) -> list[str]:
-    """What the CNN reaches in a longer training, where that was measured."""
-    runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("cnn-*-0.json"))}
-    scores = {key: found for key, found in scores_of("cnn", runs).items() if SHOWN[key][1] == "own"}
-    if not scores:
-        return []
-    rows = [[SHOWN[key][0], *(f"{values[0]:.2f}" for values in found.values())] for key, found in scores.items()]
-    head = f"The CNN after {next(iter(runs.values()))['settings']['epochs']} epochs, one seed:"
-    return [head, table(["by width", *(f"{width:g}" for width in WIDTHS)], rows)]
+def commands(chosen: Mapping[str, Any], runs: Mapping[str, Any]) -> list[str]:
+    """What measures it all again."""
+    seeds = 1 + max(int(name.rpartition("-")[2]) for name in runs)
+    begin = "python benchmarks/slimmable.py"
+    end = f"--data {chosen['data']} --images {chosen['images']} --epochs {chosen['epochs']} --seeds {seeds}"
+    rest = [f"{begin} --models narrow --parts alone sandwich {end}"] if "narrow-alone-0" in runs else []
+    return [f"{begin} {end}", *rest]
 
 
 Scores = dict[str, dict[float, list[float]]]
@@ -299,33 +294,34 @@ def findings(scores: Scores) -> str:
     mean = {key: {width: statistics.mean(values) for width, values in found.items()} for key, found in scores.items()}
     steps = [high - low for low, high in itertools.pairwise(mean["sandwich"].values())]
     low, high = WIDTHS[0], WIDTHS[-1]
-    ends = {
-        width: [a - b for a, b in zip(scores["sandwich"][width], scores["random"][width], strict=True)]
-        for width in (low, high)
-    }
-    worth = mean["sandwich"][low] - mean["sandwich, whole"][low]
-    lines = [
-        f"From width to width the sandwich gains {', '.join(f'{step:+.2f}' for step in steps)} points.",
-        "Sandwich less random widths, by seed: "
-        + "; ".join(f"{', '.join(f'{gap:+.2f}' for gap in gaps)} at {width:g}" for width, gaps in ends.items())
-        + ".",
-    ]
+    lines = [f"From width to width the sandwich gains {', '.join(f'{step:+.2f}' for step in steps)} points."]
+    if "random" in scores:
+        ends = {
+            width: [a - b for a, b in zip(scores["sandwich"][width], scores["random"][width], strict=True)]
+            for width in (low, high)
+        }
+        gaps = "; ".join(f"{', '.join(f'{gap:+.2f}' for gap in gaps)} at {width:g}" for width, gaps in ends.items())
+        lines.append(f"Sandwich less random widths, by seed: {gaps}.")
     for key in ("sandwich", "distilled", "switchable"):
         if key in mean:
             gaps = [f"{mean[key][width] - mean['alone'][width]:+.2f} at {width:g}" for width in WIDTHS]
             lines.append(f"{SHOWN[key][0][0].upper()}{SHOWN[key][0][1:]} less trained alone: {', '.join(gaps)}.")
+    worth = mean["sandwich"][low] - mean["sandwich, whole"][low]
     lines.append(f"Statistics of its own are worth {worth:.1f} points at width {low:g}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def step_cost(found: list[Mapping[str, Any]]) -> str:
-    """The overhead of a step, as a median of ratios."""
+def step_cost(model: str, runs: Mapping[str, Any]) -> list[str]:
+    """The overhead of a step, as a median of ratios, where it was measured."""
+    found = [run["found"] for key, run in runs.items() if key.startswith(f"{model}-overhead")]
+    if not found:
+        return []
     ratios = [shared / plain for run in found for shared, plain in run["times"]]
     low, median, high = statistics.quantiles(ratios, n=4)
-    return (
+    return [
         f"- A step of the sandwich takes {median:.3f} times the processor time of plain networks of the same four "
         f"widths (median of {len(ratios)} rounds in turn, quartiles {low:.3f} and {high:.3f})."
-    )
+    ]
 
 
 PICTURE = "![Test accuracy over the width](images/slimmable.svg)"

@@ -281,9 +281,13 @@ class _Search:
             except SurgeryError:
                 break
         if best is None:
+            outside = self.table.other / self.whole
+            fixed = (
+                f" ({outside:.0%} of the time is spent outside operators and cannot be cut)" if outside > 0.1 else ""
+            )
             raise CheckFailedError(
-                f"compress: of {len(tried)} cuts none keeps the promise, the fastest: {nearest}; ask for less, or "
-                "measure on a quiet machine"
+                f"compress: of {len(tried)} cuts none keeps the promise, the fastest: {nearest}{fixed}; ask for less, "
+                "or measure on a quiet machine"
             )
         return best
 

@@ -111,6 +111,18 @@ def test_what_is_never_fast_enough_fails(graph):
         cut(graph, "latency=0.5x", Files(0.05))
 
 
+class Slow(Bench):
+    """A run has a fixed cost beside its operators."""
+
+    other = 10 * sum(WHOLE.values())
+
+
+def test_what_no_cut_can_save_is_told(graph):
+    plan = Cut(target=Target("latency", 0.5))
+    with pytest.raises(gs.CheckFailedError, match=r"\(91% of the time is spent outside operators: it stays\)"):
+        cut_to_latency(graph, plan, Files(0.05), Timing(), bench=Slow)
+
+
 def test_a_promise_is_kept_by_the_whole_interval():
     target = Target("latency", 0.5)
     assert Promise(target, pair(0.49)).kept
