@@ -33,7 +33,7 @@ from graphsurgery.recipes.tickets import LotteryPlan
 from graphsurgery.restarts import Restart
 from graphsurgery.scoring import CRITERIA, Selection
 from graphsurgery.training.data import Data, load_data, split
-from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.plan import MIXED_PRECISION, TrainingPlan
 from graphsurgery.training.progress import SilentReporter
 from graphsurgery.training.run import Run
 
@@ -85,6 +85,7 @@ NETWORKS = {
     ),
 }
 DENSE = "seed-0.round-00.ticket"
+SETTINGS = ("data", "images", "measured", "epochs", "rate", "precision", "mask_epochs")
 SILENT = SilentReporter()
 NOTE = """Parts of this ran next to other work, so that the minutes say little.
 
@@ -112,16 +113,25 @@ the thresholded one, is far worse than its draws; with it, it stays close to the
 scores (top-k) are better than the trained LeNet-300-100, whose weights had a quarter of the epochs."""
 
 
-def plan(rate: float, seed: int, epochs: int) -> TrainingPlan:
+def plan(network: Network, seed: int, options: argparse.Namespace) -> TrainingPlan:
     """As the papers train: Adam at a constant rate, batches of 60."""
-    return TrainingPlan(epochs, 60, "adam", rate, schedule="constant", seed=seed, device="cpu")
+    return TrainingPlan(
+        options.epochs,
+        60,
+        "adam",
+        options.rate or network.rate,
+        schedule="constant",
+        seed=seed,
+        device="cpu",
+        mixed_precision=options.precision,
+    )
 
 
 def tickets(network: Network, data: Data, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Every round of one network, its controls in some of them, and what compressing makes of the last ticket."""
     folder = options.results / "tickets" / options.model / f"{seed}"
     drawn = LotteryPlan(
-        plan(network.rate, seed, options.epochs),
+        plan(network, seed, options),
         rounds=network.rounds,
         density=DENSITY,
         selection=Selection(conv=0.5, seed=seed),
@@ -145,7 +155,7 @@ def rules(network: Network, data: Data, seed: int, options: argparse.Namespace) 
             # All criteria prune the same dense network, which is trained once.
             shutil.copy(states / f"{DENSE}.pt", run.state_file(DENSE))
         drawn = LotteryPlan(
-            plan(network.rate, seed, options.epochs),
+            plan(network, seed, options),
             rounds=network.cuts,
             density=DENSITY,
             one_shot=True,
@@ -163,7 +173,7 @@ def criteria(network: Network, data: Data, seed: int, options: argparse.Namespac
     """The best density of every criterion, chosen on validation data, with drawn weights and signed constants."""
     found = {}
     for name, constant in (("drawn weights", False), ("signed constants", True)):
-        trained = plan(network.rate, seed, options.epochs)
+        trained = plan(network, seed, options)
         search = SupermaskPlan("heuristic", trained, constant=constant, densities=network.densities)
         outcome = supermask(network.spec, data, search, reporter=SILENT)[1]
         found[name] = [{**asdict(row)} for row in outcome.rows]
@@ -202,6 +212,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10000, help="of the training set")
     parser.add_argument("--measured", type=int, default=0, help="images of the validation and test sets each; 0 is all")
     parser.add_argument("--epochs", type=int, default=5, help="of every network")
+    parser.add_argument("--rate", type=float, default=0.0, help="of every network; 0 is that of the paper")
+    parser.add_argument("--precision", choices=MIXED_PRECISION, default="no", help="of every network")
     parser.add_argument("--mask-epochs", type=int, default=20, help="of learned masks")
     parser.add_argument("--results", type=Path, default=Path("build/lottery"))
     parser.add_argument("--write", action="store_true", help="write what is there into docs/benchmarks.md")
@@ -226,7 +238,7 @@ def measure(options: argparse.Namespace) -> None:
             continue
         began = time.perf_counter()
         found = PARTS[options.part](NETWORKS[options.model], data, seed, options)
-        settings = {key: getattr(options, key) for key in ("data", "images", "measured", "epochs", "mask_epochs")}
+        settings = {key: getattr(options, key) for key in SETTINGS}
         content = {"found": found, "settings": settings, "seconds": time.perf_counter() - began}
         file.write_text(json.dumps(content) + "\n")
         print(f"{file.name}: {content['seconds']:.0f} s", flush=True)
@@ -243,10 +255,12 @@ def write(options: argparse.Namespace) -> None:
                 sections.append(f"**{network.title}, {part}**: not measured.")
                 continue
             runs = [json.loads(file.read_text()) for file in files]
-            settings = {"measured": 0, **runs[0]["settings"]}
+            settings = {"measured": 0, "rate": 0, "precision": "no", **runs[0]["settings"]}
             found = known[model, part] = [run["found"] for run in runs]
             seconds += sum(run["seconds"] for run in runs)
-            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value)
+            flags = " ".join(
+                f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if value not in (0, "no")
+            )
             commands.append(f"python benchmarks/lottery.py --model {model} --part {part} --seeds {len(runs)} {flags}")
             shown = show(network, found, settings)
             sections.append(f"**{network.title}, {part}**, seeds: {len(runs)}\n\n{shown}\n\n{_size(settings)}")
@@ -258,7 +272,8 @@ def write(options: argparse.Namespace) -> None:
 def _size(settings: Mapping[str, Any]) -> str:
     """How much data stands behind a table."""
     test = f"{settings['measured']:,} test images" if settings["measured"] else "all test images"
-    return f"{settings['images']:,} training images; measured on {test}."
+    rate = f" Adam at {settings['rate']:g}, {settings['precision']}." if settings["rate"] else ""
+    return f"{settings['images']:,} training images; measured on {test}.{rate}"
 
 
 def show_targets(known: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
