@@ -331,10 +331,10 @@ network is worth; a step costs what the plain networks cost. At the narrow end t
 in every seed. At the whole width the two are equal within what seeds vary, and in between random widths are the better
 ones, as the sandwich trains these widths less often.
 
-What it takes: enough channels, and enough steps. The narrow CNN has three eighths of the channels, and its middle widths pay
-for sharing; on another seed they did so after 60 epochs too (on 3,000 validation images -2.0 points at 0.25, -1.7 at
-0.375 and -1.5 at 0.5, but -0.3 at 0.75 and +0.2 at 1). And after 5 epochs this CNN and a MobileNetV2 of half the
-channels were 1.2 to 3.5 points below networks trained alone at most widths.
+What it takes: enough channels, and enough steps. The narrow CNN has three eighths of the channels, and pays for
+sharing; on another seed it did so after 60 epochs too (on 3,000 validation images -2.0 points at 0.25, -1.7 at 0.375
+and -1.5 at 0.5, but -0.3 at 0.75 and +0.2 at 1). And after 5 epochs this CNN and a MobileNetV2 of half the channels
+were 1.2 to 3.5 points below networks trained alone at most widths.
 
 Distillation adds nothing here, where all widths see the labels of the same few images. Begun early it costs much: a CNN
 of 16, 32 and 64 channels had, whole, 71.2 % on validation data with distillation after 0.2 of 6 epochs, 78.6 % after
