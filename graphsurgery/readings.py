@@ -102,14 +102,14 @@ class Readings:
         return copy.deepcopy(module).cpu().double()
 
     def given(self, access: Access, dim: Dim, factors: Tensor) -> Tensor:
-        """What a reader is given by the channels of a space, each times its factor, alone: `[1, ...]`, float64."""
+        """What a reader is given by the channels of a space, each times its factor, alone: float64."""
         assert access.value is not None
         value = self.known.values[access.value.name]
         typed = self.types.types[access.value]
         there = labels(typed[access.dim], dim)
         assert there is not None
         chosen = torch.where(there >= 0, factors.double()[there.clamp_min(0)], 0.0)
-        return weigh(value[:1], access.dim, chosen)
+        return weigh(value, access.dim, chosen)
 
     def ratios(self, access: Access, dim: Dim, carrier: int) -> Tensor | None:
         """By what factor each channel is the carrier's at a reader, NaN where by none; None where that is shared."""
@@ -118,7 +118,7 @@ class Readings:
         if not self.used_once(access.node) or self.weights[access.weight] != 1:
             return None
         typed = self.types.types[access.value]
-        value = self.known.values[access.value.name][:1].movedim(access.dim, 0).flatten(1)
+        value = self.known.values[access.value.name].movedim(access.dim, 0).flatten(1)
         rows = torch.stack([value[places] for places in blocks(typed[access.dim], dim)]).movedim(1, 0).flatten(1)
         own = rows[carrier]
         place = int(own.abs().argmax())

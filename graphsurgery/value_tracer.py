@@ -224,6 +224,8 @@ class ValueTracer(fx.Tracer):
         self._modules = modules_of(root)
         self._waiting = list(self.examples)
         self._defaults = {p.name: p.default for p in left_out}
+        slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
+        kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
         try:
             with torch.no_grad(), self._patched():
@@ -235,6 +237,8 @@ class ValueTracer(fx.Tracer):
         finally:
             for module in followed:
                 module.__dict__["training"] = False
+            for values, before in zip(slots, kept, strict=True):
+                _restore(values, before)
         return graph
 
     def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
@@ -410,6 +414,15 @@ class ValueTracer(fx.Tracer):
             return original(*args, **kwargs)
 
         return factory
+
+
+def _restore(values: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Take back the proxies that a forward has put into a module, such as a table for the size of the last input."""
+    for name in [name for name, value in values.items() if isinstance(value, fx.Proxy)]:
+        if name in before:
+            values[name] = before[name]
+        else:
+            del values[name]
 
 
 def _compares_devices(node: fx.Node) -> bool:

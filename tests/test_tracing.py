@@ -46,6 +46,31 @@ def test_what_was_traced_first_is_let_go_of():
     assert torch.zeros in torch.overrides.get_ignored_functions()
 
 
+class Remembering(nn.Module):
+    """Keeps a table for the size of its last input, as a buffer and as an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+        self.layer, self.last = nn.Linear(4, 4), None
+
+    def forward(self, x):
+        if self.table.shape[0] != x.shape[1]:
+            self.table = torch.arange(x.shape[1], device=x.device).to(x)
+        self.last = self.table * 2
+        self.new = self.last + 1
+        return self.layer(x) + self.new[:, None]
+
+
+def test_what_a_forward_keeps_in_its_module_is_taken_back():
+    network, x = Remembering().eval(), torch.randn(2, 5, 4)
+    graph = gs.trace(network, x)
+    assert graph.module(x).equal(network(x))
+    assert network.last.shape == (5,)
+    again = gs.trace(network, x)
+    assert again.module(x).equal(network(x))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluates_as_the_model_bit_for_bit(name):
     network = model(name)

@@ -202,6 +202,29 @@ def test_a_layer_without_a_bias_gets_one():
         assert deviation(small(*x), graph(*x)) < 1e-12
 
 
+class PositionNet(nn.Module):
+    """Adds what a small network makes of a table of positions, as relative position biases are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 6), nn.Linear(6, 4)
+        self.read = nn.Linear(4, 3)
+        self.register_buffer("table", torch.randn(9, 2))
+
+    def forward(self, x):
+        return self.read(torch.relu(x + self.outer(torch.relu(self.inner(self.table)))))
+
+
+def test_what_differs_from_place_to_place_is_no_bias():
+    """All channels of the table's network are constant, and each is another number at every place."""
+    torch.manual_seed(0)
+    graph = gs.trace(PositionNet().double().eval(), torch.randn(2, 9, 4, dtype=torch.float64))
+    masked = mask(graph, holes(graph, 0))
+    small, x = prune_dead(masked), torch.randn(3, 9, 4, dtype=torch.float64)
+    assert deviation(small.module(x), masked.module(x)) <= 1e-10
+    assert 1 < sizes(small)["inner"] < sizes(graph)["inner"] == 6
+
+
 def test_what_nobody_reads_goes_and_takes_along_what_only_it_reads():
     layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 6), "c": nn.Linear(6, 2)}
     graph, x, _ = typed(Network(lambda n, x: n.c(torch.tanh(n.b(torch.tanh(n.a(x))))), **layers), (4,))
