@@ -24,6 +24,8 @@ import onnx
 from document import measured, table, write_section
 from onnx import helper, numpy_helper
 
+from graphsurgery.onnx.storage import ONE_FILE
+
 WIDTH = 4096
 LAYERS = (9, 36)
 _HIGHEST = re.compile(r"VmHWM:\s+(\d+) kB")
@@ -46,15 +48,13 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for layers, outside in itertools.product(options.layers, (False, True)):
-            weights = 4 * WIDTH**2 * layers
-            if weights > onnx.checker.MAXIMUM_PROTOBUF and not outside:
-                continue
-            small, large = (chain(folder, width, layers, outside=outside) for width in (64, WIDTH))
+    for layers, outside in itertools.product(options.layers, (False, True)):
+        weights = 4 * WIDTH**2 * layers
+        if weights > ONE_FILE and not outside:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            small, large = (chain(Path(folder), width, layers, outside=outside) for width in (64, WIDTH))
             rows += [row(words, small, large, weights, outside=outside) for words in EDITS]
-            _clear(folder)
     text = table(["weights", "lie", "command", "peak", "of the weights", "of the new weights", "seconds"], rows)
     command = "python benchmarks/onnx_memory.py"
     print(text)
@@ -117,11 +117,6 @@ def peak(edit: str, path: Path) -> tuple[int, float]:
 
 def _output(path: Path) -> Path:
     return path.with_name(f"new-{path.name}")
-
-
-def _clear(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
 
 
 if __name__ == "__main__":

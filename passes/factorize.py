@@ -116,8 +116,8 @@ def factorize(
     for plan in plans:
         with torch.random.fork_rng(devices=[]):
             pairs[plan.path] = plan.matrix.split(plan.rank, None if how == "svd" else generator)
-    replaced = {plan.matrix.layer.weight.data_ptr() for plan in plans}
-    new = rebuild(graph, Edit({}), lambda _, t: t if t.data_ptr() in replaced else t.clone(), record)
+    replaced = {f"{path}.weight" for path in pairs}
+    new = rebuild(graph, Edit({}), lambda typed, t: t if typed.name in replaced else t.clone(), record)
     for path, pair in pairs.items():
         _replace(new.module, path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
     return _finished(graph, new)

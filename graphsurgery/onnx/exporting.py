@@ -23,8 +23,8 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.modes import as_evaluated
 from graphsurgery.onnx.plain import make_plain
+from graphsurgery.onnx.storage import ONE_FILE
 
-_LIMIT = 2**31 - 1
 _LINEAGE = "graphsurgery.lineage"
 
 
@@ -70,8 +70,8 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
     started = time.perf_counter()
     try:
         model = _exported(graph, opset)
-        if model.ByteSize() > _LIMIT:
-            raise SurgeryError(f"it has {model.ByteSize()} bytes, one ONNX file holds at most {_LIMIT}")
+        if model.ByteSize() > ONE_FILE:
+            raise SurgeryError(f"it has {model.ByteSize()} bytes, one ONNX file holds at most {ONE_FILE}")
         if check:
             onnx.checker.check_model(model, full_check=True)
     except SurgeryError as cause:
