@@ -38,6 +38,7 @@ _COMMANDS = {
     "widths": "What a slimmable network does at several widths.",
     "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
     "supermask": "Find a mask for weights that are never trained.",
+    "masks": "Show, compare, join and apply masks of single weights.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
     "view": "Show a network, or an ONNX file, as a picture.",

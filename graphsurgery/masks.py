@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,20 @@ from graphsurgery.errors import CheckpointError, SurgeryError
 from graphsurgery.graph import ModelGraph
 
 FORMAT = "graphsurgery masks"
+
+
+class Overlap(NamedTuple):
+    """How far two masks agree.
+
+    Attributes:
+        hamming: the share of the weights on which they do not agree.
+        iou: how many weights live in both, of those that live in either.
+        chance: what `iou` would be by chance.
+    """
+
+    hamming: float
+    iou: float
+    chance: float
 
 
 def maskable(graph: ModelGraph) -> dict[str, Tensor]:
@@ -134,14 +148,24 @@ class MaskSet(Mapping[str, Tensor]):
         union = (self | other).kept
         return (self & other).kept / union if union else 1.0
 
-    def compared(self, other: MaskSet) -> dict[str, tuple[float, float]]:
-        """Hamming distance and intersection over union of each weight tensor, by its name."""
+    def iou_by_chance(self, other: MaskSet) -> float:
+        """What `iou` would be if the places of as many living weights in each tensor were drawn independently.
+
+        It is the expected intersection over the expected union. Masks that agree no better have nothing in common.
+        """
         self.check_like(other)
-        found = {}
-        for name in self:
-            one, another = MaskSet({name: self[name]}), MaskSet({name: other[name]})
-            found[name] = (one.hamming(another), one.iou(another))
-        return found
+        both = sum(int(mask.sum()) * int(other[name].sum()) / max(1, mask.numel()) for name, mask in self.items())
+        union = self.kept + other.kept - both
+        return both / union if union else 1.0
+
+    def compared(self, other: MaskSet) -> dict[str, Overlap]:
+        """How far each weight tensor agrees, by its name."""
+        self.check_like(other)
+        return {name: MaskSet({name: self[name]}).overlap(MaskSet({name: other[name]})) for name in self}
+
+    def overlap(self, other: MaskSet) -> Overlap:
+        """How far all weights together agree."""
+        return Overlap(self.hamming(other), self.iou(other), self.iou_by_chance(other))
 
     def shuffled(self, seed: int) -> MaskSet:
         """As many living weights in each tensor, at places drawn by the seed."""

@@ -152,7 +152,10 @@ def test_sets_and_their_distances():
     assert a.hamming(b) == pytest.approx((either.kept - both.kept) / a.total)
     assert a.iou(b) == pytest.approx(both.kept / either.kept)
     assert (a.hamming(a), a.iou(a), (~a).iou(a)) == (0.0, 1.0, 0.0)
-    assert a.compared(b)["fc1.weight"][0] == pytest.approx(0.5, abs=0.02)
+    assert a.overlap(b) == (a.hamming(b), a.iou(b), a.iou_by_chance(b))
+    layer = a.compared(b)["fc1.weight"]
+    assert layer.hamming == float((a["fc1.weight"] ^ b["fc1.weight"]).double().mean())
+    assert layer == (pytest.approx(0.5, abs=0.02), pytest.approx(1 / 3, abs=0.02), pytest.approx(1 / 3, abs=0.02))
     assert a.density == pytest.approx(0.5, abs=0.02)
     assert a.densities["fc1.weight"] == float(a["fc1.weight"].double().mean())
     assert (~a).kept == a.total - a.kept
@@ -167,6 +170,25 @@ def test_a_shuffled_mask_keeps_its_counts():
     assert shuffled == masks.shuffled(3)
     assert shuffled != masks.shuffled(4)
     assert shuffled.iou(masks) < 0.2
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 1.0), st.floats(0.05, 1.0))
+@settings(max_examples=20, deadline=None)
+def test_independent_masks_overlap_by_chance(seed, first, second):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"wide": (200, 300), "narrow": (20, 30)}
+    a, b = (
+        MaskSet({name: torch.rand(shape, generator=generator) < share for name, shape in shapes.items()})
+        for share in (first, second)
+    )
+    assert a.iou(b.shuffled(seed)) == pytest.approx(a.iou_by_chance(b), abs=0.02)
+    assert a.iou_by_chance(b) == b.iou_by_chance(a)
+
+
+def test_masks_of_nothing_agree():
+    nothing = MaskSet({"fc": torch.zeros(2, 3, dtype=torch.bool)})
+    assert nothing.overlap(nothing) == (0.0, 1.0, 1.0)
+    assert nothing.iou_by_chance(~nothing) == 0.0
 
 
 def test_masks_inside_a_checkpoint(tmp_path):

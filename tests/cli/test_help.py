@@ -10,7 +10,7 @@ from graphsurgery.cli import app, run
 
 COMMANDS = (
     *("compress", "deepen", "demo", "diff", "doctor", "export", "factorize", "grow", "inspect", "lottery"),
-    *("merge", "mimic", "slim", "supermask", "train", "view", "widen", "widths"),
+    *("masks", "merge", "mimic", "slim", "supermask", "train", "view", "widen", "widths"),
 )
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "torchvision", "matplotlib", "accelerate", "networkx"]
 SCRIPT = """

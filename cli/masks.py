@@ -1,0 +1,151 @@
+"""`graphsurgery masks`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, writable
+from graphsurgery.cli.writing import write_network, writes_to
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from graphsurgery.masks import MaskSet, Overlap
+
+
+def masks(
+    source: str,
+    /,
+    *others: str,
+    join: Literal["intersection", "union"] | None = None,
+    apply: str | None = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    opening: Opening = OPENING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Show which share of each layer's weights lives, and how far masks agree; join them, or put them on a network.
+
+    Parameters
+    ----------
+    source
+        A ticket, a supermask, a .json file of masks, or any network: of that the weights live that are not 0.
+    others
+        More of them, of the same architecture, to compare with.
+    join
+        Take the weights that live in all of them, or in any.
+    apply
+        The network whose other weights become 0; it may be a model spec.
+    output
+        With --apply the network to write; otherwise the masks alone, a .json file.
+    """
+    sources = (source, *others)
+    _check(sources, join, apply, output)
+    from operator import and_, or_
+
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.models.loading import parse_shape
+    from graphsurgery.models.mask_files import open_masks
+    from graphsurgery.passes.mask import mask
+
+    screen = Screen(shown)
+    shape = parse_shape(opening.input) if opening.input else None
+    found = [
+        open_masks(each, arch=opening.arch, trust_pickle=opening.trust_pickle, example_shape=shape) for each in sources
+    ]
+    pairs = {(sources[i], sources[k]): found[i].overlap(found[k]) for i, k in combinations(range(len(found)), 2)}
+    document: dict[str, Any] = {
+        "sources": [
+            {"source": each, "kept": one.kept, "total": one.total, "density": one.density, "densities": one.densities}
+            for each, one in zip(sources, found, strict=True)
+        ],
+        "pairs": [{"between": names, **overlap._asdict()} for names, overlap in pairs.items()],
+    }
+    screen.show(_pairs(pairs) if len(found) > 2 else _layers(found))
+    for each, one in zip(sources, found, strict=True):
+        screen.line("mask", f"{each}: {_living(one)}")
+    if len(found) == 2:
+        screen.line("agree", _words(pairs[sources[0], sources[1]]))
+        document["layers"] = {name: each._asdict() for name, each in found[0].compared(found[1]).items()}
+    chosen = found[0]
+    if join is not None:
+        chosen = reduce({"intersection": and_, "union": or_}[join], found)
+        screen.line(join, _living(chosen))
+        document["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
+    if apply is not None and output is not None:
+        network = mask(opening.graph(apply), chosen)
+        following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
+        write_network(screen, network, output, apply, {**document, "network": apply}, following)
+        return
+    if output is not None:
+        chosen.save(output)
+        screen.line("wrote", str(output))
+        document["files"] = {"masks": output}
+    bits = output or source
+    if str(bits).endswith(".json"):
+        screen.finish(document, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
+    else:
+        screen.finish(document, "compress", source, "--dead", "-o", "small.pt")
+
+
+def _check(sources: tuple[str, ...], join: str | None, apply: str | None, output: Path | None) -> None:
+    """Refuse what does not go together, before any file is read."""
+    if join is not None and len(sources) == 1:
+        raise SurgeryError(f"masks: --join {join} wants two masks or more")
+    if output is None:
+        if apply is not None:
+            raise SurgeryError("masks: --apply wants a file to write; give -o masked.pt")
+        return
+    if len(sources) > 1 and join is None:
+        raise SurgeryError("masks: which of them shall be written? Give --join intersection or --join union")
+    if apply is not None:
+        writes_to(output, apply)
+        return
+    writable(output)
+    if output.suffix != ".json":
+        raise SurgeryError(f"{output}: masks alone are a .json file; give --apply MODEL to write a network")
+
+
+def _living(masks: MaskSet) -> str:
+    return f"{masks.kept:,} of {masks.total:,} weights live ({masks.density:.2%})"
+
+
+def _words(overlap: Overlap) -> str:
+    return (
+        f"on {1 - overlap.hamming:.2%} of the weights; of those that live in either {overlap.iou:.1%} live in both, "
+        f"{overlap.chance:.1%} would by chance"
+    )
+
+
+def _layers(found: list[MaskSet]) -> Table:
+    """A row for each weight tensor of one mask, or of two."""
+    from graphsurgery.cli.output import columns
+
+    densities = [masks.densities for masks in found]
+    overlaps = found[0].compared(found[1]) if len(found) == 2 else {}
+    live = ["live"] if len(found) == 1 else ["live in the first", "live in the second"]
+    compared = ["differ", "IoU", "IoU by chance"] if overlaps else []
+    table = columns("weight", "shape", *live, *compared, right=[*live, *compared])
+    for name, mask in found[0].items():
+        cells = [f"{shares[name]:.2%}" for shares in densities]
+        if overlaps:
+            cells += [f"{value:.2%}" for value in overlaps[name]]
+        table.add_row(name, "×".join(map(str, mask.shape)), *cells)
+    return table
+
+
+def _pairs(pairs: Mapping[tuple[str, str], Overlap]) -> Table:
+    """A row for each two masks."""
+    from graphsurgery.cli.output import columns
+
+    numbers = ["differ", "IoU", "IoU by chance"]
+    table = columns("masks", "", *numbers, right=numbers)
+    for names, overlap in pairs.items():
+        table.add_row(*names, *(f"{value:.2%}" for value in overlap))
+    return table

@@ -1,0 +1,50 @@
+"""Any file that says which weights live, opened as masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from graphsurgery.checkpoint import is_checkpoint, read_metadata
+from graphsurgery.errors import CheckpointError, SurgeryError
+from graphsurgery.masks import MaskSet
+from graphsurgery.models.loading import open_model
+from graphsurgery.models.supermasks import is_supermask, load_supermask
+
+
+def open_masks(
+    source: str,
+    *,
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    example_shape: tuple[int, ...] | None = None,
+) -> MaskSet:
+    """Which weights live in what `source` names.
+
+    Args:
+        source: what `MaskSet.save` wrote; a supermask; a checkpoint with masks in its metadata, as tickets are; or any
+            other network that `open_model` takes, of which the weights live that are not 0.
+        arch, trust_pickle, example_shape: as for `open_model`.
+
+    Raises:
+        CheckpointError: the masks are damaged, or belong to another network than the one that they are stored with.
+        SurgeryError: as for `open_model`.
+    """
+    path = Path(source)
+    if path.suffix == ".json" or (path.is_file() and _begins_as_json(path)):
+        return MaskSet.load(path)
+    if is_supermask(source):
+        return load_supermask(source, trust_files=trust_pickle).masks
+    graph = open_model(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape)
+    if is_checkpoint(source) and "masks" in (stored := read_metadata(source)):
+        try:
+            masks = MaskSet.from_dict(stored["masks"])
+            masks.check_fits(graph)
+        except SurgeryError as cause:
+            raise CheckpointError(f"{source}: {cause}") from cause
+        return masks
+    return MaskSet.nonzero(graph)
+
+
+def _begins_as_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
