@@ -35,6 +35,9 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
     for line in (line for record in graph.lineage for line in record.get("only as in evaluation", ())):
         screen.line("training", f"as in evaluation: {line}")
+    for record in graph.lineage:
+        if made := record.get("weights that were computed"):
+            screen.line("training", f"{few(made)}: were computed from other weights, and are weights of their own here")
     shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
     screen.line("inputs", shapes)
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import detection
 
+from graphsurgery.computed import with_plain_weights
 from graphsurgery.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.facts import modules_of
@@ -27,8 +28,12 @@ DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, de
 def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True) -> ModelGraph:
     """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
 
+    Weights that the model computes from others (parametrizations, weight norm) become parameters with the values that
+    they have in evaluation; the lineage names them.
+
     Args:
-        model: any module; its train/eval mode is kept, and both modes stay available.
+        model: any module; its train/eval mode is kept, and both modes stay available. Of a compiled or a data-parallel
+            one the module inside is traced.
         example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes count, and whether
             it holds numbers or indices.
         copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
@@ -37,6 +42,7 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
     Raises:
         TraceError: the forward cannot be followed; the message names the source line.
     """
+    model = _unwrapped(model)
     if isinstance(model, DETECTORS):
         raise TraceError(
             f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
@@ -52,6 +58,8 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    name = type(model).__name__
+    model, computed = with_plain_weights(model)
     traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
     graph = traces.both_modes()
     module = traces.with_real_tensors(graph, copy=copy)
@@ -62,10 +70,27 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
         for node in graph.nodes
         if node.op == "placeholder"
     )
-    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
+    record: dict[str, Any] = {"pass": "trace", "model": name}
+    if computed:
+        record["weights that were computed"] = computed
     if traces.only_evaluating:
         record["only as in evaluation"] = traces.only_evaluating
     return ModelGraph(module, inputs, (record,))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module that torch.compile or data parallelism has been put around."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{model.original_name}: is scripted, and has no Python forward; trace the module it was made of"
+        )
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 class _Traces:

@@ -433,6 +433,22 @@ def test_wrong_inputs_are_refused(network, inputs, message):
         gs.trace(network, inputs)
 
 
+def test_of_what_is_wrapped_the_module_inside_is_traced():
+    network, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 4)
+    for wrapped in (torch.compile(network), nn.DataParallel(network), nn.DataParallel(torch.compile(network))):
+        graph = gs.trace(wrapped, x)
+        assert torch.equal(graph(x), network(x))
+        assert graph.lineage[0]["model"] == "Sequential"
+        assert [space.name for space in graph.spaces] == ["0"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_models_are_refused():
+    scripted = torch.jit.script(nn.Linear(4, 3))
+    with pytest.raises(gs.TraceError, match="Linear: is scripted, and has no Python forward; trace the module it was"):
+        gs.trace(scripted, torch.zeros(2, 4))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_int8_weights_are_refused():
     network = torchvision.models.quantization.mobilenet_v2(quantize=False).eval()

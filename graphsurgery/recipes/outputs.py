@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graphsurgery.recipes.contracts import UnlikeError
@@ -38,10 +40,28 @@ def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
-    """What a module gives, with the same random numbers in every call."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    """What a module gives, with the same random numbers in every call, and the same elements dropped."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _dropout_by_index():
         torch.manual_seed(seed)
         return named_outputs(module(*inputs))
+
+
+@contextmanager
+def _dropout_by_index() -> Iterator[None]:
+    """Dropout draws in the order of the indices; torch's own draws in that of the memory, which is nobody's promise."""
+    usual = F.dropout
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or not 0 < p < 1:
+            return usual(input, p, training, inplace)
+        kept = torch.empty(input.shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p).div_(1 - p)
+        return input.mul_(kept) if inplace else input * kept
+
+    F.dropout = dropout
+    try:
+        yield
+    finally:
+        F.dropout = usual
 
 
 def apart(

@@ -107,6 +107,8 @@ class TraceContracts:
         """
         if self.refusal:
             raise NothingToCompareError(self.refusal)
+        if computed := self._trace().lineage[0].get("weights that were computed"):
+            raise NothingToCompareError(f"{computed[0]} is computed there from other weights, and is a weight here")
         traced, eager = (dict(module.named_buffers()) for module in (self._trace().module, self.eager))
         before = {name: buffer.clone() for name, buffer in traced.items()}
         outputs = self._apart(draw_inputs(self.specs, 2, self.seed, self.dtype), training=True)

@@ -76,6 +76,17 @@ def test_the_contracts_of_slimming_hold(name):
     assert all(contract.status == "holds" for contract in found.values())
 
 
+def test_dropout_falls_on_the_same_elements_whatever_the_memory_layout():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True).eval()
+    graph = gs.trace(layer, torch.zeros(2, 5, 8))
+    assert statuses(examine(graph, layer, onnx=False))[TRAINING] == "holds"
+    x = torch.ones(4, 3)
+    same = [run(nn.Dropout(0.5), [y], 0)["0"] for y in (x, x.t().contiguous().t())]
+    assert torch.equal(*same)
+    assert set(same[0].flatten().tolist()) == {0.0, 2.0}
+    assert torch.equal(run(nn.Dropout(0.5, inplace=True), [x.clone()], 0)["0"], same[0])
+
+
 def test_slimming_is_examined_on_demand_only():
     graph, _ = traced("paper/lenet5")
     assert not set(SLIM) & statuses(examine(graph, onnx=False)).keys()

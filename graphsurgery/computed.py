@@ -1,0 +1,89 @@
+"""Weights that a module computes from others before each call, made plain: weight norm, spectral norm and the like."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_OLD = (WeightNorm, SpectralNorm)
+
+
+def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A model whose weights are parameters with the values that they have in evaluation, and what computed each.
+
+    The model is not modified, and is returned itself where it computes none; else a copy that shares all other tensors.
+    Both forms of torch are known: parametrizations, and the older hooks of `torch.nn.utils`.
+    """
+    found = {path: part for path, part in model.named_modules() if _computes(part)}
+    if not found:
+        return model, []
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for part in found.values():
+        # Last results stay in plain attributes, or in the lists of recurrent layers, and such tensors refuse a copy.
+        lists = (value if isinstance(value, list) else [value] for value in vars(part).values())
+        shared |= {id(value): value for values in lists for value in values if isinstance(value, Tensor)}
+    plain = copy.deepcopy(model, shared)
+    ties: dict[Any, Tensor] = {}
+    lines = []
+    for path in found:
+        part = plain.get_submodule(path)
+        weights = {**_parametrized(part, ties), **_hooked(part)}
+        lines += [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
+        rest = {name: tensor for name, tensor in part._parameters.items() if name not in weights}
+        part._parameters.clear()
+        for name, (value, _) in weights.items():
+            vars(part).pop(name, None)
+            setattr(part, name, value)
+        part._parameters.update(rest)
+    return plain, lines
+
+
+def _computes(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or any(isinstance(h, _OLD) for h in module._forward_pre_hooks.values())
+
+
+def _parametrized(module: nn.Module, ties: dict[Any, Tensor]) -> dict[str, tuple[Tensor, str]]:
+    """The weights that parametrizations of a module compute, which go from it; by their names, with what did so."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    lists: Any = module.parametrizations
+    found = {}
+    for name, steps in lists.items():
+        for step in steps.modules():
+            step.training = False
+        # Tied weights have their parametrizations in common.
+        if steps not in ties:
+            ties[steps] = _plain(getattr(module, name), list(steps.parameters(recurse=False)))
+        found[name] = (ties[steps], ", ".join(type(step).__name__.lstrip("_") for step in steps))
+    module.__class__ = type(module).__bases__[0]
+    del module._modules["parametrizations"]
+    return found
+
+
+def _hooked(module: nn.Module) -> dict[str, tuple[Tensor, str]]:
+    """The same for the older hooks."""
+    found = {}
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if not isinstance(hook, _OLD):
+            continue
+        value = hook.compute_weight(module) if isinstance(hook, WeightNorm) else hook.compute_weight(module, False)
+        own = [f"{hook.name}{end}" for end in ("_g", "_v", "_orig", "_u")]
+        sources = [module._parameters.pop(name) for name in own if name in module._parameters]
+        for name in own:
+            module._buffers.pop(name, None)
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+        found[hook.name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
+    return found
+
+
+def _plain(value: Tensor, sources: list[nn.Parameter]) -> Tensor:
+    """A parameter that is trained if what it was computed from is; a buffer where that were buffers."""
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(value, requires_grad=any(s.requires_grad for s in sources)) if sources else value
