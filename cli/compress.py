@@ -464,6 +464,7 @@ def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[st
     table.add_row("after", count(after.parameters), count(after.macs))
     table.add_row("ratio", f"{after.parameters / before.parameters:.3f}", f"{after.macs / max(1, before.macs):.3f}")
     screen.show(table)
+    screen.uncounted(before)
     document = {"before": asdict(before), "after": asdict(after), "sizes": removal(small)["sizes"]}
     target = removal(small).get("target")
     if target is not None:

@@ -65,7 +65,7 @@ def doctor(
             "yellow",
         )
     screen.line("time", f"{report.seconds:.1f} s")
-    screen.finish({"model": model, **report.as_dict()}, "inspect", model)
+    screen.finish({"model": model, **report.as_dict()}, "inspect", model, *opening.tokens)
     failing = [contract.name for contract in report.contracts if contract.status == "fails"]
     if failing:
         raise CheckFailedError(

@@ -140,6 +140,7 @@ def show_costs(screen: Screen, before: ModelGraph, after: ModelGraph) -> dict[st
     table.add_row("after", count(large.parameters), count(large.macs))
     table.add_row("ratio", f"{large.parameters / small.parameters:.3f}", f"{large.macs / max(1, small.macs):.3f}")
     screen.show(table)
+    screen.uncounted(small)
     return {"before": asdict(small), "after": asdict(large)}
 
 

@@ -41,6 +41,7 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
     screen.line("inputs", shapes)
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
+    screen.uncounted(size)
     names = ("name", "size", "writers", "readers", "outer", "scalable", "mixed")
     document = {
         "model": model,
@@ -51,4 +52,5 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         "cost": asdict(size),
         "lineage": graph.lineage,
     }
-    screen.finish(document, "compress", model, "--keep", "0.5", "-o", "small.pt")
+    small = "small.onnx" if model.endswith(".onnx") else "small.pt"
+    screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small)

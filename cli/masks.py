@@ -91,7 +91,8 @@ def masks(
     if str(bits).endswith(".json"):
         screen.finish(document, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
     else:
-        screen.finish(document, "compress", source, "--dead", "-o", "small.pt")
+        small = "small.onnx" if source.endswith(".onnx") else "small.pt"
+        screen.finish(document, "compress", source, *opening.tokens, "--dead", "-o", small)
 
 
 def _check(sources: tuple[str, ...], join: str | None, apply: str | None, output: Path | None) -> None:
@@ -105,6 +106,8 @@ def _check(sources: tuple[str, ...], join: str | None, apply: str | None, output
     if len(sources) > 1 and join is None:
         raise SurgeryError("masks: which of them shall be written? Give --join intersection or --join union")
     if apply is not None:
+        if output.suffix == ".json":
+            raise SurgeryError(f"{output}: a network is no .json file; give -o {output.with_suffix('.pt')}")
         writes_to(output, apply)
         return
     writable(output)

@@ -43,6 +43,14 @@ class Opening:
     trust_pickle: Annotated[bool, _FLAG] = False
     """Open files with pickled objects, which executes code from the file."""
 
+    @property
+    def tokens(self) -> list[str]:
+        """The same options on a command line."""
+        given = [
+            token for name in ("arch", "input") if (value := getattr(self, name)) for token in (f"--{name}", value)
+        ]
+        return given + ["--trust-pickle"] * self.trust_pickle
+
     def pair(self, source: str, shape: tuple[int, ...] | None = None) -> tuple[ModelGraph, nn.Module | None]:
         """The typed network, and the module that was traced where one was; `shape` is for want of --input."""
         from graphsurgery.models.loading import open_pair, parse_shape

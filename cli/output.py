@@ -19,6 +19,7 @@ from rich.text import Text
 from graphsurgery.cli.options import Shown
 
 if TYPE_CHECKING:
+    from graphsurgery.cost import Cost
     from graphsurgery.recipes.outcome import Check
     from graphsurgery.training.progress import Reporter
 
@@ -51,6 +52,11 @@ class Output:
         for check in checks:
             verdict, style = ("PASS", "green") if check.holds else ("FAIL", "bold red")
             self.line("check", f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}  {verdict}", style)
+
+    def uncounted(self, cost: Cost) -> None:
+        """Say where the multiply-accumulates are that a cost leaves out."""
+        if cost.uncounted:
+            self.line("note", f"MACs without {few(cost.uncounted)} (kept whole)", "yellow")
 
     def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
         """Print the last line, the next command to try; or the JSON document, which has it too."""

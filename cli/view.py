@@ -52,7 +52,7 @@ def view(
     screen.line("picture", f"{len(diagram.boxes)} boxes, {', '.join(diagram.summary)}")
     screen.line("wrote", str(target))
     document = {"model": model, "boxes": len(diagram.boxes), "files": {"picture": target}}
-    screen.finish(document, *(("diff", model, "OTHER.onnx") if is_onnx else ("inspect", model)))
+    screen.finish(document, *(("diff", model, "OTHER.onnx") if is_onnx else ("inspect", model, *opening.tokens)))
 
 
 def _stem(model: str) -> str:

@@ -24,27 +24,43 @@ class Cost:
         parameters: number of parameters, tied ones once.
         macs: multiply-accumulates of matrix products and convolutions, per image.
         bytes: size of all parameters and buffers, in bytes.
+        uncounted: operators that are kept whole, and whose multiply-accumulates are not among `macs`.
     """
 
     parameters: int
     macs: int
     bytes: int
+    uncounted: tuple[str, ...] = ()
 
 
 def cost(graph: ModelGraph) -> Cost:
     """Count parameters, bytes, and MACs of one evaluation at batch 1; the network is neither run nor modified.
 
     MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`. What
-    only training uses (auxiliary heads) counts among the parameters, not among the MACs.
+    only training uses (auxiliary heads) counts among the parameters, not among the MACs. Weights inside operators of an
+    `.onnx` file that are kept whole count among the parameters and bytes.
 
     Raises:
         SurgeryError: the network does not run at these input sizes.
     """
     tensors = [*graph.module.parameters(), *graph.module.buffers()]
+    whole = held(graph)
     return Cost(
-        parameters=sum(p.numel() for p in graph.module.parameters()),
+        parameters=sum(p.numel() for p in graph.module.parameters()) + whole.parameters,
         macs=sum(macs_by_node(graph).values()),
-        bytes=sum(t.numel() * t.element_size() for t in tensors),
+        bytes=sum(t.numel() * t.element_size() for t in tensors) + whole.bytes,
+        uncounted=whole.uncounted,
+    )
+
+
+def held(graph: ModelGraph) -> Cost:
+    """What operators that are kept whole hold inside, where it is no tensor of the network; no surgery changes it."""
+    parts = {path: part for path, part in graph.module.named_modules() if hasattr(part, "held_parameters")}
+    return Cost(
+        parameters=sum(part.held_parameters for part in parts.values()),
+        macs=0,
+        bytes=sum(part.held_bytes for part in parts.values()),
+        uncounted=tuple(path for path, part in parts.items() if part.multiplies),
     )
 
 

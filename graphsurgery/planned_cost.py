@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from graphsurgery import axes as ax
 from graphsurgery.axes import Axis
-from graphsurgery.cost import Cost, macs_by_node
-from graphsurgery.errors import SurgeryError
+from graphsurgery.cost import Cost, held, macs_by_node
+from graphsurgery.errors import UnsupportedError
 from graphsurgery.facts import place_of, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.maps import Widths
@@ -44,24 +44,28 @@ class PlannedCost:
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph
         self._tensors = [_counted(graph, name, tensor) for name, tensor in _reached(graph).items()]
+        self._held = held(graph)
 
     def at(self, widths: Widths) -> Cost:
         """The whole cost at these widths; raises as `macs` does."""
-        return Cost(self.parameters(widths), self.macs(widths), self.bytes(widths))
+        return Cost(self.parameters(widths), self.macs(widths), self.bytes(widths), self._held.uncounted)
 
     def parameters(self, widths: Widths) -> int:
         """Number of parameters at these widths, tied ones once."""
-        return sum(_elements(tensor, widths) for tensor in self._tensors if tensor.is_parameter)
+        own = sum(_elements(tensor, widths) for tensor in self._tensors if tensor.is_parameter)
+        return own + self._held.parameters
 
     def bytes(self, widths: Widths) -> int:
         """Size of all parameters and buffers at these widths."""
-        return sum(_elements(tensor, widths) * tensor.element_size for tensor in self._tensors)
+        own = sum(_elements(tensor, widths) * tensor.element_size for tensor in self._tensors)
+        return own + self._held.bytes
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates per image at these widths.
 
         Raises:
-            SurgeryError: the network does not run, or an operator's multiply-accumulates do not follow from the types.
+            SurgeryError: the network does not run.
+            UnsupportedError: an operator's multiply-accumulates do not follow from the types.
         """
         return sum(p.macs * _indices(p.products, widths) // p.indices for p in self._products)
 
@@ -99,9 +103,9 @@ def _products(graph: ModelGraph) -> list[_Product]:
     for node, macs in macs_by_node(graph).items():
         products = tuple(graph.types.products.get(node, ()))
         if not products and not _is_fixed(graph, node):
-            raise SurgeryError(
-                f"{place_of(node)}: how its multiply-accumulates change with the widths is not known; they cannot be "
-                "counted before the network is built"
+            raise UnsupportedError(
+                f"{place_of(node)}: how its multiply-accumulates change with the widths is not known before the "
+                "network is built; give --keep, or a target of params, size or width"
             )
         found.append(_Product(macs, products, _indices(products, Widths({}))))
     return found

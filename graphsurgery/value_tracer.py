@@ -457,7 +457,7 @@ def _asking_line() -> str:
 
 def _where(error: Exception, root: nn.Module) -> str:
     """The innermost line of the model's own code, and why it could not be followed."""
-    own = [str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<eval"]
+    own = [str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<eval", "<string>"]
     own.append(str(Path(contextlib.__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(own))]
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

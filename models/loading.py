@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from graphsurgery.checkpoint import is_checkpoint, load
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.models.specs import build, followable, input_shape
+from graphsurgery.models.specs import build, example_inputs, followable, input_shape
 from graphsurgery.models.supermasks import is_supermask, load_supermask
+from graphsurgery.spec_text import is_function_spec, parse_spec
 from graphsurgery.tracing import trace
 from graphsurgery.weights import read_weights
 
@@ -36,7 +37,8 @@ def open_model(
             `file.py:function`.
         arch: model spec whose constructor makes the network that a state_dict belongs to; checkpoints need none.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
-        example_shape: shape of one input, without the batch; by default what the spec is made for.
+        example_shape: shape of one input, without the batch; by default what the spec is made for, or the
+            `EXAMPLE_INPUTS` of its file.
         seed: draws the weights of a spec.
 
     Raises:
@@ -138,14 +140,25 @@ def _built(spec: str, seed: int) -> nn.Module:
 
 
 def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tuple[int, ...] | None) -> ModelGraph:
-    shape = example_shape
+    in_file = spec is not None and is_function_spec(parse_spec(spec).name)
+    examples = _examples(module, spec, example_shape)
+    if examples is None:
+        advice = ", or set INPUT_SHAPE in the file" if in_file else ""
+        raise SpecError(f"{source}: no input shape is known for it; give --input, such as --input 3x224x224{advice}")
+    try:
+        return trace(module, examples)
+    except SurgeryError as cause:
+        advice = "; EXAMPLE_INPUTS in the file may be several tensors, or indices" if in_file else ""
+        raise type(cause)(f"{source}: {cause}{advice}") from cause
+
+
+def _examples(module: nn.Module, spec: str | None, shape: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
+    """What a module is traced on: one input of a shape, or those that the file of its spec gives; None for neither."""
     if shape is None and spec is not None:
+        if (given := example_inputs(spec)) is not None:
+            return given
         shape = input_shape(spec)
     if shape is None:
-        advice = ", or set INPUT_SHAPE in the file" if spec and ".py:" in spec else ""
-        raise SpecError(f"{source}: no input shape is known for it; give --input, such as --input 3x224x224{advice}")
+        return None
     reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    try:
-        return trace(module, torch.empty(2, *shape, dtype=reference.dtype, device="meta"))
-    except SurgeryError as cause:
-        raise type(cause)(f"{source}: {cause}") from cause
+    return (torch.empty(2, *shape, dtype=reference.dtype, device="meta"),)

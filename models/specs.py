@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models.paper import PAPER_NETWORKS
@@ -82,6 +82,27 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
         shape = _build_paper(spec, name, parsed.options).input_shape
     assert isinstance(shape, tuple)
     return shape
+
+
+def example_inputs(spec: str) -> tuple[Tensor, ...] | None:
+    """Inputs that the network of `file.py:function` is traced on, the file's `EXAMPLE_INPUTS`; None where it has none.
+
+    They are for networks with several inputs, or with indices: one tensor `[batch, ...]` for each.
+
+    Raises:
+        SpecError: they are no tensors, or the file cannot be loaded.
+    """
+    parsed = parse_spec(spec)
+    if not is_function_spec(parsed.name):
+        return None
+    _, module = load_function(parsed.name)
+    found = getattr(module, "EXAMPLE_INPUTS", None)
+    if found is None:
+        return None
+    inputs = (found,) if isinstance(found, Tensor) else tuple(found)
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise SpecError(f"model spec {spec!r}: its EXAMPLE_INPUTS are no tensors; give one [batch, ...] for each input")
+    return inputs
 
 
 def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:

@@ -19,9 +19,10 @@ import torch
 from torch.utils import _pytree
 
 from graphsurgery.atomic import atomic_write
-from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.modes import as_evaluated
+from graphsurgery.onnx.opaque import OnnxOperator
 from graphsurgery.onnx.plain import make_plain
 from graphsurgery.onnx.storage import ONE_FILE
 
@@ -66,8 +67,15 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
     Raises:
         SurgeryError: the exporter or the checker refuses the network, a batch size is fixed in it, it is larger than
             2 GiB, or the file cannot be written. Nothing is written then.
+        UnsupportedError: an operator of the `.onnx` file that the network comes from is kept whole in it.
     """
     started = time.perf_counter()
+    whole = [name for name, part in graph.module.named_modules() if isinstance(part, OnnxOperator)]
+    if whole:
+        raise UnsupportedError(
+            f"{path}: the network cannot be exported: {whole[0]} is an operator of an .onnx file that is kept whole; "
+            "compress, widen, factorize and deepen write their edits back into the file"
+        )
     try:
         model = _exported(graph, opset)
         if model.ByteSize() > ONE_FILE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
+from graphsurgery.onnx.macs import macs
 from graphsurgery.onnx.sessions import open_session
 
 if TYPE_CHECKING:
     from graphsurgery.onnx.reading import OnnxProgram
+
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 class OnnxOperator(nn.Module):
@@ -24,11 +28,20 @@ class OnnxOperator(nn.Module):
     Args:
         model: a model of this operator alone.
         reason: why it is not a torch expression.
+
+    Attributes:
+        held_parameters: how many numbers its weights have.
+        held_bytes: the size of all its constants.
+        multiplies: whether it has multiply-accumulates, which are not counted.
     """
 
     def __init__(self, model: onnx.ModelProto, reason: str) -> None:
         super().__init__()
         self.content = model.SerializeToString()
+        constants = model.graph.initializer
+        self.held_parameters = sum(math.prod(c.dims) for c in constants if c.data_type in _FLOATING)
+        self.held_bytes = sum(onnx.numpy_helper.to_array(c).nbytes for c in constants)
+        self.multiplies = any(macs(node, {}) is None for node in model.graph.node)
         self.reason = reason
         self._session: onnxruntime.InferenceSession | None = None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from graphsurgery.atomic import atomic_write
-from graphsurgery.errors import CheckFailedError
+from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting import ExportReport, export_onnx
@@ -55,7 +55,10 @@ def deliver(
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        report = export_onnx(graph, file, opset=opset)
+        try:
+            report = export_onnx(graph, file, opset=opset)
+        except SurgeryError as cause:
+            raise type(cause)(str(cause).replace(str(file), str(path))) from cause
         check = check_onnx(graph, file, inputs=inputs, raise_on_failure=False)
         if not check.holds:
             raise CheckFailedError(f"{path}: not written: {check.failure}; run doctor on the network")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
+from graphsurgery.models.specs import fitted
 from graphsurgery.spec_text import Value, is_function_spec, load_function, near_names, parse_spec
 from graphsurgery.training.batches import Examples
 from graphsurgery.training.devices import device_of
@@ -83,10 +84,13 @@ def check_fits(data: Data, module: nn.Module, *, name: str = "the model") -> Non
             output = module(x)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise SpecError(
-            f"{name}: does not take the inputs {shape} of {data.name} ({reason}); "
+        like = fitted(name, shape, data.classes) if name.startswith("paper/") else name
+        advice = (
             "build it for this shape, for example with ?in_channels= or ?image_size="
-        ) from error
+            if like == name
+            else f"give {like}"
+        )
+        raise SpecError(f"{name}: does not take the inputs {shape} of {data.name} ({reason}); {advice}") from error
     check_output_fits(data, output, target, name=name)
 
 

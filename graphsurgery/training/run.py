@@ -147,7 +147,8 @@ class Run:
         path = self.folder / "config.json"
         # What JSON makes of it: tuples become lists, and so on.
         wanted = json.loads(json.dumps(config))
-        if not path.exists():
+        begun = self._metrics_file.exists() or any(self.folder.glob("*.state.pt"))
+        if not path.exists() or not begun:
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(wanted, indent=2) + "\n")
             return
@@ -156,9 +157,16 @@ class Run:
         except json.JSONDecodeError as error:
             raise SurgeryError(f"{path}: is not JSON; give a new folder") from error
         if found != wanted:
-            keys = sorted(set(found) | set(wanted))
-            name = next(key for key in keys if found.get(key) != wanted.get(key))
+            name, old, new = _difference(found, wanted)
             raise SurgeryError(
-                f"run folder {self.folder}: holds a run with {name} = {found.get(name)!r}, now {wanted.get(name)!r}; "
+                f"run folder {self.folder}: holds a run with {name} = {old!r}, now {new!r}; "
                 "give a new folder, or the old configuration to resume"
             )
+
+
+def _difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
+    """The first entry that differs, by its path."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return name, found, wanted
+    key = next(key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key))
+    return _difference(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))

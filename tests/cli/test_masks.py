@@ -87,6 +87,7 @@ BAD = {
     "no file": (["a.pt", "--apply", "b.pt"], r"masks: --apply wants a file to write; give -o masked.pt"),
     "which": (["a.pt", "b.pt", "-o", "masks.json"], r"which of them shall be written\? Give --join"),
     "no json": (["a.pt", "-o", "masks.pt"], r"masks.pt: masks alone are a .json file; give --apply MODEL"),
+    "json": (["a.pt", "--apply", "b.pt", "-o", "m.json"], r"m.json: a network is no .json file; give -o m.pt"),
     "no folder": (["a.pt", "-o", "none/masks.json"], r"its folder does not exist"),
     "into onnx": (["a.pt", "--apply", "b.pt", "-o", "b.onnx"], r"b.onnx: only what was an .onnx file"),
     "unlike": (["a.pt", "other.pt"], r"masks: .* they belong to another architecture"),

@@ -81,6 +81,44 @@ def test_no_input_shape_is_known(file):
         open_model(f"{file}:plain")
 
 
+EXAMPLES = """
+import torch
+from torch import nn
+
+INPUT_SHAPE = (3,)
+EXAMPLE_INPUTS = (torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 4))
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, words, table):
+        return self.head(torch.relu(self.words(words).mean(1) + self.table(table)))
+
+def both():
+    return Both()
+"""
+
+
+def test_a_file_may_give_its_own_examples(tmp_path):
+    file = tmp_path / "both.py"
+    file.write_text(EXAMPLES)
+    graph = open_model(f"{file}:both")
+    assert [(spec.name, spec.shape, spec.dtype) for spec in graph.inputs] == [
+        ("words", (2, 5), torch.int64),
+        ("table", (2, 4), torch.float32),
+    ]
+    assert "words" in {space.name for space in graph.spaces}
+    with pytest.raises(TraceError, match=r"needs an example for its argument table; EXAMPLE_INPUTS in the file may be"):
+        open_model(f"{file}:both", example_shape=(4,))
+    file.write_text(EXAMPLES.replace("torch.zeros(2, 4))", "4)"))
+    with pytest.raises(
+        SpecError, match=r"its EXAMPLE_INPUTS are no tensors; give one \[batch, \.\.\.\] for each input"
+    ):
+        open_model(f"{file}:both")
+
+
 def test_a_pickled_module_is_opened_only_when_trusted(tmp_path):
     path = tmp_path / "module.pt"
     module = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).eval()

@@ -164,6 +164,8 @@ def test_check_fits():
     check_fits(data, module)
     assert module.training
     assert module.norm1.num_batches_tracked == 0
+    with pytest.raises(SpecError, match=r"; give paper/lenet_300_100\?in_features=64&classes=10$"):
+        check_fits(load_data("digits"), build("paper/lenet_300_100"), name="paper/lenet_300_100")
     with pytest.raises(SpecError, match=r"a.pt: does not take the inputs \[1, 8, 8\] of digits .*in_channels"):
         check_fits(data, build("paper/cnn?in_channels=3"), name="a.pt")
     with pytest.raises(SpecError, match=r"gives outputs \[7\], digits has 10 classes; build it with \?classes=10"):

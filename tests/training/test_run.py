@@ -11,8 +11,25 @@ def test_the_configuration_is_kept_and_checked(tmp_path):
     Run(tmp_path / "a", config={"lr": 0.1, "sizes": (1, 2)})
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == {"lr": 0.1, "sizes": [1, 2]}
     Run(tmp_path / "a", config={"lr": 0.1, "sizes": (1, 2)})
+    Run(tmp_path / "a").log(EpochRecord("train", 1, {"total": 1.0}))
     with pytest.raises(SurgeryError, match=r"holds a run with lr = 0.1, now 0.2; give a new folder"):
         Run(tmp_path / "a", config={"lr": 0.2, "sizes": (1, 2)})
+
+
+def test_the_entry_that_differs_is_named(tmp_path):
+    Run(tmp_path, config={"plan": {"rounds": 3, "training": {"lr": 0.1}}}).log(EpochRecord("train", 1, {"total": 1.0}))
+    with pytest.raises(SurgeryError, match=r"holds a run with plan.training.lr = 0.1, now 0.2; give"):
+        Run(tmp_path, config={"plan": {"rounds": 3, "training": {"lr": 0.2}}})
+    with pytest.raises(SurgeryError, match=r"holds a run with plan = \{.*\}, now None; give"):
+        Run(tmp_path, config={})
+
+
+def test_a_folder_in_which_nothing_has_begun_takes_another_configuration(tmp_path):
+    Run(tmp_path, config={"model": "refused"})
+    Run(tmp_path, config={"model": "corrected"}).save_state("train", {"epoch": 1})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"model": "corrected"}
+    with pytest.raises(SurgeryError, match="holds a run with model = 'corrected'"):
+        Run(tmp_path, config={"model": "other"})
 
 
 def test_a_torn_line_and_repeated_epochs_are_dropped(tmp_path):
