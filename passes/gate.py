@@ -32,7 +32,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
         graph: typed network; it is not modified.
         spaces: names of the spaces to gate; by default every outer space whose readers have weights and read tensors
             that hold the batch as an axis of its own.
-        loc: mean of the gates' initial location; each is drawn with standard deviation 0.01.
+        loc: mean of the gates' initial location; each is drawn with standard deviation 0.01. In evaluation a gate at 1,
+            where training begins, is open to about 0.78; at 50 it is open, and the outputs are those of the network.
         seed: draws the locations.
 
     Returns:

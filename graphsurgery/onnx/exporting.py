@@ -158,7 +158,7 @@ def _output_names(graph: ModelGraph, ranks: list[int | None]) -> list[str]:
     """`logits` for a single `[batch, classes]`, the keys of a dict, else `output_0`, …"""
     if ranks == [2]:
         return ["logits"]
-    output = next(node for node in graph.module.graph.nodes if node.op == "output").args[0]
+    output = next(node for node in as_evaluated(graph.module).graph.nodes if node.op == "output").args[0]
     if isinstance(output, dict) and len(output) == len(ranks) and len(_pytree.tree_leaves(dict(output))) == len(ranks):
         return [str(key) for key in output]
     return [f"output_{i}" for i in range(len(ranks))]

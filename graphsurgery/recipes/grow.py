@@ -252,7 +252,8 @@ class _Growing:
             reporter=self.reporter,
         )
         self.curves.extend(history.records)
-        self._row(name, graph, note=note or f"{plan.epochs} epochs at {plan.lr:g}")
+        epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
+        self._row(name, graph, note=note or f"{epochs} at {plan.lr:g}")
         return graph
 
     def _row(self, name: str, graph: ModelGraph, note: str = "") -> None:

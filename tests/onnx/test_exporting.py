@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import Network
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
@@ -13,6 +14,7 @@ from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.onnx.checking import check_onnx
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.latency import measure_latency
+from graphsurgery.tracing import trace
 
 
 class Net(nn.Module):
@@ -113,3 +115,13 @@ def test_latency_is_measured_in_turn(exported):
     assert 0 < found["before"].median < 1000
     with pytest.raises(SurgeryError, match="found 0 runs of batch 1, expected at least 1"):
         measure_latency({"a": path}, runs=0)
+
+
+def test_a_key_names_its_output_though_training_gives_more(tmp_path):
+    def forward(net, x):
+        h = torch.relu(net.a(x))
+        return {"out": net.b(h), "aux": net.c(h)} if net.training else {"out": net.b(h)}
+
+    network = Network(forward, a=nn.Linear(4, 8), b=nn.Unflatten(1, (2, 2, 2)), c=nn.Linear(8, 3)).eval()
+    report = export_onnx(trace(network, torch.zeros(2, 4)), tmp_path / "m.onnx")
+    assert report.outputs == ("out",)
