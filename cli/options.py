@@ -46,9 +46,8 @@ class Opening:
     @property
     def tokens(self) -> list[str]:
         """The same options on a command line."""
-        given = [
-            token for name in ("arch", "input") if (value := getattr(self, name)) for token in (f"--{name}", value)
-        ]
+        named = {"--arch": self.arch, "--input": self.input}
+        given = [token for option, value in named.items() if value for token in (option, value)]
         return given + ["--trust-pickle"] * self.trust_pickle
 
     def pair(self, source: str, shape: tuple[int, ...] | None = None) -> tuple[ModelGraph, nn.Module | None]:

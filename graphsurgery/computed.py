@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 _OLD = (WeightNorm, SpectralNorm)
 
 
+@torch.no_grad()
 def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A model whose weights are parameters with the values that they have in evaluation, and what computed each.
 
@@ -39,7 +40,10 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
         part._parameters.clear()
         for name, (value, _) in weights.items():
             vars(part).pop(name, None)
-            setattr(part, name, value)
+            if isinstance(value, nn.Parameter):
+                setattr(part, name, value)  # recurrent layers keep a list of their weights
+            else:
+                part.register_buffer(name, value)
         part._parameters.update(rest)
     return plain, lines
 

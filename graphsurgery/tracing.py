@@ -58,7 +58,6 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    name = type(model).__name__
     model, computed = with_plain_weights(model)
     traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
     graph = traces.both_modes()
@@ -70,7 +69,7 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
         for node in graph.nodes
         if node.op == "placeholder"
     )
-    record: dict[str, Any] = {"pass": "trace", "model": name}
+    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
     if computed:
         record["weights that were computed"] = computed
     if traces.only_evaluating:

@@ -101,6 +101,17 @@ def test_ties_stay_ties_and_frozen_weights_frozen():
     assert parametrize.is_parametrized(model[0])
 
 
+def test_a_buffer_stays_one_and_a_root_has_its_own_name():
+    layer = parametrizations.weight_norm(nn.Linear(3, 2))
+    layer.register_buffer("scale", torch.ones(2))
+    parametrize.register_parametrization(layer, "scale", nn.Softplus())
+    plain, lines = with_plain_weights(layer)
+    assert lines == ["weight (WeightNorm)", "scale (Softplus)"]
+    assert set(dict(plain.named_buffers())) == {"scale"}
+    assert torch.equal(plain.scale, layer.scale)
+    assert gs.trace(layer, torch.zeros(2, 3)).lineage[0]["model"] == "Linear"
+
+
 def test_a_model_without_them_is_not_copied():
     model = nn.Linear(3, 2)
     assert with_plain_weights(model) == (model, [])
