@@ -451,21 +451,10 @@ def _show_plan(screen: Screen, removed: Mapping[str, Any]) -> None:
 
 def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[str, Any]:
     """The costs before and after, and the target and what is reached of it."""
-    from dataclasses import asdict
-
-    from graphsurgery.cli.output import columns, count
-    from graphsurgery.cost import cost
     from graphsurgery.recipes.shrink import removal
     from graphsurgery.targets import amount_text
 
-    before, after = cost(graph), cost(small)
-    table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
-    table.add_row("before", count(before.parameters), count(before.macs))
-    table.add_row("after", count(after.parameters), count(after.macs))
-    table.add_row("ratio", f"{after.parameters / before.parameters:.3f}", f"{after.macs / max(1, before.macs):.3f}")
-    screen.show(table)
-    screen.uncounted(before)
-    document = {"before": asdict(before), "after": asdict(after), "sizes": removal(small)["sizes"]}
+    document = {**screen.costs(graph, small), "sizes": removal(small)["sizes"]}
     target = removal(small).get("target")
     if target is not None:
         before_text, after_text = (amount_text(target["quantity"], target[key]) for key in ("before", "reached"))

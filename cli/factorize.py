@@ -47,7 +47,6 @@ def factorize(
     back
         Instead, multiply the factors to one layer again.
     """
-    from graphsurgery.cli.growing import show_costs
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns
     from graphsurgery.cli.writing import write_network, writes_to
@@ -77,7 +76,7 @@ def factorize(
         screen.show(table)
         for path, reason in record["skipped"].items():
             screen.line("skipped", f"{path}: {reason}", "yellow")
-    document |= show_costs(screen, graph, new)
+    document |= screen.costs(graph, new)
     if how == "svd":
         document["deviation"] = changed_by(graph, new, seed)
         screen.line("change", f"the outputs change by {document['deviation']:.1e} of the largest")

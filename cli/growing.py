@@ -127,28 +127,11 @@ def show_places(screen: Screen, graph: ModelGraph) -> None:
     screen.show(table)
 
 
-def show_costs(screen: Screen, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
-    """The costs before and after."""
-    from dataclasses import asdict
-
-    from graphsurgery.cli.output import columns, count
-    from graphsurgery.cost import cost
-
-    small, large = cost(before), cost(after)
-    table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
-    table.add_row("before", count(small.parameters), count(small.macs))
-    table.add_row("after", count(large.parameters), count(large.macs))
-    table.add_row("ratio", f"{large.parameters / small.parameters:.3f}", f"{large.macs / max(1, small.macs):.3f}")
-    screen.show(table)
-    screen.uncounted(small)
-    return {"before": asdict(small), "after": asdict(large)}
-
-
 def show_growth(screen: Screen, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
     """The costs before and after, and what has grown."""
     from graphsurgery.cli.output import few
 
-    document = show_costs(screen, before, after)
+    document = screen.costs(before, after)
     for record in after.lineage[len(before.lineage) :]:
         if record["pass"] == "widen":
             document |= {"sizes": record["sizes"], "kept": record["kept"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
 
 
 def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
@@ -52,5 +52,4 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         "cost": asdict(size),
         "lineage": graph.lineage,
     }
-    small = "small.onnx" if model.endswith(".onnx") else "small.pt"
-    screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small)
+    screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small_file(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import combinations
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, writable
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file, writable
 from graphsurgery.cli.writing import write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from graphsurgery.cli.output import Output as Screen
     from graphsurgery.masks import MaskSet, Overlap
 
 
@@ -50,29 +51,11 @@ def masks(
     from operator import and_, or_
 
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.models.loading import parse_shape
-    from graphsurgery.models.mask_files import open_masks
     from graphsurgery.passes.mask import mask
 
     screen = Screen(shown)
-    shape = parse_shape(opening.input) if opening.input else None
-    found = [
-        open_masks(each, arch=opening.arch, trust_pickle=opening.trust_pickle, example_shape=shape) for each in sources
-    ]
-    pairs = {(sources[i], sources[k]): found[i].overlap(found[k]) for i, k in combinations(range(len(found)), 2)}
-    document: dict[str, Any] = {
-        "sources": [
-            {"source": each, "kept": one.kept, "total": one.total, "density": one.density, "densities": one.densities}
-            for each, one in zip(sources, found, strict=True)
-        ],
-        "pairs": [{"between": names, **overlap._asdict()} for names, overlap in pairs.items()],
-    }
-    screen.show(_pairs(pairs) if len(found) > 2 else _layers(found))
-    for each, one in zip(sources, found, strict=True):
-        screen.line("mask", f"{each}: {_living(one)}")
-    if len(found) == 2:
-        screen.line("agree", _words(pairs[sources[0], sources[1]]))
-        document["layers"] = {name: each._asdict() for name, each in found[0].compared(found[1]).items()}
+    found = [opening.masks(each) for each in sources]
+    document = _show(screen, sources, found)
     chosen = found[0]
     if join is not None:
         chosen = reduce({"intersection": and_, "union": or_}[join], found)
@@ -91,11 +74,30 @@ def masks(
     if str(bits).endswith(".json"):
         screen.finish(document, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
     else:
-        small = "small.onnx" if source.endswith(".onnx") else "small.pt"
-        screen.finish(document, "compress", source, *opening.tokens, "--dead", "-o", small)
+        screen.finish(document, "compress", source, *opening.tokens, "--dead", "-o", small_file(source))
 
 
-def _check(sources: tuple[str, ...], join: str | None, apply: str | None, output: Path | None) -> None:
+def _show(screen: Screen, sources: Sequence[str], found: Sequence[MaskSet]) -> dict[str, Any]:
+    """What lives in each, and how far they agree."""
+    pairs = {(sources[i], sources[k]): found[i].overlap(found[k]) for i, k in combinations(range(len(found)), 2)}
+    document: dict[str, Any] = {
+        "sources": [
+            {"source": each, "kept": one.kept, "total": one.total, "density": one.density, "densities": one.densities}
+            for each, one in zip(sources, found, strict=True)
+        ],
+        "pairs": [{"between": names, **overlap._asdict()} for names, overlap in pairs.items()],
+    }
+    layers = found[0].compared(found[1]) if len(found) == 2 else {}
+    screen.show(_pairs(pairs) if len(found) > 2 else _layers(found, layers))
+    for each, one in zip(sources, found, strict=True):
+        screen.line("mask", f"{each}: {_living(one)}")
+    if layers:
+        screen.line("agree", _words(pairs[sources[0], sources[1]]))
+        document["layers"] = {name: overlap._asdict() for name, overlap in layers.items()}
+    return document
+
+
+def _check(sources: Sequence[str], join: str | None, apply: str | None, output: Path | None) -> None:
     """Refuse what does not go together, before any file is read."""
     if join is not None and len(sources) == 1:
         raise SurgeryError(f"masks: --join {join} wants two masks or more")
@@ -126,12 +128,11 @@ def _words(overlap: Overlap) -> str:
     )
 
 
-def _layers(found: list[MaskSet]) -> Table:
-    """A row for each weight tensor of one mask, or of two."""
+def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Table:
+    """A row for each weight tensor of one mask, or of two and how far they agree there."""
     from graphsurgery.cli.output import columns
 
     densities = [masks.densities for masks in found]
-    overlaps = found[0].compared(found[1]) if len(found) == 2 else {}
     live = ["live"] if len(found) == 1 else ["live in the first", "live in the second"]
     compared = ["differ", "IoU", "IoU by chance"] if overlaps else []
     table = columns("weight", "shape", *live, *compared, right=[*live, *compared])

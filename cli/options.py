@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.masks import MaskSet
 
 _FLAG = Parameter(negative="", show_default=False)
 
@@ -52,14 +53,24 @@ class Opening:
 
     def pair(self, source: str, shape: tuple[int, ...] | None = None) -> tuple[ModelGraph, nn.Module | None]:
         """The typed network, and the module that was traced where one was; `shape` is for want of --input."""
-        from graphsurgery.models.loading import open_pair, parse_shape
+        from graphsurgery.models.loading import open_pair
 
-        shape = parse_shape(self.input) if self.input else shape
-        return open_pair(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=shape)
+        return open_pair(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape(shape))
 
     def graph(self, source: str, shape: tuple[int, ...] | None = None) -> ModelGraph:
         """The typed network."""
         return self.pair(source, shape)[0]
+
+    def masks(self, source: str) -> MaskSet:
+        """Which of its weights live."""
+        from graphsurgery.models.mask_files import open_masks
+
+        return open_masks(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape())
+
+    def _shape(self, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+        from graphsurgery.models.loading import parse_shape
+
+        return parse_shape(self.input) if self.input else otherwise
 
 
 TOKENS: ContextVar[Sequence[str]] = ContextVar("TOKENS", default=())
@@ -74,6 +85,11 @@ Seed = Annotated[int, Parameter(help="Fixes everything that is drawn.")]
 RunFolder = Annotated[
     Path | None, Parameter(name="--run", help="Folder for metrics and states; the same command resumes from it.")
 ]
+
+
+def small_file(model: str) -> str:
+    """A name for what becomes of a model, with the ending that it has to have."""
+    return "small.onnx" if model.endswith(".onnx") else "small.pt"
 
 
 def without_dry_run() -> list[str]:

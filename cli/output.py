@@ -20,6 +20,7 @@ from graphsurgery.cli.options import Shown
 
 if TYPE_CHECKING:
     from graphsurgery.cost import Cost
+    from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.outcome import Check
     from graphsurgery.training.progress import Reporter
 
@@ -52,6 +53,21 @@ class Output:
         for check in checks:
             verdict, style = ("PASS", "green") if check.holds else ("FAIL", "bold red")
             self.line("check", f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}  {verdict}", style)
+
+    def costs(self, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
+        """Print what a network costs before and after an edit; the same for the JSON document."""
+        from dataclasses import asdict
+
+        from graphsurgery.cost import cost
+
+        old, new = cost(before), cost(after)
+        table = columns("", "parameters", "MACs", right=["parameters", "MACs"])
+        table.add_row("before", count(old.parameters), count(old.macs))
+        table.add_row("after", count(new.parameters), count(new.macs))
+        table.add_row("ratio", f"{new.parameters / old.parameters:.3f}", f"{new.macs / max(1, old.macs):.3f}")
+        self.show(table)
+        self.uncounted(old)
+        return {"before": asdict(old), "after": asdict(new)}
 
     def uncounted(self, cost: Cost) -> None:
         """Say where the multiply-accumulates are that a cost leaves out."""

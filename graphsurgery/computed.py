@@ -36,8 +36,8 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
         part = plain.get_submodule(path)
         weights = {**_parametrized(part, ties), **_hooked(part)}
         lines += [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
-        rest = {name: tensor for name, tensor in part._parameters.items() if name not in weights}
-        part._parameters.clear()
+        rest = dict(part._parameters)
+        part._parameters.clear()  # the weights come first, as in layers that were made with them
         for name, (value, _) in weights.items():
             vars(part).pop(name, None)
             if isinstance(value, nn.Parameter):
@@ -82,7 +82,6 @@ def _hooked(module: nn.Module) -> dict[str, tuple[Tensor, str]]:
         for name in own:
             module._buffers.pop(name, None)
         del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
         found[hook.name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphsurgery.checkpoint import is_checkpoint, load
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.models.specs import build, example_inputs, followable, input_shape
+from graphsurgery.models.specs import blank, build, example_inputs, followable
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.spec_text import is_function_spec, parse_spec
 from graphsurgery.tracing import trace
@@ -140,8 +140,12 @@ def _built(spec: str, seed: int) -> nn.Module:
 
 
 def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tuple[int, ...] | None) -> ModelGraph:
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    if example_shape is not None:
+        examples: tuple[Tensor, ...] | None = (blank(example_shape, dtype),)
+    else:
+        examples = None if spec is None else example_inputs(spec, dtype)
     in_file = spec is not None and is_function_spec(parse_spec(spec).name)
-    examples = _examples(module, spec, example_shape)
     if examples is None:
         advice = ", or set INPUT_SHAPE in the file" if in_file else ""
         raise SpecError(f"{source}: no input shape is known for it; give --input, such as --input 3x224x224{advice}")
@@ -150,15 +154,3 @@ def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tup
     except SurgeryError as cause:
         advice = "; EXAMPLE_INPUTS in the file may be several tensors, or indices" if in_file else ""
         raise type(cause)(f"{source}: {cause}{advice}") from cause
-
-
-def _examples(module: nn.Module, spec: str | None, shape: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
-    """What a module is traced on: one input of a shape, or those that the file of its spec gives; None for neither."""
-    if shape is None and spec is not None:
-        if (given := example_inputs(spec)) is not None:
-            return given
-        shape = input_shape(spec)
-    if shape is None:
-        return None
-    reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    return (torch.empty(2, *shape, dtype=reference.dtype, device="meta"),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphsurgery.checkpoint import is_checkpoint, read_metadata
+from graphsurgery.checkpoint import is_checkpoint, load, read_metadata
 from graphsurgery.errors import CheckpointError, SurgeryError
 from graphsurgery.masks import MaskSet
 from graphsurgery.models.loading import open_model
@@ -32,17 +32,23 @@ def open_masks(
     path = Path(source)
     if path.suffix == ".json" or (path.is_file() and _begins_as_json(path)):
         return MaskSet.load(path)
+    if is_checkpoint(source):
+        return _of_checkpoint(source)
     if is_supermask(source):
         return load_supermask(source, trust_files=trust_pickle).masks
-    graph = open_model(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape)
-    if is_checkpoint(source) and "masks" in (stored := read_metadata(source)):
-        try:
-            masks = MaskSet.from_dict(stored["masks"])
-            masks.check_fits(graph)
-        except SurgeryError as cause:
-            raise CheckpointError(f"{source}: {cause}") from cause
-        return masks
-    return MaskSet.nonzero(graph)
+    return MaskSet.nonzero(open_model(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape))
+
+
+def _of_checkpoint(source: str) -> MaskSet:
+    graph, stored = load(source), read_metadata(source)
+    if "masks" not in stored:
+        return MaskSet.nonzero(graph)
+    try:
+        masks = MaskSet.from_dict(stored["masks"])
+        masks.check_fits(graph)
+    except SurgeryError as cause:
+        raise CheckpointError(f"{source}: {cause}") from cause
+    return masks
 
 
 def _begins_as_json(path: Path) -> bool:

@@ -70,9 +70,7 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
     """
     parsed = parse_spec(spec)
     if is_function_spec(parsed.name):
-        _, module = load_function(parsed.name)
-        shape = getattr(module, "INPUT_SHAPE", None)
-        return None if shape is None else tuple(int(size) for size in shape)
+        return _shape_in(load_function(parsed.name)[1])
     source, name = _source_and_name(spec, parsed)
     if source == "timm":
         return _timm_shape(name, parsed.options)
@@ -84,25 +82,38 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
     return shape
 
 
-def example_inputs(spec: str) -> tuple[Tensor, ...] | None:
-    """Inputs that the network of `file.py:function` is traced on, the file's `EXAMPLE_INPUTS`; None where it has none.
+def _shape_in(module: ModuleType) -> tuple[int, ...] | None:
+    shape = getattr(module, "INPUT_SHAPE", None)
+    return None if shape is None else tuple(int(size) for size in shape)
 
-    They are for networks with several inputs, or with indices: one tensor `[batch, ...]` for each.
+
+def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...] | None:
+    """Inputs that the network of `spec` is traced on, one `[batch, ...]` for each; None where none are known.
+
+    It is one of `input_shape`, on the meta device; or what `EXAMPLE_INPUTS` is in the file of `file.py:function`, for
+    networks with several inputs, or with indices.
 
     Raises:
-        SpecError: they are no tensors, or the file cannot be loaded.
+        SpecError: the file's are no tensors; and as `build` does.
     """
     parsed = parse_spec(spec)
-    if not is_function_spec(parsed.name):
-        return None
-    _, module = load_function(parsed.name)
-    found = getattr(module, "EXAMPLE_INPUTS", None)
+    found = None
+    if is_function_spec(parsed.name):
+        _, module = load_function(parsed.name)
+        found, shape = getattr(module, "EXAMPLE_INPUTS", None), _shape_in(module)
+    else:
+        shape = input_shape(spec)
     if found is None:
-        return None
+        return None if shape is None else (blank(shape, dtype),)
     inputs = (found,) if isinstance(found, Tensor) else tuple(found)
     if not all(isinstance(x, Tensor) for x in inputs):
         raise SpecError(f"model spec {spec!r}: its EXAMPLE_INPUTS are no tensors; give one [batch, ...] for each input")
     return inputs
+
+
+def blank(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Two examples of a shape, without values."""
+    return torch.empty(2, *shape, dtype=dtype, device="meta")
 
 
 def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:

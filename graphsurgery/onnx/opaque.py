@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.macs import macs
 from graphsurgery.onnx.sessions import open_session
+from graphsurgery.onnx.storage import bytes_of
 
 if TYPE_CHECKING:
     from graphsurgery.onnx.reading import OnnxProgram
@@ -40,7 +41,7 @@ class OnnxOperator(nn.Module):
         self.content = model.SerializeToString()
         constants = model.graph.initializer
         self.held_parameters = sum(math.prod(c.dims) for c in constants if c.data_type in _FLOATING)
-        self.held_bytes = sum(onnx.numpy_helper.to_array(c).nbytes for c in constants)
+        self.held_bytes = sum(map(bytes_of, constants))
         self.multiplies = any(macs(node, {}) is None for node in model.graph.node)
         self.reason = reason
         self._session: onnxruntime.InferenceSession | None = None

@@ -89,7 +89,7 @@ def map_outside(model: onnx.ModelProto, weights: Weights, folder: Path) -> Weigh
         if not external_data_helper.uses_external_data(tensor) or tensor.data_type not in _PLAIN:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        size = int(np.prod(tensor.dims, dtype=np.int64)) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        size = bytes_of(tensor)
         if size < LARGE:
             continue
         location = entries["location"]
@@ -126,9 +126,9 @@ def save_model(
     graph.CopyFrom(model.graph)
     graph.ClearField("initializer")
     body = graph.SerializeToString()
-    parts = [_encoded(tensor, _bytes_of(tensor) if tensor.name in arrays else 0) for tensor in model.graph.initializer]
+    parts = [_encoded(tensor, bytes_of(tensor) if tensor.name in arrays else 0) for tensor in model.graph.initializer]
     inside = zip(model.graph.initializer, parts, strict=True)
-    length = len(body) + sum(len(part) + (_bytes_of(tensor) if tensor.name in arrays else 0) for tensor, part in inside)
+    length = len(body) + sum(len(part) + (bytes_of(tensor) if tensor.name in arrays else 0) for tensor, part in inside)
     with path.open("wb") as file:
         file.write(head.SerializeToString() + _tag(_GRAPH) + _varint(length) + body)
         for tensor, part in zip(model.graph.initializer, parts, strict=True):
@@ -139,7 +139,7 @@ def save_model(
 
 def size_of(model: onnx.ModelProto, arrays: Mapping[str, Any]) -> int:
     """About how many bytes a model with its weights has."""
-    return model.ByteSize() + sum(_bytes_of(t) for t in model.graph.initializer if t.name in arrays)
+    return model.ByteSize() + sum(bytes_of(t) for t in model.graph.initializer if t.name in arrays)
 
 
 def header(name: str, array: Array) -> onnx.TensorProto:
@@ -166,7 +166,8 @@ def _put_outside(tensor: onnx.TensorProto, array: Array, data: BinaryIO, locatio
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> int:
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    """What the numbers of a tensor take, by its shape and type; they are not read."""
     return int(np.prod(tensor.dims, dtype=np.int64)) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 

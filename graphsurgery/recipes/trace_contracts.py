@@ -105,8 +105,6 @@ class TraceContracts:
 
         A trace may have its channels in another order (a shuffle is taken out of it), so values count in any order.
         """
-        if self.refusal:
-            raise NothingToCompareError(self.refusal)
         if computed := self._trace().lineage[0].get("weights that were computed"):
             raise NothingToCompareError(f"{computed[0]} is computed there from other weights, and is a weight here")
         traced, eager = (dict(module.named_buffers()) for module in (self._trace().module, self.eager))
