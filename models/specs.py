@@ -134,13 +134,14 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     return source, name
 
 
-def fitted(spec: str, shape: Sequence[int], classes: int | None) -> str:
+def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: bool = False) -> str:
     """A spec of a paper's network with the options that follow from data filled in, where it leaves them out.
 
     Args:
         spec: other specs stay as they are.
         shape: of one input, without the batch.
         classes: how many; None for regression.
+        replacing: whether such options of the spec give way.
     """
     parsed = parse_spec(spec)
     source, _, name = parsed.name.partition("/")
@@ -155,7 +156,8 @@ def fitted(spec: str, shape: Sequence[int], classes: int | None) -> str:
         "classes": classes,
     }
     accepted = inspect.signature(PAPER_NETWORKS[name]).parameters
-    new = {k: v for k, v in known.items() if k in accepted and k not in parsed.options and v is not None}
+    kept = () if replacing else parsed.options
+    new = {k: v for k, v in known.items() if k in accepted and k not in kept and v is not None}
     options = "&".join(f"{key}={value}" for key, value in {**parsed.options, **new}.items())
     return f"{parsed.name}?{options}" if options else parsed.name
 

@@ -84,12 +84,9 @@ def check_fits(data: Data, module: nn.Module, *, name: str = "the model") -> Non
             output = module(x)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        like = fitted(name, shape, data.classes) if name.startswith("paper/") else name
-        advice = (
-            "build it for this shape, for example with ?in_channels= or ?image_size="
-            if like == name
-            else f"give {like}"
-        )
+        like = fitted(name, shape, data.classes, replacing=True)
+        usual = "build it for this shape, for example with ?in_channels= or ?image_size="
+        advice = usual if like == name else f"give {like}"
         raise SpecError(f"{name}: does not take the inputs {shape} of {data.name} ({reason}); {advice}") from error
     check_output_fits(data, output, target, name=name)
 

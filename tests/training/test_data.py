@@ -166,6 +166,9 @@ def test_check_fits():
     assert module.norm1.num_batches_tracked == 0
     with pytest.raises(SpecError, match=r"; give paper/lenet_300_100\?in_features=64&classes=10$"):
         check_fits(load_data("digits"), build("paper/lenet_300_100"), name="paper/lenet_300_100")
+    wrong = "paper/cnn?width=3&in_channels=3"
+    with pytest.raises(SpecError, match=r"; give paper/cnn\?width=3&in_channels=1&classes=10$"):
+        check_fits(data, build(wrong), name=wrong)
     with pytest.raises(SpecError, match=r"a.pt: does not take the inputs \[1, 8, 8\] of digits .*in_channels"):
         check_fits(data, build("paper/cnn?in_channels=3"), name="a.pt")
     with pytest.raises(SpecError, match=r"gives outputs \[7\], digits has 10 classes; build it with \?classes=10"):
