@@ -17,7 +17,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.latency import Timing, random_feed
 from graphsurgery.onnx.sessions import open_session
 
-_NODE, _BLOCKED = "_kernel_time", "_nchwc"
+_NODE, _BLOCKED, _REORDERS = "_kernel_time", "_nchwc", "Reorder"
 _FEWEST, _MOST = 12, 40
 
 
@@ -89,7 +89,10 @@ def _read(path: Path, warm: int, runs: int) -> Profile:
         if event.get("cat") == "Node" and event["name"].endswith(_NODE):
             name = event["name"].removesuffix(_NODE).removesuffix(_BLOCKED)
             found.setdefault(name, []).append(event)
-    return {name: _operator(events, warm, runs) for name, events in found.items()}
+    # The runtime names its changes of layout as it happens to come by them; they are told apart by when they run.
+    reorders = [name for name, events in found.items() if events[0]["args"].get("op_name", "").startswith(_REORDERS)]
+    stable = {name: f"{_REORDERS}#{number}" for number, name in enumerate(reorders)}
+    return {stable.get(name, name): _operator(events, warm, runs) for name, events in found.items()}
 
 
 def _operator(events: Sequence[Mapping[str, Any]], warm: int, runs: int) -> Operator:

@@ -138,12 +138,12 @@ def test_below_what_was_measured_the_line_goes_on():
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, stem: int = 8, deep: int = 12) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.deep = nn.Conv2d(8, 12, 3, padding=1)
-        self.head = nn.Linear(12, 5)
+        self.stem = nn.Conv2d(3, stem, 3, padding=1)
+        self.norm = nn.BatchNorm2d(stem)
+        self.deep = nn.Conv2d(stem, deep, 3, padding=1)
+        self.head = nn.Linear(deep, 5)
 
     def forward(self, x):
         x = torch.relu(self.norm(self.stem(x)))
@@ -152,18 +152,22 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("net") / "net.onnx")
+
+
+def exported(path, *widths):
     torch.manual_seed(0)
-    graph = gs.trace(Net().eval(), torch.empty(2, 3, 8, 8, device="meta"))
-    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    graph = gs.trace(Net(*widths).eval(), torch.empty(2, 3, 8, 8, device="meta"))
     gs.export_onnx(graph, path)
     return graph, path
 
 
-def test_a_file_is_cut_where_its_spaces_are(network):
-    graph, path = network
+def test_a_file_is_cut_where_its_spaces_are(tmp_path):
+    # Wider than the blocks of 8 or 16 channels to which the runtime fills up: there a cut would change no shape.
+    graph, path = exported(tmp_path / "net.onnx", 32, 64)
     bench = FileBench(path, graph, Timing(runs=3, warmup=1))
     stem, deep = (space.name for space in graph.spaces)
-    (half,), (other,) = bench.shares(stem, [4]), bench.shares(deep, [6])
+    (half,), (other,) = bench.shares(stem, [16]), bench.shares(deep, [32])
     assert len(half) >= 2
     assert len(other) >= 2
     assert set(half) | set(other) <= set(bench.whole)
