@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from graphsurgery.cli import run
 
@@ -37,14 +36,6 @@ def undecided():
 def groups():
     return nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, groups=3), nn.Flatten(), nn.Linear(432, 10))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

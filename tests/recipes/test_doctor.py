@@ -27,14 +27,6 @@ SIZES = "traced = eager, another resolution"
 TRAINING = "traced = eager, training"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Transformer(nn.Module):
     """One block with LayerNorm, attention and dropout; `[batch, 5, 4]` to `[batch, 3]`."""
 

@@ -30,14 +30,6 @@ PLAN = LotteryPlan(TRAINING, rounds=2, density=0.25)
 SILENT = SilentReporter()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     return load_data("digits?train=300")

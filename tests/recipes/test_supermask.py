@@ -24,14 +24,6 @@ TRAINING = TrainingPlan(epochs=4, batch_size=50, optimizer="sgd", lr=20.0, sched
 SILENT = SilentReporter()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     return load_data("digits")

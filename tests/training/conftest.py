@@ -4,14 +4,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def blobs():
     """Three classes of points [4], 100 examples."""
