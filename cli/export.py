@@ -116,7 +116,7 @@ def _deliver_int8(
     from graphsurgery.reports.cells import metric_text
 
     report = deliver_int8(
-        graph, output, data, examples=chosen.calib_examples, reduce_range=chosen.reduce_range, opset=opset
+        graph, output, data, examples=chosen.calib_examples, reduce_range=chosen.scheme, opset=opset
     )
     _show_export(screen, report.delivery)
     metrics = [f"test {name}" for name in report.float32.metrics]

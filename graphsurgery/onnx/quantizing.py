@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import onnx
 from torch import Tensor
@@ -16,29 +16,44 @@ from graphsurgery.onnx.exporting import quiet
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
+Scheme = Literal["u8s7", "u8u8", "u8s8"]
+"""The numbers of activations, then of weights: unsigned or signed, and how many bits of 8 they use."""
+
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+SAFE: tuple[Scheme, ...] = ("u8s7", "u8u8")
+"""Those whose sums are the same on every x86 and Arm processor."""
+
 
 def quantize_onnx(
-    source: Path | str, path: Path | str, batches: Iterable[Sequence[Tensor]], *, reduce_range: bool = False
+    source: Path | str, path: Path | str, batches: Iterable[Sequence[Tensor]], *, scheme: Scheme = "u8s7"
 ) -> int:
     """Write a float32 file with weights and activations in 8 bits, as pairs of QuantizeLinear and DequantizeLinear.
 
     The file is prepared as ONNX Runtime recommends (shapes inferred, nodes fused), the range of every activation is
-    that of the batches (smallest to largest value), and weights have a scale for each output channel. Activations are
-    unsigned and weights signed, which is what ONNX Runtime runs fastest on x86. Metadata are kept.
+    that of the batches (smallest to largest value), and weights have a scale for each output channel. Metadata are kept.
+
+    Activations are unsigned. What the weights are, the scheme says:
+
+    - `u8s7`: signed, from -64 to 64. All sums are exact on every x86 and Arm processor, by the fastest kernels of each.
+    - `u8u8`: unsigned, from 0 to 255. All sums are exact, too; x86 processors without VNNI take slower kernels.
+    - `u8s8`: signed, from -127 to 127. On x86 processors without VNNI sums saturate, so that the file computes something
+      else there; `graphsurgery.onnx.sums` says how, and `IntegerNetwork` what.
 
     Args:
         source: a float32 `.onnx` file.
         path: what is written, in one step; it may be the source.
         batches: the inputs of the network, each `[batch, ...]`, in the file's order; at least one batch.
-        reduce_range: weights of 7 bits, for x86 processors without VNNI, whose sums of 8-bit products saturate.
+        scheme: `u8s7`, `u8u8` or `u8s8`.
 
     Returns:
         How many tensors are quantised.
 
     Raises:
-        SurgeryError: there are no batches, the network does not take them, nothing in it can be quantised, or ONNX
+        SurgeryError: there is no such scheme, there are no batches, the network does not take them, nothing in it can be quantised, or ONNX
             Runtime refuses it. Nothing is written then.
     """
+    if scheme not in SCHEMES:
+        raise SurgeryError(f"{source}: found scheme {scheme!r}, expected one of {', '.join(SCHEMES)}")
     # Importing it takes a second, and only this function needs it.
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -56,9 +71,11 @@ def quantize_onnx(
                     feed,
                     quant_format=QuantFormat.QDQ,
                     activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
+                    weight_type=QuantType.QUInt8 if scheme == "u8u8" else QuantType.QInt8,
                     per_channel=True,
-                    reduce_range=reduce_range,
+                    reduce_range=scheme == "u8s7",
+                    # One zero for all channels, without which ONNX Runtime does not run a convolution in integers.
+                    extra_options={"WeightSymmetric": True},
                 )
         except SurgeryError:
             raise
