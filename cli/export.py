@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.latency import Latency
     from graphsurgery.recipes.delivery import Delivery
+    from graphsurgery.recipes.quantize import Int8Report
     from graphsurgery.training.data import Data
 
 
@@ -32,8 +33,9 @@ class Quantisation:
     """Data whose training examples give the activations' ranges, and whose test examples are measured."""
     calib_examples: Annotated[int, Parameter(validator=Number(gte=1))] = 256
     """How many training examples, at most all there are."""
-    reduce_range: Annotated[bool, Parameter(negative="", show_default=False)] = False
-    """Weights of 7 bits, for x86 processors without VNNI, whose sums of 8-bit products saturate."""
+    scheme: Literal["u8s7", "u8u8", "u8s8"] = "u8s7"
+    """Activations in unsigned 8 bits; weights in signed 7 bits or unsigned 8 bits, which give the same on every
+    processor, or in signed 8 bits, whose sums saturate on x86 processors without VNNI."""
 
 
 _QUANTISATION = Quantisation()
@@ -76,7 +78,7 @@ def export(
     if quantisation.int8 and quantisation.calib is None:
         raise SurgeryError("export: --int8 needs examples to calibrate on; give --calib DATA")
     if not quantisation.int8 and quantisation != _QUANTISATION:
-        raise SurgeryError("export: --calib, --calib-examples and --reduce-range belong to --int8; give it too")
+        raise SurgeryError("export: --calib, --calib-examples and --scheme belong to --int8; give it too")
     screen = Screen(shown)
     real = None if data is None else load_data(data)
     calibration = None if quantisation.calib is None else load_data(quantisation.calib)
@@ -115,9 +117,7 @@ def _deliver_int8(
     from graphsurgery.recipes.quantize import deliver_int8
     from graphsurgery.reports.cells import metric_text
 
-    report = deliver_int8(
-        graph, output, data, examples=chosen.calib_examples, reduce_range=chosen.scheme, opset=opset
-    )
+    report = deliver_int8(graph, output, data, examples=chosen.calib_examples, scheme=chosen.scheme, opset=opset)
     _show_export(screen, report.delivery)
     metrics = [f"test {name}" for name in report.float32.metrics]
     numbers = ["size", "latency", *metrics]
@@ -137,7 +137,39 @@ def _deliver_int8(
         f"{report.quantised} tensors in 8 bits, ranges from {report.calibrated} training examples; on {report.tested} "
         f"test examples the outputs deviate by {report.deviation:.1e} of the largest{agreement}",
     )
+    _show_schemes(screen, report)
     return report.as_dict()
+
+
+def _show_schemes(screen: Screen, report: Int8Report) -> None:
+    """What each scheme makes of the network, with either kind of sums."""
+    from graphsurgery.cli.output import columns
+    from graphsurgery.reports.cells import metric_text
+
+    metrics = list(report.float32.metrics)
+    numbers = ["deviation", *(f"test {name}" for name in metrics)]
+    headings = [
+        "pairs that saturate",
+        *(f"{name}, {kind}" for kind in ("exact sums", "saturating") for name in numbers),
+    ]
+    table = columns("scheme", *headings, right=headings)
+    for name, scheme in report.schemes.items():
+        cells = []
+        for sums in (scheme.exact, scheme.saturating):
+            cells += [f"{sums.deviation:.1e}", *(metric_text(metric, sums.metrics[metric]) for metric in metrics)]
+        table.add_row(f"{name}, taken" if name == report.scheme else name, str(scheme.overflowing), *cells)
+    screen.show(table)
+    taken = report.schemes[report.scheme]
+    computed = f"computed on {report.compared} test examples, next to float32"
+    if taken.overflowing:
+        screen.line(
+            "scheme",
+            f"{report.scheme}: {taken.overflowing} pairs of weights saturate for some inputs on x86 processors without "
+            f"VNNI ({computed}); the other schemes give the same on every processor",
+            "yellow",
+        )
+    else:
+        screen.line("scheme", f"{report.scheme}: sums are exact on every x86 and Arm processor ({computed})")
 
 
 def _show_export(screen: Screen, done: Delivery) -> None:

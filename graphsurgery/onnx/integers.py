@@ -62,6 +62,11 @@ class IntegerNetwork:
         """How many pairs of weights saturate for some activations; where there are none, all sums are exact."""
         return sum(len(overflowing(matrix)[0]) for product in self.products.values() for matrix in product.paired)
 
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """The values of `saturates` for which it computes different things."""
+        return (False, True) if self.overflowing else (False,)
+
     def run(self, inputs: Sequence[Tensor], *, saturates: bool) -> list[Tensor]:
         """The outputs.
 
@@ -216,7 +221,9 @@ class _Product:
         add = saturating if saturates and self.paired else exact
         rows, shape = self._rows(values[self.values.name])
         zeros = np.split(np.broadcast_to(self.weights.zero, self._columns), len(self.matrices))
-        sums = [self._without_zeros(add(a, w), a, w, zero) for a, w, zero in zip(rows, self.matrices, zeros, strict=True)]
+        sums = [
+            self._without_zeros(add(a, w), a, w, zero) for a, w, zero in zip(rows, self.matrices, zeros, strict=True)
+        ]
         found = np.concatenate(sums, axis=1) * (self.values.scale * self.weights.scale)
         found = found.reshape(*shape, found.shape[1]) * self.operator.attributes.get("alpha", 1.0)
         if self.bias:

@@ -21,7 +21,7 @@ Scheme = Literal["u8s7", "u8u8", "u8s8"]
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 SAFE: tuple[Scheme, ...] = ("u8s7", "u8u8")
-"""Those whose sums are the same on every x86 and Arm processor."""
+"""Those whose sums are exact on every x86 and Arm processor."""
 
 
 def quantize_onnx(
@@ -30,14 +30,15 @@ def quantize_onnx(
     """Write a float32 file with weights and activations in 8 bits, as pairs of QuantizeLinear and DequantizeLinear.
 
     The file is prepared as ONNX Runtime recommends (shapes inferred, nodes fused), the range of every activation is
-    that of the batches (smallest to largest value), and weights have a scale for each output channel. Metadata are kept.
+    that of the batches (smallest to largest value), and weights have a scale for each output channel. Metadata stay.
 
     Activations are unsigned. What the weights are, the scheme says:
 
-    - `u8s7`: signed, from -64 to 64. All sums are exact on every x86 and Arm processor, by the fastest kernels of each.
-    - `u8u8`: unsigned, from 0 to 255. All sums are exact, too; x86 processors without VNNI take slower kernels.
-    - `u8s8`: signed, from -127 to 127. On x86 processors without VNNI sums saturate, so that the file computes something
-      else there; `graphsurgery.onnx.sums` says how, and `IntegerNetwork` what.
+    - `u8s7`: signed, from -64 to 64. All sums are exact on every x86 and Arm processor, and as fast as with `u8s8`.
+    - `u8u8`: unsigned, from 0 to 255. All sums are exact, too, and weights one bit finer, but ONNX Runtime's kernels
+      for x86 are slower.
+    - `u8s8`: signed, from -127 to 127. On x86 processors without VNNI sums saturate, so that the file computes
+      something else there; `graphsurgery.onnx.sums` says how, and `IntegerNetwork` what.
 
     Args:
         source: a float32 `.onnx` file.
@@ -49,11 +50,10 @@ def quantize_onnx(
         How many tensors are quantised.
 
     Raises:
-        SurgeryError: there is no such scheme, there are no batches, the network does not take them, nothing in it can be quantised, or ONNX
-            Runtime refuses it. Nothing is written then.
+        SurgeryError: there is no such scheme, there are no batches, the network does not take them, nothing in it can
+            be quantised, or ONNX Runtime refuses it. Nothing is written then.
     """
-    if scheme not in SCHEMES:
-        raise SurgeryError(f"{source}: found scheme {scheme!r}, expected one of {', '.join(SCHEMES)}")
+    check_scheme(str(source), scheme)
     # Importing it takes a second, and only this function needs it.
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -92,6 +92,20 @@ def quantize_onnx(
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return count
+
+
+def check_scheme(where: str, scheme: str) -> None:
+    """Refuse what is no scheme.
+
+    Args:
+        where: what the error names first.
+        scheme: the name of a scheme.
+
+    Raises:
+        SurgeryError: there is none of this name.
+    """
+    if scheme not in SCHEMES:
+        raise SurgeryError(f"{where}: found scheme {scheme!r}, expected one of {', '.join(SCHEMES)}")
 
 
 class _Batches:

@@ -1,4 +1,8 @@
-"""Deliver in 8 bits: export, compare, calibrate on data, quantise, and measure what that costs and gains."""
+"""Deliver in 8 bits: export, compare, calibrate on data, quantise, and measure what that costs and gains.
+
+What is measured here is what a file does on this processor. What it does on others is computed (`onnx.integers`), for
+all schemes, from sums that are exact and from sums that saturate.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ import torch
 from torch import Tensor
 
 from graphsurgery.atomic import atomic_write
+from graphsurgery.cost import cost
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.integers import IntegerNetwork
 from graphsurgery.onnx.latency import Latency, measure_latency
-from graphsurgery.onnx.quantizing import quantize_onnx
+from graphsurgery.onnx.quantizing import SCHEMES, Scheme, check_scheme, quantize_onnx
 from graphsurgery.onnx.sessions import open_session, run_session
 from graphsurgery.recipes.delivery import Delivery, deliver
 from graphsurgery.training.batches import Examples, in_order
@@ -25,6 +31,10 @@ from graphsurgery.verify import deviation
 
 _BATCH = 32
 _REAL = 64
+_COMPUTED = 10**10
+"""Multiply-accumulates that are computed in integers for each scheme, if one test example does not take more."""
+_AT_ONCE = 4
+"""Examples that are computed in integers together; each is unfolded to its multiply-accumulates' operands."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +54,60 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """What a file computes with one kind of sums; it does not depend on the processor.
+
+    Attributes:
+        deviation: `max |int8 - float32| / max |float32|` of the outputs.
+        agreement: share of the examples with the class of the float32 network; None where the output is not
+            `[batch, classes]`.
+        metrics: as of a `Version`.
+    """
+
+    deviation: float
+    agreement: float | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SchemeReport:
+    """What a scheme makes of the network, on the first test examples.
+
+    Attributes:
+        bytes: size of the file.
+        overflowing: how many pairs of weights saturate for some inputs on x86 processors without VNNI. Where there are
+            none, the sums are exact on every processor.
+        exact: with sums in 32 bits.
+        saturating: with sums as on x86 processors without VNNI.
+    """
+
+    bytes: int
+    overflowing: int
+    exact: Sums
+    saturating: Sums
+
+
+@dataclass(frozen=True)
 class Int8Report:
     """What quantising made of a network.
 
     Attributes:
+        scheme: which was taken.
+        schemes: what each makes of the network, by name.
+        compared: how many test examples that was computed on.
         delivery: the export in float32 that was quantised, and its comparison with PyTorch.
         float32: the network before.
         int8: the network after; this is what was written.
-        deviation: `max |int8 - float32| / max |float32|` of the outputs on the test data.
+        deviation: `max |int8 - float32| / max |float32|` of the outputs on the test data, on this processor.
         agreement: share of the test examples with the same class; None where the output is not `[batch, classes]`.
         tested: how many test examples.
         calibrated: how many training examples gave the ranges.
         quantised: tensors in 8 bits.
     """
 
+    scheme: Scheme
+    schemes: dict[str, SchemeReport]
+    compared: int
     delivery: Delivery
     float32: Version
     int8: Version
@@ -78,29 +128,31 @@ def deliver_int8(
     data: Data,
     *,
     examples: int = 256,
-    reduce_range: bool = False,
+    scheme: Scheme = "u8s7",
     opset: int | None = None,
     seed: int = 0,
 ) -> Int8Report:
     """Write a network as an ONNX file in 8 bits; see `quantize_onnx`.
 
     The float32 file is compared with PyTorch first, on the data too. The activations' ranges come from training
-    examples, the measurements from test examples, all of them.
+    examples, the measurements from test examples, all of them. All schemes are compared, with exact and with saturating
+    sums, on as many of the first test examples as the size of the network allows.
 
     Args:
         graph: the network; it is not modified.
         path: the `.onnx` file.
         data: what the network was trained on, labelled or not.
         examples: training examples that give the ranges, at most all there are.
-        reduce_range: weights of 7 bits.
+        scheme: `u8s7` or `u8u8`, whose sums are exact on every processor, or `u8s8`, whose sums may saturate.
         opset: version of the operators; by default the exporter's choice.
         seed: draws the examples.
 
     Raises:
         SpecError: a split has no examples, or their shape is not what the network takes.
-        SurgeryError: the network cannot be exported or quantised, or the file not written.
+        SurgeryError: there is no such scheme, the network cannot be exported or quantised, or the file not written.
         CheckFailedError: in float32 already, ONNX Runtime computes something else.
     """
+    check_scheme(str(path), scheme)
     for split, dataset in (("training", data.train), ("test", data.test)):
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise SpecError(f"{data.name}: has no {split} examples; quantising needs both training and test examples")
@@ -110,27 +162,33 @@ def deliver_int8(
     training = Examples(data.train, torch.device("cpu"))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:examples]
     with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        before = Path(folder) / "float32.onnx"
         delivery = deliver(graph, before, opset=opset, inputs=real)
-        batches = ((_single(batch[0]),) for batch in training.batches(list(order.split(_BATCH))))
-        quantised = quantize_onnx(before, after, batches, reduce_range=reduce_range)
+        files = {name: Path(folder) / f"{name}.onnx" for name in SCHEMES}
+        quantised = {
+            name: quantize_onnx(before, file, _calibration(training, order), scheme=name)
+            for name, file in files.items()
+        }
+        after = files[scheme]
         latency = measure_latency({"float32": before, "int8": after})
-        outputs = {file: _outputs(file, data) for file in (before, after)}
-        versions = [
-            Version(file.stat().st_size, latency[file.stem], _metrics(outputs[file], data)) for file in (before, after)
-        ]
+        exact, found = _outputs(before, data), _outputs(after, data)
+        count = min(len(exact[0]), max(1, _COMPUTED // max(1, cost(graph).macs)))
+        schemes = {name: _computed(file, data, [output[:count] for output in exact]) for name, file in files.items()}
         with atomic_write(path) as temporary:
             temporary.write_bytes(after.read_bytes())
-    exact, found = outputs[before], outputs[after]
+        sizes = [file.stat().st_size for file in (before, after)]
     return Int8Report(
+        scheme=scheme,
+        schemes=schemes,
+        compared=count,
         delivery=delivery,
-        float32=versions[0],
-        int8=versions[1],
+        float32=Version(sizes[0], latency["float32"], _metrics(exact, data)),
+        int8=Version(sizes[1], latency["int8"], _metrics(found, data)),
         deviation=deviation(found, exact),
-        agreement=float((found[0].argmax(1) == exact[0].argmax(1)).double().mean()) if exact[0].dim() == 2 else None,
+        agreement=_agreement(found, exact),
         tested=len(exact[0]),
         calibrated=len(order),
-        quantised=quantised,
+        quantised=quantised[scheme],
     )
 
 
@@ -159,18 +217,44 @@ def _single(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x
 
 
+def _calibration(training: Examples, order: Tensor) -> Iterator[tuple[Tensor]]:
+    """The training examples of these numbers, as the network takes them."""
+    return ((_single(batch[0]),) for batch in training.batches(list(order.split(_BATCH))))
+
+
 def _outputs(path: Path, data: Data) -> list[Tensor]:
-    """What a file gives for all test examples."""
+    """What a file gives for all test examples on this processor."""
     session = open_session(path, threads=torch.get_num_threads())
     name = session.get_inputs()[0].name
     batches = [run_session(session, {name: _single(x)}, path.name) for x, _ in _test(data)]
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
+def _computed(path: Path, data: Data, expected: list[Tensor]) -> SchemeReport:
+    """What a file gives with either kind of sums, next to the float32 outputs for the first test examples."""
+    network = IntegerNetwork(path)
+    kinds = {saturates: _sums(network, data, expected, saturates=saturates) for saturates in network.kinds}
+    return SchemeReport(path.stat().st_size, network.overflowing, kinds[False], kinds.get(True, kinds[False]))
+
+
+def _sums(network: IntegerNetwork, data: Data, expected: list[Tensor], *, saturates: bool) -> Sums:
+    parts = Examples(data.test, torch.device("cpu")).batches(in_order(len(expected[0]), _AT_ONCE))
+    batches = [network.run([_single(batch[0])], saturates=saturates) for batch in parts]
+    found = [torch.cat(outputs) for outputs in zip(*batches, strict=True)]
+    return Sums(deviation(found, expected), _agreement(found, expected), _metrics(found, data))
+
+
+def _agreement(found: list[Tensor], expected: list[Tensor]) -> float | None:
+    """The share of examples with the same class, where the output is `[batch, classes]`."""
+    if expected[0].dim() != 2:
+        return None
+    return float((found[0].argmax(1) == expected[0].argmax(1)).double().mean())
+
+
 def _metrics(outputs: list[Tensor], data: Data) -> dict[str, float]:
-    """What the labels say, where the outputs are of their kind and any example has one."""
-    target = torch.cat([target for _, target in _test(data)])
+    """What the labels of the first examples say, where the outputs are of their kind and any example has one."""
     output = outputs[0]
+    target = torch.cat([target for _, target in _test(data)])[: len(output)]
     if data.classes is None:
         if output.shape != target.shape or not bool((known := ~target.isnan()).any()):
             return {}
