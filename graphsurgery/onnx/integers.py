@@ -75,10 +75,12 @@ class IntegerNetwork:
             saturates: whether the sums of signed weights saturate, as on x86 processors without VNNI.
 
         Raises:
-            SurgeryError: ONNX Runtime does not run the other operators on these inputs.
+            SurgeryError: there are more or fewer inputs, or ONNX Runtime does not run the other operators on them.
         """
         graph = self.model.graph
         fed = [value.name for value in graph.input if value.name not in self._constants]
+        if len(inputs) != len(fed):
+            raise SurgeryError(f"{self.path}: found {len(inputs)} inputs, expected {len(fed)}: {', '.join(fed)}")
         values: dict[str, Array] = {name: x.numpy() for name, x in zip(fed, inputs, strict=True)}
         for part in self._parts:
             part.run(values)
