@@ -1,16 +1,24 @@
-# Two commands: `make demo` and `make test`. Each does all of its own set-up in .venv.
+# Two commands: `make demo` and `make test`. Each does all of its own set-up in .venv. `make test-portable TESTS=…` takes
+# the tests through the kernels of other processors.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types clean
+TESTS ?= tests
+
+.PHONY: demo test test-portable lint types clean
 
 demo: $(STAMP)
 	$(BIN)/graphsurgery demo
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+
+# As other processors run them: the kernels of PyTorch, then those of oneDNN, with one thread and with four; last, where
+# this processor can pretend, as one with AVX2 and no more, which is what ONNX Runtime's kernels go by.
+test-portable: $(STAMP)
+	PYTHON=$(BIN)/python tests/portable.sh $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -86,14 +86,43 @@ def test_export_in_8_bits(here, capsys):
     found = document(capsys)
     operators = {node.op_type for node in onnx.load(here / "q.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
-    assert (found["calibrated"], found["tested"]) == (100, 360)
+    assert (found["calibrated"], found["tested"], found["compared"]) == (100, 360, 360)
+    # The default's sums are exact on every processor, so that the bounds hold on all of them: rounding weights to 7 and
+    # activations to 8 bits makes 0.09, and half a percent of the examples change their class.
+    assert found["scheme"] == "u8s7"
     assert abs(found["int8"]["metrics"]["accuracy"] - found["float32"]["metrics"]["accuracy"]) < 0.05
     assert found["agreement"] > 0.9
     assert 0 < found["deviation"] < 0.2
-    assert found["int8"]["bytes"] == (here / "q.onnx").stat().st_size
-    assert run([*command, "--reduce-range"]) == 0
+    assert found["int8"]["bytes"] == (here / "q.onnx").stat().st_size == found["schemes"]["u8s7"]["bytes"]
+    taken = found["schemes"]["u8s7"]
+    # What was measured here is what was computed, but for values that lie between two steps.
+    assert abs(taken["exact"]["deviation"] - found["deviation"]) < 0.02
+    assert abs(taken["exact"]["metrics"]["accuracy"] - found["int8"]["metrics"]["accuracy"]) < 0.02
+    assert list(found["schemes"]) == ["u8s7", "u8u8", "u8s8"]
+    for scheme in ("u8s7", "u8u8"):
+        assert found["schemes"][scheme]["overflowing"] == 0
+        assert found["schemes"][scheme]["exact"] == found["schemes"][scheme]["saturating"]
+    assert found["schemes"]["u8s8"]["overflowing"] > 0
+    assert found["schemes"]["u8s8"]["saturating"]["deviation"] > found["schemes"]["u8s8"]["exact"]["deviation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "scheme", "words"),
+    [
+        ([], "u8s7", "u8s7: sums are exact on every x86 and Arm processor"),
+        (["--scheme", "u8s8"], "u8s8", "pairs of weights saturate for some inputs on x86 processors without VNNI"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_export_in_8_bits_shows_all_schemes(capsys, options, scheme, words):
+    command = ["export", "a.pt", "-o", "q.onnx", "--int8", "--calib", "digits", "--calib-examples", "100"]
+    assert run([*command, *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:1] == ["int8"] and "%" in line for line in lines)
+    rows = {line.split()[0].rstrip(","): line.split() for line in lines if line.startswith("u8")}
+    assert list(rows) == ["u8s7", "u8u8", "u8s8"]
+    assert [name for name, row in rows.items() if row[1] == "taken"] == [scheme]
+    assert any(line.startswith("scheme  ") and words in line for line in lines)
     assert lines[-1].split() == ["next", "graphsurgery", "view", "q.onnx"]
 
 
@@ -120,6 +149,8 @@ def large():
     [
         (["--int8"], "--int8 needs examples to calibrate on; give --calib DATA"),
         (["--calib", "digits"], "belong to --int8; give it too"),
+        (["--scheme", "u8u8"], "--calib, --calib-examples and --scheme belong to --int8; give it too"),
+        (["--int8", "--calib", "digits", "--scheme", "s8s8"], "s8s8"),
         (["--int8", "--calib", "data.py:empty"], "returned no training examples; give at least one"),
         (["--int8", "--calib", "data.py:untested"], "has no test examples"),
         (

@@ -12,12 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from onnx_files import scripted
 from processors import without_vnni
 from torch import nn
 
-import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
-from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.integers import IntegerNetwork
 from graphsurgery.onnx.quantizing import SAFE, SCHEMES, quantize_onnx
 from graphsurgery.onnx.sessions import open_session, run_session
@@ -82,7 +81,7 @@ def files(tmp_path_factory):
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter[::2] = parameter[::2].abs()
-        export_onnx(gs.trace(model, torch.zeros(2, *shape)), folder / "m.onnx")
+        scripted(model, torch.zeros(2, *shape), folder / "m.onnx")
         for scheme in SCHEMES:
             found[name, scheme] = folder / f"{name}.{scheme}.onnx"
             quantize_onnx(folder / "m.onnx", found[name, scheme], [(examples(shape, 16),)], scheme=scheme)
@@ -106,7 +105,7 @@ def both(path, x):
 
 
 def step(path):
-    """What one step of the 8 bits is worth in the last quantised value, and how many steps there are to the output."""
+    """What one step of the 8 bits is worth in the output."""
     model = onnx.load(path)
     last = [node for node in model.graph.node if node.op_type == "DequantizeLinear"][-1]
     (scale,) = (numpy_helper.to_array(c) for c in model.graph.initializer if c.name == last.input[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.exporting import export_onnx
-from graphsurgery.onnx.quantizing import quantize_onnx
+from graphsurgery.onnx.quantizing import SAFE, quantize_onnx
 from graphsurgery.onnx.sessions import open_session, run_session
 from graphsurgery.verify import deviation
 
@@ -46,8 +47,48 @@ def test_weights_have_a_scale_for_each_channel(convolutions, tmp_path):
     assert [value.name for value in after.graph.output] == [value.name for value in before.graph.output]
 
 
-def test_the_outputs_stay_near(convolutions, tmp_path):
-    quantize_onnx(convolutions, tmp_path / "q.onnx", batches(4, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "lowest", "highest", "zero"),
+    [("u8s7", "int8", -64, 64, 0), ("u8u8", "uint8", 0, 255, 128), ("u8s8", "int8", -127, 127, 0)],
+)
+def test_a_scheme_says_what_the_weights_are(convolutions, tmp_path, scheme, dtype, lowest, highest, zero):
+    quantize_onnx(convolutions, tmp_path / "q.onnx", batches(4, 3, 8, 8), scheme=scheme)
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = [
+        node for node in graph.node if node.op_type == "DequantizeLinear" and tensors.get(node.input[0]) is not None
+    ]
+    weights = [node for node in weights if tensors[node.input[0]].dtype != "int32"]
+    assert len(weights) == 2
+    for node in weights:
+        numbers, zeros = tensors[node.input[0]], tensors[node.input[2]]
+        assert numbers.dtype == zeros.dtype == dtype
+        assert (zeros == zero).all()
+        assert lowest <= numbers.min() < zero < numbers.max() <= highest
+        # The largest weight of each channel is at an end of the range, but for rounding.
+        ends = np.abs(numbers.astype(int) - zero).reshape(len(numbers), -1).max(1)
+        assert (ends >= highest - zero - 1).all()
+    activations = [tensors[node.input[2]].dtype for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert set(activations) == {np.dtype("uint8")}
+
+
+def test_the_default_is_safe(convolutions, tmp_path):
+    quantize_onnx(convolutions, tmp_path / "default.onnx", batches(4, 3, 8, 8))
+    quantize_onnx(convolutions, tmp_path / "named.onnx", batches(4, 3, 8, 8), scheme="u8s7")
+    assert (tmp_path / "default.onnx").read_bytes() == (tmp_path / "named.onnx").read_bytes()
+    assert "u8s7" in SAFE
+
+
+def test_an_unknown_scheme(convolutions, tmp_path):
+    with pytest.raises(SurgeryError, match=r"m\.onnx: found scheme 's8s8', expected one of u8s7, u8u8, u8s8"):
+        quantize_onnx(convolutions, tmp_path / "q.onnx", batches(4, 3, 8, 8), scheme="s8s8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", SAFE)
+def test_the_outputs_stay_near(convolutions, tmp_path, scheme):
+    """The sums of both schemes are exact on every processor, so that the bound is, too."""
+    quantize_onnx(convolutions, tmp_path / "q.onnx", batches(4, 3, 8, 8), scheme=scheme)
     feed = {"input": batches(5, 3, 8, 8)[0][0]}
     found = []
     for path in (convolutions, tmp_path / "q.onnx"):
