@@ -1,12 +1,12 @@
 /*
  * Loaded before a program (LD_PRELOAD), it hides AVX-512, VNNI and AMX from it, so that libraries that choose their
  * kernels by the CPUID instruction, ONNX Runtime's among them, take those for AVX2. For Linux on x86 processors that can
- * fault on CPUID (`cpuid_fault` in /proc/cpuinfo): each CPUID raises SIGSEGV, and is answered here.
- *
- * Python's faulthandler takes the signal for itself: run pytest with `-p no:faulthandler`.
+ * fault on CPUID (`cpuid_fault` in /proc/cpuinfo): each CPUID raises SIGSEGV, and is answered here. Who else wants that
+ * signal, such as Python's faulthandler, gets what is left of it.
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -18,13 +18,28 @@
 
 static void let_cpuid_run(int yes) { syscall(SYS_arch_prctl, ARCH_SET_CPUID, yes); }
 
+static struct sigaction others; /* what the program wants to be done about its own faults */
+
+static int real_sigaction(int number, const struct sigaction *new, struct sigaction *old) {
+  static int (*real)(int, const struct sigaction *, struct sigaction *);
+  if (!real) real = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
+  return real(number, new, old);
+}
+
+int sigaction(int number, const struct sigaction *new, struct sigaction *old) {
+  if (number != SIGSEGV) return real_sigaction(number, new, old);
+  if (old) *old = others;
+  if (new) others = *new;
+  return 0;
+}
+
 static void answer(int number, siginfo_t *info, void *context) {
   greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
   const unsigned char *code = (const unsigned char *)registers[REG_RIP];
   unsigned leaf = (unsigned)registers[REG_RAX], part = (unsigned)registers[REG_RCX], a, b, c, d;
   (void)info;
-  if (code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: a fault of the program, which ends it */
-    signal(number, SIG_DFL);
+  if (code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID but a fault of the program, which happens again */
+    real_sigaction(number, &others, 0);
     return;
   }
   let_cpuid_run(1);
@@ -52,6 +67,6 @@ __attribute__((constructor)) static void start(void) {
   memset(&action, 0, sizeof action);
   action.sa_sigaction = answer;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
-  sigaction(SIGSEGV, &action, 0);
+  real_sigaction(SIGSEGV, &action, 0);
   let_cpuid_run(0);
 }

@@ -12,7 +12,7 @@ failed=""
 
 run() {
   echo "== $*"
-  env "$@" "$python" -m pytest -p no:faulthandler -n "$workers" --maxprocesses 4 $tests || failed="$failed
+  env "$@" "$python" -m pytest -n "$workers" --maxprocesses 4 $tests || failed="$failed
   $*"
 }
 
