@@ -106,7 +106,7 @@ class Int8Report:
     """
 
     scheme: Scheme
-    schemes: dict[str, SchemeReport]
+    schemes: dict[Scheme, SchemeReport]
     compared: int
     delivery: Delivery
     float32: Version

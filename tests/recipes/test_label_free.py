@@ -52,7 +52,9 @@ def test_agreement_comes_back_and_the_original_stays(graph, digits):
     small, outcome = recovered(graph, digits)
     rows = {row.name: row.test for row in outcome.rows}
     assert outcome.metric == "agreement"
-    assert rows["original"]["agreement"] == 1
+    assert rows["original"]["agreement"] == pytest.approx(
+        1, abs=1.5 / len(digits.validation)
+    )  # answered in other batches
     assert rows["original"]["deviation"] < 1e-5
     assert rows["mimicked"]["deviation"] < 0.9 * rows["cut"]["deviation"]
     assert rows["mimicked"]["agreement"] > rows["cut"]["agreement"]
