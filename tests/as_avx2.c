@@ -33,6 +33,14 @@ int sigaction(int number, const struct sigaction *new, struct sigaction *old) {
   return 0;
 }
 
+sighandler_t signal(int number, sighandler_t handler) {
+  struct sigaction new, old;
+  memset(&new, 0, sizeof new);
+  new.sa_handler = handler;
+  new.sa_flags = SA_RESTART;
+  return sigaction(number, &new, &old) ? SIG_ERR : old.sa_handler;
+}
+
 static void answer(int number, siginfo_t *info, void *context) {
   greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
   const unsigned char *code = (const unsigned char *)registers[REG_RIP];

@@ -21,5 +21,7 @@ def without_vnni(folder: Path) -> dict[str, str]:
     if not {"cpuid_fault", "avx2"} <= set(flags) or compiler is None:
         pytest.skip("needs Linux on an x86 processor that can fault on CPUID, and a C compiler")
     library = folder / "as_avx2.so"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, SOURCE], check=True, timeout=60)
-    return {**os.environ, "LD_PRELOAD": str(library)}
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [compiler, "-O2", "-shared", "-fPIC", "-o", library, SOURCE]
+    subprocess.run(command, check=True, env=plain, timeout=60)
+    return {**plain, "LD_PRELOAD": str(library)}
