@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint types clean
 
 demo: $(STAMP)
-	$(BIN)/graphsurgery demo
+	$(BIN)/graphsurgery demo --overwrite
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4

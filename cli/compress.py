@@ -13,12 +13,14 @@ from cyclopts.validators import Number
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
     RunFolder,
     Seed,
     Shown,
+    Writing,
     without_dry_run,
 )
 from graphsurgery.cli.writing import write_network, writes_to
@@ -171,6 +173,7 @@ def compress(
     run: RunFolder = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -184,7 +187,7 @@ def compress(
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[data, tuning.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
 
     tuning.check(data)

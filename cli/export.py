@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Output, Shown, writable
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    Opening,
+    Output,
+    Shown,
+    Writing,
+)
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ def export(
     target: str | None = None,
     data: str | None = None,
     quantisation: Quantisation = _QUANTISATION,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -69,7 +78,7 @@ def export(
         Compare on its examples, too; of a slimmable network, it gives the statistics of a width that are not in the
         file.
     """
-    writable(output)
+    writing.allow(onnx=output, reads=[model, data, quantisation.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.training.data import load_data
 

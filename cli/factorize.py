@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, without_dry_run
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Output,
+    Seed,
+    Shown,
+    Writing,
+    without_dry_run,
+)
 
 
 def factorize(
@@ -23,6 +34,7 @@ def factorize(
     back: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -54,7 +66,7 @@ def factorize(
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.grow import changed_by
 
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[opening.arch])
     screen = Screen(shown)
     if back and not (rank is None and energy is None and target is None):
         raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")

@@ -12,14 +12,15 @@ from graphsurgery.cli.growing import DEEPENING, WIDENING, Deepening, Widening, s
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
     RunFolder,
     Seed,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
 
 
@@ -59,6 +60,7 @@ def grow(
     run: RunFolder = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -73,7 +75,7 @@ def grow(
     report
         Also write an HTML report.
     """
-    writable(output, report)
+    writing.allow(network=output, report=report, reads=[teacher, data, widening.like, opening.arch])
     from dataclasses import asdict, replace
 
     from graphsurgery.checkpoint import save

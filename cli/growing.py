@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import Opening, Shown
+from graphsurgery.cli.options import Opening, Shown, Writing
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
@@ -86,6 +87,8 @@ def grow_file(
     *,
     data: str | None,
     dry_run: bool,
+    writing: Writing,
+    reads: Sequence[str | None] = (),
     opening: Opening,
     shown: Shown,
 ) -> None:
@@ -96,7 +99,7 @@ def grow_file(
     from graphsurgery.recipes.grow import check, grown
     from graphsurgery.training.data import check_fits, load_data
 
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[data, opening.arch, *reads])
     screen = Screen(shown)
     examples = load_data(data, seed=growth.seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file, writable
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    Opening,
+    Shown,
+    Writing,
+    small_file,
+)
 from graphsurgery.cli.writing import write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
@@ -28,6 +36,7 @@ def masks(
     join: Literal["intersection", "union"] | None = None,
     apply: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -48,6 +57,10 @@ def masks(
     """
     sources = (source, *others)
     _check(sources, join, apply, output)
+    if output is not None and apply is not None:
+        writes_to(output, apply, writing, reads=[*sources, opening.arch])
+    elif output is not None:
+        writing.allow(masks=output, reads=[*sources, opening.arch])
     from operator import and_, or_
 
     from graphsurgery.cli.output import Output as Screen
@@ -110,9 +123,7 @@ def _check(sources: Sequence[str], join: str | None, apply: str | None, output: 
     if apply is not None:
         if output.suffix == ".json":
             raise SurgeryError(f"{output}: a network is no .json file; give -o {output.with_suffix('.pt')}")
-        writes_to(output, apply)
         return
-    writable(output)
     if output.suffix != ".json":
         raise SurgeryError(f"{output}: masks alone are a .json file; give --apply MODEL to write a network")
 

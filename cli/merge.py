@@ -12,14 +12,15 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
     RunFolder,
     Seed,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def merge(
     run: RunFolder = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -122,7 +124,8 @@ def merge(
     report
         Also write an HTML report.
     """
-    writable(output, onnx, report)
+    reads = [first, second, *more, data, opening.arch]
+    writing.allow(network=output, onnx=onnx, report=report, reads=reads)
     from dataclasses import asdict, replace
 
     import torch

@@ -11,13 +11,14 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
     RunFolder,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
 from graphsurgery.training.plan import TrainingPlan
 
@@ -92,6 +93,7 @@ def mimic(
     training: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
     run: RunFolder = None,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -110,7 +112,8 @@ def mimic(
     cache
         Folder in which the teachers' logits are kept, to be found again by teachers and data.
     """
-    writable(output, report)
+    reads = [*teacher, student, data, mimicking.transfer, opening.arch]
+    writing.allow(network=output, report=report, reads=reads)
     from dataclasses import asdict, replace
 
     import torch

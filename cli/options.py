@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,92 @@ def without_dry_run() -> list[str]:
     return [token for token in TOKENS.get() if token != "--dry-run"]
 
 
+ENDINGS = {
+    "network": ("checkpoint", (".pt", ".pth", ".ckpt")),
+    "mask": ("supermask", (".pt", ".pth")),
+    "masks": ("file of masks", (".json",)),
+    "onnx": ("ONNX file", (".onnx",)),
+    "report": ("web page", (".html", ".htm")),
+    "picture": ("web page", (".html", ".htm")),
+    "plot": ("picture", (".svg", ".png", ".pdf")),
+}
+"""What is written is called, and how the name of its file ends."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Writing:
+    """What happens to files that exist."""
+
+    overwrite: Annotated[bool, _FLAG] = False
+    """Write over files that exist; never over one that is read."""
+
+    def allow(self, *, reads: Iterable[str | None] = (), in_place: str | None = None, **files: Path | None) -> None:
+        """Refuse, before any work is done, a file that could not be written or must not be.
+
+        Args:
+            reads: what the command opens: files, or specs that name some.
+            in_place: an `.onnx` file among them that is written back, so that `files` may name it; by this name only.
+            files: what will be written, by what it is (`ENDINGS`).
+
+        Raises:
+            SurgeryError: a folder of that name exists, the folder of the file does not, the name has another ending,
+                it names what is read (also by a link) or what else is written, or it exists and `overwrite` is off.
+        """
+        named = {what: path for what, path in files.items() if path is not None}
+        written: list[Path] = []
+        for what, path in named.items():
+            writable(path)
+            self._check_ending(what, path, back=in_place is not None and in_place.endswith(".onnx"))
+            self._check_apart(path, reads, in_place)
+            if same := [other for other in written if _same_file(path, other)]:
+                raise SurgeryError(f"{path}: would be written twice, also as {same[0]}; give each its own name")
+            self.check_new(path)
+            written.append(path)
+
+    def check_new(self, *paths: Path) -> None:
+        """Refuse a file that exists.
+
+        Raises:
+            SurgeryError: it does, and `overwrite` is off.
+        """
+        for path in paths:
+            if os.path.lexists(path) and not self.overwrite:
+                raise SurgeryError(f"{path}: exists; give another name, or --overwrite to write over it")
+
+    @staticmethod
+    def _check_ending(what: str, path: Path, *, back: bool) -> None:
+        called, endings = ENDINGS[what]
+        endings += ENDINGS["onnx"][1] * (back and what == "network")
+        if path.suffix.lower() not in endings:
+            raise SurgeryError(f"{path}: is no {called}; end the name in {', '.join(endings)}")
+
+    @staticmethod
+    def _check_apart(path: Path, reads: Iterable[str | None], in_place: str | None) -> None:
+        named_so = in_place is not None and path.suffix == ".onnx" and Path(in_place) == path
+        for source in filter(None, reads):
+            for file in files_of(source):
+                if _same_file(path, file) and not (named_so and file == path):
+                    called = "" if str(file) == str(path) else f" (there called {file})"
+                    raise SurgeryError(
+                        f"{path}: is read by this command{called}; give another name for what is written"
+                    )
+
+
+WRITING = Writing()
+
+
+def files_of(source: str) -> list[Path]:
+    """The files that a command-line argument may mean: itself, or the one that a spec names.
+
+    `nets.py:function?width=3` means `nets.py`, `imagefolder:DIR?size=64` means `DIR`.
+    """
+    name = source.partition("?")[0]
+    return [
+        Path(text) for text in dict.fromkeys((source, name, name.rpartition(":")[0], name.partition(":")[2])) if text
+    ]
+
+
 def writable(*paths: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done for it."""
     for path in filter(None, paths):
@@ -104,3 +191,11 @@ def writable(*paths: Path | None) -> None:
             raise SurgeryError(f"{path}: is a folder, expected the name of a file")
         if not path.parent.is_dir():
             raise SurgeryError(f"{path}: its folder does not exist; make {path.parent} first")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether both names are of one file, by links too, or will be."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return os.path.realpath(one) == os.path.realpath(other)

@@ -11,13 +11,14 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
     RunFolder,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
 from graphsurgery.training.plan import TrainingPlan
 
@@ -78,6 +79,7 @@ def slim(
     training: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _TRAINING,
     run: RunFolder = None,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -92,7 +94,7 @@ def slim(
     report
         Also write an HTML report.
     """
-    writable(output, report)
+    writing.allow(network=output, report=report, reads=[model, data, opening.arch])
     from dataclasses import asdict, replace
 
     from graphsurgery.cli.output import Output as Screen

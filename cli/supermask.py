@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Output, RunFolder, Seed, Shown, without_dry_run, writable
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    DryRun,
+    Output,
+    RunFolder,
+    Seed,
+    Shown,
+    Writing,
+    without_dry_run,
+)
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.supermask import SupermaskPlan
@@ -94,6 +104,7 @@ def supermask(
     run: RunFolder = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """Choose among weights that are never trained; the file holds the architecture, the seed and a bit for each.
@@ -105,7 +116,7 @@ def supermask(
     data
         What the masked network shall do.
     """
-    writable(output)
+    writing.allow(mask=output, reads=[spec, data])
     from dataclasses import asdict
 
     from graphsurgery.cli.output import Output as Screen

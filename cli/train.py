@@ -6,7 +6,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Output, RunFolder, Shown, without_dry_run, writable
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    DryRun,
+    Output,
+    RunFolder,
+    Shown,
+    Writing,
+    without_dry_run,
+)
 from graphsurgery.training.plan import TrainingPlan
 
 _PLAN = TrainingPlan()
@@ -21,6 +30,7 @@ def train(
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
     run: RunFolder = None,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """Train a network from a model spec and save it.
@@ -33,7 +43,7 @@ def train(
         What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
         file.py:function.
     """
-    writable(output)
+    writing.allow(network=output, reads=[spec, data])
     from dataclasses import asdict
 
     import torch

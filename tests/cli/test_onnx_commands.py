@@ -91,7 +91,7 @@ def test_export_in_8_bits(here, capsys):
     assert found["agreement"] > 0.9
     assert 0 < found["deviation"] < 0.2
     assert found["int8"]["bytes"] == (here / "q.onnx").stat().st_size
-    assert run([*command, "--reduce-range"]) == 0
+    assert run([*command, "--reduce-range", "--overwrite"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:1] == ["int8"] and "%" in line for line in lines)
     assert lines[-1].split() == ["next", "graphsurgery", "view", "q.onnx"]
