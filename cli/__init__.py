@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import traceback
 import warnings
@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
 from graphsurgery.cli.options import TOKENS
+from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
 
 DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
@@ -56,6 +57,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code. Whatever goes wrong is one line on standard error."""
+    take_every_character()
     TOKENS.set(sys.argv[1:] if tokens is None else tokens)
     try:
         with warnings.catch_warnings():
@@ -68,7 +70,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
         return _failed(cause, UNSUPPORTED)
     except BrokenPipeError:
         # Whoever read the output has enough; the interpreter's last flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return DONE
     except (SurgeryError, CycloptsError, OSError) as cause:
         return _failed(cause, USAGE)
@@ -83,5 +85,6 @@ def run(tokens: Sequence[str] | None = None) -> int:
 
 def _failed(cause: BaseException, code: int) -> int:
     bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
-    print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
     return code

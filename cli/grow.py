@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -22,6 +22,9 @@ from graphsurgery.cli.options import (
     Writing,
     without_dry_run,
 )
+
+if TYPE_CHECKING:
+    from graphsurgery.graph import ModelGraph
 
 
 @Parameter(name="*", group="Training")
@@ -111,7 +114,12 @@ def grow(
         "controls": list(plan.controls),
     }
     folder = None if run is None else Run(run, config=settings)
-    result, outcome = recipe(graph, examples, plan, folder=folder, reporter=screen.reporter())
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, output, **document)
+        screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
+
+    result, outcome = recipe(graph, examples, plan, folder=folder, reporter=screen.reporter(), made=keep)
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})
     document |= show_growth(screen, graph, result)

@@ -167,7 +167,13 @@ def merge(
         return
     settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
     folder = None if run is None else Run(run, config=settings)
-    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter())
+
+    def keep(graph: ModelGraph) -> None:
+        if process_rank()[0] == 0:
+            save(graph, output, **document)
+            screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+
+    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
     first_process, processes = process_rank()[0] == 0, process_rank()[1]
     if processes > 1:
         torch.distributed.destroy_process_group()
@@ -175,16 +181,18 @@ def merge(
     outcome = replace(merged.outcome, files={name: str(path) for name, path in files.items() if path})
     if first_process:
         save(merged.graph, output, **document, metrics=[asdict(row) for row in outcome.rows])
-        if onnx is not None:
+    try:
+        if first_process and onnx is not None:
             latency = deliver(merged.graph, onnx, name="merged", against={"parent 1": parents[0]}).latency
             timed = {name: found.median for name, found in latency.items()}
             rows = tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows)
             outcome = replace(outcome, rows=rows)
-        if report is not None:
+        if first_process and report is not None:
             write_report(outcome, report)
-    screen.show(outcome_table(outcome))
-    screen.checks(outcome.checks)
-    screen.line("verdict", outcome.verdict)
+    finally:  # what was found out is shown, whatever else goes wrong
+        screen.show(outcome_table(outcome))
+        screen.checks(outcome.checks)
+        screen.line("verdict", outcome.verdict)
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
     following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))

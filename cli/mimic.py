@@ -25,6 +25,7 @@ from graphsurgery.training.plan import TrainingPlan
 if TYPE_CHECKING:
     from torch import nn
 
+    from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.mimic import MimicPlan
 
 
@@ -153,16 +154,22 @@ def mimic(
         return
     settings = {"command": "mimic", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
     folder = None if run is None else Run(run, config=settings)
-    keep = cache if cache is not None else (None if run is None else run / "logits")
+    logits = cache if cache is not None else (None if run is None else run / "logits")
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, output, **document)
+        screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+
     result, outcome = recipe(
         graph,
         teachers,
         examples,
         plan,
         transfer=None if more is None else more.train,
-        cache=keep,
+        cache=logits,
         run=folder,
         reporter=screen.reporter(),
+        made=keep,
     )
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})

@@ -53,6 +53,7 @@ def train(
     from graphsurgery.cli.output import columns, count
     from graphsurgery.cost import cost
     from graphsurgery.recipes import train as recipe
+    from graphsurgery.spec_text import anchored
     from graphsurgery.training.data import load_data
     from graphsurgery.training.devices import process_rank
     from graphsurgery.training.evaluation import evaluate
@@ -62,13 +63,24 @@ def train(
     screen = Screen(shown)
     examples = load_data(data, seed=plan.seed)
     size = cost(recipe.fresh(spec, examples, plan.seed))
-    document = {"spec": spec, "data": data, "plan": asdict(plan), "parameters": size.parameters, "macs": size.macs}
+    document = {
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": asdict(plan),
+        "parameters": size.parameters,
+        "macs": size.macs,
+    }
     screen.line("network", f"{spec}: {count(size.parameters)} parameters, {count(size.macs)} MACs per example")
     if dry_run:
         screen.line("dry run", f"would train {plan.epochs} epochs on {data} and write {output}")
         screen.finish(document, *without_dry_run())
         return
-    settings = {"command": "train", "spec": spec, "data": data, "plan": plan.what_fixes_the_result()}
+    settings = {
+        "command": "train",
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": plan.what_fixes_the_result(),
+    }
     folder = None if run is None else Run(run, config=settings)
     graph, history = recipe.train(spec, examples, plan, run=folder, reporter=screen.reporter())
     objective = objective_for(examples)

@@ -43,8 +43,11 @@ def demo(
         parent, _ = train(spec, examples, plan, stage=f"parent-{name}", reporter=reporter)
         save(parent, folder / f"{name}.pt")
         parents.append(parent)
-    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter)
-    save(merged.graph, folder / "merged.pt")
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, folder / "merged.pt")
+
+    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
         folder / "merged.onnx",
