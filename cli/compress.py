@@ -21,9 +21,10 @@ from graphsurgery.cli.options import (
     Seed,
     Shown,
     Writing,
+    again,
     without_dry_run,
 )
-from graphsurgery.cli.writing import write_network, writes_to
+from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -298,7 +299,8 @@ class _Task:
             document: dict[str, Any] = {"model": self.model, "cut": asdict(plan), **found}
             if dry_run:
                 _show_plan(self.screen, removal_of(small))
-                return small, document | _show_costs(self.screen, self.graph, small)
+                document |= _show_costs(self.screen, self.graph, small)
+                return small, document | self.show_moved(small)
             small, found = self.recover(small, plan)
             document |= found
             if files is not None and self.cutting.to_latency:
@@ -346,7 +348,7 @@ class _Task:
 
         screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
         if self.data is None and self.calibration is None:
-            return small, _show_costs(screen, self.graph, small)
+            return small, {**_show_costs(screen, self.graph, small), **self.show_moved(small)}
         if self.calibration is not None:
             training = label_free_plan(self.calibration, **settings)
         else:
@@ -374,6 +376,15 @@ class _Task:
         costs = _show_costs(screen, self.graph, small)
         screen.show(outcome_table(outcome))
         return small, {**costs, "outcome": outcome.as_dict()}
+
+    def show_moved(self, small: ModelGraph) -> dict[str, Any]:
+        """What the cut did to the outputs, where nothing is there to measure and recover it on."""
+        if self.data is not None or self.calibration is not None:
+            return {}
+        recover = again("--data", data_of(self.graph), "--epochs", "10")
+        if self.model.endswith(".onnx"):  # labels for somebody else's file are rarely at hand
+            recover = again("--calib", "FOLDER", "--recover", "mimic")
+        return show_moved(self.screen, self.graph, small, recover, seed=self.seed)
 
     def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
         """Measure the promise on the network that is written; it fails where it is not kept."""

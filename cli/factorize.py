@@ -61,7 +61,7 @@ def factorize(
     """
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns
-    from graphsurgery.cli.writing import write_network, writes_to
+    from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.grow import changed_by
@@ -89,9 +89,11 @@ def factorize(
         for path, reason in record["skipped"].items():
             screen.line("skipped", f"{path}: {reason}", "yellow")
     document |= screen.costs(graph, new)
+    recovered = output.with_name(f"{output.stem}_recovered.pt")
+    recover = ("mimic", "--teacher", model, "--student", output, "--data", data_of(graph), "-o", recovered)
+    document |= show_moved(screen, graph, new, recover, seed=seed)
     if how == "svd":
         document["deviation"] = changed_by(graph, new, seed)
-        screen.line("change", f"the outputs change by {document['deviation']:.1e} of the largest")
     if dry_run:
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())

@@ -19,7 +19,7 @@ from graphsurgery.cli.options import (
     Writing,
     small_file,
 )
-from graphsurgery.cli.writing import write_network, writes_to
+from graphsurgery.cli.writing import show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ def masks(
         screen.line(join, _living(chosen))
         document["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
     if apply is not None and output is not None:
-        network = mask(opening.graph(apply), chosen)
+        whole = opening.graph(apply)
+        network = mask(whole, chosen)
+        document |= show_moved(screen, whole, network)
+        del whole  # the proof needs its memory
         following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
         write_network(screen, network, output, apply, {**document, "network": apply}, following)
         return

@@ -184,6 +184,13 @@ def files_of(source: str) -> list[Path]:
     ]
 
 
+def again(*more: str, command: str | None = None) -> list[str]:
+    """The command line again with more options, or as that of another command; it writes over what it has written."""
+    tokens = without_dry_run()
+    tokens = [command, *tokens[1:]] if command and tokens else tokens
+    return [*tokens, *more, *(["--overwrite"] if "--overwrite" not in tokens else [])]
+
+
 def writable(*paths: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done for it."""
     for path in filter(None, paths):

@@ -75,3 +75,39 @@ def write_network(
     screen.line("wrote", str(output))
     proof = {"deviations": dict(found.deviations), "allowed": found.allowed, "agreement": found.agreement}
     screen.finish({**document, "onnx": proof, "files": {"network": output}}, "diff", model, output)
+
+
+def show_moved(
+    screen: Screen, before: ModelGraph, after: ModelGraph, recover: Sequence[str | Path] = (), *, seed: int = 0
+) -> dict[str, Any]:
+    """Say what an edit without data did to the outputs, that it is not recovered, and by which command it can be.
+
+    Args:
+        screen: where to show it.
+        before: the network as it was.
+        after: the network as it is written.
+        recover: the command, without `graphsurgery`, that brings accuracy back; empty where there is none.
+        seed: draws the inputs.
+
+    Returns:
+        The same for the JSON document, under `moved`.
+    """
+    import shlex
+
+    from graphsurgery.recipes.moved import moved
+
+    found = moved(before, after, seed=seed)
+    document: dict[str, Any] = {**found.as_dict(), "recovered": found.stays}
+    if found.stays:
+        screen.line("change", str(found))
+        return {"moved": document}
+    screen.line("change", f"{found}; not recovered", "yellow")
+    if recover:
+        document["recover"] = shlex.join(["graphsurgery", *map(str, recover)])
+        screen.line("recover", document["recover"], "cyan")
+    return {"moved": document}
+
+
+def data_of(graph: ModelGraph) -> str:
+    """The data that a network was last trained on, as far as it says; else a word to replace."""
+    return next((str(record["data"]) for record in reversed(graph.lineage) if record.get("data")), "DATA")
