@@ -47,7 +47,7 @@ class Widening:
         return {
             "by": None if self.by is None else parse_factor(self.by),
             "to": parse_sizes(self.to),
-            "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape),
+            "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape, to_train=True),
             "init": self.init,
             "noise": self.noise,
             "round_to": self.round_to,

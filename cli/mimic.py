@@ -138,7 +138,7 @@ def mimic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         spec = fitted(student, examples.input_shape, examples.classes)
-        graph = replace(opening, arch=None).graph(spec, examples.input_shape)
+        graph = replace(opening, arch=None).graph(spec, examples.input_shape, to_train=True)
     for name, module in {student: graph.module, **teachers}.items():
         check_fits(examples, module, name=name)
     plan = mimicking.plan(training)

@@ -52,20 +52,31 @@ class Opening:
         given = [token for option, value in named.items() if value for token in (option, value)]
         return given + ["--trust-pickle"] * self.trust_pickle
 
-    def pair(self, source: str, shape: tuple[int, ...] | None = None) -> tuple[ModelGraph, nn.Module | None]:
-        """The typed network, and the module that was traced where one was; `shape` is for want of --input."""
+    def pair(
+        self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False
+    ) -> tuple[ModelGraph, nn.Module | None]:
+        """The typed network, and the module that was traced where one was.
+
+        Args:
+            source: what names it.
+            shape: of one input of the data, for want of --input.
+            to_train: whether random weights are what is expected; else they are said to be random.
+        """
         from graphsurgery.models.loading import open_pair
 
+        if not to_train:
+            _note_random(source)
         return open_pair(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape(shape))
 
-    def graph(self, source: str, shape: tuple[int, ...] | None = None) -> ModelGraph:
-        """The typed network."""
-        return self.pair(source, shape)[0]
+    def graph(self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False) -> ModelGraph:
+        """The typed network; arguments as for `pair`."""
+        return self.pair(source, shape, to_train=to_train)[0]
 
     def masks(self, source: str) -> MaskSet:
         """Which of its weights live."""
         from graphsurgery.models.mask_files import open_masks
 
+        _note_random(source)
         return open_masks(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape())
 
     def _shape(self, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
@@ -73,6 +84,22 @@ class Opening:
 
         return parse_shape(self.input) if self.input else otherwise
 
+
+def _note_random(source: str) -> None:
+    """Remember a spec whose weights are random, for whoever prints."""
+    from graphsurgery.models.loading import names_file
+    from graphsurgery.models.specs import trained_instead
+
+    random = RANDOM.get()
+    if random is None or source.endswith((".onnx", ".json")) or names_file(source):
+        return
+    better = trained_instead(source)
+    if better is not None:
+        random[source] = better
+
+
+RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
+"""The specs with random weights that this command has opened, and what to give for trained ones."""
 
 TOKENS: ContextVar[Sequence[str]] = ContextVar("TOKENS", default=())
 SHOWN = Shown()

@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.options import Shown
+from graphsurgery.cli.options import RANDOM, Shown
 from graphsurgery.cli.streams import LastingConsole, silence
 
 if TYPE_CHECKING:
@@ -43,14 +43,17 @@ class Output:
         # Off a terminal rich would fold tables to 80 columns.
         self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
         self.failure: OSError | None = None
+        self.noted: set[str] = set()
 
     def show(self, what: RenderableType) -> None:
         """Print a table."""
+        self._note_random()
         if self.speaks:
             self._print(what)
 
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
+        self._note_random()
         if self.speaks:
             self._print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
 
@@ -88,10 +91,19 @@ class Output:
         """
         following = shlex.join(["graphsurgery", *map(str, command)])
         self.line("next", following, "cyan")
+        if random := RANDOM.get():
+            document = {**document, "random_weights": dict(random)}
         if self.json and self.first:
             self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
         if self.failure is not None:
             raise self.failure
+
+    def _note_random(self) -> None:
+        """Say once of each spec whose weights are random that they are."""
+        for spec, better in (RANDOM.get() or {}).items():
+            if spec not in self.noted:
+                self.noted.add(spec)
+                self.line("note", f"{spec}: its weights are random; for trained ones give {better}", "yellow")
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         try:

@@ -115,7 +115,7 @@ def slim(
 
     screen = Screen(shown)
     examples = load_data(data, seed=training.seed)
-    graph = opening.graph(model, examples.input_shape)
+    graph = opening.graph(model, examples.input_shape, to_train=True)
     check_fits(examples, graph.module, name=model)
     plan = slimming.plan(training)
     document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}

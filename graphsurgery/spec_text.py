@@ -76,6 +76,13 @@ def is_function_spec(name: str) -> bool:
     return re.search(r"\.py:[^/\\]*$", name) is not None
 
 
+def with_option(spec: str, key: str, value: str) -> str:
+    """The spec with an option, in the place of the one of this name that it may have."""
+    name, _, options = spec.partition("?")
+    others = [part for part in options.split("&") if part and part.partition("=")[0] != key]
+    return f"{name}?{'&'.join([*others, f'{key}={value}'])}"
+
+
 def anchored(spec: str) -> str:
     """The same spec where it names a file or folder by a path from the current folder: by the whole path.
 
