@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
-from graphsurgery.cli.options import RANDOM, TOKENS
+from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS
 from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
 
@@ -58,6 +58,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code. Whatever goes wrong is one line on standard error."""
     take_every_character()
+    IMAGES.set({})
     RANDOM.set({})
     TOKENS.set(sys.argv[1:] if tokens is None else tokens)
     try:

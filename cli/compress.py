@@ -22,6 +22,8 @@ from graphsurgery.cli.options import (
     Shown,
     Writing,
     again,
+    note_images,
+    said_of_images,
     without_dry_run,
 )
 from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
@@ -134,7 +136,8 @@ class Tuning:
     --calib always mimic."""
     calib: str | None = None
     """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
-    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original."""
+    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original. Images
+    are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does (also resize, crop)."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
@@ -226,34 +229,34 @@ def _task(
     run: Path | None,
 ) -> _Task:
     """What is to be compressed, opened and checked."""
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
 
-    examples = load_data(data, seed=seed) if data else None
-    unlabelled = _unlabelled(tuning.calib, seed)
+    examples = opening.data(data, model, seed=seed) if data else None
+    unlabelled = _unlabelled(tuning.calib, model, opening, seed)
     first = examples or unlabelled
     graph = opening.graph(model, first.input_shape if first else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
-    calibration = None if tuning.calib is None else _calibration(tuning.calib, unlabelled, graph, seed)
+    calibration = None if tuning.calib is None else _calibration(tuning.calib, model, opening, unlabelled, graph, seed)
     return _Task(screen, model, graph, examples, calibration, cutting, tuning, timing, seed, run)
 
 
-def _unlabelled(calib: str | None, seed: int) -> Data | None:
+def _unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
     """The data that a spec names; None for a folder."""
-    from pathlib import Path
-
     from graphsurgery.spec_text import is_function_spec
-    from graphsurgery.training.data import load_data
+    from graphsurgery.training.calibration import folder_and_options
 
-    if calib is None or Path(calib).is_dir():
+    if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
         return None
     name = calib.partition("?")[0]
     if "/" in name.partition(":")[0] and not is_function_spec(name):
         raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
-    return load_data(calib, seed=seed)
+    return opening.data(calib, model, seed=seed)
 
 
-def _calibration(calib: str, data: Data | None, graph: ModelGraph, seed: int) -> Calibration:
+def _calibration(
+    calib: str, model: str, opening: Opening, data: Data | None, graph: ModelGraph, seed: int
+) -> Calibration:
     """The examples to recover on, checked against the network."""
     from graphsurgery.recipes.label_free import check_calibration
     from graphsurgery.training.calibration import calibration_of, read_calibration
@@ -263,7 +266,10 @@ def _calibration(calib: str, data: Data | None, graph: ModelGraph, seed: int) ->
     else:
         if len(graph.inputs) != 1:
             raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
-        found = read_calibration(calib, graph.inputs[0].shape[1:], graph.inputs[0].dtype, seed=seed)
+        said = said_of_images(model, arch=opening.arch)
+        first = graph.inputs[0]
+        found = read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        note_images(calib, found.preprocessing)
     check_calibration(found, graph)
     return found
 

@@ -80,15 +80,14 @@ def export(
     """
     writing.allow(onnx=output, reads=[model, data, quantisation.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.training.data import load_data
 
     if quantisation.int8 and quantisation.calib is None:
         raise SurgeryError("export: --int8 needs examples to calibrate on; give --calib DATA")
     if not quantisation.int8 and quantisation != _QUANTISATION:
         raise SurgeryError("export: --calib, --calib-examples and --reduce-range belong to --int8; give it too")
     screen = Screen(shown)
-    real = None if data is None else load_data(data)
-    calibration = None if quantisation.calib is None else load_data(quantisation.calib)
+    real = None if data is None else opening.data(data, model)
+    calibration = None if quantisation.calib is None else opening.data(quantisation.calib, model)
     examples = real or calibration
     if width is None and target is None:
         graph = opening.graph(model, examples.input_shape if examples else None)

@@ -88,11 +88,11 @@ def grow(
     from graphsurgery.recipes.grow import grow as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=seed)
+    examples = opening.data(data, teacher, seed=seed)
     growth = Growth(**widening.options(opening, examples.input_shape), **deepening.options(), seed=seed)
     graph = opening.graph(teacher, examples.input_shape)
     check_fits(examples, graph.module, name=teacher)

@@ -97,11 +97,11 @@ def grow_file(
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.recipes.grow import check, grown
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
 
     writes_to(output, model, writing, reads=[data, opening.arch, *reads])
     screen = Screen(shown)
-    examples = load_data(data, seed=growth.seed) if data else None
+    examples = opening.data(data, model, seed=growth.seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)

@@ -149,7 +149,6 @@ def lottery(
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
     from graphsurgery.scoring import select
-    from graphsurgery.training.data import load_data
     from graphsurgery.training.run import Run
 
     if output.exists() and not output.is_dir():
@@ -160,7 +159,7 @@ def lottery(
         writing.check_new(table, picture, numbers, *tickets_there)
     screen = Screen(shown)
     tickets = pruning.plan(plan)
-    examples = load_data(data, seed=plan.seed)
+    examples = opening.data(data, model, seed=plan.seed)
     start = opening.graph(model, examples.input_shape) if names_file(model) else None
     document = {"model": model, "data": data, "plan": asdict(tickets)}
     if dry_run:

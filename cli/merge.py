@@ -140,12 +140,12 @@ def merge(
     from graphsurgery.recipes.merge import merge as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
     from graphsurgery.training.devices import process_rank
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=seed)
+    examples = opening.data(data, first, second, *more, seed=seed)
     sources = (first, second, *more)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
     parents = _as_deep(screen, sources, parents)

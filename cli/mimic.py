@@ -128,12 +128,12 @@ def mimic(
     from graphsurgery.recipes.mimic import mimic as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=training.seed)
-    more = load_data(mimicking.transfer, seed=training.seed) if mimicking.transfer else None
+    examples = opening.data(data, *teacher, student, seed=training.seed)
+    more = opening.data(mimicking.transfer, *teacher, student, seed=training.seed) if mimicking.transfer else None
     teachers = {name: _teacher(name, opening, examples.input_shape) for name in teacher}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)

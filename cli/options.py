@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from graphsurgery.graph import ModelGraph
     from graphsurgery.masks import MaskSet
+    from graphsurgery.training.data import Data
+    from graphsurgery.training.preprocessing import Preprocessing
 
 _FLAG = Parameter(negative="", show_default=False)
 
@@ -79,6 +81,21 @@ class Opening:
         _note_random(source)
         return open_masks(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape())
 
+    def data(self, spec: str, *models: str, seed: int = 0) -> Data:
+        """The data that a spec names; images as the first of the models says that takes them.
+
+        Raises:
+            SpecError: --input says another shape than the data have; and as for `load_data`.
+        """
+        from graphsurgery.errors import SpecError
+
+        found = open_data(spec, *models, arch=self.arch, seed=seed)
+        if self.input and self._shape() != tuple(found.input_shape):
+            shape = "x".join(map(str, found.input_shape))
+            advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
+            raise SpecError(f"--input {self.input}: {spec} has inputs of {shape}; leave --input out{advice}")
+        return found
+
     def _shape(self, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
         from graphsurgery.models.loading import parse_shape
 
@@ -97,6 +114,37 @@ def _note_random(source: str) -> None:
     if better is not None:
         random[source] = better
 
+
+def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -> Data:
+    """The data that a spec names; images as the first of the models says that takes them. It is said on the screen.
+
+    Raises:
+        SpecError: as for `load_data`.
+    """
+    from graphsurgery.training.data import load_data, takes_images
+
+    said = said_of_images(*models, arch=arch) if takes_images(spec) else None
+    found = load_data(spec, seed=seed, preprocessing=said)
+    note_images(spec, found.preprocessing)
+    return found
+
+
+def said_of_images(*models: str, arch: str | None = None) -> Preprocessing | None:
+    """What the first of the models that says something says of the images that it takes."""
+    from graphsurgery.models.preprocessing import preprocessing_of
+
+    return next(filter(None, (preprocessing_of(model, arch) for model in models)), None)
+
+
+def note_images(spec: str, made: Preprocessing | None) -> None:
+    """Remember what images become inputs by, for whoever prints."""
+    images = IMAGES.get()
+    if images is not None and made is not None:
+        images[spec] = made
+
+
+IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", default=None)
+"""What images become inputs by, by the data that this command has opened."""
 
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""

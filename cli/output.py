@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.options import RANDOM, Shown
+from graphsurgery.cli.options import IMAGES, RANDOM, Shown
 from graphsurgery.cli.streams import LastingConsole, silence
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Output:
 
     def show(self, what: RenderableType) -> None:
         """Print a table."""
-        self._note_random()
+        self._notes()
         if self.speaks:
             self._print(what)
 
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
-        self._note_random()
+        self._notes()
         if self.speaks:
             self._print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
 
@@ -93,13 +93,19 @@ class Output:
         self.line("next", following, "cyan")
         if random := RANDOM.get():
             document = {**document, "random_weights": dict(random)}
+        if images := IMAGES.get():
+            document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
             self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
         if self.failure is not None:
             raise self.failure
 
-    def _note_random(self) -> None:
-        """Say once of each spec whose weights are random that they are."""
+    def _notes(self) -> None:
+        """Say once what images become inputs by, and of each spec whose weights are random that they are."""
+        for spec, made in (IMAGES.get() or {}).items():
+            if spec not in self.noted:
+                self.noted.add(spec)
+                self.line("images", f"{spec}: {made}")
         for spec, better in (RANDOM.get() or {}).items():
             if spec not in self.noted:
                 self.noted.add(spec)

@@ -110,11 +110,11 @@ def slim(
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.slimming import Slimmable
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=training.seed)
+    examples = opening.data(data, model, seed=training.seed)
     graph = opening.graph(model, examples.input_shape, to_train=True)
     check_fits(examples, graph.module, name=model)
     plan = slimming.plan(training)

@@ -16,6 +16,7 @@ from graphsurgery.cli.options import (
     Seed,
     Shown,
     Writing,
+    open_data,
     without_dry_run,
 )
 
@@ -127,7 +128,6 @@ def supermask(
     from graphsurgery.recipes.supermask import supermask as recipe
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import load_data
     from graphsurgery.training.run import Run
 
     if names_file(spec):
@@ -137,7 +137,7 @@ def supermask(
         )
     screen = Screen(shown)
     plan = learning.plan(masking, seed)
-    examples = load_data(data, seed=seed)
+    examples = open_data(data, spec, seed=seed)
     document = {"spec": spec, "data": data, "plan": asdict(plan)}
     if dry_run:
         masks = MaskSet.ones(fresh(spec, examples, seed))

@@ -14,6 +14,7 @@ from graphsurgery.cli.options import (
     RunFolder,
     Shown,
     Writing,
+    open_data,
     without_dry_run,
 )
 from graphsurgery.training.plan import TrainingPlan
@@ -41,7 +42,8 @@ def train(
         Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
     data
         What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
-        file.py:function.
+        file.py:function. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what the network sees, by
+        default as it says itself.
     """
     writing.allow(network=output, reads=[spec, data])
     from dataclasses import asdict
@@ -54,14 +56,13 @@ def train(
     from graphsurgery.cost import cost
     from graphsurgery.recipes import train as recipe
     from graphsurgery.spec_text import anchored
-    from graphsurgery.training.data import load_data
     from graphsurgery.training.devices import process_rank
     from graphsurgery.training.evaluation import evaluate
     from graphsurgery.training.objectives import objective_for
     from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=plan.seed)
+    examples = open_data(data, spec, seed=plan.seed)
     size = cost(recipe.fresh(spec, examples, plan.seed))
     document = {
         "spec": anchored(spec),

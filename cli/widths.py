@@ -13,6 +13,7 @@ from graphsurgery.cli.options import (
     Seed,
     Shown,
     Writing,
+    open_data,
 )
 from graphsurgery.errors import SurgeryError
 
@@ -65,11 +66,10 @@ def widths(
     from graphsurgery.reports.widths import draw_widths
     from graphsurgery.slimming import key_of
     from graphsurgery.targets import parse_target
-    from graphsurgery.training.data import load_data
 
     screen = Screen(shown)
     statistics, metadata = load_slimmable(model)
-    examples = load_data(data, seed=seed)
+    examples = open_data(data, model, seed=seed)
     document: dict[str, Any] = {"model": model, "data": data}
     known = len(statistics.known)
     if search is not None:

@@ -25,9 +25,9 @@ from graphsurgery.passes.widen import EXACT, widen
 from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
 from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.shrink import fine_tuning
-from graphsurgery.spec_text import anchored, parse_value
+from graphsurgery.spec_text import parse_value
 from graphsurgery.training.batches import Examples
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
@@ -244,7 +244,7 @@ class _Growing:
         if "teacher continued" in self.plan.controls:
             again = replace(self.teacher, module=copy.deepcopy(self.teacher.module))
         result = self._trained("grown", start, self.plan.training)
-        record = {"pass": "grow", "data": anchored(self.data.name), "plan": asdict(self.plan.training)}
+        record = {"pass": "grow", **recorded(self.data), "plan": asdict(self.plan.training)}
         result = replace(result, lineage=(*result.lineage, record))
         if self.made is not None:
             self.made(result)

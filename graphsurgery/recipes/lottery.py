@@ -33,7 +33,7 @@ from graphsurgery.restarts import CONTROLS, Restart, Start, put, restart
 from graphsurgery.scoring import CRITERIA, select
 from graphsurgery.spec_text import anchored
 from graphsurgery.training.batches import mixed_seed
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import Objective, objective_for
@@ -219,7 +219,7 @@ class _Seed:
         record = {
             "pass": "lottery",
             "spec": anchored(self.spec),
-            "data": anchored(self.data.name),
+            **recorded(self.data),
             "round": number,
             "density": masks.density,
             "plan": asdict(self.training),

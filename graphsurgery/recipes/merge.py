@@ -29,8 +29,7 @@ from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
 from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
-from graphsurgery.spec_text import anchored
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.gating import GateBudget
 from graphsurgery.training.loop import fit
@@ -267,7 +266,7 @@ class _Merge:
         record = {
             "pass": "merge",
             "parents": len(self.parents),
-            "data": anchored(self.data.name),
+            **recorded(self.data),
             "plan": asdict(self.plan),
         }
         return replace(small, lineage=(*small.lineage, record))

@@ -24,9 +24,8 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
-from graphsurgery.spec_text import anchored
 from graphsurgery.training.batches import Examples, in_order
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.devices import choose_device, placed
 from graphsurgery.training.evaluation import evaluate, evaluating
 from graphsurgery.training.imitation import Imitation, Mimicry
@@ -155,7 +154,7 @@ class _Mimicking:
         result = self._widened(network)
         examples = len(dataset)  # type: ignore[arg-type]
         self._row("mimic", result, note=f"{examples:,} answered examples, {self._agreement(result)}")
-        record = {"pass": "mimic", "teachers": list(self.members), "data": anchored(self.data.name)}
+        record = {"pass": "mimic", "teachers": list(self.members), **recorded(self.data)}
         result = replace(result, lineage=(*result.lineage, {**record, "plan": asdict(self.plan)}))
         if self.made is not None:
             self.made(result)

@@ -10,7 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
 from graphsurgery.spec_text import anchored
 from graphsurgery.tracing import trace
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import objective_for
 from graphsurgery.training.plan import TrainingPlan
@@ -62,6 +62,6 @@ def train(
         stage=stage,
         reporter=reporter,
     )
-    named = {"spec": anchored(spec), "data": anchored(data.name)}
+    named = {"spec": anchored(spec), **recorded(data)}
     record = {"pass": "train", **named, "plan": asdict(plan), "best_epoch": history.best_epoch}
     return replace(graph, lineage=(*graph.lineage, record)), history
