@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS
+from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
 
@@ -23,7 +24,8 @@ app = App(
     help="Surgery on trained neural networks: merge, compress, widen, deepen, export, and prove each step.",
     # Otherwise cyclopts exits by itself, without a word.
     suppress_keyboard_interrupt=False,
-    help_epilogue="Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
+    help_epilogue="Options from a file: COMMAND --config runs/train-0001/config.json; options beside it prevail.\n\n"
+    "Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
 )
 _COMMANDS = {
     "train": "Train a network from a model spec.",
@@ -60,8 +62,11 @@ def run(tokens: Sequence[str] | None = None) -> int:
     take_every_character()
     IMAGES.set({})
     RANDOM.set({})
-    TOKENS.set(sys.argv[1:] if tokens is None else tokens)
+    MADE.set(None)
+    tokens = sys.argv[1:] if tokens is None else tokens
     try:
+        tokens = with_config(tokens)
+        TOKENS.set(tokens)
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
@@ -77,11 +82,13 @@ def run(tokens: Sequence[str] | None = None) -> int:
     except (SurgeryError, CycloptsError, OSError) as cause:
         return _failed(cause, USAGE)
     except KeyboardInterrupt:
-        print("error  interrupted; nothing was left half written", file=sys.stderr)  # noqa: T201
+        print(f"error  interrupted; nothing was left half written{advice(tokens)}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except Exception as cause:
         traceback.print_exc()
         return _failed(cause, BUG)
+    finally:
+        tidy()
     return DONE
 
 

@@ -17,7 +17,6 @@ from graphsurgery.cli.options import (
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
     Writing,
@@ -26,6 +25,7 @@ from graphsurgery.cli.options import (
     said_of_images,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
@@ -174,7 +174,7 @@ def compress(
     cutting: Cutting = _CUTTING,
     measuring: Measuring = _MEASURING,
     tuning: Tuning = _TUNING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
@@ -226,7 +226,7 @@ def _task(
     tuning: Tuning,
     timing: Timing,
     seed: int,
-    run: Path | None,
+    run: Running,
 ) -> _Task:
     """What is to be compressed, opened and checked."""
     from graphsurgery.training.data import check_fits
@@ -294,7 +294,7 @@ class _Task:
     tuning: Tuning
     timing: Timing
     seed: int
-    run: Path | None
+    run: Running
 
     def compressed(self, plan: Cut, output: Path, *, dry_run: bool) -> tuple[ModelGraph, dict[str, Any]]:
         """The network that is written, and what is known of it; a dry run only shows the plan."""
@@ -350,7 +350,6 @@ class _Task:
         from graphsurgery.recipes.label_free import label_free_plan, recover_without_labels
         from graphsurgery.recipes.shrink import fine_tuning, shrink
         from graphsurgery.reports.tables import outcome_table
-        from graphsurgery.training.run import Run
 
         screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
         if self.data is None and self.calibration is None:
@@ -367,7 +366,7 @@ class _Task:
         }
         config |= {} if tuning.recover in (None, "labels") else {"recover": tuning.recover}
         config |= {} if tuning.calib is None else {"calib": tuning.calib}
-        folder = None if self.run is None else Run(self.run, config=config)
+        folder = self.run.open(screen, config, trains=training.epochs > 0)
         reporter = screen.reporter()
         if self.calibration is not None:
             small, outcome = recover_without_labels(

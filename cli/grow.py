@@ -16,12 +16,12 @@ from graphsurgery.cli.options import (
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
     Writing,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
@@ -60,7 +60,7 @@ def grow(
     widening: Widening = WIDENING,
     deepening: Deepening = DEEPENING,
     training: Continuing = _CONTINUING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
@@ -89,7 +89,6 @@ def grow(
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.training.data import check_fits
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
     examples = opening.data(data, teacher, seed=seed)
@@ -113,7 +112,7 @@ def grow(
         "scratch": plan.scratch.what_fixes_the_result(),
         "controls": list(plan.controls),
     }
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
 
     def keep(graph: ModelGraph) -> None:
         save(graph, output, **document)

@@ -16,12 +16,12 @@ from graphsurgery.cli.options import (
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
     Writing,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
@@ -100,7 +100,7 @@ def merge(
     onnx: Path | None = None,
     report: Path | None = None,
     merging: Merging = _MERGING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
@@ -142,7 +142,6 @@ def merge(
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.training.data import check_fits
     from graphsurgery.training.devices import process_rank
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
     examples = opening.data(data, first, second, *more, seed=seed)
@@ -166,7 +165,7 @@ def merge(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
 
     def keep(graph: ModelGraph) -> None:
         if process_rank()[0] == 0:

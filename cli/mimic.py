@@ -15,11 +15,11 @@ from graphsurgery.cli.options import (
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Shown,
     Writing,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def mimic(
     cache: Path | None = None,
     mimicking: Mimicking = _MIMICKING,
     training: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -129,7 +129,6 @@ def mimic(
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.training.data import check_fits
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
     examples = opening.data(data, *teacher, student, seed=training.seed)
@@ -153,8 +152,8 @@ def mimic(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "mimic", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
-    folder = None if run is None else Run(run, config=settings)
-    logits = cache if cache is not None else (None if run is None else run / "logits")
+    folder = run.open(screen, settings)
+    logits = cache if cache is not None else (None if run.run is None else run.run / "logits")
 
     def keep(graph: ModelGraph) -> None:
         save(graph, output, **document)

@@ -158,9 +158,6 @@ DryRun = Annotated[
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The file to write.")]
 Seed = Annotated[int, Parameter(help="Fixes everything that is drawn.")]
-RunFolder = Annotated[
-    Path | None, Parameter(name="--run", help="Folder for metrics and states; the same command resumes from it.")
-]
 
 
 def small_file(model: str) -> str:

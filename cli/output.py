@@ -44,6 +44,7 @@ class Output:
         self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
         self.failure: OSError | None = None
         self.noted: set[str] = set()
+        self.run: Path | None = None
 
     def show(self, what: RenderableType) -> None:
         """Print a table."""
@@ -93,6 +94,8 @@ class Output:
         self.line("next", following, "cyan")
         if random := RANDOM.get():
             document = {**document, "random_weights": dict(random)}
+        if self.run is not None:
+            document = {**document, "run": self.run}
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:

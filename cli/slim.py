@@ -15,11 +15,11 @@ from graphsurgery.cli.options import (
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Shown,
     Writing,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def slim(
     report: Path | None = None,
     slimming: Slimming = _SLIMMING,
     training: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _TRAINING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -111,7 +111,6 @@ def slim(
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.slimming import Slimmable
     from graphsurgery.training.data import check_fits
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
     examples = opening.data(data, model, seed=training.seed)
@@ -131,7 +130,7 @@ def slim(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
     slimmable, curves = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
     statistics = Statistics(slimmable)
     outcome = measure_widths(statistics, examples, curves=curves)

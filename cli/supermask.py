@@ -12,13 +12,13 @@ from graphsurgery.cli.options import (
     WRITING,
     DryRun,
     Output,
-    RunFolder,
     Seed,
     Shown,
     Writing,
     open_data,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.supermask import SupermaskPlan
@@ -102,7 +102,7 @@ def supermask(
     output: Output,
     masking: Masking = _MASKING,
     learning: Learning = _LEARNING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
@@ -128,7 +128,6 @@ def supermask(
     from graphsurgery.recipes.supermask import supermask as recipe
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.run import Run
 
     if names_file(spec):
         raise SurgeryError(
@@ -147,7 +146,7 @@ def supermask(
         return
     settings = {**document, "command": "supermask"}
     settings["plan"] = {**asdict(plan), "training": plan.training.what_fixes_the_result()}
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
     found, outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter())
     size = save_supermask(found, output)
     screen.show(outcome_table(outcome))

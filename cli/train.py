@@ -11,12 +11,12 @@ from graphsurgery.cli.options import (
     WRITING,
     DryRun,
     Output,
-    RunFolder,
     Shown,
     Writing,
     open_data,
     without_dry_run,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 _PLAN = TrainingPlan()
@@ -29,7 +29,7 @@ def train(
     data: str,
     output: Output,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     shown: Shown = SHOWN,
@@ -59,7 +59,6 @@ def train(
     from graphsurgery.training.devices import process_rank
     from graphsurgery.training.evaluation import evaluate
     from graphsurgery.training.objectives import objective_for
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
     examples = open_data(data, spec, seed=plan.seed)
@@ -82,7 +81,7 @@ def train(
         "data": anchored(data),
         "plan": plan.what_fixes_the_result(),
     }
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
     graph, history = recipe.train(spec, examples, plan, run=folder, reporter=screen.reporter())
     objective = objective_for(examples)
     parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
