@@ -65,7 +65,9 @@ class Preprocessing:
             SpecError: it is something else.
         """
         try:
-            found = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+            found: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+            }
             return replace(cls(**found), source=source)
         except TypeError as error:
             raise SpecError(f"{source}: its preprocessing cannot be read ({error}); give mean, std and size") from error
@@ -102,11 +104,12 @@ class Preprocessing:
             if not isinstance(said["crop"], bool):
                 raise SpecError(f"{spec}: crop={said['crop']}; give true to cut out the middle, or false")
             found = replace(found, crop=said["crop"])
-        for key in ("mean", "std"):
-            if key in said:
-                found = replace(found, **{key: _numbers(spec, key, said[key])})
+        if "mean" in said:
+            found = replace(found, mean=_numbers(spec, "mean", said["mean"]))
+        if "std" in said:
+            found = replace(found, std=_numbers(spec, "std", said["std"]))
         if "augment" in said:
-            word = {True: "crop", False: "none", None: "none"}.get(said["augment"], said["augment"])  # type: ignore[call-overload]
+            word = {"True": "crop", "False": "none", "None": "none"}.get(str(said["augment"]), str(said["augment"]))
             if word not in AUGMENTATIONS:
                 raise SpecError(f"{spec}: augment={word}; give one of {', '.join(AUGMENTATIONS)}")
             found = replace(found, augment=word)
