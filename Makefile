@@ -10,7 +10,7 @@ TESTS ?= tests
 .PHONY: demo test test-portable lint types clean
 
 demo: $(STAMP)
-	$(BIN)/graphsurgery demo
+	$(BIN)/graphsurgery demo --overwrite
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import traceback
 import warnings
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
-from graphsurgery.cli.options import TOKENS
+from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS
+from graphsurgery.cli.running import MADE, advice, tidy, with_config
+from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
 
 DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
@@ -22,7 +24,8 @@ app = App(
     help="Surgery on trained neural networks: merge, compress, widen, deepen, export, and prove each step.",
     # Otherwise cyclopts exits by itself, without a word.
     suppress_keyboard_interrupt=False,
-    help_epilogue="Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
+    help_epilogue="Options from a file: COMMAND --config runs/train-0001/config.json; options beside it prevail.\n\n"
+    "Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
 )
 _COMMANDS = {
     "train": "Train a network from a model spec.",
@@ -56,8 +59,14 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code. Whatever goes wrong is one line on standard error."""
-    TOKENS.set(sys.argv[1:] if tokens is None else tokens)
+    take_every_character()
+    IMAGES.set({})
+    RANDOM.set({})
+    MADE.set(None)
+    tokens = sys.argv[1:] if tokens is None else tokens
     try:
+        tokens = with_config(tokens)
+        TOKENS.set(tokens)
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
@@ -68,20 +77,23 @@ def run(tokens: Sequence[str] | None = None) -> int:
         return _failed(cause, UNSUPPORTED)
     except BrokenPipeError:
         # Whoever read the output has enough; the interpreter's last flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return DONE
     except (SurgeryError, CycloptsError, OSError) as cause:
         return _failed(cause, USAGE)
     except KeyboardInterrupt:
-        print("error  interrupted; nothing was left half written", file=sys.stderr)  # noqa: T201
+        print(f"error  interrupted; nothing was left half written{advice(tokens)}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except Exception as cause:
         traceback.print_exc()
         return _failed(cause, BUG)
+    finally:
+        tidy()
     return DONE
 
 
 def _failed(cause: BaseException, code: int) -> int:
     bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
-    print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
     return code

@@ -13,15 +13,20 @@ from cyclopts.validators import Number
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
+    Writing,
+    again,
+    note_images,
+    said_of_images,
     without_dry_run,
 )
-from graphsurgery.cli.writing import write_network, writes_to
+from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -131,7 +136,8 @@ class Tuning:
     --calib always mimic."""
     calib: str | None = None
     """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
-    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original."""
+    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original. Images
+    are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does (also resize, crop)."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
@@ -168,9 +174,10 @@ def compress(
     cutting: Cutting = _CUTTING,
     measuring: Measuring = _MEASURING,
     tuning: Tuning = _TUNING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -184,7 +191,7 @@ def compress(
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[data, tuning.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
 
     tuning.check(data)
@@ -219,37 +226,37 @@ def _task(
     tuning: Tuning,
     timing: Timing,
     seed: int,
-    run: Path | None,
+    run: Running,
 ) -> _Task:
     """What is to be compressed, opened and checked."""
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
 
-    examples = load_data(data, seed=seed) if data else None
-    unlabelled = _unlabelled(tuning.calib, seed)
+    examples = opening.data(data, model, seed=seed) if data else None
+    unlabelled = _unlabelled(tuning.calib, model, opening, seed)
     first = examples or unlabelled
     graph = opening.graph(model, first.input_shape if first else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
-    calibration = None if tuning.calib is None else _calibration(tuning.calib, unlabelled, graph, seed)
+    calibration = None if tuning.calib is None else _calibration(tuning.calib, model, opening, unlabelled, graph, seed)
     return _Task(screen, model, graph, examples, calibration, cutting, tuning, timing, seed, run)
 
 
-def _unlabelled(calib: str | None, seed: int) -> Data | None:
+def _unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
     """The data that a spec names; None for a folder."""
-    from pathlib import Path
-
     from graphsurgery.spec_text import is_function_spec
-    from graphsurgery.training.data import load_data
+    from graphsurgery.training.calibration import folder_and_options
 
-    if calib is None or Path(calib).is_dir():
+    if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
         return None
     name = calib.partition("?")[0]
     if "/" in name.partition(":")[0] and not is_function_spec(name):
         raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
-    return load_data(calib, seed=seed)
+    return opening.data(calib, model, seed=seed)
 
 
-def _calibration(calib: str, data: Data | None, graph: ModelGraph, seed: int) -> Calibration:
+def _calibration(
+    calib: str, model: str, opening: Opening, data: Data | None, graph: ModelGraph, seed: int
+) -> Calibration:
     """The examples to recover on, checked against the network."""
     from graphsurgery.recipes.label_free import check_calibration
     from graphsurgery.training.calibration import calibration_of, read_calibration
@@ -259,7 +266,10 @@ def _calibration(calib: str, data: Data | None, graph: ModelGraph, seed: int) ->
     else:
         if len(graph.inputs) != 1:
             raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
-        found = read_calibration(calib, graph.inputs[0].shape[1:], graph.inputs[0].dtype, seed=seed)
+        said = said_of_images(model, arch=opening.arch)
+        first = graph.inputs[0]
+        found = read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        note_images(calib, found.preprocessing)
     check_calibration(found, graph)
     return found
 
@@ -284,7 +294,7 @@ class _Task:
     tuning: Tuning
     timing: Timing
     seed: int
-    run: Path | None
+    run: Running
 
     def compressed(self, plan: Cut, output: Path, *, dry_run: bool) -> tuple[ModelGraph, dict[str, Any]]:
         """The network that is written, and what is known of it; a dry run only shows the plan."""
@@ -295,7 +305,8 @@ class _Task:
             document: dict[str, Any] = {"model": self.model, "cut": asdict(plan), **found}
             if dry_run:
                 _show_plan(self.screen, removal_of(small))
-                return small, document | _show_costs(self.screen, self.graph, small)
+                document |= _show_costs(self.screen, self.graph, small)
+                return small, document | self.show_moved(small)
             small, found = self.recover(small, plan)
             document |= found
             if files is not None and self.cutting.to_latency:
@@ -339,11 +350,10 @@ class _Task:
         from graphsurgery.recipes.label_free import label_free_plan, recover_without_labels
         from graphsurgery.recipes.shrink import fine_tuning, shrink
         from graphsurgery.reports.tables import outcome_table
-        from graphsurgery.training.run import Run
 
         screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
         if self.data is None and self.calibration is None:
-            return small, _show_costs(screen, self.graph, small)
+            return small, {**_show_costs(screen, self.graph, small), **self.show_moved(small)}
         if self.calibration is not None:
             training = label_free_plan(self.calibration, **settings)
         else:
@@ -356,7 +366,7 @@ class _Task:
         }
         config |= {} if tuning.recover in (None, "labels") else {"recover": tuning.recover}
         config |= {} if tuning.calib is None else {"calib": tuning.calib}
-        folder = None if self.run is None else Run(self.run, config=config)
+        folder = self.run.open(screen, config, trains=training.epochs > 0)
         reporter = screen.reporter()
         if self.calibration is not None:
             small, outcome = recover_without_labels(
@@ -371,6 +381,15 @@ class _Task:
         costs = _show_costs(screen, self.graph, small)
         screen.show(outcome_table(outcome))
         return small, {**costs, "outcome": outcome.as_dict()}
+
+    def show_moved(self, small: ModelGraph) -> dict[str, Any]:
+        """What the cut did to the outputs, where nothing is there to measure and recover it on."""
+        if self.data is not None or self.calibration is not None:
+            return {}
+        recover = again("--data", data_of(self.graph), "--epochs", "10")
+        if self.model.endswith(".onnx"):  # labels for somebody else's file are rarely at hand
+            recover = again("--calib", "FOLDER", "--recover", "mimic")
+        return show_moved(self.screen, self.graph, small, recover, seed=self.seed)
 
     def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
         """Measure the promise on the network that is written; it fails where it is not kept."""

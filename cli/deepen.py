@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
+from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Output, Seed, Shown, Writing
 
 
 def deepen(
@@ -15,6 +15,7 @@ def deepen(
     deepening: Deepening = DEEPENING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -33,4 +34,4 @@ def deepen(
     growth = Growth(**deepening.options(), seed=seed)
     if not growth.after:
         raise SurgeryError("deepen: nothing says where; give --after NAME or --where auto")
-    grow_file(model, output, growth, data=data, dry_run=dry_run, opening=opening, shown=shown)
+    grow_file(model, output, growth, data=data, dry_run=dry_run, writing=writing, opening=opening, shown=shown)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphsurgery.cli.options import SHOWN, Seed, Shown
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    Seed,
+    Shown,
+    Writing,
+)
 
 
 def demo(
@@ -12,6 +18,7 @@ def demo(
     folder: Path = Path("demo"),
     data: str = "digits",
     seed: Seed = 0,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """Train two networks, merge them, export the result, check it, and write a report; under three minutes.
@@ -26,9 +33,11 @@ def demo(
     import torch
 
     from graphsurgery.cli.output import Output
+    from graphsurgery.recipes.demo import FILES
     from graphsurgery.recipes.demo import demo as recipe
     from graphsurgery.reports.tables import outcome_table
 
+    writing.check_new(*(folder / name for name in FILES))
     screen = Output(shown)
     # On networks this small one thread is as fast as many, and sums in the same order on every machine.
     torch.set_num_threads(1)

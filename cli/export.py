@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Output, Shown, writable
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    Opening,
+    Output,
+    Shown,
+    Writing,
+)
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -51,6 +59,7 @@ def export(
     target: str | None = None,
     data: str | None = None,
     quantisation: Quantisation = _QUANTISATION,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -71,17 +80,16 @@ def export(
         Compare on its examples, too; of a slimmable network, it gives the statistics of a width that are not in the
         file.
     """
-    writable(output)
+    writing.allow(onnx=output, reads=[model, data, quantisation.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.training.data import load_data
 
     if quantisation.int8 and quantisation.calib is None:
         raise SurgeryError("export: --int8 needs examples to calibrate on; give --calib DATA")
     if not quantisation.int8 and quantisation != _QUANTISATION:
         raise SurgeryError("export: --calib, --calib-examples and --scheme belong to --int8; give it too")
     screen = Screen(shown)
-    real = None if data is None else load_data(data)
-    calibration = None if quantisation.calib is None else load_data(quantisation.calib)
+    real = None if data is None else opening.data(data, model)
+    calibration = None if quantisation.calib is None else opening.data(quantisation.calib, model)
     examples = real or calibration
     if width is None and target is None:
         graph = opening.graph(model, examples.input_shape if examples else None)

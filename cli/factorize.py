@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, without_dry_run
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Output,
+    Seed,
+    Shown,
+    Writing,
+    without_dry_run,
+)
 
 
 def factorize(
@@ -23,6 +34,7 @@ def factorize(
     back: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -49,12 +61,12 @@ def factorize(
     """
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.output import columns
-    from graphsurgery.cli.writing import write_network, writes_to
+    from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.grow import changed_by
 
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[opening.arch])
     screen = Screen(shown)
     if back and not (rank is None and energy is None and target is None):
         raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")
@@ -77,9 +89,11 @@ def factorize(
         for path, reason in record["skipped"].items():
             screen.line("skipped", f"{path}: {reason}", "yellow")
     document |= screen.costs(graph, new)
+    recovered = output.with_name(f"{output.stem}_recovered.pt")
+    recover = ("mimic", "--teacher", model, "--student", output, "--data", data_of(graph), "-o", recovered)
+    document |= show_moved(screen, graph, new, recover, seed=seed)
     if how == "svd":
         document["deviation"] = changed_by(graph, new, seed)
-        screen.line("change", f"the outputs change by {document['deviation']:.1e} of the largest")
     if dry_run:
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,15 +12,19 @@ from graphsurgery.cli.growing import DEEPENING, WIDENING, Deepening, Widening, s
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
+from graphsurgery.cli.running import RUNNING, Running
+
+if TYPE_CHECKING:
+    from graphsurgery.graph import ModelGraph
 
 
 @Parameter(name="*", group="Training")
@@ -56,9 +60,10 @@ def grow(
     widening: Widening = WIDENING,
     deepening: Deepening = DEEPENING,
     training: Continuing = _CONTINUING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -73,7 +78,7 @@ def grow(
     report
         Also write an HTML report.
     """
-    writable(output, report)
+    writing.allow(network=output, report=report, reads=[teacher, data, widening.like, opening.arch])
     from dataclasses import asdict, replace
 
     from graphsurgery.checkpoint import save
@@ -83,11 +88,10 @@ def grow(
     from graphsurgery.recipes.grow import grow as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
-    from graphsurgery.training.run import Run
+    from graphsurgery.training.data import check_fits
 
     screen = Screen(shown)
-    examples = load_data(data, seed=seed)
+    examples = opening.data(data, teacher, seed=seed)
     growth = Growth(**widening.options(opening, examples.input_shape), **deepening.options(), seed=seed)
     graph = opening.graph(teacher, examples.input_shape)
     check_fits(examples, graph.module, name=teacher)
@@ -108,8 +112,13 @@ def grow(
         "scratch": plan.scratch.what_fixes_the_result(),
         "controls": list(plan.controls),
     }
-    folder = None if run is None else Run(run, config=settings)
-    result, outcome = recipe(graph, examples, plan, folder=folder, reporter=screen.reporter())
+    folder = run.open(screen, settings)
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, output, **document)
+        screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
+
+    result, outcome = recipe(graph, examples, plan, folder=folder, reporter=screen.reporter(), made=keep)
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})
     document |= show_growth(screen, graph, result)

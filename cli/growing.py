@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import Opening, Shown
+from graphsurgery.cli.options import Opening, Shown, Writing
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
@@ -46,7 +47,7 @@ class Widening:
         return {
             "by": None if self.by is None else parse_factor(self.by),
             "to": parse_sizes(self.to),
-            "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape),
+            "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape, to_train=True),
             "init": self.init,
             "noise": self.noise,
             "round_to": self.round_to,
@@ -86,6 +87,8 @@ def grow_file(
     *,
     data: str | None,
     dry_run: bool,
+    writing: Writing,
+    reads: Sequence[str | None] = (),
     opening: Opening,
     shown: Shown,
 ) -> None:
@@ -94,11 +97,11 @@ def grow_file(
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.recipes.grow import check, grown
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
 
-    writes_to(output, model)
+    writes_to(output, model, writing, reads=[data, opening.arch, *reads])
     screen = Screen(shown)
-    examples = load_data(data, seed=growth.seed) if data else None
+    examples = opening.data(data, model, seed=growth.seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
@@ -150,15 +153,16 @@ def show_check(screen: Screen, before: ModelGraph, after: ModelGraph, growth: Gr
     Raises:
         CheckFailedError: the contract does not hold.
     """
+    from graphsurgery.cli.options import again
+    from graphsurgery.cli.writing import data_of, show_moved
     from graphsurgery.errors import CheckFailedError
     from graphsurgery.recipes.grow import changed_by
 
     if held is None:
-        change = changed_by(before, after, growth.seed)
-        screen.line(
-            "change", f"{growth.init} is not exact: the outputs change by {change:.1e} of the largest", "yellow"
-        )
-        return {"deviation": change}
+        screen.line("note", f"{growth.init} is not exact", "yellow")
+        recover = again("--data", data_of(before), command="grow")
+        found = show_moved(screen, before, after, recover, seed=growth.seed)
+        return {"deviation": changed_by(before, after, growth.seed), **found}
     screen.checks([held])
     if not held.holds:
         raise CheckFailedError(f"{held.name}: {held.measured:.1e}, allowed {held.allowed:.0e}; nothing was written")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Shown, without_dry_run
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Shown,
+    Writing,
+    without_dry_run,
+)
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -112,6 +121,7 @@ def lottery(
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
     pruning: Drawing = _DRAWING,
     plan: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     dry_run: DryRun = False,
     shown: Shown = SHOWN,
@@ -139,14 +149,17 @@ def lottery(
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
     from graphsurgery.scoring import select
-    from graphsurgery.training.data import load_data
     from graphsurgery.training.run import Run
 
     if output.exists() and not output.is_dir():
         raise SurgeryError(f"{output}: is a file, expected the name of a folder")
+    table, picture, numbers = (output / f"lottery.{ending}" for ending in ("md", "svg", "json"))
+    if not (output / "states" / "config.json").exists():  # else it is the folder of this command, which resumes
+        tickets_there = sorted(output.glob("seed-*/round-*.pt"))
+        writing.check_new(table, picture, numbers, *tickets_there)
     screen = Screen(shown)
     tickets = pruning.plan(plan)
-    examples = load_data(data, seed=plan.seed)
+    examples = opening.data(data, model, seed=plan.seed)
     start = opening.graph(model, examples.input_shape) if names_file(model) else None
     document = {"model": model, "data": data, "plan": asdict(tickets)}
     if dry_run:
@@ -164,7 +177,6 @@ def lottery(
         settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     run = Run(output / "states", config=settings)
     found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter())
-    table, picture, numbers = (output / f"lottery.{ending}" for ending in ("md", "svg", "json"))
     for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
         with atomic_write(file) as partial:
             partial.write_text(text)

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file, writable
-from graphsurgery.cli.writing import write_network, writes_to
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    Opening,
+    Shown,
+    Writing,
+    small_file,
+)
+from graphsurgery.cli.writing import show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ def masks(
     join: Literal["intersection", "union"] | None = None,
     apply: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -48,6 +57,10 @@ def masks(
     """
     sources = (source, *others)
     _check(sources, join, apply, output)
+    if output is not None and apply is not None:
+        writes_to(output, apply, writing, reads=[*sources, opening.arch])
+    elif output is not None:
+        writing.allow(masks=output, reads=[*sources, opening.arch])
     from operator import and_, or_
 
     from graphsurgery.cli.output import Output as Screen
@@ -62,7 +75,10 @@ def masks(
         screen.line(join, _living(chosen))
         document["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
     if apply is not None and output is not None:
-        network = mask(opening.graph(apply), chosen)
+        whole = opening.graph(apply)
+        network = mask(whole, chosen)
+        document |= show_moved(screen, whole, network)
+        del whole  # the proof needs its memory
         following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
         write_network(screen, network, output, apply, {**document, "network": apply}, following)
         return
@@ -110,9 +126,7 @@ def _check(sources: Sequence[str], join: str | None, apply: str | None, output: 
     if apply is not None:
         if output.suffix == ".json":
             raise SurgeryError(f"{output}: a network is no .json file; give -o {output.with_suffix('.pt')}")
-        writes_to(output, apply)
         return
-    writable(output)
     if output.suffix != ".json":
         raise SurgeryError(f"{output}: masks alone are a .json file; give --apply MODEL to write a network")
 

@@ -12,15 +12,16 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Seed,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
@@ -99,9 +100,10 @@ def merge(
     onnx: Path | None = None,
     report: Path | None = None,
     merging: Merging = _MERGING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -122,7 +124,8 @@ def merge(
     report
         Also write an HTML report.
     """
-    writable(output, onnx, report)
+    reads = [first, second, *more, data, opening.arch]
+    writing.allow(network=output, onnx=onnx, report=report, reads=reads)
     from dataclasses import asdict, replace
 
     import torch
@@ -137,12 +140,11 @@ def merge(
     from graphsurgery.recipes.merge import merge as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
+    from graphsurgery.training.data import check_fits
     from graphsurgery.training.devices import process_rank
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=seed)
+    examples = opening.data(data, first, second, *more, seed=seed)
     sources = (first, second, *more)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
     parents = _as_deep(screen, sources, parents)
@@ -163,8 +165,14 @@ def merge(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
-    folder = None if run is None else Run(run, config=settings)
-    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter())
+    folder = run.open(screen, settings)
+
+    def keep(graph: ModelGraph) -> None:
+        if process_rank()[0] == 0:
+            save(graph, output, **document)
+            screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+
+    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
     first_process, processes = process_rank()[0] == 0, process_rank()[1]
     if processes > 1:
         torch.distributed.destroy_process_group()
@@ -172,16 +180,18 @@ def merge(
     outcome = replace(merged.outcome, files={name: str(path) for name, path in files.items() if path})
     if first_process:
         save(merged.graph, output, **document, metrics=[asdict(row) for row in outcome.rows])
-        if onnx is not None:
+    try:
+        if first_process and onnx is not None:
             latency = deliver(merged.graph, onnx, name="merged", against={"parent 1": parents[0]}).latency
             timed = {name: found.median for name, found in latency.items()}
             rows = tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows)
             outcome = replace(outcome, rows=rows)
-        if report is not None:
+        if first_process and report is not None:
             write_report(outcome, report)
-    screen.show(outcome_table(outcome))
-    screen.checks(outcome.checks)
-    screen.line("verdict", outcome.verdict)
+    finally:  # what was found out is shown, whatever else goes wrong
+        screen.show(outcome_table(outcome))
+        screen.checks(outcome.checks)
+        screen.line("verdict", outcome.verdict)
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
     following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))

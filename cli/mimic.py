@@ -11,19 +11,21 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.mimic import MimicPlan
 
 
@@ -90,8 +92,9 @@ def mimic(
     cache: Path | None = None,
     mimicking: Mimicking = _MIMICKING,
     training: Annotated[Training, Parameter(name="*", group="Training")] = _TRAINING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -110,7 +113,8 @@ def mimic(
     cache
         Folder in which the teachers' logits are kept, to be found again by teachers and data.
     """
-    writable(output, report)
+    reads = [*teacher, student, data, mimicking.transfer, opening.arch]
+    writing.allow(network=output, report=report, reads=reads)
     from dataclasses import asdict, replace
 
     import torch
@@ -124,17 +128,16 @@ def mimic(
     from graphsurgery.recipes.mimic import mimic as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import check_fits, load_data
-    from graphsurgery.training.run import Run
+    from graphsurgery.training.data import check_fits
 
     screen = Screen(shown)
-    examples = load_data(data, seed=training.seed)
-    more = load_data(mimicking.transfer, seed=training.seed) if mimicking.transfer else None
+    examples = opening.data(data, *teacher, student, seed=training.seed)
+    more = opening.data(mimicking.transfer, *teacher, student, seed=training.seed) if mimicking.transfer else None
     teachers = {name: _teacher(name, opening, examples.input_shape) for name in teacher}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         spec = fitted(student, examples.input_shape, examples.classes)
-        graph = replace(opening, arch=None).graph(spec, examples.input_shape)
+        graph = replace(opening, arch=None).graph(spec, examples.input_shape, to_train=True)
     for name, module in {student: graph.module, **teachers}.items():
         check_fits(examples, module, name=name)
     plan = mimicking.plan(training)
@@ -149,17 +152,23 @@ def mimic(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "mimic", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
-    folder = None if run is None else Run(run, config=settings)
-    keep = cache if cache is not None else (None if run is None else run / "logits")
+    folder = run.open(screen, settings)
+    logits = cache if cache is not None else (None if run.run is None else run.run / "logits")
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, output, **document)
+        screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+
     result, outcome = recipe(
         graph,
         teachers,
         examples,
         plan,
         transfer=None if more is None else more.train,
-        cache=keep,
+        cache=logits,
         run=folder,
         reporter=screen.reporter(),
+        made=keep,
     )
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})

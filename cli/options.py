@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from graphsurgery.graph import ModelGraph
     from graphsurgery.masks import MaskSet
+    from graphsurgery.training.data import Data
+    from graphsurgery.training.preprocessing import Preprocessing
 
 _FLAG = Parameter(negative="", show_default=False)
 
@@ -51,27 +54,100 @@ class Opening:
         given = [token for option, value in named.items() if value for token in (option, value)]
         return given + ["--trust-pickle"] * self.trust_pickle
 
-    def pair(self, source: str, shape: tuple[int, ...] | None = None) -> tuple[ModelGraph, nn.Module | None]:
-        """The typed network, and the module that was traced where one was; `shape` is for want of --input."""
+    def pair(
+        self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False
+    ) -> tuple[ModelGraph, nn.Module | None]:
+        """The typed network, and the module that was traced where one was.
+
+        Args:
+            source: what names it.
+            shape: of one input of the data, for want of --input.
+            to_train: whether random weights are what is expected; else they are said to be random.
+        """
         from graphsurgery.models.loading import open_pair
 
+        if not to_train:
+            _note_random(source)
         return open_pair(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape(shape))
 
-    def graph(self, source: str, shape: tuple[int, ...] | None = None) -> ModelGraph:
-        """The typed network."""
-        return self.pair(source, shape)[0]
+    def graph(self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False) -> ModelGraph:
+        """The typed network; arguments as for `pair`."""
+        return self.pair(source, shape, to_train=to_train)[0]
 
     def masks(self, source: str) -> MaskSet:
         """Which of its weights live."""
         from graphsurgery.models.mask_files import open_masks
 
+        _note_random(source)
         return open_masks(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape())
+
+    def data(self, spec: str, *models: str, seed: int = 0) -> Data:
+        """The data that a spec names; images as the first of the models says that takes them.
+
+        Raises:
+            SpecError: --input says another shape than the data have; and as for `load_data`.
+        """
+        from graphsurgery.errors import SpecError
+
+        found = open_data(spec, *models, arch=self.arch, seed=seed)
+        if self.input and self._shape() != tuple(found.input_shape):
+            shape = "x".join(map(str, found.input_shape))
+            advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
+            raise SpecError(f"--input {self.input}: {spec} has inputs of {shape}; leave --input out{advice}")
+        return found
 
     def _shape(self, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
         from graphsurgery.models.loading import parse_shape
 
         return parse_shape(self.input) if self.input else otherwise
 
+
+def _note_random(source: str) -> None:
+    """Remember a spec whose weights are random, for whoever prints."""
+    from graphsurgery.models.loading import names_file
+    from graphsurgery.models.specs import trained_instead
+
+    random = RANDOM.get()
+    if random is None or source.endswith((".onnx", ".json")) or names_file(source):
+        return
+    better = trained_instead(source)
+    if better is not None:
+        random[source] = better
+
+
+def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -> Data:
+    """The data that a spec names; images as the first of the models says that takes them. It is said on the screen.
+
+    Raises:
+        SpecError: as for `load_data`.
+    """
+    from graphsurgery.training.data import load_data, takes_images
+
+    said = said_of_images(*models, arch=arch) if takes_images(spec) else None
+    found = load_data(spec, seed=seed, preprocessing=said)
+    note_images(spec, found.preprocessing)
+    return found
+
+
+def said_of_images(*models: str, arch: str | None = None) -> Preprocessing | None:
+    """What the first of the models that says something says of the images that it takes."""
+    from graphsurgery.models.preprocessing import preprocessing_of
+
+    return next(filter(None, (preprocessing_of(model, arch) for model in models)), None)
+
+
+def note_images(spec: str, made: Preprocessing | None) -> None:
+    """Remember what images become inputs by, for whoever prints."""
+    images = IMAGES.get()
+    if images is not None and made is not None:
+        images[spec] = made
+
+
+IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", default=None)
+"""What images become inputs by, by the data that this command has opened."""
+
+RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
+"""The specs with random weights that this command has opened, and what to give for trained ones."""
 
 TOKENS: ContextVar[Sequence[str]] = ContextVar("TOKENS", default=())
 SHOWN = Shown()
@@ -82,9 +158,6 @@ DryRun = Annotated[
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The file to write.")]
 Seed = Annotated[int, Parameter(help="Fixes everything that is drawn.")]
-RunFolder = Annotated[
-    Path | None, Parameter(name="--run", help="Folder for metrics and states; the same command resumes from it.")
-]
 
 
 def small_file(model: str) -> str:
@@ -97,6 +170,99 @@ def without_dry_run() -> list[str]:
     return [token for token in TOKENS.get() if token != "--dry-run"]
 
 
+ENDINGS = {
+    "network": ("checkpoint", (".pt", ".pth", ".ckpt")),
+    "mask": ("supermask", (".pt", ".pth")),
+    "masks": ("file of masks", (".json",)),
+    "onnx": ("ONNX file", (".onnx",)),
+    "report": ("web page", (".html", ".htm")),
+    "picture": ("web page", (".html", ".htm")),
+    "plot": ("picture", (".svg", ".png", ".pdf")),
+}
+"""What is written is called, and how the name of its file ends."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Writing:
+    """What happens to files that exist."""
+
+    overwrite: Annotated[bool, _FLAG] = False
+    """Write over files that exist; never over one that is read."""
+
+    def allow(self, *, reads: Iterable[str | None] = (), in_place: str | None = None, **files: Path | None) -> None:
+        """Refuse, before any work is done, a file that could not be written or must not be.
+
+        Args:
+            reads: what the command opens: files, or specs that name some.
+            in_place: an `.onnx` file among them that is written back, so that `files` may name it; by this name only.
+            files: what will be written, by what it is (`ENDINGS`).
+
+        Raises:
+            SurgeryError: a folder of that name exists, the folder of the file does not, the name has another ending,
+                it names what is read (also by a link) or what else is written, or it exists and `overwrite` is off.
+        """
+        named = {what: path for what, path in files.items() if path is not None}
+        written: list[Path] = []
+        for what, path in named.items():
+            writable(path)
+            self._check_ending(what, path, back=in_place is not None and in_place.endswith(".onnx"))
+            self._check_apart(path, reads, in_place)
+            if same := [other for other in written if _same_file(path, other)]:
+                raise SurgeryError(f"{path}: would be written twice, also as {same[0]}; give each its own name")
+            self.check_new(path)
+            written.append(path)
+
+    def check_new(self, *paths: Path) -> None:
+        """Refuse a file that exists.
+
+        Raises:
+            SurgeryError: it does, and `overwrite` is off.
+        """
+        for path in paths:
+            if os.path.lexists(path) and not self.overwrite:
+                raise SurgeryError(f"{path}: exists; give another name, or --overwrite to write over it")
+
+    @staticmethod
+    def _check_ending(what: str, path: Path, *, back: bool) -> None:
+        called, endings = ENDINGS[what]
+        endings += ENDINGS["onnx"][1] * (back and what == "network")
+        if path.suffix.lower() not in endings:
+            raise SurgeryError(f"{path}: is no {called}; end the name in {', '.join(endings)}")
+
+    @staticmethod
+    def _check_apart(path: Path, reads: Iterable[str | None], in_place: str | None) -> None:
+        named_so = in_place is not None and path.suffix == ".onnx" and Path(in_place) == path
+        for source in filter(None, reads):
+            for file in files_of(source):
+                if _same_file(path, file) and not (named_so and file == path):
+                    called = "" if str(file) == str(path) else f" (there called {file})"
+                    raise SurgeryError(
+                        f"{path}: is read by this command{called}; give another name for what is written"
+                    )
+
+
+WRITING = Writing()
+
+
+def files_of(source: str) -> list[Path]:
+    """The files that a command-line argument may mean: itself, or the one that a spec names.
+
+    `nets.py:function?width=3` means `nets.py`, `imagefolder:DIR?size=64` means `DIR`.
+    """
+    name = source.partition("?")[0]
+    return [
+        Path(text) for text in dict.fromkeys((source, name, name.rpartition(":")[0], name.partition(":")[2])) if text
+    ]
+
+
+def again(*more: str, command: str | None = None) -> list[str]:
+    """The command line again with more options, or as that of another command; it writes over what it has written."""
+    tokens = without_dry_run()
+    tokens = [command, *tokens[1:]] if command and tokens else tokens
+    return [*tokens, *more, *(["--overwrite"] if "--overwrite" not in tokens else [])]
+
+
 def writable(*paths: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done for it."""
     for path in filter(None, paths):
@@ -104,3 +270,11 @@ def writable(*paths: Path | None) -> None:
             raise SurgeryError(f"{path}: is a folder, expected the name of a file")
         if not path.parent.is_dir():
             raise SurgeryError(f"{path}: its folder does not exist; make {path.parent} first")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether both names are of one file, by links too, or will be."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return os.path.realpath(one) == os.path.realpath(other)

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.options import Shown
+from graphsurgery.cli.options import IMAGES, RANDOM, Shown
+from graphsurgery.cli.streams import LastingConsole, silence
 
 if TYPE_CHECKING:
     from graphsurgery.cost import Cost
@@ -28,7 +29,11 @@ _WIDTH = 140
 
 
 class Output:
-    """Where a command prints; silent in all but the first of several processes."""
+    """Where a command prints; silent in all but the first of several processes.
+
+    Printing never raises: what a command computes is not lost with the reader of its output (`| head -1`), and what
+    cannot be written, as on a full disk, is an error of `finish` only.
+    """
 
     def __init__(self, shown: Shown) -> None:
         self.first = os.environ.get("RANK", "0") == "0"
@@ -36,17 +41,22 @@ class Output:
         self.speaks = self.first and not shown.json and not shown.quiet
         self.progress = self.first and not shown.quiet
         # Off a terminal rich would fold tables to 80 columns.
-        self.console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        self.failure: OSError | None = None
+        self.noted: set[str] = set()
+        self.run: Path | None = None
 
     def show(self, what: RenderableType) -> None:
         """Print a table."""
+        self._notes()
         if self.speaks:
-            self.console.print(what)
+            self._print(what)
 
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
+        self._notes()
         if self.speaks:
-            self.console.print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
+            self._print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""
@@ -75,12 +85,53 @@ class Output:
             self.line("note", f"MACs without {few(cost.uncounted)} (kept whole)", "yellow")
 
     def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
-        """Print the last line, the next command to try; or the JSON document, which has it too."""
+        """Print the last line, the next command to try; or the JSON document, which has it too.
+
+        Raises:
+            OSError: something could not be printed, for another reason than that nobody reads it.
+        """
         following = shlex.join(["graphsurgery", *map(str, command)])
         self.line("next", following, "cyan")
+        if random := RANDOM.get():
+            document = {**document, "random_weights": dict(random)}
+        if self.run is not None:
+            document = {**document, "run": self.run}
+        if images := IMAGES.get():
+            document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
-            sys.stdout.write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+            self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+        if self.failure is not None:
+            raise self.failure
+
+    def _notes(self) -> None:
+        """Say once what images become inputs by, and of each spec whose weights are random that they are."""
+        for spec, made in (IMAGES.get() or {}).items():
+            if spec not in self.noted:
+                self.noted.add(spec)
+                self.line("images", f"{spec}: {made}")
+        for spec, better in (RANDOM.get() or {}).items():
+            if spec not in self.noted:
+                self.noted.add(spec)
+                self.line("note", f"{spec}: its weights are random; for trained ones give {better}", "yellow")
+
+    def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
+        try:
+            self.console.print(what, soft_wrap=soft_wrap)
+        except OSError as cause:
+            self._fail(cause)
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
             sys.stdout.flush()
+        except OSError as cause:
+            self._fail(cause)
+
+    def _fail(self, cause: OSError) -> None:
+        silence(sys.stdout)
+        self.speaks = False
+        if not isinstance(cause, BrokenPipeError):
+            self.failure = cause
 
     def reporter(self) -> Reporter:
         """A bar on a terminal, lines elsewhere, nothing where --quiet says so."""

@@ -11,14 +11,15 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import (
     OPENING,
     SHOWN,
+    WRITING,
     DryRun,
     Opening,
     Output,
-    RunFolder,
     Shown,
+    Writing,
     without_dry_run,
-    writable,
 )
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def slim(
     report: Path | None = None,
     slimming: Slimming = _SLIMMING,
     training: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _TRAINING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -92,7 +94,7 @@ def slim(
     report
         Also write an HTML report.
     """
-    writable(output, report)
+    writing.allow(network=output, report=report, reads=[model, data, opening.arch])
     from dataclasses import asdict, replace
 
     from graphsurgery.cli.output import Output as Screen
@@ -108,12 +110,11 @@ def slim(
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.slimming import Slimmable
-    from graphsurgery.training.data import check_fits, load_data
-    from graphsurgery.training.run import Run
+    from graphsurgery.training.data import check_fits
 
     screen = Screen(shown)
-    examples = load_data(data, seed=training.seed)
-    graph = opening.graph(model, examples.input_shape)
+    examples = opening.data(data, model, seed=training.seed)
+    graph = opening.graph(model, examples.input_shape, to_train=True)
     check_fits(examples, graph.module, name=model)
     plan = slimming.plan(training)
     document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}
@@ -129,7 +130,7 @@ def slim(
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
     slimmable, curves = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
     statistics = Statistics(slimmable)
     outcome = measure_widths(statistics, examples, curves=curves)

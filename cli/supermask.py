@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Output, RunFolder, Seed, Shown, without_dry_run, writable
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    DryRun,
+    Output,
+    Seed,
+    Shown,
+    Writing,
+    open_data,
+    without_dry_run,
+)
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.supermask import SupermaskPlan
@@ -91,9 +102,10 @@ def supermask(
     output: Output,
     masking: Masking = _MASKING,
     learning: Learning = _LEARNING,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """Choose among weights that are never trained; the file holds the architecture, the seed and a bit for each.
@@ -105,7 +117,7 @@ def supermask(
     data
         What the masked network shall do.
     """
-    writable(output)
+    writing.allow(mask=output, reads=[spec, data])
     from dataclasses import asdict
 
     from graphsurgery.cli.output import Output as Screen
@@ -116,8 +128,6 @@ def supermask(
     from graphsurgery.recipes.supermask import supermask as recipe
     from graphsurgery.recipes.train import fresh
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.training.data import load_data
-    from graphsurgery.training.run import Run
 
     if names_file(spec):
         raise SurgeryError(
@@ -126,7 +136,7 @@ def supermask(
         )
     screen = Screen(shown)
     plan = learning.plan(masking, seed)
-    examples = load_data(data, seed=seed)
+    examples = open_data(data, spec, seed=seed)
     document = {"spec": spec, "data": data, "plan": asdict(plan)}
     if dry_run:
         masks = MaskSet.ones(fresh(spec, examples, seed))
@@ -136,7 +146,7 @@ def supermask(
         return
     settings = {**document, "command": "supermask"}
     settings["plan"] = {**asdict(plan), "training": plan.training.what_fixes_the_result()}
-    folder = None if run is None else Run(run, config=settings)
+    folder = run.open(screen, settings)
     found, outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter())
     size = save_supermask(found, output)
     screen.show(outcome_table(outcome))

@@ -6,7 +6,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, DryRun, Output, RunFolder, Shown, without_dry_run, writable
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    DryRun,
+    Output,
+    Shown,
+    Writing,
+    open_data,
+    without_dry_run,
+)
+from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.training.plan import TrainingPlan
 
 _PLAN = TrainingPlan()
@@ -19,8 +29,9 @@ def train(
     data: str,
     output: Output,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
-    run: RunFolder = None,
+    run: Running = RUNNING,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """Train a network from a model spec and save it.
@@ -31,9 +42,10 @@ def train(
         Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
     data
         What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
-        file.py:function.
+        file.py:function. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what the network sees, by
+        default as it says itself.
     """
-    writable(output)
+    writing.allow(network=output, reads=[spec, data])
     from dataclasses import asdict
 
     import torch
@@ -43,23 +55,33 @@ def train(
     from graphsurgery.cli.output import columns, count
     from graphsurgery.cost import cost
     from graphsurgery.recipes import train as recipe
-    from graphsurgery.training.data import load_data
+    from graphsurgery.spec_text import anchored
     from graphsurgery.training.devices import process_rank
     from graphsurgery.training.evaluation import evaluate
     from graphsurgery.training.objectives import objective_for
-    from graphsurgery.training.run import Run
 
     screen = Screen(shown)
-    examples = load_data(data, seed=plan.seed)
+    examples = open_data(data, spec, seed=plan.seed)
     size = cost(recipe.fresh(spec, examples, plan.seed))
-    document = {"spec": spec, "data": data, "plan": asdict(plan), "parameters": size.parameters, "macs": size.macs}
+    document = {
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": asdict(plan),
+        "parameters": size.parameters,
+        "macs": size.macs,
+    }
     screen.line("network", f"{spec}: {count(size.parameters)} parameters, {count(size.macs)} MACs per example")
     if dry_run:
         screen.line("dry run", f"would train {plan.epochs} epochs on {data} and write {output}")
         screen.finish(document, *without_dry_run())
         return
-    settings = {"command": "train", "spec": spec, "data": data, "plan": plan.what_fixes_the_result()}
-    folder = None if run is None else Run(run, config=settings)
+    settings = {
+        "command": "train",
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": plan.what_fixes_the_result(),
+    }
+    folder = run.open(screen, settings)
     graph, history = recipe.train(spec, examples, plan, run=folder, reporter=screen.reporter())
     objective = objective_for(examples)
     parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}

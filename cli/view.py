@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, writable
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    Opening,
+    Shown,
+    Writing,
+)
 
 if TYPE_CHECKING:
     from graphsurgery.reports.diagram import Diagram
@@ -16,6 +23,7 @@ def view(
     /,
     *,
     html: Path | None = None,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -43,7 +51,7 @@ def view(
         netron.wait()
         return
     target = html or Path(f"{_stem(model)}.html")
-    writable(target)
+    writing.allow(picture=target, reads=[model, opening.arch])
     from graphsurgery.reports.diagram import write_diagram
 
     is_onnx = model.endswith(".onnx")

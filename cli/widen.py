@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
+from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Output, Seed, Shown, Writing
 
 
 def widen(
@@ -14,6 +14,7 @@ def widen(
     widening: Widening = WIDENING,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    writing: Writing = WRITING,
     opening: Opening = OPENING,
     shown: Shown = SHOWN,
 ) -> None:
@@ -30,4 +31,14 @@ def widen(
     growth = Growth(**widening.options(opening), seed=seed)
     if not growth.widens:
         raise SurgeryError("widen: nothing says how wide; give --by 1.5x, --to NAME=96 or --like SPEC")
-    grow_file(model, output, growth, data=None, dry_run=dry_run, opening=opening, shown=shown)
+    grow_file(
+        model,
+        output,
+        growth,
+        data=None,
+        dry_run=dry_run,
+        writing=writing,
+        reads=[widening.like],
+        opening=opening,
+        shown=shown,
+    )

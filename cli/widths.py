@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, Seed, Shown, writable
+from graphsurgery.cli.options import (
+    SHOWN,
+    WRITING,
+    Seed,
+    Shown,
+    Writing,
+    open_data,
+)
 from graphsurgery.errors import SurgeryError
 
 
@@ -22,6 +29,7 @@ def widths(
     plot: Path | None = None,
     report: Path | None = None,
     seed: Seed = 0,
+    writing: Writing = WRITING,
     shown: Shown = SHOWN,
 ) -> None:
     """What a slimmable network does at several widths; statistics that were not known are kept in its file.
@@ -43,7 +51,7 @@ def widths(
     report
         Also write an HTML report.
     """
-    writable(plot, report)
+    writing.allow(plot=plot, report=report, reads=[model, data])
     if search is not None and (at or latency or plot or report):
         raise SurgeryError("widths: --search stands alone; leave out --at, --latency, --plot and --report")
     from dataclasses import asdict, replace
@@ -55,16 +63,13 @@ def widths(
     from graphsurgery.recipes.width_choice import search as find
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.reports.widths import check_ending, draw_widths
+    from graphsurgery.reports.widths import draw_widths
     from graphsurgery.slimming import key_of
     from graphsurgery.targets import parse_target
-    from graphsurgery.training.data import load_data
 
-    if plot is not None:
-        check_ending(plot)
     screen = Screen(shown)
     statistics, metadata = load_slimmable(model)
-    examples = load_data(data, seed=seed)
+    examples = open_data(data, model, seed=seed)
     document: dict[str, Any] = {"model": model, "data": data}
     known = len(statistics.known)
     if search is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphsurgery.cli.options import writable
+from graphsurgery.cli.options import Writing, writable
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
 
 
-def writes_to(output: Path, model: str) -> None:
-    """Refuse, before any work is done, a file that could not be written.
+def writes_to(
+    output: Path, model: str, writing: Writing, *, reads: Iterable[str | None] = (), **files: Path | None
+) -> None:
+    """Refuse, before any work is done, a file that could not be written or must not be.
+
+    Args:
+        output: the network that will be written; the `.onnx` file that `model` names may be written back into it.
+        model: what the network is opened from.
+        writing: whether files may be written over.
+        reads: what else the command opens.
+        files: what else it writes, by what it is.
 
     Raises:
-        SurgeryError: its folder does not exist, or it is an `.onnx` file and the network does not come from one.
+        SurgeryError: as for `Writing.allow`, or it is an `.onnx` file and the network does not come from one.
     """
     writable(output)
     if output.suffix == ".onnx" and not model.endswith(".onnx"):
@@ -26,6 +35,7 @@ def writes_to(output: Path, model: str) -> None:
             f"{output}: only what was an .onnx file is written back into one; give -o {output.with_suffix('.pt')}, "
             "and export that"
         )
+    writing.allow(network=output, reads=(model, *reads), in_place=model, **files)
 
 
 def write_network(
@@ -65,3 +75,39 @@ def write_network(
     screen.line("wrote", str(output))
     proof = {"deviations": dict(found.deviations), "allowed": found.allowed, "agreement": found.agreement}
     screen.finish({**document, "onnx": proof, "files": {"network": output}}, "diff", model, output)
+
+
+def show_moved(
+    screen: Screen, before: ModelGraph, after: ModelGraph, recover: Sequence[str | Path] = (), *, seed: int = 0
+) -> dict[str, Any]:
+    """Say what an edit without data did to the outputs, that it is not recovered, and by which command it can be.
+
+    Args:
+        screen: where to show it.
+        before: the network as it was.
+        after: the network as it is written.
+        recover: the command, without `graphsurgery`, that brings accuracy back; empty where there is none.
+        seed: draws the inputs.
+
+    Returns:
+        The same for the JSON document, under `moved`.
+    """
+    import shlex
+
+    from graphsurgery.recipes.moved import moved
+
+    found = moved(before, after, seed=seed)
+    document: dict[str, Any] = {**found.as_dict(), "recovered": found.stays}
+    if found.stays:
+        screen.line("change", str(found))
+        return {"moved": document}
+    screen.line("change", f"{found}; not recovered", "yellow")
+    if recover:
+        document["recover"] = shlex.join(["graphsurgery", *map(str, recover)])
+        screen.line("recover", document["recover"], "cyan")
+    return {"moved": document}
+
+
+def data_of(graph: ModelGraph) -> str:
+    """The data that a network was last trained on, as far as it says; else a word to replace."""
+    return next((str(record["data"]) for record in reversed(graph.lineage) if record.get("data")), "DATA")

@@ -116,6 +116,21 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     return metadata
 
 
+def read_lineage(path: Path | str) -> tuple[list[dict[str, Any]], tuple[int, ...] | None]:
+    """How a network came to be, and the shape of its input without the batch; None where it has several.
+
+    Raises:
+        CheckpointError: as for `load`.
+    """
+    content = _read(path)
+    inputs = content["inputs"]
+    try:
+        shape = tuple(int(size) for size in inputs[0]["shape"][1:]) if len(inputs) == 1 else None
+    except (KeyError, TypeError, ValueError) as cause:
+        raise CheckpointError(f"{path}: the inputs are damaged ({one_line(cause)}); save the network again") from cause
+    return list(content["lineage"]), shape
+
+
 def is_checkpoint(path: Path | str) -> bool:
     """Whether `save` wrote this file; False for any other, missing or damaged file."""
     try:

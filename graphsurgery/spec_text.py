@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -73,6 +74,29 @@ def near_names(name: str, names: Iterable[str]) -> str:
 def is_function_spec(name: str) -> bool:
     """Whether `name` has the form `path/file.py:function`."""
     return re.search(r"\.py:[^/\\]*$", name) is not None
+
+
+def with_option(spec: str, key: str, value: str) -> str:
+    """The spec with an option, in the place of the one of this name that it may have."""
+    name, _, options = spec.partition("?")
+    others = [part for part in options.split("&") if part and part.partition("=")[0] != key]
+    return f"{name}?{'&'.join([*others, f'{key}={value}'])}"
+
+
+def anchored(spec: str) -> str:
+    """The same spec where it names a file or folder by a path from the current folder: by the whole path.
+
+    `nets.py:small?width=3` becomes `/where/nets.py:small?width=3` and `imagefolder:DIR` `imagefolder:/where/DIR`, so
+    that what is stored is found again from another folder; other specs stay as they are.
+    """
+    name, query, options = spec.partition("?")
+    if is_function_spec(name):
+        path, _, function = name.rpartition(":")
+        return f"{os.path.abspath(path)}:{function}{query}{options}"
+    source, colon, folder = name.partition(":")
+    if not (folder and Path(folder).exists()):
+        return spec
+    return f"{source}{colon}{os.path.abspath(folder)}{query}{options}"
 
 
 def load_function(name: str) -> tuple[Callable[..., Any], ModuleType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.specs import blank, build, example_inputs, followable
 from graphsurgery.models.supermasks import is_supermask, load_supermask
-from graphsurgery.spec_text import is_function_spec, parse_spec
+from graphsurgery.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.tracing import trace
 from graphsurgery.weights import read_weights
 
@@ -69,8 +70,14 @@ def open_pair(
         imported = import_onnx(source, shape=example_shape)
         return imported.graph, imported.module
     if not names_file(source):
+        from graphsurgery.models.preprocessing import of_spec
+
         module = _built(source, seed)
-        return _traced(module, source, source, example_shape), module
+        graph, images = _traced(module, source, source, example_shape), of_spec(source)
+        if images is not None:
+            record = {"pass": "open", "source": anchored(source), "preprocessing": images.as_dict()}
+            graph = replace(graph, lineage=(*graph.lineage, record))
+        return graph, module
     if is_checkpoint(source):
         return load(source), None
     if is_supermask(source):

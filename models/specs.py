@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models.paper import PAPER_NETWORKS
-from graphsurgery.spec_text import Spec, Value, is_function_spec, load_function, near_names, parse_spec
+from graphsurgery.spec_text import (
+    Spec,
+    Value,
+    is_function_spec,
+    load_function,
+    near_names,
+    parse_spec,
+    with_option,
+)
 
 SOURCES = ("paper", "timm", "torchvision")
 _TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300}
@@ -43,6 +51,24 @@ def build(spec: str) -> nn.Module:
         return followable(module)
     source, name = _source_and_name(spec, parsed)
     return followable(_BUILDERS[source](spec, name, parsed.options))
+
+
+def trained_instead(spec: str) -> str | None:
+    """What to give for trained weights in the place of a spec that draws random ones; None where it draws none.
+
+    What the function of a file does is not known, so that it counts as not random.
+    """
+    parsed = parse_spec(spec)
+    source, _, name = parsed.name.partition("/")
+    if is_function_spec(parsed.name) or source not in SOURCES:
+        return None
+    options = {key: value for key, value in parsed.options.items() if value not in (None, False)}
+    if source == "torchvision":
+        return None if {"weights", "weights_backbone"} & set(options) else with_option(spec, "weights", "DEFAULT")
+    if source == "timm":
+        given = {"pretrained", "checkpoint_path", "pretrained_cfg"} & set(options)
+        return None if given else with_option(spec, "pretrained", "true")
+    return f"a checkpoint: graphsurgery train '{spec}' --data DATA -o {name}.pt"
 
 
 def followable(module: nn.Module) -> nn.Module:

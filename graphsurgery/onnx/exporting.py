@@ -154,6 +154,16 @@ def note_lineage(model: onnx.ModelProto, graph: ModelGraph) -> None:
     model.metadata_props.add(key=_LINEAGE, value=json.dumps(lineage, default=str))
 
 
+def lineage_in(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """How a file that we wrote came about; empty for others."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == _LINEAGE), "[]")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return [record for record in found if isinstance(record, dict)] if isinstance(found, list) else []
+
+
 def _output_names(graph: ModelGraph, ranks: list[int | None]) -> list[str]:
     """`logits` for a single `[batch, classes]`, the keys of a dict, else `output_0`, …"""
     if ranks == [2]:

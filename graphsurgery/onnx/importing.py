@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from graphsurgery.errors import SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import network_of
+from graphsurgery.onnx.exporting import lineage_in
 from graphsurgery.onnx.reading import OnnxProgram, read_program
 from graphsurgery.onnx.weighted import Source
 from graphsurgery.tracing import trace
+from graphsurgery.training.preprocessing import find
 
 _TRACED_BATCH = 2
 
@@ -78,7 +80,9 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
         graph = trace(network, list(examples.values()), copy=False)
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
-    record = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    images = find(lineage_in(file.model), str(path))
+    record |= {} if images is None else {"preprocessing": images.as_dict()}
     values = {}
     for node in graph.module.graph.nodes:
         for name in node.meta.pop("onnx", ()):

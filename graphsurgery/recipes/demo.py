@@ -18,6 +18,7 @@ from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import Reporter
 
 SPEC = "paper/cnn?width=3"
+FILES = ("a.pt", "b.pt", "merged.pt", "merged.onnx", "report.html")
 PLAN = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
 
 
@@ -27,7 +28,7 @@ def demo(
     """Train two parents, merge them, export and check the result, write `report.html`; all in one folder.
 
     Args:
-        folder: gets `a.pt`, `b.pt`, `merged.pt`, `merged.onnx` and `report.html`; made if it is missing.
+        folder: gets `FILES`; made if it is missing.
         data: data spec; the default comes with scikit-learn.
         spec: model spec of the parents.
         seed: the parents' seeds are `2 seed` and `2 seed + 1`.
@@ -42,8 +43,11 @@ def demo(
         parent, _ = train(spec, examples, plan, stage=f"parent-{name}", reporter=reporter)
         save(parent, folder / f"{name}.pt")
         parents.append(parent)
-    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter)
-    save(merged.graph, folder / "merged.pt")
+
+    def keep(graph: ModelGraph) -> None:
+        save(graph, folder / "merged.pt")
+
+    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
         folder / "merged.onnx",

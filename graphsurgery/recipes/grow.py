@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from graphsurgery.recipes.outputs import apart, run
 from graphsurgery.recipes.shrink import fine_tuning
 from graphsurgery.spec_text import parse_value
 from graphsurgery.training.batches import Examples
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
@@ -183,6 +183,7 @@ def grow(
     *,
     folder: Run | None = None,
     reporter: Reporter | None = None,
+    made: Callable[[ModelGraph], None] | None = None,
 ) -> tuple[ModelGraph, Outcome]:
     """Widen and deepen a trained network and train it on, next to its controls.
 
@@ -192,6 +193,7 @@ def grow(
         plan: how.
         folder: for metrics and states; an interrupted run goes on from it.
         reporter: told about progress.
+        made: given the grown and trained network as soon as it is there, before the controls are trained.
 
     Raises:
         SurgeryError: as for `grown`, an unknown control, the data do not fit, or training fails.
@@ -201,7 +203,7 @@ def grow(
         raise SurgeryError(f"grow: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
     began = time.perf_counter()
     check_fits(data, teacher.module)
-    work = _Growing(teacher, data, plan, folder, reporter)
+    work = _Growing(teacher, data, plan, folder, reporter, made)
     graph = work.go()
     return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
 
@@ -210,8 +212,15 @@ class _Growing:
     """One growth in progress."""
 
     def __init__(
-        self, teacher: ModelGraph, data: Data, plan: GrowPlan, folder: Run | None, reporter: Reporter | None
+        self,
+        teacher: ModelGraph,
+        data: Data,
+        plan: GrowPlan,
+        folder: Run | None,
+        reporter: Reporter | None,
+        made: Callable[[ModelGraph], None] | None,
     ) -> None:
+        self.made = made
         self.teacher, self.data, self.plan, self.folder, self.reporter = teacher, data, plan, folder, reporter
         self.objective = objective_for(data)
         self.rows: list[Row] = []
@@ -226,19 +235,27 @@ class _Growing:
         held = check(self.teacher, start, growth)
         self.checks += [] if held is None else [held]
         self._row("grown, untrained", start, note="" if held else f"{growth.init} changes the outputs")
-        result = self._trained("grown", start, self.plan.training)
+        # What cannot be built is found before anything is trained.
+        padded = again = fresh = None
         if "random-pad" in self.plan.controls and growth.widens:
             padded = grown(self.teacher, replace(growth, init="random-pad"), self.data)
-            self._row("random padding, untrained", padded)
-            self._trained("random padding", padded, self.plan.training)
         if "scratch" in self.plan.controls:
             fresh = reinitialized(start, growth.seed + 1)
-            self._trained("from scratch", fresh, self.plan.scratch, note="the same architecture, at the full rate")
         if "teacher continued" in self.plan.controls:
             again = replace(self.teacher, module=copy.deepcopy(self.teacher.module))
+        result = self._trained("grown", start, self.plan.training)
+        record = {"pass": "grow", **recorded(self.data), "plan": asdict(self.plan.training)}
+        result = replace(result, lineage=(*result.lineage, record))
+        if self.made is not None:
+            self.made(result)
+        if padded is not None:
+            self._row("random padding, untrained", padded)
+            self._trained("random padding", padded, self.plan.training)
+        if fresh is not None:
+            self._trained("from scratch", fresh, self.plan.scratch, note="the same architecture, at the full rate")
+        if again is not None:
             self._trained("teacher continued", again, self.plan.training)
-        record = {"pass": "grow", "data": self.data.name, "plan": asdict(self.plan.training)}
-        return replace(result, lineage=(*result.lineage, record))
+        return result
 
     def _trained(self, name: str, graph: ModelGraph, plan: TrainingPlan, note: str = "") -> ModelGraph:
         history = fit(

@@ -31,8 +31,9 @@ from graphsurgery.recipes.tickets import TICKET, Lottery, LotteryPlan, Point
 from graphsurgery.recipes.train import fresh
 from graphsurgery.restarts import CONTROLS, Restart, Start, put, restart
 from graphsurgery.scoring import CRITERIA, select
+from graphsurgery.spec_text import anchored
 from graphsurgery.training.batches import mixed_seed
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import Objective, objective_for
@@ -217,8 +218,8 @@ class _Seed:
         place.mkdir(parents=True, exist_ok=True)
         record = {
             "pass": "lottery",
-            "spec": self.spec,
-            "data": self.data.name,
+            "spec": anchored(self.spec),
+            **recorded(self.data),
             "round": number,
             "density": masks.density,
             "plan": asdict(self.training),

@@ -10,7 +10,7 @@ that docs/architecture.md lists.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
 from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.gating import GateBudget
 from graphsurgery.training.loop import fit
@@ -97,6 +97,7 @@ def merge(
     *,
     run: Run | None = None,
     reporter: Reporter | None = None,
+    made: Callable[[ModelGraph], None] | None = None,
 ) -> Merged:
     """Merge trained networks of one topology into one.
 
@@ -107,9 +108,11 @@ def merge(
         plan: how; by default `default_plan` of the parents.
         run: folder for metrics and states; an interrupted merge goes on from it.
         reporter: told about progress.
+        made: given the merged network as soon as it is there, before the control is trained.
 
     Raises:
-        SurgeryError: the parents do not fit together or do not fit the data, or training fails.
+        SurgeryError: the parents do not fit together or do not fit the data, the control cannot be built, or training
+            fails.
         CheckFailedError: never; contracts that do not hold are rows of the outcome.
     """
     plan = plan or default_plan(parents)
@@ -119,7 +122,7 @@ def merge(
     began = time.perf_counter()
     for position, parent in enumerate(parents, 1):
         check_fits(data, parent.module, name=f"parent {position}")
-    work = _Merge(parents, data, plan, run, reporter)
+    work = _Merge(parents, data, plan, run, reporter, made)
     graph = work.go()
     return Merged(graph, replace(work.outcome(), seconds=time.perf_counter() - began))
 
@@ -134,8 +137,10 @@ class _Merge:
         plan: MergePlan,
         run: Run | None,
         reporter: Reporter | None,
+        made: Callable[[ModelGraph], None] | None,
     ) -> None:
         self.parents, self.data, self.plan, self.run, self.reporter = parents, data, plan, run, reporter
+        self.made = made
         self.objective = objective_for(data)
         self.rows: list[Row] = []
         self.checks: list[Check] = []
@@ -148,14 +153,18 @@ class _Merge:
 
     def go(self) -> ModelGraph:
         """All steps, in order."""
+        # What cannot be built is found before anything is trained.
+        control = self._new_control() if self.plan.control else None
         self._measure_parents()
         big = self._concatenate()
         gated = self._close_gates(big)
         small = self._cut(big, gated)
         self._recalibrate(small)
         merged = self._fine_tune(small)
-        if self.plan.control:
-            self._train_control()
+        if self.made is not None:
+            self.made(merged)
+        if control is not None:
+            self._train_control(*control)
         return merged
 
     def _measure_parents(self) -> None:
@@ -254,23 +263,34 @@ class _Merge:
         self.spent += plan.epochs
         source = "" if self.plan.recover == "labels" else " on what the parents say"
         self._row("merged", small, self.spent, note=f"fine-tuned{source}")
-        record = {"pass": "merge", "parents": len(self.parents), "data": self.data.name, "plan": asdict(self.plan)}
+        record = {
+            "pass": "merge",
+            "parents": len(self.parents),
+            **recorded(self.data),
+            "plan": asdict(self.plan),
+        }
         return replace(small, lineage=(*small.lineage, record))
 
-    def _train_control(self) -> None:
-        """One new network, trained as the first parent was, for as many epochs as everything together."""
+    def _new_control(self) -> tuple[ModelGraph, TrainingPlan, str]:
+        """One new network, how it is trained but for the epochs, and what its row says."""
         recipe = _training_record(self.parents[0])
         if recipe is None or None in self.parent_epochs:
             note = "the parents' training is unknown; trained as the fine-tuning, parents counted as 0 epochs"
             graph = reinitialized(self.parents[0], self.plan.seed + 1)
-            plan = replace(self.plan.fine_tuning, epochs=int(self.spent), seed=self.plan.seed + 1)
-        else:
-            note = "one network, trained as long as everything together"
-            seed = self.plan.seed + 1000
+            return graph, replace(self.plan.fine_tuning, seed=self.plan.seed + 1), note
+        seed = self.plan.seed + 1000
+        try:
             graph = fresh(str(recipe["spec"]), self.data, seed)
-            settings = {**recipe["plan"], "device": self.plan.gating.device}
-            plan = replace(TrainingPlan(**settings), epochs=int(self.spent), seed=seed)
-        self._fit(graph.module, plan, "control", self.objective)
+        except SurgeryError as cause:
+            raise type(cause)(
+                f"merge: the control cannot be built as the first parent was: {cause}; or leave it out: --no-control"
+            ) from cause
+        plan = TrainingPlan(**{**recipe["plan"], "device": self.plan.gating.device})
+        return graph, replace(plan, seed=seed), "one network, trained as long as everything together"
+
+    def _train_control(self, graph: ModelGraph, plan: TrainingPlan, note: str) -> None:
+        """Train the control for as many epochs as everything together took."""
+        self._fit(graph.module, replace(plan, epochs=int(self.spent)), "control", self.objective)
         self._row("control", graph, self.spent, note=note)
 
     def _fit(self, module: nn.Module, plan: TrainingPlan, stage: str, objective: Any, groups: Any = None) -> History:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
 from graphsurgery.training.batches import Examples, in_order
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.devices import choose_device, placed
 from graphsurgery.training.evaluation import evaluate, evaluating
 from graphsurgery.training.imitation import Imitation, Mimicry
@@ -77,6 +77,7 @@ def mimic(
     cache: Path | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
+    made: Callable[[ModelGraph], None] | None = None,
 ) -> tuple[ModelGraph, Outcome]:
     """Train a student on the logits of its teachers.
 
@@ -89,6 +90,7 @@ def mimic(
         cache: folder for the logits.
         run: folder for metrics and states; an interrupted run goes on from it.
         reporter: told about progress.
+        made: given the trained student as soon as it is there, before the control is trained.
 
     Returns:
         The student, and everything that was measured.
@@ -108,7 +110,7 @@ def mimic(
             raise SurgeryError(
                 f"mimic: the transfer set has inputs {list(shape)}, {data.name} {list(data.input_shape)}"
             )
-    work = _Mimicking(student, teachers, data, plan, transfer, cache, run, reporter)
+    work = _Mimicking(student, teachers, data, plan, transfer, cache, run, reporter, made)
     graph = work.go()
     return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
 
@@ -126,7 +128,9 @@ class _Mimicking:
         cache: Path | None,
         run: Run | None,
         reporter: Reporter | None,
+        made: Callable[[ModelGraph], None] | None,
     ) -> None:
+        self.made = made
         self.student, self.members, self.data, self.plan = student, teachers, data, plan
         self.transfer, self.cache, self.run, self.reporter = transfer, cache, run, reporter
         self.teachers = Teachers(list(teachers.values()))
@@ -143,18 +147,22 @@ class _Mimicking:
             self._row(name, teacher)
         if len(self.members) > 1:
             self._row("ensemble", self.teachers, note="the teachers' logits, averaged")
-        if self.plan.control:
-            control = self._copy()
-            self._fit(control, self.data.train, self.objective, "labels")
-            self._row("student on labels", control, note=self._agreement(control))
+        control, place = self._copy() if self.plan.control else None, len(self.rows)
         dataset, spread = self._answers()
         objective = Mimicry(self.data.classes, self.plan.imitation, spread=spread)
         self._fit(network, dataset, objective, "mimic")
         result = self._widened(network)
         examples = len(dataset)  # type: ignore[arg-type]
         self._row("mimic", result, note=f"{examples:,} answered examples, {self._agreement(result)}")
-        record = {"pass": "mimic", "teachers": list(self.members), "data": self.data.name, "plan": asdict(self.plan)}
-        return replace(result, lineage=(*result.lineage, record))
+        record = {"pass": "mimic", "teachers": list(self.members), **recorded(self.data)}
+        result = replace(result, lineage=(*result.lineage, {**record, "plan": asdict(self.plan)}))
+        if self.made is not None:
+            self.made(result)
+        if control is not None:
+            self._fit(control, self.data.train, self.objective, "labels")
+            self._row("student on labels", control, note=self._agreement(control))
+            self.rows.insert(place, self.rows.pop())  # in the table the control stands before what it controls
+        return result
 
     def _answers(self) -> tuple[Dataset[Any], Tensor | None]:
         """The transfer set with the teachers' logits, and the deviation of each class."""

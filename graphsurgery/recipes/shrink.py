@@ -19,7 +19,7 @@ from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.spec_text import parse_value
 from graphsurgery.targets import Target
 from graphsurgery.training.batches import Examples, in_order
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.evaluation import evaluate, evaluating, recalibrate
 from graphsurgery.training.imitation import Imitation, Mimicry
@@ -168,7 +168,7 @@ def shrink(
         curves = history.records
         source = "" if recover == "labels" else ", on what the original says"
         measure("fine-tuned", small, f"{training.epochs} epochs{source}")
-        record = {"pass": "fine-tune", "data": data.name, "recover": recover, "plan": asdict(training)}
+        record = {"pass": "fine-tune", **recorded(data), "recover": recover, "plan": asdict(training)}
         small = replace(small, lineage=(*small.lineage, record))
     outcome = Outcome(
         title=f"compressed on {data.name}",

@@ -18,7 +18,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.slim import slim
 from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.slimming import Slimmable, Width, batch_norms, key_of, pack_norms, unpack_norms
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import objective_for
@@ -78,7 +78,7 @@ def train_slimmable(
     """
     check_fits(data, graph.module)
     sorted_first = slim(graph) if plan.sort else slim(graph, importance="random", seed=plan.training.seed)
-    record = {"pass": "slimmable", "data": data.name, "plan": asdict(plan)}
+    record = {"pass": "slimmable", **recorded(data), "plan": asdict(plan)}
     whole = replace(sorted_first, lineage=(*sorted_first.lineage, record))
     slimmable = Slimmable(whole, minimum=plan.minimum, divisor=plan.divisor, switchable=plan.switchable)
     objective = Sandwich(

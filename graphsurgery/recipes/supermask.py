@@ -27,6 +27,7 @@ from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.recipes.shrink import with_gradients
 from graphsurgery.recipes.train import fresh
 from graphsurgery.scoring import CRITERIA, Selection, select
+from graphsurgery.spec_text import anchored
 from graphsurgery.training.data import Data
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.loop import fit
@@ -232,7 +233,7 @@ class _Masking:
         now = {} if self.plan.method == "heuristic" else self.graph.tensors()
         buffers = {n: t for n, t in now.items() if n not in parameters and not torch.equal(t.cpu(), drawn[n].cpu())}
         return Supermask(
-            self.spec,
+            anchored(self.spec),
             self.plan.training.seed,
             self.data.input_shape,
             masks,

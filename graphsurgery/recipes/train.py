@@ -8,8 +8,9 @@ import torch
 
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
+from graphsurgery.spec_text import anchored
 from graphsurgery.tracing import trace
-from graphsurgery.training.data import Data, check_fits
+from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import objective_for
 from graphsurgery.training.plan import TrainingPlan
@@ -61,5 +62,6 @@ def train(
         stage=stage,
         reporter=reporter,
     )
-    record = {"pass": "train", "spec": spec, "data": data.name, "plan": asdict(plan), "best_epoch": history.best_epoch}
+    named = {"spec": anchored(spec), **recorded(data)}
+    record = {"pass": "train", **named, "plan": asdict(plan), "best_epoch": history.best_epoch}
     return replace(graph, lineage=(*graph.lineage, record)), history

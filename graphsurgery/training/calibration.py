@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.errors import SpecError, one_line
+from graphsurgery.spec_text import Value, parse_spec
 from graphsurgery.training.data import Data, split
 from graphsurgery.training.imitation import UNLABELLED
+from graphsurgery.training.preprocessing import OPTIONS, Preprocessing
 from graphsurgery.training.transfer import unlabelled
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FEWEST, _IN_MEMORY = 4, 2**30
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -30,38 +31,46 @@ class Calibration:
         train: what recovery learns from.
         held: what agreement is measured on.
         name: where they come from.
+        preprocessing: what images became inputs by; None where they are none.
     """
 
     train: Dataset[Any]
     held: Dataset[Any]
     name: str
+    preprocessing: Preprocessing | None = None
 
 
 def calibration_of(data: Data) -> Calibration:
     """The training inputs of data, and its validation inputs to measure on; the labels are dropped."""
-    return Calibration(unlabelled(data.train), unlabelled(data.validation), data.name)
+    return Calibration(unlabelled(data.train), unlabelled(data.validation), data.name, data.preprocessing)
 
 
 def read_calibration(
-    folder: Path | str, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, seed: int = 0
+    folder: Path | str,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    preprocessing: Preprocessing | None = None,
 ) -> Calibration:
     """The examples in a folder and the folders in it; a tenth of them is held out.
 
     Arrays (`.npy`) are taken as they are, each one example or a stack of them. Images are brought to the network's size
-    (the shorter side to 8/7 of it, then the middle), and from 0 to 1; in colour they are normalised by the mean and
-    deviation of ImageNet, in grey by their own. A network that takes other inputs is given arrays.
+    and normalised as the network says or the options do, else by the mean and deviation of ImageNet, in grey by their
+    own. A network that takes other inputs is given arrays.
 
     Args:
-        folder: where they lie.
+        folder: where they lie; for images with the options of `imagefolder`, as in `images/?mean=0.5&std=0.5`.
         shape: of one input of the network, without the batch.
         dtype: of the input.
         seed: draws what is held out.
+        preprocessing: what the network says of its images.
 
     Raises:
         SpecError: there are too few examples, images and arrays are mixed, or a file cannot be read or has another
             shape.
     """
-    root = Path(folder)
+    root, options = folder_and_options(folder)
     if not root.is_dir():
         raise SpecError(f"{root}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
     files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -71,13 +80,52 @@ def read_calibration(
         raise SpecError(f"{root}: has no images and no .npy arrays; give a folder that has, or a data spec")
     if arrays and images:
         raise SpecError(f"{root}: has {len(images)} images and {len(arrays)} arrays; give a folder with one kind")
-    whole = _arrays(arrays, tuple(shape), dtype) if arrays else _images(images, tuple(shape))
+    made = None
+    if arrays:
+        whole = _arrays(arrays, tuple(shape), dtype)
+    else:
+        made, own = _made(images[0].parent, tuple(shape), preprocessing, options)
+        whole = _images(images, shape[0], made, own=own)
     count = len(whole)  # type: ignore[arg-type]
     if count < _FEWEST:
         raise SpecError(f"{root}: has {count} examples, expected at least {_FEWEST}")
     tenth = max(1, count // 10)
     train, held = split(whole, [count - tenth, tenth], seed=seed)
-    return Calibration(train, held, str(root))
+    return Calibration(train, held, str(root), made)
+
+
+def folder_and_options(folder: Path | str) -> tuple[Path, dict[str, Value]]:
+    """The folder that a text names, and what it says of the images in it.
+
+    Raises:
+        SpecError: what stands behind the `?` is no option of images.
+    """
+    if Path(folder).is_dir() or "?" not in str(folder):
+        return Path(folder), {}
+    parsed = parse_spec(str(folder))
+    if unknown := sorted(set(parsed.options) - set(OPTIONS)):
+        raise SpecError(f"{folder}: has no option {unknown[0]!r}; accepted: {', '.join(OPTIONS)}")
+    return Path(parsed.name), parsed.options
+
+
+def _made(
+    place: Path, shape: tuple[int, ...], said: Preprocessing | None, options: Mapping[str, Value]
+) -> tuple[Preprocessing, bool]:
+    """What makes inputs of images for a network of this input, and whether their own mean and deviation normalise."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise SpecError(
+            f"{place}: holds images, the network takes inputs {list(shape)}; give .npy arrays of that shape"
+        )
+    channels, height, width = shape
+    made = (said or Preprocessing.of_size(height, width)).resized(height, width)
+    own = channels == 1 and not {"mean", "std"} & set(options) and (said is None or len(said.mean or ()) > 1)
+    if channels == 1 and len(made.mean or ()) > 1:
+        source = "the images, by their own mean and deviation" if own else made.source
+        made = replace(made, mean=None, std=None, source=source)
+    made = made.with_options(str(place), options)
+    if (made.height, made.width) != (height, width):
+        raise SpecError(f"{place}: size={made.height}x{made.width}, the network takes {height}x{width}; leave size out")
+    return made, own
 
 
 def _arrays(paths: Sequence[Path], shape: tuple[int, ...], dtype: torch.dtype) -> Dataset[Any]:
@@ -98,17 +146,13 @@ def _arrays(paths: Sequence[Path], shape: tuple[int, ...], dtype: torch.dtype) -
     return _together(torch.cat(parts))
 
 
-def _images(paths: Sequence[Path], shape: tuple[int, ...]) -> Dataset[Any]:
+def _images(paths: Sequence[Path], channels: int, made: Preprocessing, *, own: bool) -> Dataset[Any]:
     """All images, in memory where there is room for them."""
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise SpecError(
-            f"{paths[0].parent}: holds images, the network takes inputs {list(shape)}; give .npy arrays of that shape"
-        )
-    found = _Images(paths, shape)
-    if len(found) * 4 * int(np.prod(shape)) > _IN_MEMORY:
+    found = _Images(paths, channels, made)
+    if len(found) * 4 * channels * made.height * made.width > _IN_MEMORY:
         return found
     x = torch.stack([found[number][0] for number in range(len(found))])
-    return _together(x if shape[0] == 3 else (x - x.mean()) / x.std().clamp_min(1e-6))
+    return _together((x - x.mean()) / x.std().clamp_min(1e-6) if own else x)
 
 
 def _together(x: Tensor) -> TensorDataset:
@@ -118,27 +162,19 @@ def _together(x: Tensor) -> TensorDataset:
 class _Images(Dataset[Any]):
     """Images that are read when they are asked for."""
 
-    def __init__(self, paths: Sequence[Path], shape: tuple[int, ...]) -> None:
-        self.paths, self.shape = paths, shape
+    def __init__(self, paths: Sequence[Path], channels: int, made: Preprocessing) -> None:
+        self.paths, self.channels, self.made = paths, channels, made
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
-        channels, height, width = self.shape
         path = self.paths[index]
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB" if channels == 3 else "L")
+                image = opened.convert("RGB" if self.channels == 3 else "L")
         except (OSError, ValueError, SyntaxError) as error:
             raise SpecError(f"{path}: cannot be read as an image ({one_line(error, 100)})") from error
-        if image.size != (width, height):
-            large = ImageOps.fit(image, (round(width * 8 / 7), round(height * 8 / 7)), Image.Resampling.BILINEAR)
-            left, top = (large.width - width) // 2, (large.height - height) // 2
-            image = large.crop((left, top, left + width, top + height))
-        x = torch.from_numpy(np.array(image, dtype=np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)
-        if channels == 3:
-            x = (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
-        return x.contiguous(), torch.tensor(UNLABELLED)
+        return self.made(image), torch.tensor(UNLABELLED)

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models.specs import fitted
-from graphsurgery.spec_text import Value, is_function_spec, load_function, near_names, parse_spec
+from graphsurgery.spec_text import Value, anchored, is_function_spec, load_function, near_names, parse_spec
 from graphsurgery.training.batches import Examples
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.evaluation import evaluating
+from graphsurgery.training.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Data:
         input_shape: of one input, without the batch; images are `[channel, height, width]`.
         classes: how many; None for regression.
         name: the spec it was loaded from.
+        preprocessing: what images became inputs by; None where they are none, or a function made them.
     """
 
     train: Dataset[Any]
@@ -37,17 +39,22 @@ class Data:
     input_shape: tuple[int, ...]
     classes: int | None
     name: str
+    preprocessing: Preprocessing | None = None
 
 
-def load_data(spec: str, *, seed: int = 0) -> Data:
+def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None = None) -> Data:
     """The data that `spec` names, split and normalised by the training split's mean and standard deviation.
 
     Args:
         spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`, or
             `path/file.py:function`, which executes that file; its function returns a `Data` or three data sets.
             Options: `?train=5000` takes so many training examples of a seeded shuffle, `?split_seed=1` (default 0)
-            splits validation from training, `?size=64` is the side of `imagefolder` images in pixels (default 224).
+            splits validation from training. Of `imagefolder` images also `size=64` (or 64x48), the pixels of an input
+            (default 224); `resize=256`, the shorter side before the middle is cut out (default 8/7 of the size, and
+            nothing where the size fits); `crop=false` to resize them as a whole; `mean=0.5` and `std=0.5`, or three
+            with commas between them, or none (default ImageNet's); `augment=crop`, `flip` or `none`.
         seed: draws the shuffle of `?train=`. Never the splits: models from unlike seeds share them.
+        preprocessing: what images become inputs by where the spec leaves it out.
 
     Raises:
         SpecError: an unknown name or option, a missing folder, a damaged file, or a count that the data do not have.
@@ -58,10 +65,21 @@ def load_data(spec: str, *, seed: int = 0) -> Data:
     if is_function_spec(parsed.name):
         data = _from_function(spec, parsed.name, options)
     else:
-        data = _from_source(spec, parsed.name, options)
+        data = _from_source(spec, parsed.name, options, preprocessing)
     if train_size is None:
         return data
     return replace(data, train=_some_of(spec, data.train, train_size, seed))
+
+
+def takes_images(spec: str) -> bool:
+    """Whether the data are files of images, which a `Preprocessing` makes inputs of."""
+    return spec.partition("?")[0].partition(":")[0] == "imagefolder"
+
+
+def recorded(data: Data) -> dict[str, Any]:
+    """What a lineage remembers of data: where they are found again, and what images became inputs by."""
+    images = {} if data.preprocessing is None else {"preprocessing": data.preprocessing.as_dict()}
+    return {"data": anchored(data.name), **images}
 
 
 def check_fits(data: Data, module: nn.Module, *, name: str = "the model") -> None:
@@ -135,7 +153,7 @@ def _some_of(spec: str, dataset: Dataset[Any], count: Value, seed: int) -> Datas
     return split(dataset, [count], seed=seed)[0]
 
 
-def _from_source(spec: str, name: str, options: dict[str, Value]) -> Data:
+def _from_source(spec: str, name: str, options: dict[str, Value], preprocessing: Preprocessing | None) -> Data:
     from graphsurgery.training.sources import SOURCES
 
     source, _, folder = name.partition(":")
@@ -148,12 +166,14 @@ def _from_source(spec: str, name: str, options: dict[str, Value]) -> Data:
         raise SpecError(
             f"data spec {spec!r}: has no option {unknown[0]!r}; accepted: {', '.join((*accepted, 'train'))}"
         )
-    for option in accepted:
-        value = options.get(option, 0)
-        if type(value) is not int or value < 0:
-            raise SpecError(f"data spec {spec!r}: {option}={value} is not a whole number from 0; give one")
+    split_seed = options.pop("split_seed", 0)
+    if type(split_seed) is not int or split_seed < 0:
+        raise SpecError(f"data spec {spec!r}: split_seed={split_seed} is not a whole number from 0; give one")
     try:
-        return replace(load(folder or None, **options), name=spec)
+        images = {}
+        if takes_images(spec):
+            images["preprocessing"] = (preprocessing or Preprocessing()).with_options(source, options)
+        return replace(load(folder or None, split_seed=split_seed, **images), name=spec)
     except SpecError as error:
         raise SpecError(f"data spec {spec!r}: {error}") from error
 

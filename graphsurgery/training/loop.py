@@ -182,7 +182,14 @@ class _Stage:
         state = self.run.load_state(self.stage) if self.run else None
         if state is None or self.run is None:
             return
-        check_same_stage(self.run.state_file(self.stage), state, self.plan, len(self.examples), self.module)
+        check_same_stage(
+            self.run.state_file(self.stage),
+            state,
+            self.plan,
+            len(self.examples),
+            self.module,
+            extend=self.run.extend,
+        )
         self.at = Position.from_dict(state["position"])
         self.module.load_state_dict(state["model"])
         self.best_weights = state["best"]

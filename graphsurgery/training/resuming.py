@@ -69,15 +69,23 @@ def restore_process_state(accelerator: Accelerator, at: Position, states: list[d
 
 
 def check_same_stage(
-    path: Path, state: Mapping[str, Any], plan: TrainingPlan, examples: int, module: nn.Module
+    path: Path,
+    state: Mapping[str, Any],
+    plan: TrainingPlan,
+    examples: int,
+    module: nn.Module,
+    *,
+    extend: bool = False,
 ) -> None:
-    """Refuse a state that another plan, data set or module has left.
+    """Refuse a state that another plan, data set or module has left; to `extend` it, the plan may have more epochs.
 
     Raises:
         SurgeryError: names the first field or tensor that differs.
     """
     advice = "use a new run folder, or the old settings to resume"
     for name, value in plan.what_fixes_the_result().items():
+        if extend and name == "epochs" and value > state["plan"].get(name, value):
+            continue
         if state["plan"].get(name) != value:
             raise SurgeryError(f"{path}: was trained with {name}={state['plan'].get(name)}, now {value}; {advice}")
     if state["examples"] != examples:

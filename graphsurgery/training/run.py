@@ -58,21 +58,32 @@ class Run:
     Args:
         folder: made if it is missing.
         config: the resolved configuration, as JSON; a folder that holds another one is refused.
+        call: the command line, kept beside the configuration and never compared.
+        extend: let the run go on for more epochs than its configuration had.
         save_every: also save the state every so many optimizer steps; 0 saves after each epoch only.
 
     Raises:
         SurgeryError: the folder holds a run with another configuration, or cannot be made.
     """
 
-    def __init__(self, folder: Path | str, *, config: Mapping[str, Any] | None = None, save_every: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        call: Mapping[str, Any] | None = None,
+        save_every: int = 0,
+        extend: bool = False,
+    ) -> None:
         self.folder = Path(folder)
+        self.extend = extend
         self.save_every = save_every
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SurgeryError(f"run folder {folder}: cannot be made ({error.strerror}); give another place") from error
         if config is not None:
-            self._check_or_write_config(config)
+            self._check_or_write_config(config, call)
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, of one stage or of all; a line that a kill cut short is left out."""
@@ -143,25 +154,54 @@ class Run:
     def _metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def _check_or_write_config(self, config: Mapping[str, Any]) -> None:
+    def _check_or_write_config(self, config: Mapping[str, Any], call: Mapping[str, Any] | None) -> None:
         path = self.folder / "config.json"
-        # What JSON makes of it: tuples become lists, and so on.
-        wanted = json.loads(json.dumps(config))
         begun = self._metrics_file.exists() or any(self.folder.glob("*.state.pt"))
-        if not path.exists() or not begun:
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-            return
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise SurgeryError(f"{path}: is not JSON; give a new folder") from error
-        if found != wanted:
-            name, old, new = _difference(found, wanted)
-            raise SurgeryError(
-                f"run folder {self.folder}: holds a run with {name} = {old!r}, now {new!r}; "
-                "give a new folder, or the old configuration to resume"
-            )
+        if path.exists() and begun:
+            try:
+                found = json.loads(path.read_text())
+            except json.JSONDecodeError as error:
+                raise SurgeryError(f"{path}: is not JSON; give a new folder") from error
+            if (differs := difference(found, config, extend=self.extend)) is not None:
+                name, old, new = differs
+                raise SurgeryError(
+                    f"run folder {self.folder}: holds a run with {name} = {old!r}, now {new!r}; "
+                    "give a new folder, or the old configuration to resume"
+                )
+            if not self.extend:
+                return
+        with atomic_write(path) as temporary:
+            written = {**config, **({} if call is None else {"call": call})}
+            temporary.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def difference(found: Any, wanted: Any, *, extend: bool = False) -> tuple[str, Any, Any] | None:
+    """The first entry by which two configurations differ: its path, and both values; None where they are the same.
+
+    Args:
+        found: what a `config.json` holds; the command line in it is not compared.
+        wanted: the other.
+        extend: whether `wanted` may have more epochs.
+    """
+    # What JSON makes of it: tuples become lists, and so on.
+    wanted = json.loads(json.dumps(wanted))
+    if isinstance(found, dict):
+        found = {key: value for key, value in found.items() if key != "call"}
+    if extend:
+        found = _as_long(found, wanted)
+    return None if found == wanted else _difference(found, wanted)
+
+
+def _as_long(found: Any, wanted: Any) -> Any:
+    """A configuration with the epochs of another where these are more."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return found
+    more = {
+        key: wanted[key]
+        for key, value in found.items()
+        if key == "epochs" and isinstance(value, int) and isinstance(wanted.get(key), int) and wanted[key] > value
+    }
+    return {**{key: _as_long(value, wanted.get(key)) for key, value in found.items()}, **more}
 
 
 def _difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:

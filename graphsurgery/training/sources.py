@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from graphsurgery.errors import SpecError
 from graphsurgery.training.data import Data, split
 from graphsurgery.training.idx import find_idx, read_idx
+from graphsurgery.training.preprocessing import OPTIONS, Preprocessing
 
 _FASHION_FILES = {
     "train-images": "train-images-idx3-ubyte",
@@ -25,7 +26,6 @@ _FASHION_FILES = {
 }
 # Where Debian's package dataset-fashion-mnist puts the files.
 _FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),)
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def digits(folder: str | None, split_seed: int = 0) -> Data:
@@ -84,23 +84,19 @@ def cifar100(folder: str | None, split_seed: int = 0) -> Data:
     return _cifar("CIFAR100", folder, split_seed)
 
 
-def image_folder(folder: str | None, split_seed: int = 0, size: int = 224) -> Data:
+def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preprocessing | None = None) -> Data:
     """Images in `DIR/train/CLASS/`, with `DIR/val` or `DIR/validation` and `DIR/test` where they exist.
 
     A missing validation or test part is a tenth split off the training part; without `DIR/train`, `DIR/CLASS/` itself
-    is the training part. Training images get a random crop and flip; inputs are `[3, size, size]`.
+    is the training part. Inputs are `[3, height, width]`, made by `preprocessing`; training images are augmented.
     """
-    from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     if folder is None or not Path(folder).is_dir():
         raise SpecError(f"{folder or 'DIR'}: is not a folder; give imagefolder:DIR with DIR/train/CLASS/ images")
-    if size == 0:
-        raise SpecError("size=0 pixels; give a size of 1 or more")
     root = Path(folder)
-    last = [transforms.ToTensor(), transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD)]
-    augmented = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *last])
-    centred = transforms.Compose([transforms.Resize(round(size * 8 / 7)), transforms.CenterCrop(size), *last])
+    made = preprocessing or Preprocessing()
+    augmented = made if made.augment == "none" else made.augmented
 
     def images(part: Path, transform: Callable[..., Any]) -> Any:
         try:
@@ -112,15 +108,15 @@ def image_folder(folder: str | None, split_seed: int = 0, size: int = 224) -> Da
 
     train_root = root / "train" if (root / "train").is_dir() else root
     train: Dataset[Any] = images(train_root, augmented)
-    still: Dataset[Any] = images(train_root, centred)
-    classes = images(train_root, centred).classes
-    order = torch.randperm(len(images(train_root, centred)), generator=torch.Generator().manual_seed(split_seed))
+    still = images(train_root, made)
+    classes = still.classes
+    order = torch.randperm(len(still), generator=torch.Generator().manual_seed(split_seed))
     tenth = max(1, len(order) // 10)
     parts: dict[str, Dataset[Any]] = {}
     for key, names in (("validation", ("val", "validation")), ("test", ("test",))):
         found = next((root / name for name in names if train_root != root and (root / name).is_dir()), None)
         if found is not None:
-            part = images(found, centred)
+            part = images(found, made)
             if part.classes != classes:
                 raise SpecError(
                     f"{found}: has classes {part.classes[:3]}…, train has {classes[:3]}…; make them the same"
@@ -128,7 +124,8 @@ def image_folder(folder: str | None, split_seed: int = 0, size: int = 224) -> Da
             parts[key] = part
         else:
             parts[key], order = Subset(still, order[:tenth].tolist()), order[tenth:]
-    return Data(Subset(train, order.tolist()), parts["validation"], parts["test"], (3, size, size), len(classes), "")
+    shape = (3, made.height, made.width)
+    return Data(Subset(train, order.tolist()), parts["validation"], parts["test"], shape, len(classes), "", made)
 
 
 SOURCES: Mapping[str, tuple[Callable[..., Data], tuple[str, ...]]] = {
@@ -136,7 +133,7 @@ SOURCES: Mapping[str, tuple[Callable[..., Data], tuple[str, ...]]] = {
     "cifar100": (cifar100, ("split_seed",)),
     "digits": (digits, ("split_seed",)),
     "fashion-mnist": (fashion_mnist, ("split_seed",)),
-    "imagefolder": (image_folder, ("split_seed", "size")),
+    "imagefolder": (image_folder, ("split_seed", *OPTIONS)),
     "sine": (sine, ("split_seed",)),
 }
 

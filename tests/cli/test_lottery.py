@@ -112,7 +112,7 @@ def test_compress_dead_keeps_masked_and_compressed_apart(ticket, capsys):
     assert set(rows) == {"masked", "compressed"}
     assert "compressed = masked" in shown
     assert "PASS" in shown
-    assert run(["compress", ticket, "--dead", "-o", "small.pt", "--json"]) == 0
+    assert run(["compress", ticket, "--dead", "-o", "small.pt", "--json", "--overwrite"]) == 0
     found = json.loads(capsys.readouterr().out)["dead"]
     assert found["compressed"]["parameters"] < found["masked"]["parameters"]
     assert found["compressed"]["onnx_bytes"] < found["masked"]["onnx_bytes"]

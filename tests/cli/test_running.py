@@ -1,0 +1,200 @@
+"""Runs are kept without being asked for, go on after an interruption, and give their options back."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import graphsurgery as gs
+from graphsurgery.cli import run
+from graphsurgery.cli.running import call_of, with_config
+from graphsurgery.errors import SurgeryError
+from graphsurgery.training.progress import LogReporter
+
+SPEC = "paper/cnn?width=3"
+TRAIN = ["train", SPEC, "--data", "digits", "--device", "cpu"]
+
+
+class Stopping(LogReporter):
+    """Interrupts after so many epochs."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def epoch_finished(self, record):
+        super().epoch_finished(record)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A command that is interrupted after so many epochs."""
+
+    def stopping(after, *tokens):
+        with monkeypatch.context() as patch:
+            patch.setattr("graphsurgery.training.progress.default_reporter", lambda: Stopping(after))
+            assert run(list(tokens)) == 130
+
+    return stopping
+
+
+def weights(name):
+    return gs.load(name).module.state_dict()
+
+
+def same(one, other):
+    return all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_an_interrupted_training_goes_on(here, stopped, capsys):
+    assert run([*TRAIN, "--epochs", "4", "-o", "whole.pt", "--quiet"]) == 0
+    stopped(2, *TRAIN, "--epochs", "4", "-o", "x.pt")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error  interrupted; nothing was left half written; go on with: graphsurgery train")
+    assert not (here / "x.pt").exists()
+    command = shlex.split(line.partition("go on with: graphsurgery ")[2])
+    assert command[-1] == "--resume"
+    assert run(command) == 0
+    assert "resumes    runs/train-0002: train from epoch 3" in capsys.readouterr().out
+    assert same(weights("x.pt"), weights("whole.pt"))
+
+
+@pytest.mark.parametrize("command", ["merge", "grow", "mimic", "slim", "compress", "supermask"])
+@pytest.mark.usefixtures("here")
+def test_every_command_that_trains_goes_on(stopped, capsys, command):
+    tokens = {
+        "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--gate-epochs", "2", "--epochs", "2", "--no-control"],
+        "grow": ["grow", "a.pt", "--by", "2x", "--data", "digits", "--epochs", "2", "--no-control"],
+        "mimic": [
+            *["mimic", "--teacher", "a.pt", "--student", "paper/mlp", "--data", "digits", "--epochs", "2"],
+            "--no-control",
+        ],
+        "slim": ["slim", "a.pt", "--data", "digits", "--epochs", "2"],
+        "compress": ["compress", "a.pt", "--keep", "0.5", "--data", "digits", "--epochs", "2"],
+        "supermask": ["supermask", SPEC, "--data", "digits", "--epochs", "2"],
+    }[command]
+    tokens = [*tokens, "--device", "cpu"]
+    stopped(1, *tokens, "-o", "x.pt")
+    capsys.readouterr()
+    assert run([*tokens, "-o", "x.pt", "--resume", "--json"]) in (0, 1)  # gates of two epochs need not close
+    assert json.loads(capsys.readouterr().out)["run"] == f"runs/{command}-0001"
+    assert Path("x.pt").exists()
+    assert [folder.name for folder in Path("runs").iterdir()] == [f"{command}-0001"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_is_extended_by_more_epochs(capsys):
+    constant = [*TRAIN, "--schedule", "constant"]
+    assert run([*constant, "--epochs", "2", "-o", "two.pt", "--quiet"]) == 0
+    assert run([*constant, "--epochs", "4", "-o", "four.pt", "--resume"]) == 0
+    assert "runs/train-0001: train from epoch 3" in capsys.readouterr().out
+    assert run([*constant, "--epochs", "4", "-o", "whole.pt", "--quiet"]) == 0
+    assert same(weights("four.pt"), weights("whole.pt"))
+    assert json.loads(Path("runs/train-0001/config.json").read_text())["plan"]["epochs"] == 4
+
+
+def test_what_cannot_be_resumed(fails, here):
+    resume = [*TRAIN, "--epochs", "2", "-o", "x.pt", "--resume"]
+    assert "runs: holds no run of train to resume" in fails(*resume)[1]
+    assert run([*TRAIN, "--epochs", "2", "-o", "y.pt", "--quiet"]) == 0
+    assert "runs/train-0001, has plan.lr = 0.1, now 0.2" in fails(*resume, "--lr", "0.2")[1]
+    assert "has plan.epochs = 2, now 1" in fails(*TRAIN, "--epochs", "1", "-o", "x.pt", "--resume")[1]
+    assert "elsewhere: holds no run to resume" in fails(*resume, "--run", "elsewhere")[1]
+    (here / "config.json").write_text('{"mine": 1}')
+    assert "config.json: is not of a run, and would be written over" in fails(*resume[:-1], "--run", ".")[1]
+    assert (here / "config.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_kept_nothing_leaves_no_folder(monkeypatch):
+    from graphsurgery.recipes import train
+
+    def failing(*_, **__):
+        raise SurgeryError("no")
+
+    monkeypatch.setattr(train, "fit", failing)
+    assert run([*TRAIN, "-o", "x.pt"]) == 2
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_cut_without_training_keeps_no_run():
+    assert run(["compress", "a.pt", "--keep", "0.5", "--data", "digits", "-o", "x.pt", "--quiet"]) == 0
+    assert not Path("runs").exists()
+
+
+def test_the_config_of_a_run_is_a_command_line(here, monkeypatch, capsys):
+    assert run(["train", "nets.py:other", "--data", "digits", "--epochs", "2", "-o", "x.pt", "--quiet"]) == 0
+    (here / "deeper").mkdir()
+    monkeypatch.chdir(here / "deeper")
+    config = "../runs/train-0001/config.json"
+    assert run(["train", "--config", config, "-o", "y.pt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["spec"], found["plan"]["epochs"]) == (f"{here / 'nets.py'}:other", 2)
+    assert same(weights("y.pt"), weights("../x.pt"))
+    assert run([f"--config={config}", "--epochs", "1", "-o", "z.pt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["epochs"] == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_options_from_yaml(capsys):
+    Path("plan.yaml").write_text(
+        "command: train\narguments: ['paper/cnn?width=3']\ndata: digits\nepochs: 3\nlr: 0.05\n"
+    )
+    assert run(["--config", "plan.yaml", "--epochs", "1", "-o", "x.pt", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["epochs"], plan["lr"]) == (1, 0.05)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["compress", "m.pt", "--keep", "0.5", "-o", "x.pt"],
+        ["deepen", "m.pt", "--after", "conv1", "--after", "conv2", "--output", "x.pt"],
+        ["mimic", "--teacher", "a", "b", "--no-control", "--margin", "-0.5"],
+        ["merge", "a", "b", "--budget=0.5"],
+    ],
+    ids=lambda tokens: tokens[0],
+)
+def test_a_command_line_comes_back(tokens, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"command": tokens[0], "call": call_of([*tokens, "--json", "--run", "here"])}))
+    expected = ["--output" if token == "-o" else token for token in tokens]
+    expected = [word for token in expected for word in (token.split("=") if token.startswith("--") else [token])]
+    assert with_config(["--config", str(path)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "message"),
+    [
+        ("{", [], "cannot be read as JSON or YAML"),
+        ("[1]", [], "holds no options by name"),
+        ("epochs: 3", [], "names no command"),
+        ("command: merge", ["train"], "is of the command merge, not of train"),
+        ("{command: train, options: 3}", [], "expected arguments, a list, and options by name"),
+    ],
+)
+def test_bad_configs(fails, here, text, tokens, message):
+    (here / "c.yaml").write_text(text)
+    code, line = fails(*tokens, "--config", "c.yaml")
+    assert code == 2
+    assert message in line
+
+
+def test_no_config(fails):
+    assert "--config: wants a file" in fails("train", "--config")[1]
+    assert "nowhere.json: cannot be read" in fails("train", "--config", "nowhere.json")[1]
+
+
+def test_numbers_go_on(here):
+    (here / "runs" / "train-0041").mkdir(parents=True)
+    (here / "runs" / "train-new").mkdir()
+    assert run([*TRAIN, "--epochs", "1", "-o", "x.pt", "--quiet"]) == 0
+    assert (here / "runs" / "train-0042" / "config.json").exists()
+    assert os.listdir(here / "runs" / "train-0041") == []

@@ -1,0 +1,148 @@
+"""What was computed is saved before it is printed, whatever becomes of the terminal and of the controls."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import graphsurgery as gs
+from graphsurgery.cli import run
+from graphsurgery.cli.streams import _PLAIN
+from graphsurgery.recipes import grow, merge, mimic
+from graphsurgery.spec_text import anchored
+from graphsurgery.training.loop import fit
+
+SPEC = "paper/cnn?width=3"
+QUICK = ["--epochs", "1", "--device", "cpu"]
+PYTHON = [sys.executable, "-m", "graphsurgery.cli"]
+COMPARING = {
+    "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--gate-epochs", "1", *QUICK],
+    "grow": ["grow", "a.pt", "--data", "digits", "--by", "2x", *QUICK],
+    "mimic": ["mimic", "--teacher", "a.pt", "b.pt", "--student", "paper/mlp?hidden=8", "--data", "digits", *QUICK],
+}
+"""Commands that train controls."""
+
+
+def _started(*tokens, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run([*PYTHON, *tokens], capture_output=True, env=environment, timeout=200, **options)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["compress", "a.pt", "--keep", "0.5", "-o", "s.pt"],
+        ["export", "a.pt", "-o", "s.onnx"],
+        [*COMPARING["mimic"], "--no-control", "-o", "s.pt"],
+        ["compress", "--help"],
+    ],
+    ids=["compress", "export", "mimic", "help"],
+)
+def test_a_terminal_of_few_characters(here, tokens, encoding):
+    done = _started(*tokens, env={"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding)
+    if "-o" in tokens:
+        assert (here / tokens[-1]).exists()
+
+
+def test_an_error_with_characters_that_the_terminal_has_not(here):
+    (here / "名.pt").write_bytes(b"none")
+    done = _started("inspect", "名.pt", env={"PYTHONIOENCODING": "ascii:strict"})
+    assert (done.returncode, done.stderr.decode("ascii")[:14]) == (2, "error  ?.pt: i")
+
+
+def test_what_the_commands_print_has_a_form_in_ascii():
+    assert all(form.isascii() for form in _PLAIN.values())
+
+
+@pytest.mark.parametrize("tokens", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("command", ["compress", "merge"])
+def test_a_reader_that_goes_away_loses_nothing(here, command, tokens):
+    full = {
+        "compress": ["compress", "a.pt", "--keep", "0.5", "--data", "digits", *QUICK],
+        "merge": [*COMPARING["merge"], "--no-control"],
+    }[command]
+    process = subprocess.Popen(
+        [*PYTHON, *full, "-o", "s.pt", *tokens],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=200) == 0, errors
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    assert gs.load(here / "s.pt").spaces
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")
+def test_a_full_disk_behind_standard_output_is_an_error_after_the_network_is_saved(here):
+    with open("/dev/full", "w") as full:
+        command = [*PYTHON, "compress", "a.pt", "--keep", "0.5", "-o", "s.pt"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error  [Errno 28] No space left on device"]
+    assert gs.load(here / "s.pt").spaces
+
+
+@pytest.mark.parametrize(("command", "recipe", "stage"), [
+    ("merge", merge, "control"),
+    ("grow", grow, "random-padding"),
+    ("mimic", mimic, "labels"),
+])  # fmt: skip
+def test_the_network_is_saved_before_its_controls_are_trained(here, monkeypatch, command, recipe, stage):
+    def fitting(*args, **options):
+        if options["stage"] == stage:
+            assert gs.load(here / "x.pt").lineage[-1]["pass"] == command
+            raise KeyboardInterrupt
+        return fit(*args, **options)
+
+    monkeypatch.setattr(recipe, "fit", fitting)
+    assert run([*COMPARING[command], "-o", "x.pt", "--quiet"]) == 130
+    assert gs.load(here / "x.pt").lineage[-1]["pass"] == command
+
+
+def test_a_control_that_cannot_be_built_is_found_before_training(fails, here, monkeypatch):
+    (here / "gone.py").write_text((here / "nets.py").read_text())
+    for name in ("a", "b"):
+        assert run(["train", "gone.py:other", "--data", "digits", "-o", f"o{name}.pt", *QUICK, "--quiet"]) == 0
+    (here / "gone.py").unlink()
+    monkeypatch.setattr(merge, "fit", lambda *_, **__: pytest.fail("trains"))
+    code, line = fails("merge", "oa.pt", "ob.pt", "--data", "digits", "-o", "x.pt")
+    assert code == 2
+    assert "the control cannot be built as the first parent was" in line
+    assert "--no-control" in line
+
+
+def test_specs_of_files_are_found_again_from_another_folder(here, monkeypatch):
+    assert run(["train", "nets.py:other", "--data", "digits", "-o", "o.pt", *QUICK, "--quiet"]) == 0
+    record = gs.load("o.pt").lineage[-1]
+    assert record["spec"] == f"{here / 'nets.py'}:other"
+    (here / "deeper").mkdir()
+    monkeypatch.chdir(here / "deeper")
+    command = ["merge", "../o.pt", "../other.pt", "--data", "digits", "--gate-epochs", "1", *QUICK]
+    assert run([*command, "-o", "x.pt", "--quiet"]) == 0
+    assert gs.load("x.pt").spaces
+
+
+def test_anchored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    assert anchored("nets.py:other?width=3") == f"{tmp_path / 'nets.py'}:other?width=3"
+    assert anchored("imagefolder:images?size=8") == f"imagefolder:{tmp_path / 'images'}?size=8"
+    for spec in ("digits", "paper/cnn?width=3", "cifar10:nowhere", "timm/resnet10t"):
+        assert anchored(spec) == spec
+
+
+def test_the_controls_change_nothing(here):
+    """The network is the same with and without a control."""
+    assert run([*COMPARING["mimic"], "-o", "x.pt", "--quiet"]) == 0
+    assert run([*COMPARING["mimic"], "--no-control", "-o", "y.pt", "--quiet"]) == 0
+    x, y = (gs.load(here / name).module.state_dict() for name in ("x.pt", "y.pt"))
+    assert all(torch.equal(x[key], y[key]) for key in y)
