@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
 from graphsurgery.cli.options import TOKENS
-from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, visible
 
 DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
@@ -76,7 +76,8 @@ def run(tokens: Sequence[str] | None = None) -> int:
         print("error  interrupted; nothing was left half written", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except Exception as cause:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(visible(line), file=sys.stderr)  # noqa: T201
         return _failed(cause, BUG)
     return DONE
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphsurgery.cli.options import Shown
+from graphsurgery.errors import visible
 
 if TYPE_CHECKING:
     from graphsurgery.cost import Cost
@@ -46,7 +47,7 @@ class Output:
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
         if self.speaks:
-            self.console.print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
+            self.console.print(Text.assemble((f"{label:<10} ", "bold"), (visible(text), style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""
@@ -94,9 +95,17 @@ class Output:
         return default_reporter()
 
 
+class _Columns(Table):
+    """A table whose cells are text as it stands: a name in brackets is no markup, and nothing moves the cursor."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row; see `Table.add_row`."""
+        super().add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def columns(*names: str, right: Sequence[str] = ()) -> Table:
     """An empty table; the columns in `right` hold numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _Columns(box=None, header_style="bold", pad_edge=False)
     for name in names:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
     return table

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from graphsurgery.errors import SurgeryError, one_line
 
-_ERRORS_ONLY = 3
+_SILENT = 4
+"""Of its log: errors are raised, and the log would write names from the file to the screen as they are."""
 
 
 def open_session(
@@ -31,7 +32,7 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
