@@ -29,12 +29,13 @@ from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
 from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
+from graphsurgery.spec_text import is_function_spec, parse_spec
 from graphsurgery.training.data import Data, check_fits
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.gating import GateBudget
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, History, Run
 from graphsurgery.verify import deviation, double
@@ -77,7 +78,7 @@ def default_plan(parents: Sequence[ModelGraph], seed: int = 0) -> MergePlan:
     recipe = _training_record(parents[0])
     if recipe is None:
         return MergePlan(seed=seed)
-    trained = TrainingPlan(**recipe["plan"])
+    trained = recorded_plan(recipe)
     gating = replace(trained, lr=0.3 * trained.lr, schedule="constant", warmup=0.0, keep_best=False)
     return MergePlan(gating=gating, fine_tuning=trained, seed=seed)
 
@@ -267,9 +268,15 @@ class _Merge:
         else:
             note = "one network, trained as long as everything together"
             seed = self.plan.seed + 1000
-            graph = fresh(str(recipe["spec"]), self.data, seed)
-            settings = {**recipe["plan"], "device": self.plan.gating.device}
-            plan = replace(TrainingPlan(**settings), epochs=int(self.spent), seed=seed)
+            spec = str(recipe.get("spec"))
+            if is_function_spec(parse_spec(spec).name):
+                # A checkpoint must not choose which Python file is executed.
+                note = "the first parent with new weights, trained as long as everything together"
+                graph = reinitialized(self.parents[0], seed)
+            else:
+                graph = fresh(spec, self.data, seed)
+            settings = {"device": self.plan.gating.device, "epochs": int(self.spent), "seed": seed}
+            plan = recorded_plan(recipe, **settings)
         self._fit(graph.module, plan, "control", self.objective)
         self._row("control", graph, self.spent, note=note)
 
@@ -354,4 +361,4 @@ def _training_record(graph: ModelGraph) -> Mapping[str, Any] | None:
 
 def _trained_epochs(graph: ModelGraph) -> float | None:
     record = _training_record(graph)
-    return None if record is None else float(record["plan"]["epochs"])
+    return None if record is None else float(recorded_plan(record).epochs)
