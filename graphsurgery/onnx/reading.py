@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
+from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
 from graphsurgery.onnx.files import read_apart
 from graphsurgery.onnx.folding import foldable, folded
 from graphsurgery.onnx.storage import Weights
@@ -99,7 +99,12 @@ def read_program(path: Path | str) -> OnnxProgram:
     """
     path = Path(path)
     model, weights = _parsed(path)
-    return program_of(model, weights, path)
+    try:
+        return program_of(model, weights, path)
+    except SurgeryError:
+        raise
+    except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
+        raise CheckpointError(f"{path}: is damaged ({type(cause).__name__}: {one_line(cause)})") from cause
 
 
 def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProgram:

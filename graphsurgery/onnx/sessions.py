@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.onnx.files import check_outside
+from graphsurgery.onnx.storage import open_model
 
 _SILENT = 4
 """Of its log: errors are raised, and the log would write names from the file to the screen as they are."""
@@ -29,7 +31,10 @@ def open_session(
 
     Raises:
         SurgeryError: ONNX Runtime does not read it.
+        CheckpointError: a weight lies outside the file's folder; see `check_outside`.
     """
+    if content is None:
+        _check_places(Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _SILENT
@@ -39,6 +44,15 @@ def open_session(
         return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime's errors have no public base class
         raise SurgeryError(f"{path}: ONNX Runtime cannot open it: {one_line(cause)}") from cause
+
+
+def _check_places(path: Path) -> None:
+    """Have ONNX Runtime open no file in another folder, whatever a model says."""
+    try:
+        model, _ = open_model(path)
+    except Exception:  # ONNX Runtime will say what is wrong with the file
+        return
+    check_outside(path, model)
 
 
 def run_session(
