@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.atomic import write_tensors
 from graphsurgery.building import build
 from graphsurgery.description import describe, named_tensors
 from graphsurgery.encoding import dtype_name, named_dtype
@@ -81,8 +81,7 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
         }
     except SurgeryError as cause:
         raise SurgeryError(f"{path}: this network cannot be saved: {cause}") from cause
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    write_tensors(path, content)
 
 
 def load(path: Path | str) -> ModelGraph:

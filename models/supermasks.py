@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.atomic import write_tensors
 from graphsurgery.checkpoint import unpickled
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
@@ -142,8 +142,7 @@ def save_supermask(supermask: Supermask, path: Path | str) -> int:
         "masks": supermask.masks.digest(),
         "metadata": dict(supermask.metadata),
     }
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    write_tensors(path, content)
     return Path(path).stat().st_size
 
 
