@@ -286,7 +286,7 @@ class MaskSet(Mapping[str, Tensor]):
         try:
             # No more is unpacked than is asked for, whatever the file says.
             bits = unpacker.decompress(content, wanted + 1)
-        except zlib.error as cause:
+        except (zlib.error, OverflowError) as cause:
             raise SurgeryError("masks: their bits are damaged; take another copy of the file") from cause
         if len(bits) != wanted or min((size for shape in shapes.values() for size in shape), default=0) < 0:
             raise SurgeryError(f"masks: have {len(bits)} bytes, their shapes ask for {wanted}; take another copy")

@@ -66,8 +66,10 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
 
 
 def _check_layers(module: fx.GraphModule) -> None:
-    """The tensors of a layer are floating numbers where it makes floating ones."""
+    """The tensors of a layer are floating numbers where it makes floating ones; convolutions have whole settings."""
     for path, layer in module.named_modules():
+        if isinstance(layer, _ConvNd):
+            _check_convolution(path, layer)
         for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
             if tensor is None:
                 continue
@@ -77,6 +79,18 @@ def _check_layers(module: fx.GraphModule) -> None:
                 raise SurgeryError(f"{where}: is of dtype {dtype_name(tensor.dtype)}, which this layer cannot have")
             if isinstance(tensor, nn.Parameter) and not numbers:
                 raise SurgeryError(f"{where}: is a parameter of dtype {dtype_name(tensor.dtype)}, expected floats")
+
+
+def _check_convolution(path: str, layer: _ConvNd) -> None:
+    """A setting is a number for each axis that the kernel slides over; meta tensors do not mind others."""
+    axes = layer.weight.dim() - 2
+    for name, least in (("kernel_size", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
+        setting = getattr(layer, name)
+        if name == "padding" and setting in ("same", "valid"):
+            continue
+        whole = isinstance(setting, list | tuple) and all(type(part) is int and part >= least for part in setting)
+        if not whole or len(setting) != axes:
+            raise SurgeryError(f"{path}: {name} is {setting!r}, expected {axes} whole numbers of at least {least}")
 
 
 def _check_operands(module: fx.GraphModule, node: fx.Node) -> None:

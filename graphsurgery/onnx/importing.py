@@ -92,7 +92,7 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool) -> I
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
     # Last, as a reason of our own names the operator.
-    refused = complaint(file.model, file.weights.arrays)
+    refused = complaint(file.path, file.model, file.weights)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
     record = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}

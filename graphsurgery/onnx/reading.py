@@ -138,6 +138,8 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
+    for operator in operators:
+        _check_repeated(operator, constants, path)
     _check_order(model, path)
     return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases, weights))
 
@@ -189,6 +191,18 @@ def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:
     if attribute.name not in kinds:
         raise UnsupportedError(f"{path}: constant {node.output[0]} is of kind {attribute.name}")
     return np.asarray(value, dtype=kinds[attribute.name])
+
+
+def _check_repeated(operator: Operator, constants: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+    """Attributes that say again what is known otherwise say the same; ONNX Runtime looks when it runs them."""
+    given = operator.attributes
+    weight = constants.get(operator.inputs[1]) if len(operator.inputs) > 1 else None
+    if operator.kind in ("Conv", "ConvTranspose") and weight is not None:
+        kernel = list(given.get("kernel_shape", weight.shape[2:]))
+        if kernel != list(weight.shape[2:]):
+            raise CheckpointError(f"{path}: {operator.name} has a kernel of {kernel} and a weight of {weight.shape}")
+    if operator.kind == "Split" and given.get("num_outputs", len(operator.outputs)) != len(operator.outputs):
+        raise CheckpointError(f"{path}: {operator.name} has {len(operator.outputs)} outputs, not what it says")
 
 
 def _check_order(model: onnx.ModelProto, path: Path) -> None:

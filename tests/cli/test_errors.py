@@ -143,7 +143,8 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
     assert (here / "old.onnx").read_text() == "old"
 
 
-def test_an_interrupt_is_one_line_too(here):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_one_line_too(here, number, code):
     command = [sys.executable, "-m", "graphsurgery.cli", "train", SPEC, "--data", "digits", "-o", "x.pt"]
     # A background job of a shell ignores the signal, and so would its children.
     process = subprocess.Popen(
@@ -155,12 +156,12 @@ def test_an_interrupt_is_one_line_too(here):
     try:
         assert "epoch 1/" in process.stderr.readline()
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors.splitlines()[-1].startswith("error  interrupted")
     assert "Traceback" not in errors
     assert not (here / "x.pt").exists()
