@@ -20,6 +20,7 @@ from graphsurgery.onnx.storage import Weights
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+_SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 _UNREADABLE = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -139,7 +140,7 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
     for operator in operators:
-        _check_repeated(operator, constants, path)
+        _check_settings(operator, constants, path)
     _check_order(model, path)
     return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases, weights))
 
@@ -193,16 +194,22 @@ def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:
     return np.asarray(value, dtype=kinds[attribute.name])
 
 
-def _check_repeated(operator: Operator, constants: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
-    """Attributes that say again what is known otherwise say the same; ONNX Runtime looks when it runs them."""
+def _check_settings(operator: Operator, constants: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+    """Attributes that say again what is known otherwise say the same; ONNX Runtime only looks when it runs them."""
     given = operator.attributes
-    weight = constants.get(operator.inputs[1]) if len(operator.inputs) > 1 else None
-    if operator.kind in ("Conv", "ConvTranspose") and weight is not None:
-        kernel = list(given.get("kernel_shape", weight.shape[2:]))
-        if kernel != list(weight.shape[2:]):
-            raise CheckpointError(f"{path}: {operator.name} has a kernel of {kernel} and a weight of {weight.shape}")
     if operator.kind == "Split" and given.get("num_outputs", len(operator.outputs)) != len(operator.outputs):
         raise CheckpointError(f"{path}: {operator.name} has {len(operator.outputs)} outputs, not what it says")
+    if operator.kind not in _SLIDING:
+        return
+    weight = constants.get(operator.inputs[1]) if "Conv" in operator.kind and len(operator.inputs) > 1 else None
+    kernel = list(given.get("kernel_shape", () if weight is None else weight.shape[2:]))
+    if weight is not None and kernel != list(weight.shape[2:]):
+        raise CheckpointError(f"{path}: {operator.name} has a kernel of {kernel} and a weight of {weight.shape}")
+    for name, each in (("strides", 1), ("dilations", 1), ("pads", 2)):
+        if kernel and len(given.get(name, kernel * each)) != each * len(kernel):
+            raise CheckpointError(
+                f"{path}: {operator.name} has {name} {list(given[name])}, expected {each * len(kernel)} numbers"
+            )
 
 
 def _check_order(model: onnx.ModelProto, path: Path) -> None:

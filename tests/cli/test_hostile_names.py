@@ -129,3 +129,16 @@ def test_names_in_brackets_are_no_markup(capfd):
 def test_what_may_be_shown(text, shown):
     assert visible(text) == shown
     assert str(SurgeryError(text)) == one_line(ValueError(text), 1000) == shown.strip()
+
+
+def test_every_command_that_opens_a_file_is_among_them():
+    from graphsurgery.cli import _COMMANDS
+
+    assert {tokens[0] for tokens in COMMANDS.values()} == set(_COMMANDS) - {"demo"}
+
+
+@pytest.mark.usefixtures("files")
+def test_a_document_has_the_names_as_they_are(capfd):
+    assert run(COMMANDS["diff json"]) == 0
+    nodes = json.loads(capfd.readouterr().out)["nodes"]
+    assert nodes[0]["before"]["name"] == f"{BAD}one"
