@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
 from graphsurgery.cli.options import TOKENS
-from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, visible
+from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, out_of_memory, visible
 
 DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 70, 130, 143
 
@@ -80,6 +80,8 @@ def run(tokens: Sequence[str] | None = None) -> int:
         print("error  interrupted; nothing was left half written", file=sys.stderr)  # noqa: T201
         return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
     except Exception as cause:
+        if out_of_memory(cause):
+            return _failed(SurgeryError(f"there is not enough memory for this ({one_line(cause)})"), USAGE)
         for line in traceback.format_exc().splitlines():
             print(visible(line), file=sys.stderr)  # noqa: T201
         return _failed(cause, BUG)

@@ -39,6 +39,12 @@ class CheckFailedError(SurgeryError):
     """A contract was measured and does not hold."""
 
 
+def out_of_memory(cause: BaseException) -> bool:
+    """Whether the system had no memory for something, as a file may ask for a network of any size."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and any(w in str(cause) for w in words))
+
+
 def visible(text: str) -> str:
     """The text as it may be shown: what is written in it cannot move the cursor, change colors or turn its direction.
 

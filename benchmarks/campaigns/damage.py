@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from document import DOCS, measured, table, write_section
 
-from graphsurgery.errors import SurgeryError, printable
+from graphsurgery.errors import SurgeryError, out_of_memory, printable
 
 SAME, OTHER, REFUSED = "same result", "another valid file", "refused in one line"
 TRACEBACK, WRONG, DIED = "traceback", "wrong", "crashed or hung"
@@ -55,6 +55,8 @@ def outcome_of(opening: Callable[[], Found]) -> Found:
         text = str(cause)
         return Found(REFUSED if text == printable(text) and text else WRONG, text)
     except Exception as cause:  # what a user would see as a traceback
+        if out_of_memory(cause):  # which the command line says in one line
+            return Found(REFUSED, str(cause))
         return Found(TRACEBACK, f"{type(cause).__name__}: {printable(str(cause))}")
 
 

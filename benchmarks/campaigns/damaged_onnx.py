@@ -329,7 +329,7 @@ def _in_runtime(path: Path, inputs: tuple[torch.Tensor, ...]) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [value.name for value in session.get_inputs()]
     found: list[Any] = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
     return found

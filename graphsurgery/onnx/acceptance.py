@@ -56,7 +56,7 @@ def _said(path: Path, folder: str) -> str:
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as cause:  # ONNX Runtime's errors have no public base class
         text = str(cause).replace(folder, "")
         return "" if any(words in text for words in _UNKNOWN) else printable(text)[:200]

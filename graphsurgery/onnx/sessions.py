@@ -14,6 +14,8 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.files import check_outside
 from graphsurgery.onnx.storage import open_model
 
+_CPU = ["CPUExecutionProvider"]
+"""Without a fallback, which is the same again, with the error printed as it is."""
 _SILENT = 4
 """Of its log: errors are raised, and the log would write names from the file to the screen as they are."""
 
@@ -41,7 +43,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content or str(path), options, providers=_CPU, enable_fallback=0)
     except Exception as cause:  # ONNX Runtime's errors have no public base class
         raise SurgeryError(f"{path}: ONNX Runtime cannot open it: {one_line(cause)}") from cause
 

@@ -104,6 +104,25 @@ def test_weights_need_an_architecture_that_fits(fails):
     assert "4 missing (first hidden.weight), 2 unexpected (first weight)" in line
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        MemoryError("Unable to allocate 8 TiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_too_little_memory_is_no_mistake_of_ours(fails, monkeypatch, cause):
+    from graphsurgery import cost
+
+    def greedy(_graph):
+        raise cause
+
+    monkeypatch.setattr(cost, "cost", greedy)
+    code, line = fails("inspect", "a.pt")
+    assert code == 2
+    assert "there is not enough memory for this" in line
+
+
 def test_a_truncated_checkpoint(fails, here):
     whole = (here / "a.pt").read_bytes()
     (here / "cut.pt").write_bytes(whole[: len(whole) // 2])
