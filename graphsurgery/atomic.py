@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from graphsurgery.errors import SurgeryError
 
@@ -60,7 +60,7 @@ def write_tensors(path: Path | str, content: Any) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         noting = _Noting(file)
         try:
-            torch.save(content, noting)
+            torch.save(content, cast("IO[bytes]", noting))
         except Exception:
             # torch's writer reports a full disk in its own words, or not at all.
             if noting.refusal is not None:

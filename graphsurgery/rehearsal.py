@@ -54,7 +54,7 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
         examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in inputs]
         # A factory in the graph need not make tensors with data, which may be as large as the file likes.
         with torch.device("meta"):
-            propagate(module, examples, shortened=False)
+            propagate(module, examples, shortened=_is_checked)
     except Exception as cause:  # the graph may be anything, so anything may be wrong with it
         failed = next((node for node in module.graph.nodes if "value" not in node.meta), None)
         raise SurgeryError(
@@ -65,11 +65,24 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
         _check_operands(module, node)
 
 
+def _is_checked(target: Any) -> bool:
+    """A BatchNorm, whose run on meta tensors takes milliseconds; its settings are checked here."""
+    return type(target) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _check_batch_norm(path: str, layer: _NormBase) -> None:
+    for name, value in (("eps", layer.eps), ("momentum", layer.momentum)):
+        if type(value) not in (int, float) and not (name == "momentum" and value is None):
+            raise SurgeryError(f"{path}: {name} is {value!r}, expected a number")
+
+
 def _check_layers(module: fx.GraphModule) -> None:
     """The tensors of a layer are floating numbers where it makes floating ones; convolutions have whole settings."""
     for path, layer in module.named_modules():
         if isinstance(layer, _ConvNd):
             _check_convolution(path, layer)
+        if isinstance(layer, _NormBase):
+            _check_batch_norm(path, layer)
         for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
             if tensor is None:
                 continue

@@ -16,14 +16,22 @@ from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.shapes import result_of
 
+Shortened = Callable[[Any], bool]
 
-def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: bool = True) -> Any:
+
+def always(target: Any) -> bool:  # noqa: ARG001
+    """The formulas may stand for every call."""
+    return True
+
+
+def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Shortened = always) -> Any:
     """The value of one node from the values of its inputs.
 
     Args:
         node: any node but a placeholder; its inputs carry their values.
         attribute: the meta tensor or the module (with meta parameters) of a qualified name.
-        shortened: whether the formulas of `shapes` may stand for a run; they do not look at every argument.
+        shortened: whether the formulas of `shapes` may stand for a run of a module, function or method; they do not
+            look at every argument.
     """
     args: Any = fx.map_arg(node.args, lambda n: n.meta["value"])
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
@@ -35,11 +43,11 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: bool 
         module = attribute(str(node.target))
         if type(module) is TrainingFlag:
             return False
-        known = result_of(node.op, module, args, kwargs) if shortened else None
+        known = result_of(node.op, module, args, kwargs) if shortened(module) else None
         return run_on_meta(module, args, kwargs) if known is None else known
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
-    known = result_of(node.op, node.target, args, kwargs) if shortened else None
+    known = result_of(node.op, node.target, args, kwargs) if shortened(node.target) else None
     if known is not None:
         return known
     if node.op == "call_method":
@@ -74,7 +82,7 @@ def _filled(tensor: Tensor) -> Tensor:
     return torch.rand(tensor.shape).to(tensor.dtype)
 
 
-def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, shortened: bool = True) -> None:
+def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, shortened: Shortened = always) -> None:
     """Give every node of a graph its value; for graphs that come from a file rather than from a trace.
 
     Args:
