@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from graphsurgery import __version__
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
-from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, out_of_memory, visible
 
-DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
+DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 70, 130, 143
 
 app = App(
     name="graphsurgery",
@@ -53,7 +56,9 @@ for _name, _help in _COMMANDS.items():
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """The console entry: run a command and exit with its code."""
+    """The console entry: run a command and exit with its code; a request to end is an interrupt."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(tokens))
 
 
@@ -81,15 +86,26 @@ def run(tokens: Sequence[str] | None = None) -> int:
         return DONE
     except (SurgeryError, CycloptsError, OSError) as cause:
         return _failed(cause, USAGE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
         print(f"error  interrupted; nothing was left half written{advice(tokens)}", file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
+        return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
     except Exception as cause:
-        traceback.print_exc()
+        if out_of_memory(cause):
+            return _failed(SurgeryError(f"there is not enough memory for this ({one_line(cause)})"), USAGE)
+        for line in traceback.format_exc().splitlines():
+            print(visible(line), file=sys.stderr)  # noqa: T201
         return _failed(cause, BUG)
     finally:
         tidy()
     return DONE
+
+
+class Terminated(KeyboardInterrupt):
+    """The system, or whoever started the command, asks it to end (SIGTERM)."""
+
+
+def _terminate(number: int, frame: object) -> None:  # noqa: ARG001
+    raise Terminated
 
 
 def _failed(cause: BaseException, code: int) -> int:

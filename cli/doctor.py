@@ -30,6 +30,8 @@ def doctor(
     slim
         Also run it as a slimmable network, at the whole width and at narrower ones.
     """
+    from rich.text import Text
+
     from graphsurgery.cli.output import Output, columns, count
     from graphsurgery.errors import CheckFailedError
     from graphsurgery.recipes.doctor import examine
@@ -54,7 +56,7 @@ def doctor(
     for contract in report.contracts:
         measured = "" if contract.measured is None else f"{contract.measured:.1e}"
         allowed = "" if contract.allowed is None else f"{contract.allowed:.0e}"
-        status = f"[{styles[contract.status]}]{contract.status}[/]" if styles[contract.status] else contract.status
+        status = Text(contract.status, styles[contract.status])
         note = contract.refused or contract.absent or contract.note
         table.add_row(contract.name, measured, allowed, status, f"{contract.seconds:.1f}", note)
     screen.show(table)

@@ -140,7 +140,7 @@ def lottery(
     import json
     from dataclasses import asdict, replace
 
-    from graphsurgery.atomic import atomic_write
+    from graphsurgery.atomic import atomic_write, clean_parts
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.errors import SurgeryError
     from graphsurgery.masks import MaskSet
@@ -176,6 +176,7 @@ def lottery(
     if start is not None:
         settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     run = Run(output / "states", config=settings)
+    clean_parts(output)
     found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter())
     for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
         with atomic_write(file) as partial:

@@ -107,6 +107,8 @@ def _show(screen: Screen, sources: Sequence[str], found: Sequence[MaskSet]) -> d
     screen.show(_pairs(pairs) if len(found) > 2 else _layers(found, layers))
     for each, one in zip(sources, found, strict=True):
         screen.line("mask", f"{each}: {_living(one)}")
+        if one.unverified:
+            screen.line("note", f"{each}: has no digest, so its bits are taken as they are; write it again", "yellow")
     if layers:
         screen.line("agree", _words(pairs[sources[0], sources[1]]))
         document["layers"] = {name: overlap._asdict() for name, overlap in layers.items()}

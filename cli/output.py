@@ -18,6 +18,7 @@ from rich.text import Text
 
 from graphsurgery.cli.options import IMAGES, RANDOM, Shown
 from graphsurgery.cli.streams import LastingConsole, silence
+from graphsurgery.errors import visible
 
 if TYPE_CHECKING:
     from graphsurgery.cost import Cost
@@ -56,7 +57,7 @@ class Output:
         """Print a labelled line."""
         self._notes()
         if self.speaks:
-            self._print(Text.assemble((f"{label:<10} ", "bold"), (text, style)), soft_wrap=True)
+            self._print(Text.assemble((f"{label:<10} ", "bold"), (visible(text), style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""
@@ -145,9 +146,17 @@ class Output:
         return default_reporter()
 
 
+class _Columns(Table):
+    """A table whose cells are text as it stands: a name in brackets is no markup, and nothing moves the cursor."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row; see `Table.add_row`."""
+        super().add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def columns(*names: str, right: Sequence[str] = ()) -> Table:
     """An empty table; the columns in `right` hold numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _Columns(box=None, header_style="bold", pad_edge=False)
     for name in names:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
     return table

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
 from graphsurgery.errors import SurgeryError
+
+_PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+"""Names of files that are being written."""
 
 
 @contextlib.contextmanager
@@ -42,6 +47,58 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path | str, content: Any) -> None:
+    """Write what `torch.save` can, as `atomic_write`.
+
+    Raises:
+        SurgeryError: the operating system refuses to write.
+    """
+    import torch
+
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        noting = _Noting(file)
+        try:
+            torch.save(content, cast("IO[bytes]", noting))
+        except Exception:
+            # torch's writer reports a full disk in its own words, or not at all.
+            if noting.refusal is not None:
+                raise noting.refusal from None
+            raise
+
+
+class _Noting:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.refusal: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            return self.file.write(content)
+        except OSError as cause:
+            self.refusal = cause
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def clean_parts(folder: Path) -> list[Path]:
+    """Remove what killed processes have left of files, in a folder that no other process writes into.
+
+    Returns:
+        What was removed.
+    """
+    left = [path for path in folder.rglob(".*.part") if _PART.fullmatch(path.name) and path.is_file()]
+    for path in left:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return left
 
 
 def _flush(path: Path) -> None:

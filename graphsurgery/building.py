@@ -41,8 +41,7 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
             where = str(entry["name"])
             _add_node(root, graph, entry, nodes)
         where = "output"
-        if [node.op for node in graph.nodes].count("output") != 1 or next(iter(reversed(graph.nodes))).op != "output":
-            raise SurgeryError("expected one output, at the end")
+        _check_ends(graph)
         root.graph = graph
     except SurgeryError as cause:
         raise SurgeryError(f"{where or 'root'}: {cause}") from cause
@@ -128,6 +127,18 @@ def _add_node(root: fx.GraphModule, graph: fx.Graph, entry: Mapping[str, Any], n
     nodes[name] = graph.create_node(op, function, args, kwargs, name)
     if nodes[name].name != name:
         raise SurgeryError("a name that Python or another node has")
+
+
+def _check_ends(graph: fx.Graph) -> None:
+    """One output, at the end, that gives one value; inputs of names of their own."""
+    ends = [node for node in graph.nodes if node.op == "output"]
+    if len(ends) != 1 or next(iter(reversed(graph.nodes))) is not ends[0]:
+        raise SurgeryError("expected one output, at the end")
+    if len(ends[0].args) != 1 or ends[0].kwargs:
+        raise SurgeryError(f"the output has {len(ends[0].args)} values, expected one")
+    takes = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    if len({*takes}) != len(takes):
+        raise SurgeryError("two inputs have one name")
 
 
 def _layer(name: str, arguments: Mapping[str, Any]) -> nn.Module:

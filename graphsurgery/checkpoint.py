@@ -25,12 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.atomic import write_tensors
 from graphsurgery.building import build
 from graphsurgery.description import describe, named_tensors
 from graphsurgery.encoding import dtype_name, named_dtype
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.rehearsal import rehearse
+from graphsurgery.shapes import is_dense
 
 FORMAT = "graphsurgery"
 VERSION = 1
@@ -62,7 +64,7 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
     try:
         description = describe(graph.module)
         tensors = {name: _stored(tensor) for name, tensor in named_tensors(graph.module)}
-        build(description, tensors)
+        rehearse(build(description, tensors), graph.inputs)
         persistent = graph.module.state_dict().keys()
         content = {
             "format": FORMAT,
@@ -79,8 +81,7 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
         }
     except SurgeryError as cause:
         raise SurgeryError(f"{path}: this network cannot be saved: {cause}") from cause
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    write_tensors(path, content)
 
 
 def load(path: Path | str) -> ModelGraph:
@@ -92,17 +93,13 @@ def load(path: Path | str) -> ModelGraph:
     content = _read(path)
     try:
         tensors = {**content["state_dict"], **content["buffers"]}
-        if not all(isinstance(tensor, Tensor) and tensor.layout == torch.strided for tensor in tensors.values()):
-            raise SurgeryError("state_dict: expected dense tensors only")
+        for name, tensor in tensors.items():
+            _check_tensor(name, tensor)
         module = build(content["graph"], tensors)
-        inputs = tuple(
-            InputSpec(str(spec["name"]), tuple(int(size) for size in spec["shape"]), named_dtype(spec["dtype"]))
-            for spec in content["inputs"]
-        )
+        inputs = tuple(_input(spec) for spec in content["inputs"])
+        rehearse(module, inputs)
     except SurgeryError as cause:
         raise CheckpointError(f"{path}: {cause}") from cause
-    except (KeyError, TypeError, ValueError) as cause:
-        raise CheckpointError(f"{path}: the inputs are damaged ({one_line(cause)}); save the network again") from cause
     return ModelGraph(module, inputs, tuple(content["lineage"]))
 
 
@@ -162,7 +159,23 @@ def _read(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {cause}") from cause
     if digest != content["digest"]:
         raise CheckpointError(f"{path}: the graph does not have the digest it was saved with; the file was altered")
+    try:
+        content["lineage"] = [_record(record) for record in content["lineage"]]
+        content["metadata"] = _plain(content["metadata"], "metadata")
+    except (SurgeryError, RecursionError) as cause:
+        raise CheckpointError(f"{path}: {one_line(cause)}; the file was altered") from cause
     return content
+
+
+def _record(record: Any) -> dict[str, Any]:
+    """A record of the lineage, as `save` writes it."""
+    plain = _plain(record, "lineage")
+    if not isinstance(plain, dict):
+        raise SurgeryError(f"lineage: a record is of type {type(record).__name__}, expected a dictionary")
+    for name in ("only as in evaluation", "weights that were computed"):
+        if not isinstance(lines := plain.get(name, []), list) or not all(isinstance(line, str) for line in lines):
+            raise SurgeryError(f"lineage: {name!r} in a record is no list of lines")
+    return plain
 
 
 def unpickled(path: Path) -> Any:
@@ -186,6 +199,30 @@ def unpickled(path: Path) -> Any:
         ) from cause
 
 
+def _check_tensor(name: Any, tensor: Any) -> None:
+    """Refuse what `save` does not write: its tensors are dense, on the CPU, and hold every element once."""
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not isinstance(name, str) or not plain or tensor.is_quantized:
+        raise SurgeryError("state_dict: expected dense tensors by name only")
+    if not is_dense(tensor):
+        raise SurgeryError(
+            f"{name}: its {tensor.numel()} elements of strides {tensor.stride()} overlap or leave gaps; the file was "
+            "altered"
+        )
+
+
+def _input(spec: Any) -> InputSpec:
+    """An input as the file states it."""
+    try:
+        name, shape, dtype = spec["name"], spec["shape"], spec["dtype"]
+        sizes = tuple(shape)
+    except (KeyError, TypeError) as cause:
+        raise SurgeryError(f"the inputs are damaged ({one_line(cause)}); save the network again") from cause
+    if not isinstance(name, str) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise SurgeryError(f"input {name} has the shape {shape}, expected positive integers; save the network again")
+    return InputSpec(name, sizes, named_dtype(dtype))
+
+
 def _summary(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"a dictionary of {len(content)} entries"
@@ -195,7 +232,8 @@ def _summary(content: Any) -> str:
 def _stored(tensor: Tensor) -> Tensor:
     """The values alone, on the CPU; a view is copied, so that the file holds no more than is used."""
     values = tensor.detach()
-    if not values.is_meta and values.untyped_storage().nbytes() != values.numel() * values.element_size():
+    part = not values.is_meta and values.untyped_storage().nbytes() != values.numel() * values.element_size()
+    if part or not is_dense(values):
         values = values.clone()
     return values.cpu()
 

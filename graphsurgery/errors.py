@@ -10,7 +10,13 @@ SurgeryError                the request cannot be done; the message says where, 
 
 
 class SurgeryError(Exception):
-    """The request cannot be done; the message says where, why and what to do instead."""
+    """The request cannot be done; the message says where, why and what to do instead.
+
+    Names in it may come from a file; as text it is one line that is safe to show on a terminal.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class TraceError(SurgeryError):
@@ -33,7 +39,29 @@ class CheckFailedError(SurgeryError):
     """A contract was measured and does not hold."""
 
 
+def out_of_memory(cause: BaseException) -> bool:
+    """Whether the system had no memory for something, as a file may ask for a network of any size."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and any(w in str(cause) for w in words))
+
+
+def visible(text: str) -> str:
+    """The text as it may be shown: what is written in it cannot move the cursor, change colors or turn its direction.
+
+    Control characters, marks of direction and broken code points become a replacement mark, every space a plain one.
+    Names come from files, and files from anywhere, so whatever prints or writes a page sends its text through here.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def printable(text: str) -> str:
+    """The text on one line, its spaces joined, as `visible` gives it."""
+    return visible(" ".join(text.split()))
+
+
 def one_line(cause: BaseException, limit: int = 200) -> str:
-    """What an exception says, on one line of at most `limit` characters; its type when it says nothing."""
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    """What an exception says, on one printable line of at most `limit` characters; its type when it says nothing."""
+    text = printable(str(cause)) or type(cause).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -8,6 +8,7 @@ under it.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import zlib
@@ -65,7 +66,12 @@ class MaskSet(Mapping[str, Tensor]):
 
     Raises:
         SurgeryError: a mask is not boolean.
+
+    Attributes:
+        unverified: whether they come from a file of an older version, which has no digest of its bits.
     """
+
+    unverified = False
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
@@ -203,21 +209,35 @@ class MaskSet(Mapping[str, Tensor]):
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form, for the metadata of a checkpoint; the bits are compressed, and text."""
         packed = base64.b64encode(self.packed()).decode()
-        return {"shapes": {name: list(mask.shape) for name, mask in self.items()}, "bits": packed}
+        shapes = {name: list(mask.shape) for name, mask in self.items()}
+        return {"shapes": shapes, "bits": packed, "digest": self.digest()}
+
+    def digest(self) -> str:
+        """Of the names, the shapes and the bits."""
+        found = hashlib.sha256()
+        for name, mask in self.items():
+            found.update(json.dumps([name, list(mask.shape)]).encode())
+            found.update(np.packbits(mask.flatten().numpy()).tobytes())
+        return found.hexdigest()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MaskSet:
-        """What `as_dict` gave.
+        """What `as_dict` gave; older versions gave no digest, and then the masks are `unverified`.
 
         Raises:
-            SurgeryError: it is damaged.
+            SurgeryError: it is damaged, or has other bits than it was saved with.
         """
         try:
             shapes = {str(name): tuple(int(size) for size in shape) for name, shape in fields["shapes"].items()}
             content = base64.b64decode(fields["bits"], validate=True)
-        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
             raise SurgeryError("masks: their shapes or bits are damaged; save them again") from cause
-        return cls.unpacked(content, shapes)
+        masks = cls.unpacked(content, shapes)
+        if "digest" not in fields:
+            masks.unverified = True
+        elif fields["digest"] != masks.digest():
+            raise SurgeryError("masks: their bits do not have the digest they were saved with; the file was altered")
+        return masks
 
     def save(self, path: Path | str) -> None:
         """Write the masks as JSON, beside a checkpoint; `load` gives them back.
@@ -239,7 +259,7 @@ class MaskSet(Mapping[str, Tensor]):
             fields = json.loads(Path(path).read_bytes())
         except OSError as cause:
             raise CheckpointError(f"{path}: cannot be read ({cause.strerror}); expected masks") from cause
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise CheckpointError(f"{path}: is no file of masks, or damaged; take another copy of it") from cause
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise CheckpointError(f"{path}: is no file of masks; expected what MaskSet.save wrote")
@@ -266,9 +286,9 @@ class MaskSet(Mapping[str, Tensor]):
         try:
             # No more is unpacked than is asked for, whatever the file says.
             bits = unpacker.decompress(content, wanted + 1)
-        except zlib.error as cause:
+        except (zlib.error, OverflowError) as cause:
             raise SurgeryError("masks: their bits are damaged; take another copy of the file") from cause
-        if len(bits) != wanted or min(counts, default=0) < 0:
+        if len(bits) != wanted or min((size for shape in shapes.values() for size in shape), default=0) < 0:
             raise SurgeryError(f"masks: have {len(bits)} bytes, their shapes ask for {wanted}; take another copy")
         flat = torch.from_numpy(np.unpackbits(np.frombuffer(bits, np.uint8), count=sum(counts)).astype(bool))
         parts = flat.split(counts)

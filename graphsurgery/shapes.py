@@ -53,7 +53,7 @@ def _is_plain(x: Any, rank: int | None = None) -> bool:
     return right and (rank is None or x.dim() == rank)
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
     """Whether a permutation of the axes makes x contiguous."""
     if x.is_contiguous():
         return True
@@ -79,7 +79,7 @@ def _sizes(value: Any, count: int) -> Sequence[int]:
 
 def _unary(x: Tensor, *options: Any, **named: Any) -> Tensor | None:  # noqa: ARG001
     known = x.is_meta and x.is_floating_point() and "out" not in named and "memory_format" not in named
-    return x if known and _is_dense(x) else None
+    return x if known and is_dense(x) else None
 
 
 def _unary_module(module: nn.Module, x: Tensor) -> Tensor | None:  # noqa: ARG001
@@ -94,7 +94,7 @@ def _binary(a: Any, b: Any) -> Tensor | None:
     if a.dtype != b.dtype or not (a.is_meta and b.is_meta and a.is_floating_point()):
         return None
     if a.shape == b.shape:
-        return a if _is_dense(a) else None
+        return a if is_dense(a) else None
     if not (a.is_contiguous() and b.is_contiguous()):
         return None
     shape = _broadcast(a.shape, b.shape)

@@ -16,13 +16,22 @@ from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.shapes import result_of
 
+Shortened = Callable[[Any], bool]
 
-def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
+
+def always(target: Any) -> bool:  # noqa: ARG001
+    """The formulas may stand for every call."""
+    return True
+
+
+def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Shortened = always) -> Any:
     """The value of one node from the values of its inputs.
 
     Args:
         node: any node but a placeholder; its inputs carry their values.
         attribute: the meta tensor or the module (with meta parameters) of a qualified name.
+        shortened: whether the formulas of `shapes` may stand for a run of a module, function or method; they do not
+            look at every argument.
     """
     args: Any = fx.map_arg(node.args, lambda n: n.meta["value"])
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
@@ -34,11 +43,11 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any]) -> Any:
         module = attribute(str(node.target))
         if type(module) is TrainingFlag:
             return False
-        known = result_of(node.op, module, args, kwargs)
+        known = result_of(node.op, module, args, kwargs) if shortened(module) else None
         return run_on_meta(module, args, kwargs) if known is None else known
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
-    known = result_of(node.op, node.target, args, kwargs)
+    known = result_of(node.op, node.target, args, kwargs) if shortened(node.target) else None
     if known is not None:
         return known
     if node.op == "call_method":
@@ -73,8 +82,14 @@ def _filled(tensor: Tensor) -> Tensor:
     return torch.rand(tensor.shape).to(tensor.dtype)
 
 
-def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Give every node of a graph its value; for graphs that come from a file rather than from a trace."""
+def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, shortened: Shortened = always) -> None:
+    """Give every node of a graph its value; for graphs that come from a file rather than from a trace.
+
+    Args:
+        module: the network.
+        inputs: meta tensors.
+        shortened: as for `evaluate`.
+    """
     tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     cache: dict[str, Any] = {}
 
@@ -89,7 +104,7 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             if node.op == "placeholder":
                 node.meta["value"] = meta_of(next(remaining))
             else:
-                node.meta["value"] = evaluate(node, attribute)
+                node.meta["value"] = evaluate(node, attribute, shortened=shortened)
 
 
 def values_for(module: fx.GraphModule, inputs: Sequence[Tensor], *, checked: bool = True) -> dict[fx.Node, Any]:

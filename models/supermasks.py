@@ -13,6 +13,7 @@ The file is a plain dictionary, written by `torch.save`:
     factors      by name, what the living weights are multiplied by
     buffers      running statistics and the like, which no seed draws
     digest       sha256 of the drawn weights
+    masks        sha256 of the masks; files of older versions have none
     metadata     whatever the caller stored with it
 
 Random masks of LeNet-300-100 (266,200 weights) make files of 35.2 kB where half of the weights live, 20.7 kB where a
@@ -30,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.atomic import write_tensors
 from graphsurgery.checkpoint import unpickled
-from graphsurgery.errors import CheckpointError, SurgeryError
+from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.initializing import signed_constant
 from graphsurgery.masks import MaskSet, maskable
@@ -91,11 +92,10 @@ class Supermask:
         graph = drawn(self.spec, self.seed, self.input_shape)
         self.masks.check_fits(graph)
         prepare(graph, self.masks, constant=self.constant, factors=self.factors)
+        _check_buffers(self, graph)
         tensors = graph.tensors()
         with torch.no_grad():
             for name, buffer in self.buffers.items():
-                if name not in tensors or tensors[name].shape != buffer.shape:
-                    raise SurgeryError(f"supermask: the network has no buffer {name} of shape {list(buffer.shape)}")
                 tensors[name].copy_(buffer)
         return mask(graph, self.masks)
 
@@ -139,10 +139,10 @@ def save_supermask(supermask: Supermask, path: Path | str) -> int:
         "factors": {name: float(factor) for name, factor in supermask.factors.items()},
         "buffers": {name: buffer.detach().cpu().clone() for name, buffer in supermask.buffers.items()},
         "digest": _digest(graph),
+        "masks": supermask.masks.digest(),
         "metadata": dict(supermask.metadata),
     }
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    write_tensors(path, content)
     return Path(path).stat().st_size
 
 
@@ -178,8 +178,13 @@ def load_supermask(path: Path | str, *, trust_files: bool = False) -> Supermask:
         supermask = _checked(content, trust_files)
         graph = drawn(supermask.spec, supermask.seed, supermask.input_shape)
         supermask.masks.check_fits(graph)
+        _check_buffers(supermask, graph)
     except SurgeryError as cause:
         raise CheckpointError(f"{path}: {cause}") from cause
+    except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        raise CheckpointError(
+            f"{path}: is damaged ({type(cause).__name__}: {one_line(cause)}); take another copy of it"
+        ) from cause
     if _digest(graph) != content["digest"]:
         raise CheckpointError(
             f"{path}: seed {supermask.seed} draws other weights for {supermask.spec} here than where the mask was "
@@ -201,14 +206,28 @@ def _checked(content: Mapping[str, Any], trust_files: bool) -> Supermask:
         shapes = {str(name): tuple(int(size) for size in shape) for name, shape in content["shapes"].items()}
         shape = tuple(int(size) for size in content["input_shape"])
         factors = {str(name): float(factor) for name, factor in content["factors"].items()}
-    except (TypeError, ValueError) as cause:
+    except (TypeError, ValueError, OverflowError) as cause:
         raise SurgeryError("its shapes or factors are no numbers; the file is damaged") from cause
     if not all(isinstance(buffer, Tensor) for buffer in content["buffers"].values()):
         raise SurgeryError("its buffers are no tensors; the file is damaged")
     masks = MaskSet.unpacked(bits.numpy().tobytes(), shapes)
+    masks.unverified = "masks" not in content
+    if not masks.unverified and content["masks"] != masks.digest():
+        raise SurgeryError("its bits do not have the digest they were saved with; the file was altered")
     return Supermask(
         spec, content["seed"], shape, masks, content["constant"], factors, content["buffers"], content["metadata"]
     )
+
+
+def _check_buffers(supermask: Supermask, graph: ModelGraph) -> None:
+    """Refuse buffers that the network does not have like that."""
+    tensors = graph.tensors()
+    for name, buffer in supermask.buffers.items():
+        own = tensors.get(name)
+        if own is None or own.shape != buffer.shape or own.dtype != buffer.dtype or buffer.layout != own.layout:
+            raise SurgeryError(
+                f"supermask: the network has no buffer {name} of shape {list(buffer.shape)} and {buffer.dtype}"
+            )
 
 
 def _digest(graph: ModelGraph) -> str:

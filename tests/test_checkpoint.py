@@ -479,33 +479,44 @@ def test_random_networks_round_trip(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "shapes"),
     [
-        nn.Conv2d(4, 8, (3, 1), stride=2, padding="valid", dilation=2, groups=2, bias=False, padding_mode="reflect"),
-        nn.ConvTranspose2d(4, 8, 3, stride=2, output_padding=1, groups=2),
-        nn.BatchNorm2d(3, eps=1e-3, momentum=None, affine=False, track_running_stats=False),
-        nn.LayerNorm((3, 4), eps=1e-6, bias=False),
-        nn.MultiheadAttention(8, 2, dropout=0.1, bias=False, add_bias_kv=True, kdim=4, vdim=6, batch_first=True),
-        nn.GRU(3, 4, num_layers=2, bias=False, dropout=0.1),
-        nn.RNN(3, 4, nonlinearity="relu"),
-        nn.Embedding(5, 3, padding_idx=1, max_norm=2.0),
-        nn.PReLU(3, init=0.1),
-        nn.Hardtanh(-2.0, 2.0),
-        nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=True),
-        nn.AdaptiveAvgPool2d((None, 2)),
-        nn.Unflatten(1, (2, 2)),
-        torchvision.ops.StochasticDepth(0.2, "row"),
-        torchvision.ops.FrozenBatchNorm2d(3, eps=1e-3),
-        layers.SegmentedLayerNorm((1, 2), elementwise_affine=False),
+        (
+            nn.Conv2d(
+                4, 8, (3, 1), stride=2, padding="valid", dilation=2, groups=2, bias=False, padding_mode="reflect"
+            ),
+            [(2, 4, 9, 9)],
+        ),
+        (nn.ConvTranspose2d(4, 8, 3, stride=2, output_padding=1, groups=2), [(2, 4, 3, 3)]),
+        (nn.BatchNorm2d(3, eps=1e-3, momentum=None, affine=False, track_running_stats=False), [(2, 3, 4, 4)]),
+        (nn.LayerNorm((3, 4), eps=1e-6, bias=False), [(2, 3, 4)]),
+        (
+            nn.MultiheadAttention(8, 2, dropout=0.1, bias=False, add_bias_kv=True, kdim=4, vdim=6, batch_first=True),
+            [(2, 3, 8), (2, 5, 4), (2, 5, 6)],
+        ),
+        (nn.GRU(3, 4, num_layers=2, bias=False, dropout=0.1), [(2, 3)]),
+        (nn.RNN(3, 4, nonlinearity="relu"), [(2, 3)]),
+        (nn.Embedding(5, 3, padding_idx=1, max_norm=2.0), [(2, 3)]),
+        (nn.PReLU(3, init=0.1), [(2, 3)]),
+        (nn.Hardtanh(-2.0, 2.0), [(2, 3)]),
+        (nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=True), [(2, 3, 4, 4)]),
+        (nn.AdaptiveAvgPool2d((None, 2)), [(2, 3, 4, 4)]),
+        (nn.Unflatten(1, (2, 2)), [(2, 4)]),
+        (torchvision.ops.StochasticDepth(0.2, "row"), [(2, 3)]),
+        (torchvision.ops.FrozenBatchNorm2d(3, eps=1e-3), [(2, 3, 4, 4)]),
+        (layers.SegmentedLayerNorm((1, 2), elementwise_affine=False), [(2, 3)]),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_layers_are_made_again_with_the_same_arguments(tmp_path, layer):
+def test_layers_are_made_again_with_the_same_arguments(tmp_path, layer, shapes):
     root = nn.Module()
     root.add_module("layer", layer)
     graph = fx.Graph()
-    graph.output(graph.call_module("layer", (graph.placeholder("x"),)))
-    save(ModelGraph(fx.GraphModule(root, graph), (InputSpec("x", (2, 3)),)), tmp_path / "m.pt")
+    names = [f"x{i}" for i in range(len(shapes))]
+    graph.output(graph.call_module("layer", tuple(map(graph.placeholder, names))))
+    dtype = torch.int64 if isinstance(layer, nn.Embedding) else torch.float32
+    specs = tuple(InputSpec(name, shape, dtype) for name, shape in zip(names, shapes, strict=True))
+    save(ModelGraph(fx.GraphModule(root, graph), specs), tmp_path / "m.pt")
     made = load(tmp_path / "m.pt").module.layer
     assert type(made) is type(layer)
     kept = [{k: v for k, v in vars(m).items() if not k.startswith("_")} for m in (made, layer)]

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
 import onnx
@@ -98,12 +98,13 @@ def _checked(path: Path, model: onnx.ModelProto) -> OnnxFile:
     """A model that is whole, its functions put in the place of their calls."""
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise CheckpointError(f"{path}: holds no whole ONNX model: version, operators or outputs are missing")
-    places = set()
-    for tensor in tensors_of(model.graph):
-        if external_data_helper.uses_external_data(tensor):
-            places.add(_checked_place(path, tensor))
-            if math.prod(tensor.dims) <= SMALL:
+    places = check_outside(path, model)
+    try:
+        for tensor in tensors_of(model.graph):
+            if external_data_helper.uses_external_data(tensor) and math.prod(tensor.dims) <= SMALL:
                 external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    except Exception as cause:  # of a damaged tensor
+        raise CheckpointError(f"{path}: its weights cannot be read: {one_line(cause)}") from cause
     size = path.stat().st_size + sum(place.stat().st_size for place in places)
     try:
         whole = inliner.inline_local_functions(model) if model.functions else model
@@ -128,20 +129,74 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def check_outside(path: Path, model: onnx.ModelProto) -> set[Path]:
+    """The files that hold weights of a model; each lies in the folder of the model, and is long enough.
+
+    Raises:
+        CheckpointError: a weight lies elsewhere: behind `..`, at an absolute path, behind a link out of the folder; or
+            it is not there; or what lies outside is no weight of a graph.
+    """
+    owned = [tensor for tensor in tensors_of(model.graph) if external_data_helper.uses_external_data(tensor)]
+    known = {id(tensor) for tensor in owned}
+    for tensor in _held(model):
+        if external_data_helper.uses_external_data(tensor) and id(tensor) not in known:
+            raise CheckpointError(f"{path}: a constant {tensor.name} lies outside the file, which only weights may")
+    return {_checked_place(path, tensor) for tensor in owned}
+
+
+def _held(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The tensors that are no initializers: sparse ones, and those that nodes hold."""
+    yield from _held_by(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _held_by_node(node)
+    for training in model.training_info:
+        for graph in (training.initialization, training.algorithm):
+            yield from tensors_of(graph)
+            yield from _held_by(graph)
+
+
+def _held_by(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _held_by_node(node)
+
+
+def _held_by_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+    for body in bodies(node):
+        yield from _held_by(body)
+
+
 def _checked_place(path: Path, tensor: onnx.TensorProto) -> Path:
     """The file that holds a weight."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    inside = PurePosixPath(location)
-    if not location or inside.is_absolute() or ".." in inside.parts:
+    inside, foreign = PurePosixPath(location), PureWindowsPath(location)
+    elsewhere = inside.is_absolute() or bool(foreign.anchor) or ".." in (*inside.parts, *foreign.parts)
+    if not location or "\0" in location or elsewhere or len(entries) != len(tensor.external_data):
         raise CheckpointError(f"{path}: weight {tensor.name} lies in {location!r}, expected a file beside the model")
     place = path.parent / inside
     if not place.is_file():
         raise CheckpointError(f"{path}: its weights in {place} are missing; put that file there")
+    # A model that is a link itself may have its weights beside what it leads to.
+    homes = (path.parent.resolve(), path.resolve().parent)
+    if not any(place.resolve().is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"{path}: weight {tensor.name} lies in {place}, which is a link out of the model's folder; copy it there"
+        )
     try:
-        needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        numbers = [int(entries.get(name, 0)) for name in ("offset", "length")]
     except ValueError as cause:
         raise CheckpointError(f"{path}: says no position of weight {tensor.name} in {place}") from cause
-    if place.stat().st_size < needed:
+    if min(numbers) < 0:
+        raise CheckpointError(f"{path}: says no position of weight {tensor.name} in {place}")
+    if place.stat().st_size < sum(numbers):
         raise CheckpointError(f"{path}: its weights in {place} are truncated; take another copy of that file")
     return place

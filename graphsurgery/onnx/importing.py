@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor, nn
 
-from graphsurgery.errors import SpecError, SurgeryError, UnsupportedError
+from graphsurgery.errors import CheckpointError, SpecError, SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.acceptance import complaint
 from graphsurgery.onnx.building import network_of
 from graphsurgery.onnx.exporting import lineage_in
 from graphsurgery.onnx.reading import OnnxProgram, read_program
@@ -72,6 +74,17 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
     """
+    try:
+        return _imported(path, shape, weights)
+    except SurgeryError:
+        raise
+    except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        raise CheckpointError(
+            f"{path}: cannot be read as a network ({type(cause).__name__}: {one_line(cause)})"
+        ) from cause
+
+
+def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool) -> Imported:
     file = read_program(path)
     examples = _examples(file, shape)
     try:
@@ -80,6 +93,10 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
         graph = trace(network, list(examples.values()), copy=False)
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
+    # Last, as a reason of our own names the operator.
+    refused = complaint(file.path, file.model, file.weights)
+    if refused:
+        raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
     record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
@@ -110,11 +127,19 @@ def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tenso
         dims = [size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim]
         if not dims:
             raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
-        dtype = torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind.elem_type))).dtype
+        dtype = _dtype(file, value.name, kind.elem_type)
         batch = _TRACED_BATCH if dims[0] != _TRACED_BATCH else _TRACED_BATCH + 1
         inner = _inner(file, value.name, dims[1:], shape)
         found[value.name] = torch.empty((batch, *inner), dtype=dtype, device="meta")
     return found
+
+
+def _dtype(file: OnnxProgram, name: str, kind: int) -> torch.dtype:
+    try:
+        return torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind))).dtype
+    except (KeyError, TypeError, ValueError) as cause:
+        words = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)
+        raise UnsupportedError(f"{file.path}: input {name} is of type {words}, expected float32 or indices") from cause
 
 
 def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import onnx
 
+from graphsurgery.errors import CheckpointError, one_line
 from graphsurgery.onnx.files import SMALL, OnnxFile, bodies, tensors_of
 from graphsurgery.onnx.macs import Shape, macs
 
@@ -82,7 +83,19 @@ def read_nodes(file: OnnxFile) -> OnnxGraph:
     """The nodes of a file, with shapes for a batch of one: a free first axis of the inputs becomes 1.
 
     Shapes come from ONNX's shape inference. What stands inside branches and loops counts among the parameters only.
+
+    Raises:
+        CheckpointError: a node or a weight is damaged.
     """
+    try:
+        return _read_nodes(file)
+    except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        raise CheckpointError(
+            f"{file.path}: its nodes cannot be read ({type(cause).__name__}: {one_line(cause)})"
+        ) from cause
+
+
+def _read_nodes(file: OnnxFile) -> OnnxGraph:
     graph = file.model.graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     weights |= {sparse.values.name: tuple(sparse.dims) for sparse in graph.sparse_initializer}

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphsurgery.errors import CheckpointError, UnsupportedError, one_line
+from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
 from graphsurgery.onnx.files import read_apart
 from graphsurgery.onnx.folding import foldable, folded
 from graphsurgery.onnx.storage import Weights
@@ -20,6 +20,7 @@ from graphsurgery.onnx.storage import Weights
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+_SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 _UNREADABLE = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -99,7 +100,12 @@ def read_program(path: Path | str) -> OnnxProgram:
     """
     path = Path(path)
     model, weights = _parsed(path)
-    return program_of(model, weights, path)
+    try:
+        return program_of(model, weights, path)
+    except SurgeryError:
+        raise
+    except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
+        raise CheckpointError(f"{path}: is damaged ({type(cause).__name__}: {one_line(cause)})") from cause
 
 
 def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProgram:
@@ -133,6 +139,8 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             name = node.name or node.output[0]
             operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
+    for operator in operators:
+        _check_settings(operator, constants, path)
     _check_order(model, path)
     return _without_constant(OnnxProgram(path, model, tuple(operators), constants, aliases, weights))
 
@@ -184,6 +192,24 @@ def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:
     if attribute.name not in kinds:
         raise UnsupportedError(f"{path}: constant {node.output[0]} is of kind {attribute.name}")
     return np.asarray(value, dtype=kinds[attribute.name])
+
+
+def _check_settings(operator: Operator, constants: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+    """Attributes that say again what is known otherwise say the same; ONNX Runtime only looks when it runs them."""
+    given = operator.attributes
+    if operator.kind == "Split" and given.get("num_outputs", len(operator.outputs)) != len(operator.outputs):
+        raise CheckpointError(f"{path}: {operator.name} has {len(operator.outputs)} outputs, not what it says")
+    if operator.kind not in _SLIDING:
+        return
+    weight = constants.get(operator.inputs[1]) if "Conv" in operator.kind and len(operator.inputs) > 1 else None
+    kernel = list(given.get("kernel_shape", () if weight is None else weight.shape[2:]))
+    if weight is not None and kernel != list(weight.shape[2:]):
+        raise CheckpointError(f"{path}: {operator.name} has a kernel of {kernel} and a weight of {weight.shape}")
+    for name, each in (("strides", 1), ("dilations", 1), ("pads", 2)):
+        if kernel and len(given.get(name, kernel * each)) != each * len(kernel):
+            raise CheckpointError(
+                f"{path}: {operator.name} has {name} {list(given[name])}, expected {each * len(kernel)} numbers"
+            )
 
 
 def _check_order(model: onnx.ModelProto, path: Path) -> None:

@@ -257,7 +257,8 @@ def _identifiers(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         word = re.sub(r"\W", "_", name)
-        word = f"input_{word}" if not word.isidentifier() or keyword.iskeyword(word) or word == "self" else word
+        taken = keyword.iskeyword(word) or word == "self" or word.startswith("__")
+        word = f"input_{word}" if taken or not word.isidentifier() else word
         while word in found:
             word += "_"
         found.append(word)

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.onnx.files import check_outside
+from graphsurgery.onnx.storage import open_model
 
-_ERRORS_ONLY = 3
+_CPU = ["CPUExecutionProvider"]
+"""Without a fallback, which is the same again, with the error printed as it is."""
+_SILENT = 4
+"""Of its log: errors are raised, and the log would write names from the file to the screen as they are."""
 
 
 def open_session(
@@ -28,16 +33,28 @@ def open_session(
 
     Raises:
         SurgeryError: ONNX Runtime does not read it.
+        CheckpointError: a weight lies outside the file's folder; see `check_outside`.
     """
+    if content is None:
+        _check_places(Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content or str(path), options, providers=_CPU, enable_fallback=0)
     except Exception as cause:  # ONNX Runtime's errors have no public base class
         raise SurgeryError(f"{path}: ONNX Runtime cannot open it: {one_line(cause)}") from cause
+
+
+def _check_places(path: Path) -> None:
+    """Have ONNX Runtime open no file in another folder, whatever a model says."""
+    try:
+        model, _ = open_model(path)
+    except Exception:  # ONNX Runtime will say what is wrong with the file
+        return
+    check_outside(path, model)
 
 
 def run_session(

@@ -6,6 +6,7 @@ only while they are looked at, and no file is too large.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def _put_outside(tensor: onnx.TensorProto, array: Array, data: BinaryIO, locatio
 
 def bytes_of(tensor: onnx.TensorProto) -> int:
     """What the numbers of a tensor take, by its shape and type; they are not read."""
-    return int(np.prod(tensor.dims, dtype=np.int64)) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _encoded(tensor: onnx.TensorProto, following: int) -> bytes:
@@ -182,8 +183,8 @@ def _encoded(tensor: onnx.TensorProto, following: int) -> bytes:
 
 def _array(tensor: onnx.TensorProto, mapped: mmap.mmap, start: int, length: int) -> Array:
     dtype = tensor_dtype_to_np_dtype(tensor.data_type)
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    if length != count * dtype.itemsize or start + length > len(mapped):
+    count = math.prod(tensor.dims)
+    if min(tensor.dims, default=0) < 0 or length != count * dtype.itemsize or start + length > len(mapped):
         raise ValueError(f"tensor {tensor.name} is damaged: {length} bytes do not fit {list(tensor.dims)}")
     return np.frombuffer(mapped, dtype, count, start).reshape(tuple(tensor.dims))
 

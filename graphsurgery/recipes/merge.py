@@ -29,12 +29,13 @@ from graphsurgery.recipes.baselines import Ensemble, average
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
 from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
+from graphsurgery.spec_text import is_function_spec, parse_spec
 from graphsurgery.training.data import Data, check_fits, recorded
 from graphsurgery.training.evaluation import evaluate, recalibrate
 from graphsurgery.training.gating import GateBudget
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, History, Run
 from graphsurgery.verify import deviation, double
@@ -77,7 +78,7 @@ def default_plan(parents: Sequence[ModelGraph], seed: int = 0) -> MergePlan:
     recipe = _training_record(parents[0])
     if recipe is None:
         return MergePlan(seed=seed)
-    trained = TrainingPlan(**recipe["plan"])
+    trained = recorded_plan(recipe)
     gating = replace(trained, lr=0.3 * trained.lr, schedule="constant", warmup=0.0, keep_best=False)
     return MergePlan(gating=gating, fine_tuning=trained, seed=seed)
 
@@ -279,14 +280,19 @@ class _Merge:
             graph = reinitialized(self.parents[0], self.plan.seed + 1)
             return graph, replace(self.plan.fine_tuning, seed=self.plan.seed + 1), note
         seed = self.plan.seed + 1000
+        plan = recorded_plan(recipe, device=self.plan.gating.device, seed=seed)
+        spec = str(recipe.get("spec"))
+        if is_function_spec(parse_spec(spec).name):
+            # A checkpoint must not choose which Python file is executed.
+            note = "the first parent with new weights, trained as long as everything together"
+            return reinitialized(self.parents[0], seed), plan, note
         try:
-            graph = fresh(str(recipe["spec"]), self.data, seed)
+            graph = fresh(spec, self.data, seed)
         except SurgeryError as cause:
             raise type(cause)(
                 f"merge: the control cannot be built as the first parent was: {cause}; or leave it out: --no-control"
             ) from cause
-        plan = TrainingPlan(**{**recipe["plan"], "device": self.plan.gating.device})
-        return graph, replace(plan, seed=seed), "one network, trained as long as everything together"
+        return graph, plan, "one network, trained as long as everything together"
 
     def _train_control(self, graph: ModelGraph, plan: TrainingPlan, note: str) -> None:
         """Train the control for as many epochs as everything together took."""
@@ -374,4 +380,4 @@ def _training_record(graph: ModelGraph) -> Mapping[str, Any] | None:
 
 def _trained_epochs(graph: ModelGraph) -> float | None:
     record = _training_record(graph)
-    return None if record is None else float(record["plan"]["epochs"])
+    return None if record is None else float(recorded_plan(record).epochs)

@@ -25,7 +25,7 @@ from graphsurgery.training.evaluation import evaluate, evaluating, recalibrate
 from graphsurgery.training.imitation import Imitation, Mimicry
 from graphsurgery.training.loop import fit
 from graphsurgery.training.objectives import Objective, objective_for
-from graphsurgery.training.plan import TrainingPlan
+from graphsurgery.training.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, Run
 from graphsurgery.training.teachers import Teachers
@@ -202,7 +202,7 @@ def fine_tuning(graph: ModelGraph, **settings: Any) -> TrainingPlan:
     A network whose training is unknown gets the default plan at a learning rate of 0.01.
     """
     record = next((r for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
-    plan = TrainingPlan(lr=0.1) if record is None else TrainingPlan(**record["plan"])
+    plan = TrainingPlan(lr=0.1) if record is None else recorded_plan(record)
     return replace(plan, **{"lr": 0.1 * plan.lr, "epochs": 0, "keep_best": True, **settings})
 
 

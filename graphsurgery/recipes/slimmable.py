@@ -13,7 +13,7 @@ from typing import Any
 
 from graphsurgery.checkpoint import load, read_metadata, save
 from graphsurgery.cost import cost
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.slim import slim
 from graphsurgery.recipes.outcome import Outcome, Row
@@ -154,16 +154,34 @@ def load_slimmable(path: Path | str) -> tuple[Statistics, dict[str, Any]]:
 
     Raises:
         SurgeryError: the file is no slimmable network, or the BatchNorms of a width do not fit it.
+        CheckpointError: its settings or statistics are damaged.
     """
     metadata = read_metadata(path)
     settings = metadata.pop("slim", None)
     if not isinstance(settings, dict):
         raise SurgeryError(f"{path}: is no slimmable network; make one with graphsurgery slim")
-    slimmable = Slimmable(load(path), **{name: settings[name] for name in _SETTINGS if name in settings})
-    norms = metadata.pop("norms", {})
-    for width in slimmable.switchable:
-        unpack_norms(slimmable.at(width).module, norms.get(key_of(slimmable.sizes(width)), {}), affine=True)
-    return Statistics(slimmable, metadata.pop("statistics", None)), metadata
+    norms, statistics = metadata.pop("norms", {}), metadata.pop("statistics", None) or {}
+    graph = load(path)
+    try:
+        slimmable = Slimmable(graph, **{name: settings[name] for name in _SETTINGS if name in settings})
+        for width in slimmable.switchable:
+            unpack_norms(slimmable.at(width).module, norms.get(key_of(slimmable.sizes(width)), {}), affine=True)
+        _check_statistics(statistics)
+    except SurgeryError as cause:
+        raise CheckpointError(f"{path}: {cause}") from cause
+    except Exception as cause:  # the settings may be anything, so anything may be wrong with them
+        raise CheckpointError(
+            f"{path}: its settings as a slimmable network are damaged ({type(cause).__name__}: {one_line(cause)}); "
+            "take another copy of it"
+        ) from cause
+    return Statistics(slimmable, statistics), metadata
+
+
+def _check_statistics(statistics: Mapping[str, Any]) -> None:
+    """Packed norms by configuration; whether they fit is seen where they are unpacked."""
+    for key, packed in statistics.items():
+        if not isinstance(packed, Mapping) or not all(isinstance(text, str) for text in packed.values()):
+            raise SurgeryError(f"slim: the stored statistics of {key} are damaged")
 
 
 def usual_widths(slimmable: Slimmable) -> tuple[float, ...]:

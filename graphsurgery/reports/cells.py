@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphsurgery.errors import printable
+
 if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Check, Outcome
 
@@ -116,8 +118,3 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min"
-
-
-def printable(text: str) -> str:
-    """The text on one line, with a replacement mark for control characters and broken code points."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))

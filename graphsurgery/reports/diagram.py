@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphsurgery.atomic import atomic_write
-from graphsurgery.reports.cells import printable
+from graphsurgery.errors import printable
 from graphsurgery.reports.drawing import PALETTE
 from graphsurgery.reports.layout import Layout, Size, lay_out
 

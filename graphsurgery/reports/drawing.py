@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphsurgery.reports.cells import printable
+from graphsurgery.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphsurgery.atomic import atomic_write
+from graphsurgery.errors import printable
 from graphsurgery.reports.cells import (
     allowed_text,
     best_rows,
     columns,
     deviation_text,
     duration_text,
-    printable,
     verdict_text,
 )
 from graphsurgery.reports.drawing import PALETTE, hue_role

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from graphsurgery.atomic import atomic_write
 from graphsurgery.reports.cells import MISSING, SHARES, metric_text
 from graphsurgery.reports.drawing import hue_role, light, style
 
@@ -79,7 +80,9 @@ def draw_lottery(found: Lottery, path: Path) -> None:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_minor_formatter("")
         left.legend(loc="best", fontsize=8)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind = path.suffix.removeprefix(".") or "png"
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _mean_stop(found: Lottery, number: int, name: str) -> float:

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, printable, verdict_text
+from graphsurgery.errors import printable
+from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, verdict_text
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Outcome

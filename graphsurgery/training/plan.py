@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, one_line
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 MIXED_PRECISION = ("no", "bf16", "fp16")
@@ -84,6 +85,18 @@ class TrainingPlan:
         fraction = epoch / max(self.epochs, 1)
         warm = min(1.0, epoch / self.warmup) if self.warmup > 0 else 1.0
         return warm * rate_factor(schedule or self.schedule, fraction)
+
+
+def recorded_plan(record: Mapping[str, Any], **settings: Any) -> TrainingPlan:
+    """The plan in a lineage's record of a training, with these settings instead.
+
+    Raises:
+        SurgeryError: it is none; records come from files.
+    """
+    try:
+        return TrainingPlan(**{**record["plan"], **settings})
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise SurgeryError(f"lineage: the plan of the last training is damaged ({one_line(cause)})") from cause
 
 
 def rate_factor(schedule: str, fraction: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.atomic import atomic_write, clean_parts, write_tensors
 from graphsurgery.errors import CheckpointError, SurgeryError
+from graphsurgery.training.holding import held
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class History:
 class Run:
     """A folder with `config.json`, `metrics.jsonl` and one `STAGE.state.pt` per stage.
 
+    One process works in it at a time (of several that train together, the first holds it for all). What a killed one
+    has left of files is removed.
+
     Args:
         folder: made if it is missing.
         config: the resolved configuration, as JSON; a folder that holds another one is refused.
@@ -63,7 +68,7 @@ class Run:
         save_every: also save the state every so many optimizer steps; 0 saves after each epoch only.
 
     Raises:
-        SurgeryError: the folder holds a run with another configuration, or cannot be made.
+        SurgeryError: the folder holds a run with another configuration, cannot be made, or another process works in it.
     """
 
     def __init__(
@@ -82,6 +87,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SurgeryError(f"run folder {folder}: cannot be made ({error.strerror}); give another place") from error
+        self._held = held(self.folder) if os.environ.get("RANK", "0") == "0" else None
+        if self._held is not None:
+            clean_parts(self.folder)
         if config is not None:
             self._check_or_write_config(config, call)
 
@@ -101,12 +109,15 @@ class Run:
 
     def log(self, record: EpochRecord) -> None:
         """Append one line to `metrics.jsonl`."""
+        whole = self._metrics_file.stat().st_size if self._metrics_file.exists() else 0
         try:
             with self._metrics_file.open("a") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._metrics_file, whole)
             raise SurgeryError(f"{self._metrics_file}: cannot be written ({error.strerror}); free space") from error
 
     def forget_epochs_after(self, stage: str, epoch: int) -> None:
@@ -119,11 +130,7 @@ class Run:
 
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
         """Write the stage's state; a kill at any moment leaves the old one or the new one."""
-        with atomic_write(self.state_file(stage)) as temporary, temporary.open("wb") as file:
-            try:
-                torch.save(dict(state), file)
-            except RuntimeError as error:  # how torch's writer reports a full disk
-                raise OSError(str(error).partition("\n")[0]) from error
+        write_tensors(self.state_file(stage), dict(state))
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
         """The stage's last state on the CPU, or None where it has none.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,8 +131,26 @@ def logits_of(
 def _new_table(path: Path | None, shape: tuple[int, int]) -> Any:
     if path is None:
         return np.empty(shape, np.float32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        _reserve(path)
+    except OSError as cause:
+        path.unlink(missing_ok=True)
+        raise SurgeryError(f"{path}: cannot be written ({cause.strerror}); free space or give another place") from cause
+    return table
+
+
+def _reserve(path: Path) -> None:
+    """Take the whole space of a file that is mapped: on a full disk, writing into it later would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as cause:
+            if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 def _noted(path: Path) -> int:

@@ -104,6 +104,25 @@ def test_weights_need_an_architecture_that_fits(fails):
     assert "4 missing (first hidden.weight), 2 unexpected (first weight)" in line
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        MemoryError("Unable to allocate 8 TiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_too_little_memory_is_no_mistake_of_ours(fails, monkeypatch, cause):
+    from graphsurgery import cost
+
+    def greedy(_graph):
+        raise cause
+
+    monkeypatch.setattr(cost, "cost", greedy)
+    code, line = fails("inspect", "a.pt")
+    assert code == 2
+    assert "there is not enough memory for this" in line
+
+
 def test_a_truncated_checkpoint(fails, here):
     whole = (here / "a.pt").read_bytes()
     (here / "cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -143,7 +162,8 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
     assert (here / "old.onnx").read_text() == "old"
 
 
-def test_an_interrupt_is_one_line_too(here):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_one_line_too(here, number, code):
     command = [sys.executable, "-m", "graphsurgery.cli", "train", SPEC, "--data", "digits", "-o", "x.pt"]
     # A background job of a shell ignores the signal, and so would its children.
     process = subprocess.Popen(
@@ -155,12 +175,12 @@ def test_an_interrupt_is_one_line_too(here):
     try:
         assert "epoch 1/" in process.stderr.readline()
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors.splitlines()[-1].startswith("error  interrupted")
     assert "Traceback" not in errors
     assert not (here / "x.pt").exists()

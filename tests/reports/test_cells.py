@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from graphsurgery.errors import printable
 from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.reports.cells import (
     best_rows,
@@ -11,7 +12,6 @@ from graphsurgery.reports.cells import (
     duration_text,
     latency_cells,
     metric_text,
-    printable,
 )
 
 
