@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,10 +12,12 @@ from cyclopts.validators import Number
 
 from graphsurgery.cli.options import (
     OPENING,
+    PROOF,
     SHOWN,
     DryRun,
     Opening,
     Output,
+    Proof,
     RunFolder,
     Seed,
     Shown,
@@ -26,6 +28,8 @@ from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
@@ -172,6 +176,7 @@ def compress(
     seed: Seed = 0,
     dry_run: DryRun = False,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Remove channels; the result equals the network with the removed reads masked. With data, bring accuracy back.
@@ -187,6 +192,7 @@ def compress(
     writes_to(output, model)
     from graphsurgery.cli.output import Output as Screen
 
+    inputs = None
     tuning.check(data)
     screen = Screen(shown)
     if cutting.dead:
@@ -202,12 +208,13 @@ def compress(
             )
         task = _task(screen, model, data, opening, cutting, tuning, measuring.timing(), seed, run)
         small, document = task.compressed(plan, output, dry_run=dry_run)
+        inputs = task.real_inputs(output)
         del task  # and with it the network before the cut: the proof needs its memory
     if dry_run:
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    write_network(screen, small, output, model, document)
+    write_network(screen, small, output, model, document, proof=proof, inputs=inputs)
 
 
 def _task(
@@ -371,6 +378,18 @@ class _Task:
         costs = _show_costs(screen, self.graph, small)
         screen.show(outcome_table(outcome))
         return small, {**costs, "outcome": outcome.as_dict()}
+
+    def real_inputs(self, output: Path) -> Sequence[Tensor] | None:
+        """Some of the examples, for the proof of an `.onnx` file."""
+        from graphsurgery.recipes.quantize import first_inputs
+
+        if output.suffix != ".onnx" or (self.data is None and self.calibration is None):
+            return None
+        if self.calibration is not None:
+            return first_inputs(self.calibration.held)
+        assert self.data is not None
+        held = self.data.validation
+        return first_inputs(held if len(held) else self.data.train)  # type: ignore[arg-type]
 
     def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
         """Measure the promise on the network that is written; it fails where it is not kept."""

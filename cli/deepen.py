@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, DryRun, Opening, Output, Proof, Seed, Shown
 
 
 def deepen(
@@ -16,6 +16,7 @@ def deepen(
     seed: Seed = 0,
     dry_run: DryRun = False,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Insert layers that give what they are given; the outputs stay the same.
@@ -33,4 +34,4 @@ def deepen(
     growth = Growth(**deepening.options(), seed=seed)
     if not growth.after:
         raise SurgeryError("deepen: nothing says where; give --after NAME or --where auto")
-    grow_file(model, output, growth, data=data, dry_run=dry_run, opening=opening, shown=shown)
+    grow_file(model, output, growth, data=data, dry_run=dry_run, opening=opening, proof=proof, shown=shown)

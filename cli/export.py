@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from graphsurgery.cli.options import OPENING, SHOWN, Opening, Output, Shown, writable
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, Opening, Output, Proof, Shown, writable
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def export(
     data: str | None = None,
     quantisation: Quantisation = _QUANTISATION,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Write a network as one ONNX file with a free batch, compared with PyTorch on three batch sizes and timed.
@@ -86,21 +87,24 @@ def export(
     else:
         graph = _narrow(screen, model, width, target, real)
     if calibration is None:
-        document = _deliver(screen, graph, output, opset, real)
+        document = _deliver(screen, graph, output, opset, real, proof)
     else:
-        document = _deliver_int8(screen, graph, output, opset, calibration, quantisation)
+        document = _deliver_int8(screen, graph, output, opset, calibration, quantisation, proof)
     screen.line("wrote", str(output))
     screen.finish(document, "view", output)
 
 
-def _deliver(screen: Screen, graph: ModelGraph, output: Path, opset: int | None, real: Data | None) -> dict[str, Any]:
+def _deliver(
+    screen: Screen, graph: ModelGraph, output: Path, opset: int | None, real: Data | None, proof: Proof
+) -> dict[str, Any]:
     """Write the file, and show what it is."""
     from dataclasses import asdict
 
     from graphsurgery.recipes.delivery import deliver
     from graphsurgery.recipes.quantize import real_inputs
 
-    done = deliver(graph, output, opset=opset, inputs=None if real is None else real_inputs(graph, real))
+    inputs = None if real is None else real_inputs(graph, real)
+    done = deliver(graph, output, opset=opset, inputs=inputs, rtol=proof.rtol)
     _show_export(screen, done)
     latency = done.latency["network"]
     screen.line("latency", f"{_time(latency)} (median of {latency.runs}, batch 1, {latency.threads} thread)")
@@ -108,7 +112,13 @@ def _deliver(screen: Screen, graph: ModelGraph, output: Path, opset: int | None,
 
 
 def _deliver_int8(
-    screen: Screen, graph: ModelGraph, output: Path, opset: int | None, data: Data, chosen: Quantisation
+    screen: Screen,
+    graph: ModelGraph,
+    output: Path,
+    opset: int | None,
+    data: Data,
+    chosen: Quantisation,
+    proof: Proof,
 ) -> dict[str, Any]:
     """Write the file in 8 bits, and show both networks."""
     from graphsurgery.cli.output import columns, count
@@ -116,7 +126,13 @@ def _deliver_int8(
     from graphsurgery.reports.cells import metric_text
 
     report = deliver_int8(
-        graph, output, data, examples=chosen.calib_examples, reduce_range=chosen.reduce_range, opset=opset
+        graph,
+        output,
+        data,
+        examples=chosen.calib_examples,
+        reduce_range=chosen.reduce_range,
+        opset=opset,
+        rtol=proof.rtol,
     )
     _show_export(screen, report.delivery)
     metrics = [f"test {name}" for name in report.float32.metrics]
@@ -153,6 +169,7 @@ def _show_export(screen: Screen, done: Delivery) -> None:
         f"allowed {check.allowed:.0e}{agreement}  PASS",
         "green",
     )
+    screen.untested(check.remarks)
 
 
 def _time(latency: Latency) -> str:

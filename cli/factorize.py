@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown, without_dry_run
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, DryRun, Opening, Output, Proof, Seed, Shown, without_dry_run
 
 
 def factorize(
@@ -24,6 +24,7 @@ def factorize(
     seed: Seed = 0,
     dry_run: DryRun = False,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Replace linear layers and convolutions by two with few channels between them.
@@ -85,4 +86,4 @@ def factorize(
         screen.finish(document, *without_dry_run())
         return
     del graph  # the proof needs its memory
-    write_network(screen, new, output, model, document, ("inspect", output))
+    write_network(screen, new, output, model, document, ("inspect", output), proof=proof)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from graphsurgery.errors import SurgeryError
 
@@ -73,9 +74,19 @@ class Opening:
         return parse_shape(self.input) if self.input else otherwise
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Proof:
+    """How an `.onnx` file is proved before it is put in place."""
+
+    rtol: Annotated[float, Parameter(validator=Number(gte=0))] = 1e-4
+    """By how much ONNX Runtime may deviate from PyTorch in an .onnx file, as a share of what each output varies by."""
+
+
 TOKENS: ContextVar[Sequence[str]] = ContextVar("TOKENS", default=())
 SHOWN = Shown()
 OPENING = Opening()
+PROOF = Proof()
 
 DryRun = Annotated[
     bool, Parameter(negative="", show_default=False, help="Say what would be done; train and write nothing.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, DryRun, Opening, Output, Seed, Shown
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, DryRun, Opening, Output, Proof, Seed, Shown
 
 
 def widen(
@@ -15,6 +15,7 @@ def widen(
     seed: Seed = 0,
     dry_run: DryRun = False,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Add channels that copy what is there; the outputs stay the same.
@@ -30,4 +31,4 @@ def widen(
     growth = Growth(**widening.options(opening), seed=seed)
     if not growth.widens:
         raise SurgeryError("widen: nothing says how wide; give --by 1.5x, --to NAME=96 or --like SPEC")
-    grow_file(model, output, growth, data=None, dry_run=dry_run, opening=opening, shown=shown)
+    grow_file(model, output, growth, data=None, dry_run=dry_run, opening=opening, proof=proof, shown=shown)

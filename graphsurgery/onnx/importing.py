@@ -16,9 +16,10 @@ import torch
 from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor, nn
 
-from graphsurgery.errors import SpecError, SurgeryError, UnsupportedError
+from graphsurgery.errors import CheckFailedError, SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import network_of
+from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.reading import OnnxProgram, read_program
 from graphsurgery.onnx.weighted import Source
 from graphsurgery.tracing import trace
@@ -53,7 +54,9 @@ class Imported:
     fixed: Mapping[str, np.ndarray[Any, Any]]
 
 
-def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True) -> Imported:
+def import_onnx(
+    path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True, check: bool = True
+) -> Imported:
     """Read a file as a network that every pass works on, and that can be trained.
 
     Layers get the names that their weights have in the file, or else those of the nodes. A batch that the file fixes
@@ -62,13 +65,16 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
     Args:
         path: the file, of opset 9 or newer, in float32, not quantised.
         shape: of one example of its input, without the batch, where the file leaves it open.
-        weights: False leaves them on meta, where only the structure is asked for.
+        weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
+        check: compare every output of the network with the file's in ONNX Runtime, on noise of several scales.
 
     Raises:
         CheckpointError: the file is missing or damaged.
         UnsupportedError: it holds what is not followed: half precision, quantised operators, control flow.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
+        CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
+            the file gives what is not a number.
     """
     file = read_program(path)
     examples = _examples(file, shape)
@@ -83,7 +89,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
     for node in graph.module.graph.nodes:
         for name in node.meta.pop("onnx", ()):
             values[name] = node.name
-    return Imported(
+    imported = Imported(
         graph=replace(graph, lineage=(record,)),
         file=file,
         module=network,
@@ -94,6 +100,26 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
         lengths=network.plan.lengths,
         fixed=network.plan.fixed,
     )
+    if weights and check:
+        compare(imported)
+    return imported
+
+
+def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
+    """Compare every output of a network with the file that it was read from, in ONNX Runtime.
+
+    Raises:
+        CheckFailedError: they differ; the first node of the file that does is named.
+        SurgeryError: ONNX Runtime does not read or run the file.
+    """
+    path = imported.file.path
+    batches = (2,) if imported.file.batch is None else (imported.file.batch,)
+    found = check_onnx(imported.graph, path, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False)
+    if found.broken:
+        raise CheckFailedError(f"{path}: {found.broken}; give a file whose weights are numbers")
+    if not found.holds:
+        raise CheckFailedError(f"{path}: what was read does not compute what the file does: {found.failure}")
+    return found
 
 
 def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SpecError
@@ -81,6 +82,7 @@ def deliver_int8(
     reduce_range: bool = False,
     opset: int | None = None,
     seed: int = 0,
+    rtol: float = 1e-4,
 ) -> Int8Report:
     """Write a network as an ONNX file in 8 bits; see `quantize_onnx`.
 
@@ -95,6 +97,7 @@ def deliver_int8(
         reduce_range: weights of 7 bits.
         opset: version of the operators; by default the exporter's choice.
         seed: draws the examples.
+        rtol: largest deviation allowed in float32, relative to what each output varies by.
 
     Raises:
         SpecError: a split has no examples, or their shape is not what the network takes.
@@ -111,7 +114,7 @@ def deliver_int8(
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:examples]
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        delivery = deliver(graph, before, opset=opset, inputs=real)
+        delivery = deliver(graph, before, opset=opset, inputs=real, rtol=rtol)
         batches = ((_single(batch[0]),) for batch in training.batches(list(order.split(_BATCH))))
         quantised = quantize_onnx(before, after, batches, reduce_range=reduce_range)
         latency = measure_latency({"float32": before, "int8": after})
@@ -149,9 +152,13 @@ def real_inputs(graph: ModelGraph, data: Data, count: int = _REAL) -> tuple[Tens
         )
     if len(data.validation) == 0:  # type: ignore[arg-type]
         raise SpecError(f"{data.name}: has no validation examples; the export is compared on some")
-    validation = Examples(data.validation, torch.device("cpu"))
-    chosen = torch.arange(min(count, len(validation)))
-    return (next(validation.batches([chosen]))[0],)
+    return first_inputs(data.validation, count)
+
+
+def first_inputs(examples: Dataset[Any], count: int = _REAL) -> tuple[Tensor, ...]:
+    """The inputs `[count, ...]` of the first examples `(input, label)`, or of all where there are fewer."""
+    read = Examples(examples, torch.device("cpu"))
+    return (next(read.batches([torch.arange(min(count, len(read)))]))[0],)
 
 
 def _single(x: Tensor) -> Tensor:
