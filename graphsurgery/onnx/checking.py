@@ -277,10 +277,8 @@ def _explained(
 ) -> OnnxCheck:
     """A check that does not hold, with the node at which it begins."""
     worst = max(check.deviations, key=lambda key: check.deviations[key])
-    if not check.deviation <= check.allowed:
-        compared = next(run for run in runs if run.feed.label == worst)
-    else:
-        compared = runs[0]
+    fails = not check.deviation <= check.allowed
+    compared = next(run for run in runs if run.feed.label == worst or not fails)
     if any(not bool(t.isfinite().all()) for t in compared.expected):
         beginning = beginning_of_nan(network, compared.feed.tensors)
         if beginning:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor, nn
 
 from graphsurgery.errors import CheckFailedError, SpecError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import network_of
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
-from graphsurgery.onnx.reading import OnnxProgram, read_program
+from graphsurgery.onnx.operators import UnlikeTorchError, torch_dtype
+from graphsurgery.onnx.reading import HALF, OnnxProgram, read_program
 from graphsurgery.onnx.weighted import Source
 from graphsurgery.tracing import trace
 
@@ -132,11 +132,21 @@ def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tenso
         dims = [size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim]
         if not dims:
             raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
-        dtype = torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind.elem_type))).dtype
+        dtype = _dtype_of(file, value.name, kind.elem_type)
         batch = _TRACED_BATCH if dims[0] != _TRACED_BATCH else _TRACED_BATCH + 1
         inner = _inner(file, value.name, dims[1:], shape)
         found[value.name] = torch.empty((batch, *inner), dtype=dtype, device="meta")
     return found
+
+
+def _dtype_of(file: OnnxProgram, name: str, code: int) -> torch.dtype:
+    """The dtype of an input."""
+    if code in HALF:
+        raise UnsupportedError(f"{file.path}: input {name} is in half precision; convert the file to float32 first")
+    try:
+        return torch_dtype(code)
+    except UnlikeTorchError as cause:
+        raise UnsupportedError(f"{file.path}: input {name} is {cause}, which torch does not compute with") from cause
 
 
 def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:

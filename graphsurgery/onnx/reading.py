@@ -20,7 +20,7 @@ from graphsurgery.onnx.storage import Weights
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
-_UNREADABLE = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
 
 
 def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None) -> np.ndarray[Any, Any]:
-    if tensor.data_type in _UNREADABLE:
+    if tensor.data_type in HALF:
         raise UnsupportedError(f"{path}: {tensor.name} is in half precision; convert the file to float32 first")
     if weights is not None and tensor.name in weights.arrays:
         return weights.arrays[tensor.name]
