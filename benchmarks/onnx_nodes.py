@@ -36,7 +36,7 @@ _PAGE = DOCS / "onnx_operators.md"
 _INTRODUCTION = """# Operators of `.onnx` files
 
 What the importer makes of the node tests of the ONNX standard, {total} models: each test as it stands, and with all
-inputs but the first as weights of the file. *Right* is what PyTorch gives on the inputs of the test within its tolerance.
+inputs but the first as weights of the file. *Right* is what PyTorch gives on the test's inputs within its tolerance.
 *Runtime* is what is kept whole and run by ONNX Runtime, which gives something else than the test asks for. What is
 refused says why. Nothing may be wrong, and nothing may crash.
 

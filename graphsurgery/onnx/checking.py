@@ -259,7 +259,8 @@ def _judged(runs: Sequence[_Compared], number: int, rtol: float) -> list[Judgeme
     if len(groups) > 1 and sum(run.batch for run in alone) == 1:
         del groups[GIVEN]
         next(iter(groups.values())).extend(alone)
-    return [judge(group, rtol) for group in groups.values()]
+    every = [run for group in groups.values() for run in group]
+    return [judge(group, rtol, every) for group in groups.values()]
 
 
 def _agreement(runs: Sequence[_Compared]) -> float | None:

@@ -55,7 +55,7 @@ class Judgement:
     untested: str = ""
 
 
-def judge(runs: Sequence[Run], rtol: float) -> Judgement:
+def judge(runs: Sequence[Run], rtol: float, others: Sequence[Run] = ()) -> Judgement:
     """Compare one output on feeds of one kind.
 
     The scale of a difference is how much the output varies from example to example, at the place of the difference:
@@ -65,6 +65,8 @@ def judge(runs: Sequence[Run], rtol: float) -> Judgement:
     Args:
         runs: the output on each feed.
         rtol: allowed difference, as a share of what the output varies by; 0 asks for equal numbers.
+        others: the output on feeds of other kinds, where rounding may show that does not show here: what a runtime's
+            sigmoid is off by is the same at all its ends, but only where the inputs matter does it change.
     """
     whole = _aligned([run.expected for run in runs], [run.batch for run in runs])
     differences = _aligned([_difference(run.found, run.expected) for run in runs], [run.batch for run in runs])
@@ -80,7 +82,8 @@ def judge(runs: Sequence[Run], rtol: float) -> Judgement:
     untested = CONSTANT if constant else ""
     deviations = [_ratio(d.amax(0), scale) for d in differences]
     if rtol > 0 and any(float(ratio.max()) > rtol for ratio in deviations if ratio.numel()):
-        rounding = torch.cat(_aligned([run.rounding() for run in runs], [run.batch for run in runs]))
+        seen = [*runs, *(run for run in others if run.expected.shape[1:] == runs[0].expected.shape[1:])]
+        rounding = torch.cat(_aligned([run.rounding() for run in seen], [run.batch for run in seen]))
         allowed = _ROUNDINGS * _by_part(rounding.amax(0), 0.0)
         if not constant and float(allowed.max()) > _BLURRED * float(variation.max()):
             untested = BLURRED

@@ -170,9 +170,13 @@ def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None)
     if weights is not None and tensor.name in weights.arrays:
         return weights.arrays[tensor.name]
     try:
-        return numpy_helper.to_array(tensor)
+        array = numpy_helper.to_array(tensor)
     except Exception as cause:  # whatever a damaged tensor raises
         raise CheckpointError(f"{path}: tensor {tensor.name} is damaged: {one_line(cause)}") from cause
+    if array.dtype.type.__module__ != "numpy":
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise UnsupportedError(f"{path}: {tensor.name} is of {kind}, which torch does not compute with")
+    return array
 
 
 def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:

@@ -98,7 +98,7 @@ _WITHOUT_MEANING: Mapping[str, Collection[str]] = {
     "BatchNormalization": ("momentum", "spatial"), "LayerNormalization": ("stash_type",),
     "GroupNormalization": ("stash_type",), "RMSNormalization": ("stash_type",),
     "Resize": ("cubic_coeff_a", "nearest_mode", "extrapolation_value", "exclude_outside"),
-    "Cast": ("saturate",), "CastLike": ("saturate",),
+    "Split": ("num_outputs",), "Cast": ("saturate",), "CastLike": ("saturate",),
 }  # fmt: skip
 """Attributes that change no result, or not that of what is translated."""
 

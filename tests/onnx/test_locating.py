@@ -128,7 +128,7 @@ def test_not_a_number_is_a_difference(exported, tmp_path):
 
 def test_what_only_fusion_makes_differ_is_said(exported, monkeypatch):
     graph, path = exported
-    monkeypatch.setattr(checking, "judge", lambda runs, _: Judgement({run.label: 1.0 for run in runs}))
+    monkeypatch.setattr(checking, "judge", lambda runs, *_: Judgement({run.label: 1.0 for run in runs}))
     with pytest.raises(CheckFailedError, match="every value by itself agrees, so what ONNX Runtime fuses differs"):
         check_onnx(graph, path)
 
