@@ -43,6 +43,7 @@ class Tails(nn.Module):
         super().__init__()
         self.stem, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
         nn.init.constant_(self.out.bias, -10.4)
+        nn.init.normal_(self.out.weight, std=0.7)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.relu(self.stem(x / (1 + x.abs())))).sigmoid()
@@ -99,9 +100,7 @@ def test_an_edit_of_a_network_with_tiny_outputs_passes(tmp_path):
 def small_networks():
     return {
         "convolutions": (
-            nn.Sequential(
-                nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
-            ),
+            nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
             (2, 6, 6),
         ),
         "linear": (nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)), (5,)),
