@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -26,9 +26,9 @@ SIZES_AT: dict[str, tuple[int, ...]] = {
 
 
 _KIND = onnx.TensorProto
-FLOATING = (_KIND.FLOAT, _KIND.FLOAT16, _KIND.BFLOAT16, _KIND.DOUBLE)
+FLOATING: tuple[int, ...] = (_KIND.FLOAT, _KIND.FLOAT16, _KIND.BFLOAT16, _KIND.DOUBLE)
 """The codes of numbers that a network has in its own precision, whichever that is."""
-_DTYPES = {
+_DTYPES: Mapping[int, torch.dtype] = {
     _KIND.FLOAT: torch.float32, _KIND.FLOAT16: torch.float32, _KIND.BFLOAT16: torch.float32,
     _KIND.DOUBLE: torch.float64, _KIND.BOOL: torch.bool, _KIND.UINT8: torch.uint8, _KIND.INT8: torch.int8,
     _KIND.INT16: torch.int16, _KIND.INT32: torch.int32, _KIND.INT64: torch.int64,
