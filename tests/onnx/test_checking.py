@@ -20,6 +20,8 @@ from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.judging import BLURRED, CONSTANT, Run, judge
 from graphsurgery.onnx.rewriting import rewrite_onnx
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.widen import widen
+from graphsurgery.recipes.grow import changed_by
 
 
 class Detector(nn.Module):
@@ -214,6 +216,16 @@ def test_what_a_network_itself_gives_that_is_no_number(tmp_path, number, word):
     gs.export_onnx(graph, tmp_path / "e.onnx")
     with pytest.raises(CheckFailedError, match=rf"gives {word} from 0 on, .* so nothing can be compared"):
         check_onnx(graph, tmp_path / "e.onnx")
+
+
+def test_an_edit_of_a_network_that_gives_no_numbers():
+    """The edit is not to blame."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    network[2].weight.data[0, 0] = np.nan
+    graph = gs.trace(network.eval(), torch.zeros(2, 4))
+    with pytest.raises(CheckFailedError, match=r"the network itself gives NaN from 2 on, whose 2\.weight holds NaN"):
+        changed_by(graph, widen(graph, 1.5))
 
 
 def runs(found, expected, rounding=0.0):
