@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,11 +12,13 @@ from cyclopts.validators import Number
 
 from graphsurgery.cli.options import (
     OPENING,
+    PROOF,
     SHOWN,
     WRITING,
     DryRun,
     Opening,
     Output,
+    Proof,
     Seed,
     Shown,
     Writing,
@@ -31,6 +33,8 @@ from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
@@ -179,6 +183,7 @@ def compress(
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Remove channels; the result equals the network with the removed reads masked. With data, bring accuracy back.
@@ -194,6 +199,7 @@ def compress(
     writes_to(output, model, writing, reads=[data, tuning.calib, opening.arch])
     from graphsurgery.cli.output import Output as Screen
 
+    inputs = None
     tuning.check(data)
     screen = Screen(shown)
     if cutting.dead:
@@ -209,12 +215,13 @@ def compress(
             )
         task = _task(screen, model, data, opening, cutting, tuning, measuring.timing(), seed, run)
         small, document = task.compressed(plan, output, dry_run=dry_run)
+        inputs = task.real_inputs(output)
         del task  # and with it the network before the cut: the proof needs its memory
     if dry_run:
         screen.line("dry run", f"would write {output}")
         screen.finish(document, *without_dry_run())
         return
-    write_network(screen, small, output, model, document)
+    write_network(screen, small, output, model, document, proof=proof, inputs=inputs)
 
 
 def _task(
@@ -390,6 +397,18 @@ class _Task:
         if self.model.endswith(".onnx"):  # labels for somebody else's file are rarely at hand
             recover = again("--calib", "FOLDER", "--recover", "mimic")
         return show_moved(self.screen, self.graph, small, recover, seed=self.seed)
+
+    def real_inputs(self, output: Path) -> Sequence[Tensor] | None:
+        """Some of the examples, for the proof of an `.onnx` file."""
+        from graphsurgery.recipes.quantize import first_inputs
+
+        if output.suffix != ".onnx" or (self.data is None and self.calibration is None):
+            return None
+        if self.calibration is not None:
+            return first_inputs(self.calibration.held)
+        assert self.data is not None
+        held = self.data.validation
+        return first_inputs(held if len(held) else self.data.train)  # type: ignore[arg-type]
 
     def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
         """Measure the promise on the network that is written; it fails where it is not kept."""

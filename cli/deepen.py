@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Output, Seed, Shown, Writing
+from graphsurgery.cli.options import (
+    OPENING,
+    PROOF,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Output,
+    Proof,
+    Seed,
+    Shown,
+    Writing,
+)
 
 
 def deepen(
@@ -17,6 +29,7 @@ def deepen(
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Insert layers that give what they are given; the outputs stay the same.
@@ -34,4 +47,6 @@ def deepen(
     growth = Growth(**deepening.options(), seed=seed)
     if not growth.after:
         raise SurgeryError("deepen: nothing says where; give --after NAME or --where auto")
-    grow_file(model, output, growth, data=data, dry_run=dry_run, writing=writing, opening=opening, shown=shown)
+    grow_file(
+        model, output, growth, data=data, dry_run=dry_run, writing=writing, opening=opening, proof=proof, shown=shown
+    )

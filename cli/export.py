@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from graphsurgery.cli.options import (
-    OPENING,
-    SHOWN,
-    WRITING,
-    Opening,
-    Output,
-    Shown,
-    Writing,
-)
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Output, Proof, Shown, Writing
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -61,6 +53,7 @@ def export(
     quantisation: Quantisation = _QUANTISATION,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Write a network as one ONNX file with a free batch, compared with PyTorch on three batch sizes and timed.
@@ -96,21 +89,24 @@ def export(
     else:
         graph = _narrow(screen, model, width, target, real)
     if calibration is None:
-        document = _deliver(screen, graph, output, opset, real)
+        document = _deliver(screen, graph, output, opset, real, proof)
     else:
-        document = _deliver_int8(screen, graph, output, opset, calibration, quantisation)
+        document = _deliver_int8(screen, graph, output, opset, calibration, quantisation, proof)
     screen.line("wrote", str(output))
     screen.finish(document, "view", output)
 
 
-def _deliver(screen: Screen, graph: ModelGraph, output: Path, opset: int | None, real: Data | None) -> dict[str, Any]:
+def _deliver(
+    screen: Screen, graph: ModelGraph, output: Path, opset: int | None, real: Data | None, proof: Proof
+) -> dict[str, Any]:
     """Write the file, and show what it is."""
     from dataclasses import asdict
 
     from graphsurgery.recipes.delivery import deliver
     from graphsurgery.recipes.quantize import real_inputs
 
-    done = deliver(graph, output, opset=opset, inputs=None if real is None else real_inputs(graph, real))
+    inputs = None if real is None else real_inputs(graph, real)
+    done = deliver(graph, output, opset=opset, inputs=inputs, rtol=proof.rtol)
     _show_export(screen, done)
     latency = done.latency["network"]
     screen.line("latency", f"{_time(latency)} (median of {latency.runs}, batch 1, {latency.threads} thread)")
@@ -118,14 +114,28 @@ def _deliver(screen: Screen, graph: ModelGraph, output: Path, opset: int | None,
 
 
 def _deliver_int8(
-    screen: Screen, graph: ModelGraph, output: Path, opset: int | None, data: Data, chosen: Quantisation
+    screen: Screen,
+    graph: ModelGraph,
+    output: Path,
+    opset: int | None,
+    data: Data,
+    chosen: Quantisation,
+    proof: Proof,
 ) -> dict[str, Any]:
     """Write the file in 8 bits, and show both networks."""
     from graphsurgery.cli.output import columns, count
     from graphsurgery.recipes.quantize import deliver_int8
     from graphsurgery.reports.cells import metric_text
 
-    report = deliver_int8(graph, output, data, examples=chosen.calib_examples, scheme=chosen.scheme, opset=opset)
+    report = deliver_int8(
+        graph,
+        output,
+        data,
+        examples=chosen.calib_examples,
+        scheme=chosen.scheme,
+        opset=opset,
+        rtol=proof.rtol,
+    )
     _show_export(screen, report.delivery)
     metrics = [f"test {name}" for name in report.float32.metrics]
     numbers = ["size", "latency", *metrics]
@@ -193,6 +203,7 @@ def _show_export(screen: Screen, done: Delivery) -> None:
         f"allowed {check.allowed:.0e}{agreement}  PASS",
         "green",
     )
+    screen.untested(check.remarks)
 
 
 def _time(latency: Latency) -> str:

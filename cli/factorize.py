@@ -8,11 +8,13 @@ from cyclopts import Parameter
 
 from graphsurgery.cli.options import (
     OPENING,
+    PROOF,
     SHOWN,
     WRITING,
     DryRun,
     Opening,
     Output,
+    Proof,
     Seed,
     Shown,
     Writing,
@@ -36,6 +38,7 @@ def factorize(
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Replace linear layers and convolutions by two with few channels between them.
@@ -99,4 +102,4 @@ def factorize(
         screen.finish(document, *without_dry_run())
         return
     del graph  # the proof needs its memory
-    write_network(screen, new, output, model, document, ("inspect", output))
+    write_network(screen, new, output, model, document, ("inspect", output), proof=proof)

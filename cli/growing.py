@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import Opening, Shown, Writing
+from graphsurgery.cli.options import Opening, Proof, Shown, Writing
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
@@ -90,6 +90,7 @@ def grow_file(
     writing: Writing,
     reads: Sequence[str | None] = (),
     opening: Opening,
+    proof: Proof,
     shown: Shown,
 ) -> None:
     """Open a network, grow it, prove that its outputs are the same, and save it."""
@@ -97,14 +98,17 @@ def grow_file(
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.recipes.grow import check, grown
+    from graphsurgery.recipes.quantize import first_inputs
     from graphsurgery.training.data import check_fits
 
     writes_to(output, model, writing, reads=[data, opening.arch, *reads])
     screen = Screen(shown)
     examples = opening.data(data, model, seed=growth.seed) if data else None
     graph = opening.graph(model, examples.input_shape if examples else None)
+    inputs = None
     if examples is not None:
         check_fits(examples, graph.module, name=model)
+        inputs = first_inputs(examples.train) if output.suffix == ".onnx" else None
     if dry_run and growth.after == ("auto",):
         show_places(screen, graph)
     new = grown(graph, growth, examples)
@@ -115,7 +119,7 @@ def grow_file(
         screen.finish(document, *without_dry_run())
         return
     del graph  # the proof needs its memory
-    write_network(screen, new, output, model, document, ("inspect", output))
+    write_network(screen, new, output, model, document, ("inspect", output), proof=proof, inputs=inputs)
 
 
 def show_places(screen: Screen, graph: ModelGraph) -> None:

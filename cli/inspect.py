@@ -29,6 +29,9 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         cells = [", ".join(kinds)] if mixed else []
         table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
     screen.show(table)
+    for space in graph.spaces:
+        if space.positions:
+            screen.line("kept", f"{space.name}: {space.positions}; to cut it, name it: --keep-space {space.name}=0.5")
     if not graph.frozen:
         screen.line("frozen", "only the network's inputs and outputs")
     for frozen in graph.frozen:
@@ -42,7 +45,7 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     screen.line("inputs", shapes)
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
     screen.uncounted(size)
-    names = ("name", "size", "writers", "readers", "outer", "scalable", "mixed")
+    names = ("name", "size", "writers", "readers", "outer", "scalable", "mixed", "positions")
     document = {
         "model": model,
         "nodes": len(graph.module.graph.nodes),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from graphsurgery.errors import SurgeryError
 
@@ -149,9 +150,20 @@ IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", defau
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Proof:
+    """How an `.onnx` file is proved before it is put in place."""
+
+    rtol: Annotated[float, Parameter(validator=Number(gte=0))] = 1e-4
+    """By how much ONNX Runtime may deviate from PyTorch in an .onnx file, as a share of what each output varies by."""
+
+
 TOKENS: ContextVar[Sequence[str]] = ContextVar("TOKENS", default=())
 SHOWN = Shown()
 OPENING = Opening()
+PROOF = Proof()
 
 DryRun = Annotated[
     bool, Parameter(negative="", show_default=False, help="Say what would be done; train and write nothing.")

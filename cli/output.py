@@ -65,6 +65,13 @@ class Output:
             verdict, style = ("PASS", "green") if check.holds else ("FAIL", "bold red")
             self.line("check", f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}  {verdict}", style)
 
+    def untested(self, remarks: Iterable[str]) -> None:
+        """Print what a check says nothing about."""
+        for remark in remarks:
+            self.line(
+                "note", f"{remark}; give real inputs with --data or --calib where the command takes them", "yellow"
+            )
+
     def costs(self, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
         """Print what a network costs before and after an edit; the same for the JSON document."""
         from dataclasses import asdict

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
-from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Output, Seed, Shown, Writing
+from graphsurgery.cli.options import (
+    OPENING,
+    PROOF,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Output,
+    Proof,
+    Seed,
+    Shown,
+    Writing,
+)
 
 
 def widen(
@@ -16,6 +28,7 @@ def widen(
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Add channels that copy what is there; the outputs stay the same.
@@ -40,5 +53,6 @@ def widen(
         writing=writing,
         reads=[widening.like],
         opening=opening,
+        proof=proof,
         shown=shown,
     )

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphsurgery.cli.options import Writing, writable
+from graphsurgery.cli.options import PROOF, Proof, Writing, writable
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
 
@@ -45,6 +47,9 @@ def write_network(
     model: str,
     document: Mapping[str, Any],
     following: Sequence[str | Path] = (),
+    *,
+    proof: Proof = PROOF,
+    inputs: Sequence[Tensor] | None = None,
 ) -> None:
     """Write the network, prove an `.onnx` file in ONNX Runtime, and show the last lines.
 
@@ -55,6 +60,8 @@ def write_network(
         model: what the network was opened from.
         document: what is known of it, for the checkpoint and `--json`.
         following: the next command to try with a checkpoint; by default its export.
+        proof: how an `.onnx` file is proved.
+        inputs: real inputs, each `[batch, ...]`, that it is proved on too.
     """
     from graphsurgery.checkpoint import save
 
@@ -70,11 +77,11 @@ def write_network(
     from graphsurgery.recipes.outcome import Check
 
     gc.collect()  # graphs are full of cycles; the network as it was may still take its memory
-    found = rewrite_onnx(model, graph, output)
+    found = rewrite_onnx(model, graph, output, rtol=proof.rtol, inputs=inputs)
     screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
+    screen.untested(found.remarks)
     screen.line("wrote", str(output))
-    proof = {"deviations": dict(found.deviations), "allowed": found.allowed, "agreement": found.agreement}
-    screen.finish({**document, "onnx": proof, "files": {"network": output}}, "diff", model, output)
+    screen.finish({**document, "onnx": found.as_dict(), "files": {"network": output}}, "diff", model, output)
 
 
 def show_moved(

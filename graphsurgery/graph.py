@@ -18,6 +18,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import Frozen, ParameterType, named_tensors, place_of
 from graphsurgery.inference import Inference
 from graphsurgery.maps import Edit
+from graphsurgery.positions import positions
 from graphsurgery.values import propagate
 
 
@@ -43,6 +44,8 @@ class Space:
         scalable: whether every reader has a weight that a factor can be folded into.
         mixed: operators that mix its channels without parameters, so that a cut changes more than the reads.
         dim: its dim in the types.
+        positions: why each of its channels has a meaning of its own, such as bins that a fixed vector reads; empty of
+            ordinary channels. What is chosen by a share, a target or a search leaves such a space whole.
     """
 
     name: str
@@ -53,6 +56,12 @@ class Space:
     scalable: bool
     mixed: tuple[str, ...]
     dim: Dim = field(repr=False, compare=False)
+    positions: str = ""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a share, a target or a search may change it without its name being given."""
+        return self.outer and not self.positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +177,7 @@ def _spaces(types: Inference) -> Iterator[Space]:
     readers = _by_dim((a.axis, place_of(a.node)) for a in types.readers)
     mixed = _by_dim((m.axis, f"{m.kind} at {place_of(m.node)}") for m in types.mixings)
     bare = _by_dim((a.axis, a.node.name) for a in types.readers if not a.weighted)
-    inner = _inner_dims(types)
+    inner, meaning = _inner_dims(types), positions(types)
     names: dict[str, int] = {}
     for dim in (*writers, *(d for d in owners if d not in writers)):
         if dim not in owners:
@@ -185,6 +194,7 @@ def _spaces(types: Inference) -> Iterator[Space]:
             scalable=dim not in bare,
             mixed=tuple(mixed.get(dim, ())),
             dim=dim,
+            positions=meaning.get(dim, ""),
         )
 
 

@@ -159,10 +159,11 @@ class _Found(NamedTuple):
 
 
 def _without(family: Family, named: Mapping[str, Request]) -> Family:
-    """What is left of a family to plan; where a part of it is named, whole groups only."""
-    outers = tuple(space for space in family.outers if space.name not in named)
+    """What is left of a family to plan: no positions; where a part of it is named, whole groups only."""
+    outers = tuple(space for space in family.outers if space.name not in named and space.chosen)
     touched = any(space.name in named for space in (*family.outers, *family.inners))
-    return Family(outers, () if touched else family.inners)
+    inners = tuple(space for space in family.inners if not space.positions)
+    return Family(outers, () if touched else inners)
 
 
 def _priced(price: Price) -> _Counter:

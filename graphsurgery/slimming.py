@@ -57,7 +57,7 @@ class Slimmable:
         if divisor < 1:
             raise SurgeryError(f"slim: divisor is {divisor}, expected at least 1")
         self.graph, self.minimum, self.divisor = graph, minimum, divisor
-        self.spaces = {space.name: space for space in graph.spaces if space.outer}
+        self.spaces = {space.name: space for space in graph.spaces if space.chosen}
         if not self.spaces:
             raise SurgeryError(f"slim: no space can be slimmed; {why_nothing(graph)}")
         self._narrow: dict[str, Narrow] = {}

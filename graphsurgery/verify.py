@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.facts import place_of
 from graphsurgery.graph import ModelGraph
 
 
@@ -31,7 +33,7 @@ def deviation(found: Any, expected: Any) -> float:
     left, right = tensors_of(found), tensors_of(expected)
     if [t.shape for t in left] != [t.shape for t in right]:
         raise SurgeryError(
-            f"outputs have shapes {_shapes(left)} and {_shapes(right)}; only equal shapes can be compared"
+            f"outputs have shapes {shapes_text(left)} and {shapes_text(right)}; only equal shapes can be compared"
         )
     difference = max(
         (_largest(a.detach().double().cpu() - b.detach().double().cpu()) for a, b in zip(left, right, strict=True)),
@@ -56,8 +58,66 @@ def _largest(tensor: Tensor) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def _shapes(tensors: list[Tensor]) -> list[list[int]]:
+def shapes_text(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The shapes of tensors, as errors show them."""
     return [list(tensor.shape) for tensor in tensors]
+
+
+def beginning_of_nan(graph: ModelGraph, inputs: Sequence[Tensor]) -> str:
+    """Where what a network gives stops to be numbers, such as `NaN from conv2 on, whose weight holds NaN`.
+
+    Args:
+        graph: a network on the CPU; it is run in the mode and precision that it has.
+        inputs: each `[batch, ...]`.
+
+    Returns:
+        The first node that gives NaN, else the first that gives an infinity; empty where all outputs are finite.
+    """
+    watching = _Watching(graph.module)
+    with torch.no_grad():
+        outputs = tensors_of(watching.run(*inputs))
+    kinds = {kind for output in outputs for kind in _not_finite(output)}
+    for kind in ("NaN", "infinity"):
+        if kind in kinds:
+            node = watching.first[kind]
+            held = [name for name, tensor in _held(graph, node) if _not_finite(tensor)]
+            why = f", whose {held[0]} holds {' and '.join(sorted(_not_finite(dict(_held(graph, node))[held[0]])))}"
+            return f"{kind} from {place_of(node)} on{why if held else ''}"
+    return ""
+
+
+def _held(graph: ModelGraph, node: fx.Node) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers that a node reads, by name."""
+    named = {name: tensor for name, tensor in graph.tensors().items() if tensor.is_floating_point()}
+    if node.op == "call_module":
+        return [(name, tensor) for name, tensor in named.items() if name.startswith(f"{node.target}.")]
+    targets = {str(other.target) for other in (node, *node.all_input_nodes) if other.op == "get_attr"}
+    return [(name, tensor) for name, tensor in named.items() if name in targets]
+
+
+def _not_finite(value: Any) -> set[str]:
+    """Which of NaN and infinity are in the tensors of a value."""
+    found = set()
+    for tensor in _pytree.tree_leaves(value):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            found |= {"NaN"} if bool(tensor.isnan().any()) else set()
+            found |= {"infinity"} if bool(tensor.isinf().any()) else set()
+    return found
+
+
+class _Watching(fx.Interpreter):
+    """Notes the first node that gives NaN, and the first that gives an infinity."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.first: dict[str, fx.Node] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for kind in _not_finite(value):
+            self.first.setdefault(kind, n)
+        return value
 
 
 def double(graph: ModelGraph) -> ModelGraph:

@@ -81,12 +81,12 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
 def gateable(graph: ModelGraph) -> list[Space]:
     """The spaces that `gate` gates by default."""
     merged = _ungateable(graph, _batch_axes(graph))
-    return [s for s in graph.spaces if s.outer and s.scalable and s.readers and s.dim not in merged]
+    return [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
 
 
 def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim, str]) -> list[Space]:
     if names is None:
-        chosen = [s for s in graph.spaces if s.outer and s.scalable and s.readers and s.dim not in merged]
+        chosen = [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
         if not chosen:
             cause = "every read merges the batch with other axes" if merged else why_nothing(graph)
             raise SurgeryError(f"gate: no space can be gated; {cause}")

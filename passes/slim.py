@@ -30,7 +30,7 @@ def slim(graph: ModelGraph, *, importance: str = "l2", seed: int = 0) -> ModelGr
     scores = Scores(graph, importance, seed)
     maps = {}
     for space in graph.spaces:
-        if space.outer:
+        if space.chosen:
             order = scores.of(space).argsort(descending=True, stable=True)
             maps[space.dim] = ChannelMap(order.cpu())
     if not maps:

@@ -18,7 +18,7 @@ from graphsurgery.onnx import operators
 from graphsurgery.onnx.folding import is_matrix
 from graphsurgery.onnx.opaque import OnnxOperator, alone
 from graphsurgery.onnx.reading import OnnxProgram, Operator
-from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, on_sizes, outputs_of
+from graphsurgery.onnx.running import FEW, OnnxNetwork, Plan, Runner, Watched, on_sizes, outputs_of
 from graphsurgery.onnx.weighted import Source, layer_of
 
 _SMALLEST_MASK = -1e4
@@ -150,8 +150,15 @@ class _Builder(Runner):
         if not isinstance(x, Tensor):
             return
         plain = replace(operator, inputs=tuple(file.name(name) if name else "" for name in operator.inputs))
-        layer = layer_of(plain, file.constants, x.dim())
-        if layer is None or any(self._read_otherwise(source) for source in layer.sources.values()):
+        read = Watched(plain.attributes)
+        layer = layer_of(replace(plain, attributes=read), file.constants, x.dim())
+        if layer is None or any(name in self.plan.needed for name in operator.outputs[1:]):
+            return
+        try:
+            self.plan.require_known(operator, read)
+        except operators.UnlikeTorchError:
+            return
+        if any(self._read_otherwise(source) for source in layer.sources.values()):
             return
         names = [source.constant for source in layer.sources.values()]
         path = self.paths.new(_path(operator, next(filter(_is_of_layer, names), names[0] if names else "")))

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto
-from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor, nn
 
-from graphsurgery.errors import CheckpointError, SpecError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.acceptance import complaint
 from graphsurgery.onnx.building import network_of
+from graphsurgery.onnx.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting import lineage_in
-from graphsurgery.onnx.reading import OnnxProgram, read_program
+from graphsurgery.onnx.operators import UnlikeTorchError, torch_dtype
+from graphsurgery.onnx.reading import HALF, OnnxProgram, read_program
 from graphsurgery.onnx.weighted import Source
 from graphsurgery.tracing import trace
 from graphsurgery.training.preprocessing import find
@@ -57,7 +57,9 @@ class Imported:
     fixed: Mapping[str, np.ndarray[Any, Any]]
 
 
-def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True) -> Imported:
+def import_onnx(
+    path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True, check: bool = True
+) -> Imported:
     """Read a file as a network that every pass works on, and that can be trained.
 
     Layers get the names that their weights have in the file, or else those of the nodes. A batch that the file fixes
@@ -66,16 +68,19 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
     Args:
         path: the file, of opset 9 or newer, in float32, not quantised.
         shape: of one example of its input, without the batch, where the file leaves it open.
-        weights: False leaves them on meta, where only the structure is asked for.
+        weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
+        check: compare every output of the network with the file's in ONNX Runtime, on noise of several scales.
 
     Raises:
         CheckpointError: the file is missing or damaged.
         UnsupportedError: it holds what is not followed: half precision, quantised operators, control flow.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
+        CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
+            the file gives what is not a number.
     """
     try:
-        return _imported(path, shape, weights)
+        return _imported(path, shape, weights, check)
     except SurgeryError:
         raise
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
@@ -84,7 +89,7 @@ def import_onnx(path: Path | str, *, shape: Sequence[int] | None = None, weights
         ) from cause
 
 
-def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool) -> Imported:
+def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool, check: bool) -> Imported:
     file = read_program(path)
     examples = _examples(file, shape)
     try:
@@ -104,7 +109,7 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool) -> I
     for node in graph.module.graph.nodes:
         for name in node.meta.pop("onnx", ()):
             values[name] = node.name
-    return Imported(
+    imported = Imported(
         graph=replace(graph, lineage=(record,)),
         file=file,
         module=network,
@@ -115,6 +120,26 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool) -> I
         lengths=network.plan.lengths,
         fixed=network.plan.fixed,
     )
+    if weights and check:
+        compare(imported)
+    return imported
+
+
+def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
+    """Compare every output of a network with the file that it was read from, in ONNX Runtime.
+
+    Raises:
+        CheckFailedError: they differ; the first node of the file that does is named.
+        SurgeryError: ONNX Runtime does not read or run the file.
+    """
+    path = imported.file.path
+    batches = (2,) if imported.file.batch is None else (imported.file.batch,)
+    found = check_onnx(imported.graph, path, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False)
+    if found.broken:
+        raise CheckFailedError(f"{path}: {found.broken}; give a file whose weights are numbers")
+    if not found.holds:
+        raise CheckFailedError(f"{path}: what was read does not compute what the file does: {found.failure}")
+    return found
 
 
 def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tensor]:
@@ -127,19 +152,21 @@ def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tenso
         dims = [size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim]
         if not dims:
             raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
-        dtype = _dtype(file, value.name, kind.elem_type)
+        dtype = _dtype_of(file, value.name, kind.elem_type)
         batch = _TRACED_BATCH if dims[0] != _TRACED_BATCH else _TRACED_BATCH + 1
         inner = _inner(file, value.name, dims[1:], shape)
         found[value.name] = torch.empty((batch, *inner), dtype=dtype, device="meta")
     return found
 
 
-def _dtype(file: OnnxProgram, name: str, kind: int) -> torch.dtype:
+def _dtype_of(file: OnnxProgram, name: str, code: int) -> torch.dtype:
+    """The dtype of an input."""
+    if code in HALF:
+        raise UnsupportedError(f"{file.path}: input {name} is in half precision; convert the file to float32 first")
     try:
-        return torch.from_numpy(np.zeros(0, tensor_dtype_to_np_dtype(kind))).dtype
-    except (KeyError, TypeError, ValueError) as cause:
-        words = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)
-        raise UnsupportedError(f"{file.path}: input {name} is of type {words}, expected float32 or indices") from cause
+        return torch_dtype(code)
+    except UnlikeTorchError as cause:
+        raise UnsupportedError(f"{file.path}: input {name} is {cause}, which torch does not compute with") from cause
 
 
 def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:

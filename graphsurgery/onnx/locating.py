@@ -18,6 +18,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.exporting import export_program
 from graphsurgery.onnx.sessions import open_session, run_session
 
+_Values = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -46,7 +48,12 @@ class Difference:
 
 
 def first_difference(
-    graph: ModelGraph, path: Path | str, inputs: Sequence[Tensor], *, rtol: float = 1e-4
+    graph: ModelGraph,
+    path: Path | str,
+    inputs: Sequence[Tensor],
+    *,
+    rtol: float = 1e-4,
+    values: Mapping[str, str] | None = None,
 ) -> Difference | None:
     """The first node of a file, in the order in which they run, whose output differs from PyTorch's.
 
@@ -58,6 +65,8 @@ def first_difference(
         path: the file that was exported from it, weights in other files included.
         inputs: each `[batch, ...]`; every value is kept, so a small batch is enough.
         rtol: largest deviation allowed, relative to the largest magnitude of each value.
+        values: of a file that the network was read from, the node of the network that computes a value of the file, by
+            the value's name.
 
     Returns:
         None where every value agrees, taken by itself.
@@ -67,15 +76,7 @@ def first_difference(
     """
     inputs = [x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs]
     model = onnx.load(path)
-    program = export_program(graph, next((o.version for o in model.opset_import if o.domain == ""), None))
-    fresh = program.model_proto
-    expected = _values_in_runtime(fresh, f"{path}, exported again", inputs)
-    if program.exported_program is not None:
-        computed = _values_in_torch(program.exported_program, inputs)
-        expected |= {name: value for name, value in computed.items() if isinstance(value, Tensor)}
-    # The outputs have got names of their own.
-    renamed = zip(model.graph.output, fresh.graph.output, strict=False)
-    expected |= {ours.name: expected[theirs.name] for ours, theirs in renamed if theirs.name in expected}
+    expected = _of_export(graph, model, path, inputs) if values is None else _of_network(graph, values, inputs)
     found = _values_in_runtime(model, str(path), inputs)
     between: list[str] = []
     for node in model.graph.node:
@@ -86,6 +87,28 @@ def first_difference(
                 return _difference(model, node, name, deviation, between)
         between = [] if shared else [*between, node.name]
     return None
+
+
+def _of_export(graph: ModelGraph, model: onnx.ModelProto, path: Path | str, inputs: Sequence[Tensor]) -> _Values:
+    """The values of a fresh export, and those of the program that it was made from."""
+    program = export_program(graph, next((o.version for o in model.opset_import if o.domain == ""), None))
+    fresh = program.model_proto
+    expected = _values_in_runtime(fresh, f"{path}, exported again", inputs)
+    if program.exported_program is not None:
+        computed = _values_in_torch(program.exported_program, inputs)
+        expected |= {name: value for name, value in computed.items() if isinstance(value, Tensor)}
+    # The outputs have got names of their own.
+    renamed = zip(model.graph.output, fresh.graph.output, strict=False)
+    return expected | {ours.name: expected[theirs.name] for ours, theirs in renamed if theirs.name in expected}
+
+
+def _of_network(graph: ModelGraph, values: Mapping[str, str], inputs: Sequence[Tensor]) -> _Values:
+    """The values of the network by the names that they have in the file."""
+    recording = _Recording(graph.module)
+    with torch.no_grad():
+        recording.run(*inputs)
+    found = {name: recording.values.get(node) for name, node in values.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def _difference(

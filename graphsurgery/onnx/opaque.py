@@ -74,12 +74,22 @@ def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tens
     return tensor.to(values[0].device) if values else tensor
 
 
+_KNOWN = frozenset(
+    f"tensor({kind})" for kind in ("float", "double", "float16", "bool", "uint8", "int8", "int16", "int32", "int64")
+)
+"""What ONNX Runtime calls the types that torch computes with."""
+
+
 def _session(content: bytes, reason: str) -> onnxruntime.InferenceSession:
     try:
-        return open_session("operator", threads=1, content=content)
+        session = open_session("operator", threads=1, content=content)
     except SurgeryError as cause:
         why = one_line(cause.__cause__ or cause)
         raise UnsupportedError(f"{reason}, and ONNX Runtime cannot run it: {why}") from cause
+    for value in session.get_outputs():
+        if value.type not in _KNOWN:
+            raise UnsupportedError(f"{reason}, and gives a {value.type}, which torch does not compute with")
+    return session
 
 
 def alone(

@@ -21,7 +21,7 @@ OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
-_UNREADABLE = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,18 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
 
 
 def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None) -> np.ndarray[Any, Any]:
-    if tensor.data_type in _UNREADABLE:
+    if tensor.data_type in HALF:
         raise UnsupportedError(f"{path}: {tensor.name} is in half precision; convert the file to float32 first")
     if weights is not None and tensor.name in weights.arrays:
         return weights.arrays[tensor.name]
     try:
-        return numpy_helper.to_array(tensor)
+        array = numpy_helper.to_array(tensor)
     except Exception as cause:  # whatever a damaged tensor raises
         raise CheckpointError(f"{path}: tensor {tensor.name} is damaged: {one_line(cause)}") from cause
+    if array.dtype.type.__module__ != "numpy":
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise UnsupportedError(f"{path}: {tensor.name} is of {kind}, which torch does not compute with")
+    return array
 
 
 def _constant(node: onnx.NodeProto, path: Path) -> np.ndarray[Any, Any]:

@@ -8,7 +8,8 @@ file is proved in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
+from torch import Tensor
 
 from graphsurgery.atomic import atomic_write
-from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.building import computed_sizes
 from graphsurgery.onnx.checking import OnnxCheck, check_onnx
@@ -28,20 +30,29 @@ from graphsurgery.onnx.exporting import note_lineage
 from graphsurgery.onnx.importing import Imported, import_onnx
 from graphsurgery.onnx.inserting import Insertion, drop_behind, drop_unread
 from graphsurgery.onnx.numbers import Edge, Numbers
+from graphsurgery.onnx.opaque import OnnxOperator
 from graphsurgery.onnx.reading import program_of
 from graphsurgery.onnx.storage import ONE_FILE, Array, Weights, bare, save_model, size_of
 
 _ROUNDING = 1e-6
 
 
-def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, rtol: float = 1e-4) -> OnnxCheck:
+def rewrite_onnx(
+    original: Path | str,
+    graph: ModelGraph,
+    path: Path | str,
+    *,
+    rtol: float = 1e-4,
+    inputs: Sequence[Tensor] | None = None,
+) -> OnnxCheck:
     """Write a network that came from a file as that file, with other weights and sizes.
 
     Args:
         original: the file that the network was imported from; it is not touched, unless `path` is the same.
         graph: the network after passes that resize, reorder or factorize, or training.
         path: the file to write; it is replaced in one step, and only if it does its job.
-        rtol: largest deviation of ONNX Runtime from PyTorch, relative to the largest output.
+        rtol: largest deviation of ONNX Runtime from PyTorch, relative to what each output varies by.
+        inputs: real inputs, each `[batch, ...]`, compared too; left out where the file fixes another batch.
 
     Returns:
         The comparison in ONNX Runtime, on random inputs of three batch sizes, or of the one that the file fixes.
@@ -67,18 +78,41 @@ def rewrite_onnx(original: Path | str, graph: ModelGraph, path: Path | str, *, r
             if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
                 raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
             del rewriting
-            try:
-                check = check_onnx(graph, temporary, batches=batches, rtol=rtol)
-            except SurgeryError as cause:
-                raise type(cause)(
-                    f"{path}: not written, because the edited file does not do what the network does; write a .pt, and "
-                    f"export that ({one_line(cause, 120)})"
-                ) from cause
+            check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
     except BaseException:
         if beside is not None:
             beside.unlink(missing_ok=True)
         raise
-    return OnnxCheck(path, check.deviations, check.allowed, check.agreement)
+    return replace(check, path=path)
+
+
+def _proof(
+    graph: ModelGraph,
+    imported: Imported,
+    file: Path,
+    path: Path,
+    batches: Sequence[int],
+    rtol: float,
+    inputs: Sequence[Tensor] | None,
+) -> OnnxCheck:
+    """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
+    fixed = imported.file.batch
+    if inputs is not None and fixed is not None:
+        # A run of the file takes so many; more would be refused, and fewer are no real batch.
+        inputs = [x[:fixed] for x in inputs] if all(len(x) >= fixed for x in inputs) else None
+    where = f"{path}: not written, because the edited file does not do what the network does"
+    advice = "" if any(isinstance(part, OnnxOperator) for part in graph.module.modules()) else "; or write a .pt"
+    try:
+        check = check_onnx(
+            graph, file, batches=batches, rtol=rtol, inputs=inputs, values=imported.values, raise_on_failure=False
+        )
+    except SurgeryError as cause:
+        raise type(cause)(f"{where}: {str(cause).replace(str(file), str(path))}{advice}") from cause
+    if check.broken:
+        raise CheckFailedError(f"{path}: not written: {check.broken}; nothing can be compared")
+    if not check.holds:
+        raise CheckFailedError(f"{where}: {check.failure}{check.advice}{advice}")
+    return check
 
 
 def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
@@ -63,6 +64,23 @@ class Plan:
         """The identities of the constants of the file."""
         return {id(array) for array in self.file.constants.values()}
 
+    @cached_property
+    def needed(self) -> set[str]:
+        """The values that an operator reads or the file gives."""
+        names = [name for operator in self.operators for name in operator.inputs]
+        return {self.file.name(name) for name in (*names, *self.file.outputs) if name}
+
+    def require_known(self, operator: Operator, read: Watched) -> None:
+        """Every attribute was read, or says what is so by default, or nothing about the result.
+
+        Raises:
+            UnlikeTorchError: one was not.
+        """
+        defaults = defaults_of(operator.kind, operator.opset)
+        for name in read.left:
+            if name not in _WITHOUT_MEANING.get(operator.kind, ()) and defaults.get(name) != read.plain(name):
+                raise operators.UnlikeTorchError(f"one with the attribute {name}")
+
     def settled(self, name: str, value: Any) -> Any:
         """Sizes without symbols, where they are the same for every batch."""
         seen = self.seen.get(self.file.name(name)) if isinstance(value, np.ndarray) and value.dtype == object else None
@@ -73,6 +91,46 @@ class Plan:
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
+
+
+_WITHOUT_MEANING: Mapping[str, Collection[str]] = {
+    "Conv": ("kernel_shape", "auto_pad"), "ConvTranspose": ("kernel_shape", "auto_pad"), "Dropout": ("seed", "ratio"),
+    "BatchNormalization": ("momentum", "spatial"), "LayerNormalization": ("stash_type",),
+    "GroupNormalization": ("stash_type",), "RMSNormalization": ("stash_type",),
+    "Resize": ("cubic_coeff_a", "nearest_mode", "extrapolation_value", "exclude_outside"),
+    "Split": ("num_outputs",), "Cast": ("saturate",), "CastLike": ("saturate",),
+}  # fmt: skip
+"""Attributes that change no result, or not that of what is translated."""
+
+
+class Watched(Mapping[str, Any]):
+    """Attributes that know which of them were read."""
+
+    def __init__(self, attributes: Mapping[str, Any]) -> None:
+        self.plain = attributes.__getitem__
+        self.left = set(attributes)
+        self._attributes = attributes
+
+    def __getitem__(self, name: str) -> Any:
+        self.left.discard(name)
+        return self._attributes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._attributes)
+
+    def __len__(self) -> int:
+        return len(self._attributes)
+
+
+@cache
+def defaults_of(kind: str, opset: int) -> Mapping[str, Any]:
+    """What attributes are where an operator of the standard does not say."""
+    try:
+        schema = onnx.defs.get_schema(kind, opset, "")
+    except onnx.defs.SchemaError:
+        return {}
+    given = {name: attribute.default_value for name, attribute in schema.attributes.items()}
+    return {name: onnx.helper.get_attribute_value(value) for name, value in given.items() if value.name}
 
 
 class OnnxNetwork(nn.Module):
@@ -162,8 +220,12 @@ class Runner:
         while arguments and arguments[-1] is None:
             arguments.pop()
         arguments = self._rebatched(operator, arguments)
-        found = operators.RULES[operator.kind](operator, *arguments)
-        return tuple(_boxed(value) for value in as_tuple(found))
+        read = Watched(operator.attributes)
+        found = as_tuple(operators.RULES[operator.kind](replace(operator, attributes=read), *arguments))
+        self.plan.require_known(operator, read)
+        if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
+            raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
+        return tuple(_boxed(value) for value in found)
 
     def _given(self, operator: Operator) -> list[Any]:
         """The inputs of an operator; the shape that sizes get has to be known."""

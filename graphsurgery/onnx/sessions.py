@@ -21,7 +21,12 @@ _SILENT = 4
 
 
 def open_session(
-    path: Path | str, *, threads: int, content: bytes | None = None, profile: Path | None = None
+    path: Path | str,
+    *,
+    threads: int,
+    content: bytes | None = None,
+    profile: Path | None = None,
+    optimised: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A file ready to run on the CPU.
 
@@ -30,6 +35,7 @@ def open_session(
         threads: how many threads one operator may use.
         content: what is run in place of the file's own bytes; the path is then only what errors call it.
         profile: the beginning of the name of a file in which every run of every operator is noted.
+        optimised: False runs the operators as they stand in the file.
 
     Raises:
         SurgeryError: ONNX Runtime does not read it.
@@ -40,6 +46,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _SILENT
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:

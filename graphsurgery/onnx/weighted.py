@@ -124,32 +124,41 @@ def _conv_transpose(operator: Operator, constants: _Arrays, _: int) -> Layer | N
     return Layer(module, _sources(weight=names[0], bias=names[1]))
 
 
-def _linear(weight: str, transposed: bool, bias: str, constants: _Arrays) -> Layer | None:
-    """`x W + b` with the file's `W [in, out]`, or `[out, in]` where it is transposed already."""
+def _linear(weight: str, transposed: bool, bias: str, constants: _Arrays, rank: int) -> Layer | None:
+    """`x W + b` with the file's `W [in, out]`, or `[out, in]` where it is transposed already.
+
+    Args:
+        weight, bias: names of the constants; the bias may be left out.
+        transposed: whether the weight is.
+        rank: number of axes of `x`; a bias with more would add some.
+    """
     array = constants[weight]
     if array.ndim != 2:
         return None
     outputs, inputs = array.shape if transposed else array.shape[::-1]
-    if bias and constants[bias].size != outputs:
-        return None
+    if bias:
+        added = constants[bias]
+        # A number for each column: `[out]` or `[1, out]`; `[n, 1]` has one for each row.
+        if added.size != outputs or added.ndim > rank or (added.ndim and added.shape[-1] != outputs):
+            return None
     sources = {"weight": Source(weight, "same" if transposed else "transposed")}
     if bias:
         sources["bias"] = Source(bias, "flat")
     return Layer(nn.Linear(inputs, outputs, bias=bool(bias)), sources)
 
 
-def _gemm(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _gemm(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     given = operator.attributes
     if names is None or given.get("transA") or given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1:
         return None
-    return _linear(names[0], bool(given.get("transB")), names[1], constants)
+    return _linear(names[0], bool(given.get("transB")), names[1], constants, rank)
 
 
-def _matmul(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _matmul(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
     """A product with a constant; a third input is the bias that was added to it."""
     names = _stored(operator, constants, 1, 2)
-    return None if names is None else _linear(names[0], False, names[1], constants)
+    return None if names is None else _linear(names[0], False, names[1], constants, rank)
 
 
 def _batch_norm(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
@@ -190,12 +199,14 @@ def _dropout(operator: Operator, constants: _Arrays, _: int) -> Layer:
     return Layer(nn.Dropout(ratio), {})
 
 
-def _prelu(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _prelu(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+    """One slope, or one for each channel: slopes broadcast from the last axis, so they need axes behind theirs."""
     names = _stored(operator, constants, 1)
     if names is None:
         return None
     shape = constants[names[0]].shape
-    if (shape and shape[0] != max(shape)) or max(shape, default=1) != constants[names[0]].size:
+    aligned = (1,) * (rank - len(shape)) + shape
+    if len(shape) > rank or any(size != 1 for axis, size in enumerate(aligned) if axis != 1):
         return None
     return Layer(nn.PReLU(constants[names[0]].size), {"weight": Source(names[0], "flat")})
 

@@ -34,10 +34,11 @@ def deliver(
     opset: int | None = None,
     inputs: Sequence[Tensor] | None = None,
     against: Mapping[str, ModelGraph] | None = None,
+    rtol: float = 1e-4,
 ) -> Delivery:
-    """Write `path` once the exported network agrees with PyTorch to a relative 1e-4.
+    """Write `path` once the exported network agrees with PyTorch; see `check_onnx`.
 
-    It is compared on random inputs in three batch sizes, and on real ones where they are given.
+    It is compared on random inputs in three batch sizes and of several scales, or on real ones where they are given.
 
     Args:
         graph: the network; it is not modified.
@@ -46,6 +47,7 @@ def deliver(
         opset: version of the operators; by default the exporter's choice.
         inputs: real inputs, each `[batch, ...]`.
         against: other networks, timed in turn with this one for one example on one thread; they are not kept.
+        rtol: largest deviation allowed, relative to what each output varies by.
 
     Raises:
         SurgeryError: the network cannot be exported or the file not written.
@@ -59,9 +61,9 @@ def deliver(
             report = export_onnx(graph, file, opset=opset)
         except SurgeryError as cause:
             raise type(cause)(str(cause).replace(str(file), str(path))) from cause
-        check = check_onnx(graph, file, inputs=inputs, raise_on_failure=False)
+        check = check_onnx(graph, file, inputs=inputs, rtol=rtol, raise_on_failure=False)
         if not check.holds:
-            raise CheckFailedError(f"{path}: not written: {check.failure}; run doctor on the network")
+            raise CheckFailedError(f"{path}: not written: {check.failure}{check.advice}")
         files = {name: file}
         for number, (other, network) in enumerate((against or {}).items()):
             files[other] = Path(folder) / f"{number}.onnx"

@@ -9,6 +9,7 @@ Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, sections 2 and 3.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from graphsurgery.cost import cost
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.initializing import reinitialized
 from graphsurgery.passes.deepen import deepen
@@ -35,7 +36,7 @@ from graphsurgery.training.objectives import objective_for
 from graphsurgery.training.plan import TrainingPlan
 from graphsurgery.training.progress import Reporter
 from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.verify import InDouble
+from graphsurgery.verify import InDouble, beginning_of_nan, double
 
 CONTROLS = ("random-pad", "scratch", "teacher continued")
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -136,9 +137,20 @@ def _examples(data: Data, graph: ModelGraph, images: int = 1000) -> list[torch.T
 
 
 def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
-    """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative."""
+    """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative.
+
+    Raises:
+        CheckFailedError: the outputs of the first are not numbers, so that nothing can be compared.
+    """
     x = before.example_inputs(4, seed=seed)
-    return apart(run(InDouble(after), x, seed), run(InDouble(before), x, seed))
+    found = apart(run(InDouble(after), x, seed), run(InDouble(before), x, seed))
+    if math.isinf(found) and (beginning := beginning_of_nan(double(before), [_doubled(each) for each in x])):
+        raise CheckFailedError(f"the network itself gives {beginning}, so nothing can be compared; nothing was written")
+    return found
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x.cpu().double() if x.is_floating_point() else x.cpu()
 
 
 def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None:

@@ -307,7 +307,11 @@ class _Search:
 
 
 def _cuttable(graph: ModelGraph, plan: Cut | None = None) -> list[Space]:
-    """The spaces that a search may cut: outer ones, those inside where the plan cuts in groups, and named ones."""
+    """The spaces that a search may cut: outer ones, those inside where the plan cuts in groups, and named ones.
+
+    Positions are cut only where they are named.
+    """
     inside = plan is not None and plan.within != "groups"
     named = () if plan is None else plan.spaces
-    return [space for space in graph.spaces if space.outer or inside or space.name in named]
+    free = [space for space in graph.spaces if not space.positions and (space.outer or inside)]
+    return [space for space in graph.spaces if space in free or space.name in named]

@@ -198,7 +198,7 @@ class PassContracts:
 
     def hard_gates(self) -> list[Contract]:
         """Closed gates are removed channels: exact for spaces that no operator mixes, stated for the others."""
-        every = [s for s in self.subject.spaces if s.outer and s.scalable and s.readers]
+        every = [s for s in self.subject.spaces if s.chosen and s.scalable and s.readers]
         try:
             gated = gateable(self.subject)
         except SurgeryError:  # the gate pass says why

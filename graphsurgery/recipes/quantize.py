@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from graphsurgery.atomic import atomic_write
 from graphsurgery.cost import cost
@@ -131,6 +132,7 @@ def deliver_int8(
     scheme: Scheme = "u8s7",
     opset: int | None = None,
     seed: int = 0,
+    rtol: float = 1e-4,
 ) -> Int8Report:
     """Write a network as an ONNX file in 8 bits; see `quantize_onnx`.
 
@@ -146,6 +148,7 @@ def deliver_int8(
         scheme: `u8s7` or `u8u8`, whose sums are exact on every processor, or `u8s8`, whose sums may saturate.
         opset: version of the operators; by default the exporter's choice.
         seed: draws the examples.
+        rtol: largest deviation allowed in float32, relative to what each output varies by.
 
     Raises:
         SpecError: a split has no examples, or their shape is not what the network takes.
@@ -163,7 +166,7 @@ def deliver_int8(
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:examples]
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "float32.onnx"
-        delivery = deliver(graph, before, opset=opset, inputs=real)
+        delivery = deliver(graph, before, opset=opset, inputs=real, rtol=rtol)
         files = {name: Path(folder) / f"{name}.onnx" for name in SCHEMES}
         quantised = {
             name: quantize_onnx(before, file, _calibration(training, order), scheme=name)
@@ -207,9 +210,13 @@ def real_inputs(graph: ModelGraph, data: Data, count: int = _REAL) -> tuple[Tens
         )
     if len(data.validation) == 0:  # type: ignore[arg-type]
         raise SpecError(f"{data.name}: has no validation examples; the export is compared on some")
-    validation = Examples(data.validation, torch.device("cpu"))
-    chosen = torch.arange(min(count, len(validation)))
-    return (next(validation.batches([chosen]))[0],)
+    return first_inputs(data.validation, count)
+
+
+def first_inputs(examples: Dataset[Any], count: int = _REAL) -> tuple[Tensor, ...]:
+    """The inputs `[count, ...]` of the first examples `(input, label)`, or of all where there are fewer."""
+    read = Examples(examples, torch.device("cpu"))
+    return (next(read.batches([torch.arange(min(count, len(read)))]))[0],)
 
 
 def _single(x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def narrow(graph: ModelGraph, share: float, seed: int) -> ModelGraph:
         SurgeryError: nothing can be cut, or the network holds buffers without values.
     """
     without_values = replace(graph, module=skeleton(graph.module))
-    outer = (space for space in graph.spaces if space.outer)
+    outer = (space for space in graph.spaces if space.chosen)
     sizes = {space.name: max(round(share * space.size), min(2, space.size)) for space in outer}
     small = compress(without_values, sizes or share, importance="random", seed=seed)
     fill(small.module, seed)

@@ -155,7 +155,7 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
 
     (here / "old.onnx").write_text("old")
     check = delivery.check_onnx
-    monkeypatch.setattr(delivery, "check_onnx", lambda *args, **kwargs: check(*args, **kwargs, rtol=0.0))
+    monkeypatch.setattr(delivery, "check_onnx", lambda *args, **kwargs: check(*args, **(kwargs | {"rtol": 0.0})))
     code, line = fails("export", "a.pt", "-o", "old.onnx", "--overwrite")
     assert code == 1
     assert "not written: ONNX Runtime deviates" in line

@@ -5,8 +5,18 @@ Only operators and options whose meaning is certain are here; everything else is
 
 from graphsurgery.onnx.operators import elementwise, movement, norms, pixels, products, reductions
 from graphsurgery.onnx.operators.padding import per_axis, transposed_options
-from graphsurgery.onnx.operators.registry import RULES, SIZES_AT, UnlikeTorchError, rank, shape_of, size_of
+from graphsurgery.onnx.operators.registry import RULES, SIZES_AT, UnlikeTorchError, rank, shape_of, size_of, torch_dtype
 
-__all__ = ["RULES", "SIZES_AT", "UnlikeTorchError", "per_axis", "rank", "shape_of", "size_of", "transposed_options"]
+__all__ = [
+    "RULES",
+    "SIZES_AT",
+    "UnlikeTorchError",
+    "per_axis",
+    "rank",
+    "shape_of",
+    "size_of",
+    "torch_dtype",
+    "transposed_options",
+]
 
 _TABLES = (elementwise, movement, norms, pixels, products, reductions)

@@ -7,12 +7,10 @@ import operator as op
 from functools import reduce
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 
-from graphsurgery.onnx.operators.registry import RULES, UnlikeTorchError, Value, rank, rule
+from graphsurgery.onnx.operators.registry import FLOATING, RULES, UnlikeTorchError, Value, rank, rule, torch_dtype
 from graphsurgery.onnx.reading import Operator
 from graphsurgery.onnx.sizes import Sizes, number
 
@@ -77,17 +75,13 @@ def _where(_: Operator, condition: Value, a: Value, b: Value) -> Value:
 @rule("Cast")
 def _cast(operator: Operator, x: Value) -> Value:
     """A change of precision is left out: the network has one, which it can be cast to."""
-    dtype = _dtype(operator.attributes["to"])
-    return x if dtype.is_floating_point and x.is_floating_point() else x.to(dtype)
+    code = operator.attributes["to"]
+    return x if code in FLOATING and x.is_floating_point() else x.to(torch_dtype(code))
 
 
 @rule("CastLike")
 def _cast_like(_: Operator, x: Value, like: Value) -> Value:
     return x if x.is_floating_point() and like.is_floating_point() else x.to(like.dtype)
-
-
-def _dtype(code: int) -> torch.dtype:
-    return torch.from_numpy(np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(code))).dtype
 
 
 @rule("LeakyRelu")

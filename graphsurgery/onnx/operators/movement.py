@@ -104,7 +104,8 @@ def _gather(operator: Operator, x: Value, indices: Value) -> Value:
 
 @rule("GatherElements")
 def _gather_elements(operator: Operator, x: Value, indices: Value) -> Value:
-    return torch.gather(x, operator.attributes.get("axis", 0), indices)
+    axis = operator.attributes.get("axis", 0)
+    return torch.gather(x, axis, indices % size_of(x, axis))  # negative indices count from the end
 
 
 @rule("Expand")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
 from graphsurgery.onnx.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of
 from graphsurgery.onnx.reading import Operator
+
+_LEAST_NORM = torch.finfo(torch.float32).tiny
+"""Zeros stay zeros when they are normalised."""
 
 
 @rule("BatchNormalization")
@@ -13,15 +17,23 @@ def _batch_norm(operator: Operator, x: Value, scale: Value, shift: Value, mean: 
     return F.batch_norm(x, mean, var, scale, shift, False, 0.0, operator.attributes.get("epsilon", 1e-5))
 
 
+def _inner(operator: Operator, x: Value) -> int:
+    """The first axis that is normalised; not the batch."""
+    axis = operator.attributes.get("axis", -1) % rank(x)
+    if axis == 0:
+        raise UnlikeTorchError("a norm over the batch")
+    return int(axis)
+
+
 @rule("LayerNormalization")
 def _layer_norm(operator: Operator, x: Value, scale: Value, shift: Value | None = None) -> Value:
-    axis = operator.attributes.get("axis", -1) % rank(x)
+    axis = _inner(operator, x)
     return F.layer_norm(x, shape_of(x)[axis:], scale, shift, operator.attributes.get("epsilon", 1e-5))
 
 
 @rule("RMSNormalization")
 def _rms_norm(operator: Operator, x: Value, scale: Value) -> Value:
-    axis = operator.attributes.get("axis", -1) % rank(x)
+    axis = _inner(operator, x)
     return F.rms_norm(x, shape_of(x)[axis:], scale, operator.attributes.get("epsilon", 1e-5))
 
 
@@ -39,7 +51,7 @@ def _instance_norm(operator: Operator, x: Value, scale: Value, shift: Value) -> 
 
 @rule("LpNormalization")
 def _lp_normalization(operator: Operator, x: Value) -> Value:
-    return F.normalize(x, operator.attributes.get("p", 2), operator.attributes.get("axis", -1), eps=0.0)
+    return F.normalize(x, operator.attributes.get("p", 2), operator.attributes.get("axis", -1), eps=_LEAST_NORM)
 
 
 @rule("LRN")

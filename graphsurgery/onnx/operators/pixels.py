@@ -66,9 +66,11 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     if align is not None:
         flags["align_corners"] = align
     if operator.attributes.get("antialias"):
-        flags["antialias"] = True
+        raise UnlikeTorchError("a resize that smooths, with weights that torch has otherwise")
     if sizes is not None and sizes.size:
         wanted = dict(zip(axes, numbers(sizes), strict=True))
+        if grid == "pytorch_half_pixel" and any(isinstance(n, int) and n == 1 for n in list(wanted.values())[-2:]):
+            raise UnlikeTorchError("a resize to one pixel, which is the first")
         return F.interpolate(x, size=[wanted.get(axis, shape_of(x)[axis]) for axis in range(2, rank(x))], **flags)
     if (
         scales is None
@@ -79,6 +81,11 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     factors = dict(zip(axes, numbers(scales), strict=True))
     if any(factors.get(axis, 1) != 1 for axis in (0, 1)):
         raise UnlikeTorchError("a resize of other axes than the pixels")
+    lengths = [shape_of(x)[axis] * float(factors.get(axis, 1)) for axis in range(2, rank(x))]
+    if grid == "align_corners" and any(not math.isclose(n, round(n), rel_tol=1e-6) for n in lengths):
+        raise UnlikeTorchError("a resize between corners to a length that is not whole")
+    if grid == "pytorch_half_pixel" and any(math.floor(n) == 1 for n in lengths):
+        raise UnlikeTorchError("a resize to one pixel, which is the first")
     return F.interpolate(x, scale_factor=[float(factors.get(axis, 1)) for axis in range(2, rank(x))], **flags)
 
 
@@ -113,6 +120,8 @@ def _depth_to_space(operator: Operator, x: Value) -> Value:
 @rule("SpaceToDepth")
 def _space_to_depth(operator: Operator, x: Value) -> Value:
     size = operator.attributes["blocksize"]
+    if operator.attributes.get("mode", b"DCR") == b"CRD":
+        return F.pixel_unshuffle(x, size)
     batch, channels, height, width = x.shape
     y = x.reshape(batch, channels, height // size, size, width // size, size).permute(0, 3, 5, 1, 2, 4)
     return y.reshape(batch, channels * size**2, height // size, width // size)

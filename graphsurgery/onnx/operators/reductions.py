@@ -49,8 +49,13 @@ def _arg_extreme(operator: Operator, x: Value) -> Value:
 def _top_k(operator: Operator, x: Value, k: Sizes) -> Value:
     given = operator.attributes
     largest, ordered = bool(given.get("largest", 1)), bool(given.get("sorted", 1))
-    found = torch.topk(x, number(k), given.get("axis", -1), largest, ordered)
-    return found[0], found[1]
+    axis = given.get("axis", -1)
+    if not ordered:
+        found = torch.topk(x, number(k), axis, largest, ordered)
+        return found[0], found[1]
+    # Of equal numbers the first comes first, which topk does not promise.
+    values, indices = torch.sort(x, stable=True, dim=axis, descending=largest)
+    return values.narrow(axis, 0, number(k)), indices.narrow(axis, 0, number(k))
 
 
 @rule("CumSum")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import onnx
+import torch
 from torch import Tensor, fx
 
 from graphsurgery.onnx.sizes import Size
@@ -21,6 +23,27 @@ SIZES_AT: dict[str, tuple[int, ...]] = {
     "Clip": (1, 2), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Dropout": (1, 2),
 }  # fmt: skip
 """Which inputs of an operator are sizes and options, not data."""
+
+
+_KIND = onnx.TensorProto
+FLOATING: tuple[int, ...] = (_KIND.FLOAT, _KIND.FLOAT16, _KIND.BFLOAT16, _KIND.DOUBLE)
+"""The codes of numbers that a network has in its own precision, whichever that is."""
+_DTYPES: Mapping[int, torch.dtype] = {
+    _KIND.FLOAT: torch.float32, _KIND.FLOAT16: torch.float32, _KIND.BFLOAT16: torch.float32,
+    _KIND.DOUBLE: torch.float64, _KIND.BOOL: torch.bool, _KIND.UINT8: torch.uint8, _KIND.INT8: torch.int8,
+    _KIND.INT16: torch.int16, _KIND.INT32: torch.int32, _KIND.INT64: torch.int64,
+}  # fmt: skip
+
+
+def torch_dtype(code: int) -> torch.dtype:
+    """The dtype of torch for a type of the standard.
+
+    Raises:
+        UnlikeTorchError: torch does not compute with it.
+    """
+    if code not in _DTYPES:
+        raise UnlikeTorchError(f"a tensor of {_KIND.DataType.Name(code)}")
+    return _DTYPES[code]
 
 
 class UnlikeTorchError(Exception):
