@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import linecache
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -69,6 +70,17 @@ class _Graph(fx.Graph):
     @owning_module.setter
     def owning_module(self, module: fx.GraphModule | None) -> None:
         self._owning_module: Any = None if module is None else weakref.ref(module)
+
+
+@contextmanager
+def passing_sources() -> Iterator[None]:
+    """Forget the sources of all code that is generated in the meantime by others than networks: by an exporter."""
+    before = set(graph_module._loader.eval_cache)
+    try:
+        yield
+    finally:
+        for key in set(graph_module._loader.eval_cache) - before:
+            _forget(key)
 
 
 def _forget(key: str) -> None:
