@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/graphsurgery demo
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
