@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/graphsurgery demo --overwrite
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # As other processors run them: the kernels of PyTorch, then those of oneDNN, with one thread and with four; last, where
 # this processor can pretend, as one with AVX2 and no more, which is what ONNX Runtime's kernels go by.

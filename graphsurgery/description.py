@@ -47,25 +47,25 @@ def describe(module: fx.GraphModule) -> dict[str, Any]:
 
 def _describe_modules(root: fx.GraphModule) -> dict[str, Any]:
     modules: dict[str, Any] = {"": {"class": CONTAINER, "training": root.training}}
-    first: dict[int, str] = {}
-
-    def visit(parent: nn.Module, prefix: str) -> None:
-        for name, module in parent._modules.items():
-            if module is None:
-                continue
-            path = vocabulary.checked_path(f"{prefix}{name}")
-            if id(module) in first:
-                modules[path] = {"same": first[id(module)]}
-                continue
-            first[id(module)] = path
-            if type(module) in vocabulary.CONTAINERS:
-                modules[path] = {"class": CONTAINER, "training": module.training}
-                visit(module, f"{path}.")
-            else:
-                modules[path] = _describe_layer(path, module)
-
-    visit(root, "")
+    _describe_below(root, "", modules, {})
     return modules
+
+
+def _describe_below(parent: nn.Module, prefix: str, modules: dict[str, Any], first: dict[int, str]) -> None:
+    """Add what lies below a module; `first` has the paths of those that were met, by their ids."""
+    for name, module in parent._modules.items():
+        if module is None:
+            continue
+        path = vocabulary.checked_path(f"{prefix}{name}")
+        if id(module) in first:
+            modules[path] = {"same": first[id(module)]}
+            continue
+        first[id(module)] = path
+        if type(module) in vocabulary.CONTAINERS:
+            modules[path] = {"class": CONTAINER, "training": module.training}
+            _describe_below(module, f"{path}.", modules, first)
+        else:
+            modules[path] = _describe_layer(path, module)
 
 
 def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:

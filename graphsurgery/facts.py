@@ -124,15 +124,16 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     `named_modules(remove_duplicate=False)` gives the same, each one through a generator of every level above it.
     """
     found: dict[str, nn.Module] = {}
-
-    def visit(part: nn.Module, path: str) -> None:
-        found[path] = part
-        for name, below in part._modules.items():
-            if below is not None:
-                visit(below, f"{path}.{name}" if path else name)
-
-    visit(module, "")
+    _find_modules(module, "", found)
     return found
+
+
+def _find_modules(part: nn.Module, path: str, found: dict[str, nn.Module]) -> None:
+    """Not a function inside the other: one that calls itself is a cycle, which would keep the modules it has seen."""
+    found[path] = part
+    for name, below in part._modules.items():
+        if below is not None:
+            _find_modules(below, f"{path}.{name}" if path else name, found)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

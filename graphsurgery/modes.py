@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from graphsurgery.aliasing import acts_in_place, owns_memory
 from graphsurgery.layers import TrainingFlag, either, hold
+from graphsurgery.network import Network
 
 FLAG = "training_flag"
 
@@ -191,4 +192,4 @@ def as_evaluated(module: fx.GraphModule) -> fx.GraphModule:
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and _is_harmless(module, node):
             graph.erase_node(node)
-    return fx.GraphModule(module, graph, class_name=type(module).__name__)
+    return Network(module, graph, class_name=type(module).__name__)

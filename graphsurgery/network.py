@@ -1,12 +1,16 @@
-"""Networks put together from their parts."""
+"""Networks put together from their parts, which leave nothing behind when they go."""
 
 from __future__ import annotations
 
+import linecache
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx import graph_module
+from torch.fx.graph import PythonCode
 
 _ATTRIBUTES = ("_code", "_lineno_map", "_prologue_start")
 """What a GraphModule gets by `recompile`, besides the `forward` of its class."""
@@ -16,6 +20,9 @@ class Network(fx.GraphModule):
     """A GraphModule that writes its Python code when it is first run or looked at.
 
     To write and compile it takes as long as to type the graph, and what only goes into the next pass is never run.
+
+    Its tensors are freed with the last reference to it. Those of a GraphModule wait for the garbage collector, as its
+    graph refers back to it; and as a whole network is few objects, Python collects late, after dozens of networks.
     """
 
     @property
@@ -26,11 +33,20 @@ class Network(fx.GraphModule):
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
         self._graph = graph
+        if type(graph) is fx.Graph:
+            graph.__class__ = _Graph
         graph.owning_module = self
         for name in _ATTRIBUTES:
             self.__dict__.pop(name, None)
         # Every GraphModule has a class of its own.
         type(self).forward = _Forward(self)  # type: ignore[assignment]
+
+    def recompile(self) -> PythonCode:
+        """Write and compile the code; its source is forgotten with it."""
+        written = super().recompile()
+        code = type(self).forward.__code__
+        weakref.finalize(code, _forget, code.co_filename).atexit = False
+        return written
 
     def __getattr__(self, name: str) -> Any:
         if name in _ATTRIBUTES:
@@ -41,6 +57,37 @@ class Network(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         self.recompile()
         return super().__reduce__()
+
+
+class _Graph(fx.Graph):
+    """A graph that does not keep the network alive that it belongs to."""
+
+    @property
+    def owning_module(self) -> fx.GraphModule | None:
+        owner = self._owning_module
+        return owner() if isinstance(owner, weakref.ref) else owner
+
+    @owning_module.setter
+    def owning_module(self, module: fx.GraphModule | None) -> None:
+        self._owning_module: Any = None if module is None else weakref.ref(module)
+
+
+@contextmanager
+def passing_sources() -> Iterator[None]:
+    """Forget the sources of all code that is generated in the meantime by others than networks: by an exporter."""
+    before = set(graph_module._loader.eval_cache)
+    try:
+        yield
+    finally:
+        for key in set(graph_module._loader.eval_cache) - before:
+            _forget(key)
+
+
+def _forget(key: str) -> None:
+    """Drop the source of code that is gone: fx and `linecache` would keep it, and all that it names, for ever."""
+    if key.startswith("<eval_with_key>"):  # other names stand for all code of one text
+        graph_module._loader.eval_cache.pop(key, None)
+        linecache.cache.pop(key, None)
 
 
 class _Forward:

@@ -125,7 +125,7 @@ def test_loaded_network_trains_and_switches_modes(tmp_path):
         torchvision.models.mobilenet_v3_small,
         lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5),
     ],
-    ids=["resnet18", "mobilenet_v3_small", "vit"],
+    ids=["resnet18", "mobilenet_v3", "vit"],
 )
 def test_torchvision_round_trip(tmp_path, make):
     torch.manual_seed(0)

@@ -19,10 +19,10 @@ from graphsurgery.verify import deviation
 V2 = {"block": images.SwinTransformerBlockV2, "downsample_layer": images.PatchMergingV2}
 RANDOM = {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth_prob": 0.3}
 NETWORKS = {
-    "swin": partial(images.SwinTransformer, [4, 4], 8, [2, 2], [2, 4], [4, 4]),
-    "swin, oblong windows": partial(images.SwinTransformer, [4, 4], 8, [2, 2], [2, 4], [3, 5]),
-    "swin v2": partial(images.SwinTransformer, [4, 4], 8, [2, 2], [2, 4], [4, 4], **V2),
-    "swin 3d": partial(clips.SwinTransformer3d, [2, 4, 4], 8, [2, 2], [2, 4], [4, 4, 4]),
+    "swin": partial(images.SwinTransformer, [4, 4], 8, num_heads=[2, 4], window_size=[4, 4]),
+    "swin, oblong windows": partial(images.SwinTransformer, [4, 4], 8, num_heads=[2, 4], window_size=[3, 5]),
+    "swin v2": partial(images.SwinTransformer, [4, 4], 8, num_heads=[2, 4], window_size=[4, 4], **V2),
+    "swin 3d": partial(clips.SwinTransformer3d, [2, 4, 4], 8, num_heads=[2, 4], window_size=[4, 4, 4]),
 }
 # One window everywhere, which is also shorter than a window of a clip; two windows along one axis; padded windows.
 IMAGES = ((12, 8), (16, 32), (44, 60))
@@ -33,9 +33,9 @@ def sizes_for(name):
     return CLIPS if "3d" in name else IMAGES
 
 
-def network(name, seed=0, **options):
+def network(name, seed=0, depths=(2, 2), **options):
     torch.manual_seed(seed)
-    found = NETWORKS[name](num_classes=5, **options).double().eval()
+    found = NETWORKS[name](num_classes=5, depths=list(depths), **options).double().eval()
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.normal_(0, 0.3)
@@ -105,7 +105,8 @@ def test_passes_hold_at_sizes_that_were_not_traced(name, tmp_path):
 @pytest.mark.parametrize("name", ["swin", "swin 3d"])
 def test_what_shifts_is_exported(name, tmp_path):
     size = (32, 16) if name == "swin" else (4, 32, 16)
-    graph = gs.trace(network(name), draw(size))
+    # One block in the second stage: the first has one that shifts and one that does not.
+    graph = gs.trace(network(name, depths=[2, 1]), draw(size))
     gs.export_onnx(graph, tmp_path / "windows.onnx")
     assert gs.check_onnx(graph, tmp_path / "windows.onnx", batches=(1, 3)).holds
 

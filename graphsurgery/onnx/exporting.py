@@ -22,6 +22,7 @@ from graphsurgery.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.modes import as_evaluated
+from graphsurgery.network import passing_sources
 from graphsurgery.onnx.opaque import OnnxOperator
 from graphsurgery.onnx.plain import make_plain
 from graphsurgery.onnx.storage import ONE_FILE
@@ -110,7 +111,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     make_plain(network.module)
     batch = torch.export.Dim("batch")
-    with quiet():
+    with quiet(), passing_sources():
         program = torch.onnx.export(
             network.module,
             network.example_inputs(batch=2),
@@ -133,6 +134,7 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
     for value, name in zip(values, names, strict=True):
         value.name = name
     model = program.model_proto
+    _release(program)
     for value in model.graph.input:
         size = value.type.tensor_type.shape.dim[0]
         if not size.dim_param:
@@ -143,6 +145,13 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
     _strip(model)
     note_lineage(model, graph)
     return model
+
+
+def _release(program: torch.onnx.ONNXProgram) -> None:
+    """Free the weights of a program, which is a copy of the network; the program itself waits for the collector."""
+    assert program.exported_program is not None
+    for tensor in program.exported_program.state_dict.values():
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 
 def note_lineage(model: onnx.ModelProto, graph: ModelGraph) -> None:

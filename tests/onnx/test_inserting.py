@@ -117,7 +117,7 @@ def weights(path):
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("mobilenet_v3_small", "free 11"), ("mobilenet_v3_small", "free 13"),
+        ("mobilenet_v3", "free 11"), ("mobilenet_v3", "free 13"),
         ("vit", "ours"), ("vit", "free 17"), ("vit", "fixed 17"), ("group norms", "free 9"), ("layer norms", "free 13"),
         ("shufflenet_v2_x0_5", "free 17"),
     ],
@@ -183,7 +183,7 @@ def test_the_widened_group_norm_is_exact(tmp_path):
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("mobilenet_v3_small", "ours"), ("vit", "free 17"), ("vit", "ours"),
+        ("mobilenet_v3", "ours"), ("vit", "free 17"), ("vit", "ours"),
         ("group norms", "free 17"), ("shufflenet_v2_x0_5", "free 11"),
     ],
 )  # fmt: skip

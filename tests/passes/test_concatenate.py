@@ -25,7 +25,7 @@ def test_outputs_are_the_mean(name):
         assert deviation(concatenate([a, b])(x), (a(x) + b(x)) / 2) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["paper/resnet20?width=8", "mobilenet_v3_small", "vit"])
+@pytest.mark.parametrize("name", ["paper/resnet20?width=8", "mobilenet_v3", "vit"])
 def test_three_teachers(name):
     graphs = [traced(name, seed)[0] for seed in range(3)]
     x = example(name, 3)
@@ -34,7 +34,7 @@ def test_three_teachers(name):
         assert deviation(concatenate(graphs)(x), mean) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["paper/cnn", "paper/resnet20?width=8", "mobilenet_v2", "densenet121", "vit"])
+@pytest.mark.parametrize("name", ["paper/cnn", "paper/resnet20?width=8", "mobilenet_v2", "densenet", "vit"])
 def test_unlike_widths(name):
     (a, x), (b, _) = traced(name, 0), traced(name, 1)
     b = compress(b, 0.5)

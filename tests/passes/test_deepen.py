@@ -227,8 +227,17 @@ def test_the_state_of_an_optimizer_stays_and_new_layers_start_without():
     mapped.step()
 
 
+class _Narrow(torchvision.models.ResNet):
+    """A quarter of the channels behind the stem: two side by side are small enough for float64."""
+
+    def _make_layer(self, block, planes, *args, **kwargs):
+        return super()._make_layer(block, planes // 4, *args, **kwargs)
+
+
 def _resnet(*layers):
-    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, list(layers), num_classes=5)
+    network = _Narrow(torchvision.models.resnet.BasicBlock, list(layers))
+    network.fc = nn.Linear(128, 5)
+    return network
 
 
 def _vgg(plan):

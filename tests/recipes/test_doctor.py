@@ -52,10 +52,10 @@ def statuses(report):
 SLIM = ("slim at width 1 = original", "slim at width w = compressed to the first channels")
 SLIMMED = (
     "resnet18",
-    "densenet121",
+    "densenet",
     "mobilenet_v2",
-    "resnext50_32x4d",
-    "mobilenet_v3_small",
+    "resnext",
+    "mobilenet_v3",
     "shufflenet_v2_x0_5",
     "vit",
 )
