@@ -8,7 +8,7 @@ The file is a plain dictionary, written by `torch.save`:
     digest      sha256 of the graph as JSON
     state_dict  the parameters and buffers by name, on the CPU
     buffers     the buffers that are not part of the state_dict
-    inputs      name, shape and dtype of each input
+    inputs      name, shape, dtype, and range of the indices of each input
     lineage     how the network came to be, oldest record first
     metadata    whatever the caller stored with it
 """
@@ -72,7 +72,13 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
             "state_dict": {name: tensor for name, tensor in tensors.items() if name in persistent},
             "buffers": {name: tensor for name, tensor in tensors.items() if name not in persistent},
             "inputs": [
-                {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)} for spec in graph.inputs
+                {
+                    "name": spec.name,
+                    "shape": list(spec.shape),
+                    "dtype": dtype_name(spec.dtype),
+                    "range": [spec.low, spec.high],
+                }
+                for spec in graph.inputs
             ],
             "lineage": [_plain(record, "lineage") for record in graph.lineage],
             "metadata": {key: _plain(value, key) for key, value in metadata.items()},
@@ -96,7 +102,12 @@ def load(path: Path | str) -> ModelGraph:
             raise SurgeryError("state_dict: expected dense tensors only")
         module = build(content["graph"], tensors)
         inputs = tuple(
-            InputSpec(str(spec["name"]), tuple(int(size) for size in spec["shape"]), named_dtype(spec["dtype"]))
+            InputSpec(
+                str(spec["name"]),
+                tuple(int(size) for size in spec["shape"]),
+                named_dtype(spec["dtype"]),
+                *(int(end) for end in spec.get("range", (0, 0))),
+            )
             for spec in content["inputs"]
         )
     except SurgeryError as cause:
