@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError
 
@@ -61,10 +61,15 @@ class ValueProxy(fx.Proxy):
             if name in _KINDS:
                 return getattr(value, name)
             if name == "requires_grad":
-                return self.tracer.needs_gradient()
+                return self._needs_gradient()
         if not hasattr(type(value), name) and not hasattr(value, name):
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         return proxy_of_attribute(self, name)
+
+    def _needs_gradient(self) -> bool:
+        if self.node.op == "get_attr":
+            return value_of(self).requires_grad
+        raise TraceError("asks whether a gradient is wanted, which is another answer in training and in evaluation")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         raise TypeError(f"{type(value_of(self)).__name__!r} object is not callable")
@@ -164,7 +169,8 @@ class ValueProxy(fx.Proxy):
         return format(value, form)
 
     def __copy__(self) -> Any:
-        return self
+        """A tensor that shares its memory, and has no gradient."""
+        return self.detach() if isinstance(value_of(self), Tensor) else self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self.clone() if isinstance(value_of(self), Tensor) else self
@@ -243,12 +249,18 @@ def proxy_of_attribute(root: ValueProxy, name: str) -> ValueProxy:
 
 def type_of(candidate: Any) -> type:
     """As `type`, of what a proxy stands for."""
-    return type(value_of(candidate) if _is_proxy(candidate) else candidate)
+    return type(_plainly(candidate) if _is_proxy(candidate) else candidate)
 
 
 def is_instance(candidate: Any, kinds: Any) -> bool:
     """As `isinstance`, of what a proxy stands for."""
-    return isinstance(candidate, kinds) or (_is_proxy(candidate) and isinstance(value_of(candidate), kinds))
+    return isinstance(candidate, kinds) or (_is_proxy(candidate) and isinstance(_plainly(candidate), kinds))
+
+
+def _plainly(proxy: ValueProxy) -> Any:
+    """The value of a proxy; what is computed from a parameter alone is none, while shapes may be taken from it."""
+    value = value_of(proxy)
+    return value.detach() if isinstance(value, nn.Parameter) and proxy.node.op != "get_attr" else value
 
 
 def _is_proxy(candidate: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphsurgery.aliasing import acts_in_place
 from graphsurgery.copying import Replicas, alias_copy
 from graphsurgery.errors import TraceError, one_line
 from graphsurgery.outputs import dropout_by_index, named_outputs, run
@@ -51,6 +52,7 @@ class Likeness:
         self.real = {id(new): old for old, new in ((old, copies[id(old)]) for old in model.parameters())}
         self.traced = traced
         self.names = names
+        self.writes = any(acts_in_place(traced, node) for node in traced.graph.nodes)
         self.name = type(model).__name__
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = first.device, first.dtype
@@ -109,6 +111,8 @@ class Likeness:
                 return False
             try:
                 found = _run(self.traced, x)
+                if self.writes:  # into what lasts from one call to the next, perhaps
+                    self._judge(_run(self.traced, x), found, "called again", lambda: found)
             except Exception as cause:
                 if where.startswith("on the example"):
                     raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause

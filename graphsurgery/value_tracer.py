@@ -26,10 +26,11 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import get_overridable_functions
 
 from graphsurgery import layers, proxies
+from graphsurgery.aliasing import acts_in_place, makes_new
 from graphsurgery.copying import meta_of
 from graphsurgery.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.errors import TraceError
-from graphsurgery.facts import modules_of, named_tensors
+from graphsurgery.facts import has_tensors, modules_of, named_tensors
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import has_hooks, is_leaf
 from graphsurgery.modes import FLAG
@@ -153,15 +154,14 @@ class ValueTracer(fx.Tracer):
             for values, before in zip(slots, kept, strict=True):
                 _restore(values, before)
         _cut_gradients(graph)
+        _own_constants(graph, root)
         return graph
 
     def _check_arguments(self, root: nn.Module) -> None:
         """Refuse inputs that the forward does not take."""
         kind = type(root).__name__
         if any(nn_module.__dict__[name] for name in _GLOBAL_HOOKS):
-            raise TraceError(
-                f"{kind}: hooks for every module are registered, which a trace would leave out; remove them"
-            )
+            raise TraceError(f"{kind}: hooks are registered for every module, which a trace leaves out; remove them")
         parameters = inspect.signature(root.forward).parameters.values()
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if any(p.kind == p.VAR_POSITIONAL for p in parameters):
@@ -199,6 +199,8 @@ class ValueTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque or module_qualified_name in self.identities:
             return True
+        if "forward" in m.__dict__:
+            return False
         kind = type(m)
         if kind not in self._kinds:
             self._kinds[kind] = is_leaf(m)
@@ -329,7 +331,12 @@ class ValueTracer(fx.Tracer):
     def _custom(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function with a backward: followed if that is what autograd finds, else a module that is kept whole."""
         values = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
-        if not has_own_gradient(function, *values):
+        self.evaluating = True  # what is drawn in order to find out is no part of the network
+        try:
+            own = has_own_gradient(function, *values)
+        finally:
+            self.evaluating = False
+        if not own:
             return call_inline(function, args, kwargs)
         self._functions += 1
         path = f"{function.__name__.lower()}_{self._functions}"
@@ -344,11 +351,6 @@ class ValueTracer(fx.Tracer):
         """Refuse a part of the model that asks for another precision than what surrounds it."""
         if self._precision != _autocast():
             raise TraceError("computes under torch.autocast, which a graph would leave out")
-
-    def needs_gradient(self) -> bool:
-        """What a value says of `requires_grad`: as of the mode, so that the graph follows the mode there."""
-        self.branches.append(_asking_line())
-        return self.training and torch.is_grad_enabled()
 
     def spelled(self, proxy: fx.Proxy) -> None:
         """The model wrote a size into a text."""
@@ -456,28 +458,65 @@ def _has_proxies(args: Any, kwargs: Any) -> bool:
 
 
 def _cut_gradients(graph: fx.Graph) -> None:
-    """What was computed without gradients is detached where something with gradients, or the caller, reads it.
-
-    Raises:
-        UnfollowedError: something that has gradients is written in place where there are none.
-    """
-    for node in list(graph.nodes):
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        part = node.target is operator.getitem and source is not None and not isinstance(source.meta["value"], Tensor)
-        if part and source is not None and _NO_GRADIENT in source.meta:
-            node.meta[_NO_GRADIENT] = True
+    """What was computed without gradients is detached where something with gradients, or the caller, reads it."""
     for node in list(graph.nodes):
         if _NO_GRADIENT not in node.meta or node.op in ("get_attr", "placeholder", "output"):
             continue
         readers = [user for user in node.users if _NO_GRADIENT not in user.meta or user.op == "output"]
-        value = node.meta["value"]
-        if not readers or not isinstance(value, Tensor) or not value.is_floating_point():
+        if not readers or not has_tensors(node.meta["value"]):
             continue
-        with graph.inserting_after(node):
-            cut = graph.call_method("detach", (node,))
-        cut.meta["value"] = value
+        cut = _detached(graph, node)
         for reader in readers:
-            reader.replace_input_with(node, cut)
+            if reader not in cut:
+                _read_instead(reader, {node: cut[node]})
+
+
+def _read_instead(reader: fx.Node, others: Mapping[fx.Node, Any]) -> None:
+    reader.args, reader.kwargs = fx.map_arg((reader.args, reader.kwargs), lambda node: others.get(node, node))
+
+
+def _detached(graph: fx.Graph, node: fx.Node) -> dict[fx.Node, Any]:
+    """What stands for a node, and for all that it takes to make that, where its gradient is cut."""
+    value = node.meta["value"]
+    if isinstance(value, Tensor):
+        with graph.inserting_after(node):
+            new = graph.call_method("detach", (node,))
+        new.meta["value"] = value
+        return {node: new, new: new}
+    made: dict[fx.Node, Any] = {}
+    parts = []
+    keys = list(value) if isinstance(value, Mapping) else range(len(value))
+    last = node
+    for key in keys:
+        with graph.inserting_after(last):
+            part = graph.call_function(operator.getitem, (node, key))
+        part.meta = {"value": value[key], _NO_GRADIENT: True}
+        below = _detached(graph, part) if has_tensors(value[key]) else {part: part}
+        made |= below | {part: below[part]}
+        parts.append(below[part])
+        last = part
+    made[node] = dict(zip(keys, parts, strict=True)) if isinstance(value, Mapping) else tuple(parts)
+    return made
+
+
+def _own_constants(graph: fx.Graph, root: nn.Module) -> None:
+    """A tensor that the forward makes and then writes into is a new one in every call."""
+    written = set()
+    for node in graph.nodes:
+        if node.all_input_nodes and acts_in_place(root, node):
+            base = node.all_input_nodes[0]
+            while base.all_input_nodes and not makes_new(root, base):
+                base = base.all_input_nodes[0]
+            if base.op == "get_attr" and str(base.target).startswith("_tensor_constant"):
+                written.add(base.target)
+    for name in written:
+        first, *others = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+        with graph.inserting_after(first):
+            clone = graph.call_method("clone", (first,))
+        clone.meta["value"] = first.meta["value"]
+        readers = dict.fromkeys(user for node in (first, *others) for user in node.users if user is not clone)
+        for reader in readers:
+            _read_instead(reader, dict.fromkeys((first, *others), clone))
 
 
 def _autocast() -> tuple[bool, ...]:
