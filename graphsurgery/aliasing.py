@@ -26,7 +26,15 @@ _NEW_FUNCTIONS = frozenset(
         operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul,
         torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.stack, torch.matmul, torch.bmm, torch.relu,
         torch.sigmoid, torch.tanh, F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.batch_norm, F.gelu, F.relu,
-        F.softmax, torch.softmax, F.scaled_dot_product_attention, F.max_pool2d, F.avg_pool2d,
+        F.softmax, torch.softmax, F.scaled_dot_product_attention, F.max_pool2d, F.avg_pool2d, torch.clone,
+        torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like,
+        torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.exp, torch.where,
+    }
+)  # fmt: skip
+_NEW_METHODS = frozenset(
+    {
+        "clone", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "add", "sub", "mul", "div", "neg",
+        "pow", "exp", "log", "sqrt", "abs", "relu", "sigmoid", "tanh", "softmax", "sum", "mean", "matmul", "bmm",
     }
 )  # fmt: skip
 
@@ -59,7 +67,8 @@ def makes_new(module: nn.Module, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), _NEW_MODULES)
-    return node.op == "call_function" and node.target in _NEW_FUNCTIONS
+    known: Any = _NEW_METHODS if node.op == "call_method" else _NEW_FUNCTIONS
+    return node.op in ("call_function", "call_method") and node.target in known
 
 
 def versions(module: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, int]]:

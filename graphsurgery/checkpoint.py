@@ -8,7 +8,7 @@ The file is a plain dictionary, written by `torch.save`:
     digest      sha256 of the graph as JSON
     state_dict  the parameters and buffers by name, on the CPU
     buffers     the buffers that are not part of the state_dict
-    inputs      name, shape and dtype of each input
+    inputs      name, shape, dtype, and range of the indices of each input
     lineage     how the network came to be, oldest record first
     metadata    whatever the caller stored with it
 """
@@ -74,7 +74,13 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
             "state_dict": {name: tensor for name, tensor in tensors.items() if name in persistent},
             "buffers": {name: tensor for name, tensor in tensors.items() if name not in persistent},
             "inputs": [
-                {"name": spec.name, "shape": list(spec.shape), "dtype": dtype_name(spec.dtype)} for spec in graph.inputs
+                {
+                    "name": spec.name,
+                    "shape": list(spec.shape),
+                    "dtype": dtype_name(spec.dtype),
+                    "range": [spec.low, spec.high],
+                }
+                for spec in graph.inputs
             ],
             "lineage": [_plain(record, "lineage") for record in graph.lineage],
             "metadata": {key: _plain(value, key) for key, value in metadata.items()},
@@ -215,12 +221,14 @@ def _input(spec: Any) -> InputSpec:
     """An input as the file states it."""
     try:
         name, shape, dtype = spec["name"], spec["shape"], spec["dtype"]
-        sizes = tuple(shape)
-    except (KeyError, TypeError) as cause:
+        sizes, ends = tuple(shape), tuple(spec.get("range", (0, 0)))
+    except (KeyError, TypeError, AttributeError) as cause:
         raise SurgeryError(f"the inputs are damaged ({one_line(cause)}); save the network again") from cause
     if not isinstance(name, str) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise SurgeryError(f"input {name} has the shape {shape}, expected positive integers; save the network again")
-    return InputSpec(name, sizes, named_dtype(dtype))
+    if len(ends) != 2 or not all(type(end) is int for end in ends) or ends[0] > ends[1]:
+        raise SurgeryError(f"input {name} has the range {ends}, expected two integers in order; save the network again")
+    return InputSpec(name, sizes, named_dtype(dtype), *ends)
 
 
 def _summary(content: Any) -> str:

@@ -62,6 +62,10 @@ class Replicas:
             self._made[id(tensor)] = Twin(new, tensor)
         return self._made[id(tensor)].new
 
+    def made(self) -> dict[int, Tensor]:
+        """The new tensor of each that was met, by the id of that; it stays alive as long as this does."""
+        return {name: twin.new for name, twin in self._made.items()}
+
 
 def own_tensors(module: nn.Module) -> None:
     """Give a module parameters and buffers of its own; ties stay ties."""
@@ -96,8 +100,27 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
     return _deep_copy(model, memo)
 
 
+def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A deep copy whose parameters have the memory of the model's, and which has buffers of its own.
+
+    Returns:
+        The copy, and what stands in it for each tensor of the model, by the id of that.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if isinstance(parameter, Tensor) and id(parameter) not in memo:
+                memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        values = module.__dict__.values() if not _is_torch_leaf(module) else ()
+        for tensor in (*module._buffers.values(), *values):
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+    return _deep_copy(model, memo), memo
+
+
 def _is_torch_leaf(module: nn.Module) -> bool:
-    return not module._modules and type(module).__module__.startswith("torch.nn.modules")
+    own = not module._modules and type(module).__module__.startswith("torch.nn.modules")
+    return own and "forward" not in module.__dict__ and not any(module.__dict__[name] for name, _ in _NEW_HOOKS)
 
 
 def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -24,11 +24,30 @@ from graphsurgery.values import propagate
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of the model: its name, its example shape `[batch, ...]` and its dtype."""
+    """One input of the model.
+
+    Attributes:
+        name: of the argument.
+        shape: of the example, `[batch, ...]`.
+        dtype: of the example.
+        low: the smallest index or flag in the example; numbers have no such range.
+        high: the largest.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    low: int = 0
+    high: int = 0
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """A random input `[batch, ...]` on the CPU: normal numbers, or indices in the range that was seen."""
+        shape = (batch, *self.shape[1:])
+        if self.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator)
+        if self.dtype.is_complex:
+            return torch.randn(shape, generator=generator, dtype=self.dtype)
+        return torch.randint(self.low, self.high + 1, shape, generator=generator).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -157,14 +176,8 @@ class ModelGraph:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""
         generator = torch.Generator().manual_seed(seed)
         reference = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
-        tensors = []
-        for spec in self.inputs:
-            shape = (batch, *spec.shape[1:])
-            if spec.dtype.is_floating_point:
-                tensors.append(torch.randn(shape, generator=generator).to(reference))
-            else:
-                tensors.append(torch.zeros(shape, dtype=spec.dtype, device=reference.device))
-        return tuple(tensors)
+        drawn = [spec.draw(batch, generator) for spec in self.inputs]
+        return tuple(t.to(reference) if t.is_floating_point() else t.to(reference.device) for t in drawn)
 
 
 def _spaces(types: Inference) -> Iterator[Space]:

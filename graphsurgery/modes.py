@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphsurgery.aliasing import acts_in_place, owns_memory
+from graphsurgery.aliasing import acts_in_place, makes_new, owns_memory
+from graphsurgery.facts import has_tensors
 from graphsurgery.layers import TrainingFlag, either, hold
 from graphsurgery.network import Network
 
@@ -62,6 +63,8 @@ class _Join:
         self.copies: tuple[dict[fx.Node, fx.Node], dict[fx.Node, fx.Node]] = ({}, {})
         self.shared: dict[tuple[str, str], fx.Node] = {}
         self.flag: fx.Node | None = None
+        self.own: tuple[set[fx.Node], set[fx.Node]] = (set(), set())
+        """The nodes whose memory only one mode looks at."""
 
     def run(self) -> fx.Graph:
         in_evaluation, in_training = ([(node.op, node.target) for node in nodes] for nodes in self.nodes)
@@ -78,19 +81,53 @@ class _Join:
 
     def _alone(self, node: fx.Node, mode: int) -> None:
         if not self._is_shared(node, mode):
-            self._check_harmless(node, mode)
-            self._add(node, (mode,), lambda n: self.copies[mode][n])
+            self._check_statistics(node, mode)
+            if acts_in_place(self.skeletons[mode], node):
+                self._separate(node, mode)
+            self.own[mode].add(node)
+            self._add(node, (mode,), self.copies[mode].__getitem__)
 
-    def _check_harmless(self, node: fx.Node, mode: int) -> None:
+    def _check_statistics(self, node: fx.Node, mode: int) -> None:
         skeleton = self.skeletons[mode]
-        if not _is_harmless(skeleton, node):
-            raise ModesDifferError(f"{node.name} writes into memory in one of the modes only")
         if (
             node.op == "call_module"
             and mode == 0
             and any(True for _ in skeleton.get_submodule(str(node.target)).buffers())
         ):
             raise ModesDifferError(f"{node.target} is used in evaluation only, and would learn statistics in training")
+
+    def _separate(self, node: fx.Node, mode: int) -> None:
+        """Let a node that only one mode has write into a copy, which all that this mode reads later is taken from.
+
+        Raises:
+            ModesDifferError: it writes into a parameter, a buffer or an input.
+        """
+        skeleton = self.skeletons[mode]
+        base = node.all_input_nodes[0]
+        while base.all_input_nodes and not makes_new(skeleton, base):
+            base = base.all_input_nodes[0]
+        if base in self.own[mode]:
+            return
+        if base.op in ("get_attr", "placeholder"):
+            raise ModesDifferError(f"{node.name} writes into memory in one of the modes only")
+        copies = self.copies[mode]
+        self.own[mode].add(base)
+        clone = self.graph.call_method("clone", (copies[base],))
+        clone.meta["value"] = base.meta["value"]
+        copies[base] = clone
+        views = {base}
+        for before in self.nodes[mode]:
+            if before is node:
+                return
+            source = before.all_input_nodes[0] if before.all_input_nodes else None
+            if source not in views or makes_new(skeleton, before) or not has_tensors(before.meta["value"]):
+                continue
+            views.add(before)
+            if acts_in_place(skeleton, before):
+                copies[before] = copies[source]  # the copy has what it wrote
+            else:
+                self._check_statistics(before, 0)
+                self._add(before, (mode,), copies.__getitem__)
 
     def _is_shared(self, node: fx.Node, mode: int) -> bool:
         """Parameters and flags are one node each, wherever a trace first asks for them."""

@@ -18,6 +18,7 @@ from graphsurgery.leaves import plain
 from graphsurgery.lowering import lower, normalize
 from graphsurgery.modes import ModesDifferError, join, same_graph
 from graphsurgery.network import assembled
+from graphsurgery.trace_check import Likeness, UnlikeModuleError
 from graphsurgery.unshuffle import unshuffle
 from graphsurgery.value_tracer import UnfollowedError, ValueTracer
 
@@ -25,7 +26,9 @@ DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, de
 """Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
 
 
-def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True) -> ModelGraph:
+def trace(
+    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True, check: bool = True
+) -> ModelGraph:
     """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
 
     Weights that the model computes from others (parametrizations, weight norm) become parameters with the values that
@@ -34,13 +37,17 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
     Args:
         model: any module; its train/eval mode is kept, and both modes stay available. Of a compiled or a data-parallel
             one the module inside is traced.
-        example_input: one input `[batch, ...]`, or one for each argument of `forward`; only shapes count, and whether
-            it holds numbers or indices.
+        example_input: one input `[batch, ...]`, or one for each argument of `forward`. Its shape counts, whether it
+            holds numbers or indices, and the range of the indices.
         copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
             memory go into copies, but who trains the one trains the other. What passes make of the graph has its own.
+        check: whether the graph is compared with the model: on the example inputs, in evaluation and in training with
+            gradients, at another batch and at other lengths of each axis that the model takes so. That takes some
+            runs of the model. It is left out where a tensor of the model has no values (meta).
 
     Raises:
-        TraceError: the forward cannot be followed; the message names the source line.
+        TraceError: the forward cannot be followed, and the message names the source line; or the graph computes
+            something else than the model.
     """
     model = _unwrapped(model)
     if isinstance(model, DETECTORS):
@@ -57,24 +64,33 @@ def trace(model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: b
         if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     model, computed = with_plain_weights(model)
-    traces = _Traces(model, [_stand_in(example, dtype) for example in examples])
-    graph = traces.both_modes()
-    module = traces.with_real_tensors(graph, copy=copy)
-    module.training = model.training
-    unshuffle(module, shared=not copy)
-    inputs = tuple(
-        InputSpec(str(node.target), tuple(node.meta["value"].shape), node.meta["value"].dtype)
-        for node in graph.nodes
-        if node.op == "placeholder"
-    )
+    traces, module = _compared(model, examples, copy=copy, check=check)
     record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
     if computed:
         record["weights that were computed"] = computed
     if traces.only_evaluating:
         record["only as in evaluation"] = traces.only_evaluating
-    return ModelGraph(module, inputs, (record,))
+    return ModelGraph(module, traces.inputs(module), (record,))
+
+
+def _compared(
+    model: nn.Module, examples: Sequence[Tensor], *, copy: bool, check: bool, strict: bool = False
+) -> tuple[_Traces, fx.GraphModule]:
+    """The traces of a model, and the network that they make, compared with the model where that is asked for."""
+    traces = _Traces(model, examples, strict=strict)
+    module, names = traces.with_real_tensors(traces.both_modes(), copy=copy)
+    module.training = model.training
+    unshuffle(module, shared=not copy)
+    if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        try:
+            Likeness(model, module, examples, names).check(training=not traces.only_evaluating)
+        except UnlikeModuleError as cause:
+            if not traces.spelled_out or strict:
+                raise TraceError(f"{cause}; {traces.asked()}") from cause
+            # Perhaps a size that the model has written into a text is a key, and not only a message.
+            return _compared(model, examples, copy=copy, check=check, strict=True)
+    return traces, module
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -98,15 +114,20 @@ class _Traces:
     Tracing has side effects (a proxy may stay in a cache), so every attempt follows a meta copy of its own.
     """
 
-    def __init__(self, model: nn.Module, examples: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, examples: Sequence[Tensor], *, strict: bool = False) -> None:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.model = model
-        self.examples = examples
+        self.strict = strict
+        self.ranges = [_range(example) for example in examples]
+        self.examples = [_stand_in(example, dtype) for example in examples]
         self.twins: dict[int, Twin] = {}
         self.modes: dict[str, bool] = {}
         self.skeletons: list[nn.Module] = []
         self.opaque: dict[str, str] = {}
         self.identities: set[str] = set()
         self.only_evaluating: list[str] = []
+        self.spelled_out: list[str] = []
+        self.lines: list[str] = []
 
     def both_modes(self) -> fx.Graph:
         """One graph that follows `train()` and `eval()`."""
@@ -132,6 +153,7 @@ class _Traces:
             tracer = ValueTracer(
                 self.examples,
                 training=training,
+                strict=self.strict,
                 opaque=self.opaque,
                 identities=self.identities,
             )
@@ -143,13 +165,34 @@ class _Traces:
                 self.opaque[cause.path] = str(cause)
                 continue
             self.identities = tracer.identities
+            self.spelled_out += tracer.spelled_out
+            self.lines += [*tracer.branches, *tracer.spelled_out]
             normalize(graph, skeleton, modes)
             self.modes |= modes
             self.skeletons.append(skeleton)
             return graph, tracer.branches
 
-    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> fx.GraphModule:
-        """A GraphModule of the graph whose leaves hold the original tensors or clones of them; ties stay ties."""
+    def asked(self) -> str:
+        """What the model asked in order to decide, for the message of a trace that is not its model."""
+        lines = list(dict.fromkeys(self.lines))[:3]
+        asked = f"it asked at {', '.join(lines)}" if lines else "it does what a graph cannot say"
+        return f"{asked}; give that part as a module of its own and trace the rest, or rewrite the line"
+
+    def inputs(self, module: fx.GraphModule) -> tuple[InputSpec, ...]:
+        """What the network takes."""
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        values = [node.meta["value"] for node in nodes]
+        return tuple(
+            InputSpec(str(node.target), tuple(value.shape), value.dtype, *seen)
+            for node, value, seen in zip(nodes, values, self.ranges, strict=True)
+        )
+
+    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> tuple[fx.GraphModule, dict[int, str]]:
+        """A GraphModule of the graph whose leaves hold the original tensors or clones of them; ties stay ties.
+
+        Returns:
+            The network, and its name for each parameter of the model that it has, by the id of that.
+        """
         replica = Replicas(copy=copy)
 
         def real(tensor: Tensor) -> Tensor:
@@ -180,7 +223,14 @@ class _Traces:
         for path, submodule in modules_of(module).items():
             if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
                 submodule.__dict__["training"] = self.modes.get(path, False)
-        return module
+        paths = {id(tensor): name for name, tensor in module.named_parameters()}
+        return module, {real: paths[id(new)] for real, new in replica.made().items() if id(new) in paths}
+
+
+def _range(example: Tensor) -> tuple[int, int]:
+    """The smallest and the largest index or flag of an example; zeros where it holds numbers, or no values."""
+    counts = not example.is_floating_point() and not example.is_complex() and not example.is_meta and example.numel()
+    return (int(example.min()), int(example.max())) if counts else (0, 0)
 
 
 def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:

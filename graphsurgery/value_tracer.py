@@ -1,7 +1,7 @@
-"""The tracer: fx's, with proxies that carry the meta value of their node.
+"""The tracer: fx's, with proxies that carry the meta value of their node (`proxies`).
 
-`bool`, `len`, `iter` and `dim()` are answered from the value, while sizes stay symbolic, so that the graph takes other
-batch sizes.
+Questions of the model are answered from the value, while sizes stay symbolic, so that the graph takes other batch
+sizes. What was decided by a size is held.
 """
 
 from __future__ import annotations
@@ -10,135 +10,42 @@ import contextlib
 import inspect
 import linecache
 import operator
+import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
+from torch.nn.modules import module as nn_module
 from torch.overrides import get_overridable_functions
 
-from graphsurgery import layers
+from graphsurgery import layers, proxies
+from graphsurgery.aliasing import acts_in_place, makes_new
 from graphsurgery.copying import meta_of
+from graphsurgery.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.errors import TraceError
-from graphsurgery.facts import modules_of, named_tensors
+from graphsurgery.facts import has_tensors, modules_of, named_tensors
 from graphsurgery.layers import TrainingFlag, hold
-from graphsurgery.leaves import is_leaf
+from graphsurgery.leaves import has_hooks, is_leaf
 from graphsurgery.modes import FLAG
+from graphsurgery.proxies import DEVICE, LITERALS, ValueProxy, is_instance, proxy_of, value_of
+from graphsurgery.questions import truthful
 from graphsurgery.values import evaluate
 from graphsurgery.windows import REPLACEMENTS
 
-_LITERALS = frozenset({bool, int, float, str, type(None)})
-_DEVICE = torch.device("cpu")
-"""Where the model is told to be: a trace runs on meta tensors, for which it might go another way."""
-_OF_DEVICES = ("type", "index")
 _COMPARISONS: tuple[Any, ...] = (operator.eq, operator.ne)
-_FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "tensor", "rand", "randn", "eye")
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that knows the meta value of its node."""
-
-    tracer: ValueTracer
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _OF_DEVICES and isinstance(value_of(self), torch.device):
-            return getattr(_DEVICE, name)
-        return ValueAttribute(self, name)
-
-    def __len__(self) -> int:
-        value = value_of(self)
-        if isinstance(value, Tensor):
-            self.tracer.decided(operator.getitem(self.shape, 0))
-        return len(value)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(self))])
-
-    def __contains__(self, item: Any) -> bool:
-        value = value_of(self)
-        if isinstance(value, Tensor):
-            raise TraceError("`in` depends on the values of a tensor")
-        return (value_of(item) if isinstance(item, fx.Proxy) else item) in value
-
-    def __index__(self) -> int:
-        # Also asked by torch's own functions when they are handed a size, which decides nothing.
-        return int(self._number())
-
-    def __int__(self) -> int:
-        return int(self._decided())
-
-    def __float__(self) -> float:
-        return float(self._decided())
-
-    def _decided(self) -> Any:
-        value = self._number()
-        self.tracer.decided(self)
-        return value
-
-    def _number(self) -> Any:
-        value = value_of(self)
-        if isinstance(value, Tensor):
-            raise TraceError("a number is read out of a tensor, so the graph would depend on the data")
-        return value
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def dim(self) -> int:
-        return value_of(self).dim()
-
-    def ndimension(self) -> int:
-        return value_of(self).dim()
-
-    @property
-    def ndim(self) -> int:
-        return value_of(self).ndim
-
-    def is_floating_point(self) -> bool:
-        return value_of(self).is_floating_point()
-
-
-def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
-    """`x += y`: tensors are written in place, as in the model; sizes are new numbers."""
-    written, new = getattr(operator, f"i{name}"), getattr(operator, name)
-
-    def method(self: ValueProxy, other: Any) -> Any:
-        target = written if isinstance(value_of(self), Tensor) else new
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
-
-
-class ValueAttribute(ValueProxy):
-    """An attribute of a proxy; a node only if it is used as a value rather than called."""
-
-    def __init__(self, root: ValueProxy, name: str) -> None:
-        self.root = root
-        self.attr = name
-        self.tracer = root.tracer
-        self._node: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is None:
-            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
-        return self._node
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
-
-
-def value_of(proxy: fx.Proxy) -> Any:
-    return proxy.node.meta["value"]
+_FACTORIES = (
+    "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "eye",
+    "tril_indices", "triu_indices", "finfo", "iinfo",
+)  # fmt: skip
+_RANDOM = ("rand", "randn", "randint", "randperm", "normal")
+"""Factories that draw: recorded even where nothing that they are given comes from an input."""
 
 
 class Mode:
@@ -155,6 +62,10 @@ class Mode:
     def __bool__(self) -> bool:
         self.tracer.branches.append(_asking_line())
         return self.tracer.training
+
+
+_NO_GRADIENT = "no gradient"
+_GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
 class UnfollowedError(TraceError):
@@ -175,17 +86,21 @@ class ValueTracer(fx.Tracer):
     Args:
         examples: meta tensors, one for each input.
         training: the mode to trace in.
+        strict: whether a size that the model writes into a text is a decision too; where it is only the message of an
+            assertion, that would refuse other sizes for nothing.
         opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
         identities: paths of submodules without weights that are kept whole because they only act in training.
     """
 
     proxy_buffer_attributes = True
+    traced_func_name = "_call_impl"  # plain on every module, while a forward may be decorated or an object
 
     def __init__(
         self,
         examples: Sequence[Tensor],
         *,
         training: bool = False,
+        strict: bool = False,
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
     ) -> None:
@@ -196,42 +111,41 @@ class ValueTracer(fx.Tracer):
         self._autowrap_search += [torchvision.ops, layers]
         self.examples = list(examples)
         self.training = training
+        self.strict = strict
         self.opaque = opaque
         self.identities = set(identities)
         self.branches: list[str] = []
+        self.spelled_out: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
         self.failed: str | None = None
+        self._arguments: list[str] = []
         self._flags: dict[str, ValueProxy] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[type, bool] = {}
         self._decisions: set[fx.Node] = set()
+        self._indices: list[tuple[fx.Proxy, int, int, str]] = []
+        self._functions = 0
+        self.kept_functions: dict[str, str] = {}
+        self._precision = _autocast()
 
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
-        parameters = [p for p in inspect.signature(root.forward).parameters.values() if p.kind != p.VAR_KEYWORD]
-        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-            raise TraceError(f"{type(root).__name__}.forward takes *args; give it named arguments")
-        if len(parameters) < len(self.examples):
-            raise TraceError(
-                f"{type(root).__name__}.forward takes {len(parameters)} inputs, {len(self.examples)} given"
-            )
-        left_out = parameters[len(self.examples) :]
-        for parameter in left_out:
-            if parameter.default is parameter.empty:
-                raise TraceError(f"{type(root).__name__}.forward needs an example for its argument {parameter.name}")
+        self._check_arguments(root)
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
         self._modules = modules_of(root)
-        self._waiting = list(self.examples)
-        self._defaults = {p.name: p.default for p in left_out}
         slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
+        drawn = _generator_states()
         try:
-            with torch.no_grad(), self._patched():
-                graph = self.trace(root, dict(self._defaults))
+            with torch.enable_grad(), self._patched(), truthful():
+                graph = self.trace(root)
+                self._decide_indices(graph)
                 for node in graph.nodes:
                     self._value(node)
+            if not _same_states(drawn, _generator_states()):
+                raise TraceError("draws random numbers outside the graph, which would keep those of the trace")
         except Exception as error:
             raise UnfollowedError(_where(error, root), self.failed or "") from error
         finally:
@@ -239,7 +153,39 @@ class ValueTracer(fx.Tracer):
                 module.__dict__["training"] = False
             for values, before in zip(slots, kept, strict=True):
                 _restore(values, before)
+        _cut_gradients(graph)
+        _own_constants(graph, root)
         return graph
+
+    def _check_arguments(self, root: nn.Module) -> None:
+        """Refuse inputs that the forward does not take."""
+        kind = type(root).__name__
+        if any(nn_module.__dict__[name] for name in _GLOBAL_HOOKS):
+            raise TraceError(f"{kind}: hooks are registered for every module, which a trace leaves out; remove them")
+        parameters = inspect.signature(root.forward).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+            self._arguments = [*(p.name for p in positional), *(f"input_{i}" for i in range(len(self.examples)))]
+            return
+        if len(positional) < len(self.examples):
+            raise TraceError(f"{kind}.forward takes {len(positional)} inputs, {len(self.examples)} given")
+        for parameter in [*positional[len(self.examples) :], *(p for p in parameters if p.kind == p.KEYWORD_ONLY)]:
+            if parameter.default is parameter.empty:
+                raise TraceError(f"{kind}.forward needs an example for its argument {parameter.name}")
+        self._arguments = [parameter.name for parameter in positional]
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+        """An input for each example; the model is called as everybody calls it, hooks included."""
+        inputs = []
+        for name, example in zip(self._arguments, self.examples, strict=False):
+            node = self.create_node("placeholder", name, (), {})
+            node.meta["value"] = example
+            inputs.append(self.proxy(node))
+
+        def call(*args: Any) -> Any:
+            return self.root(*args)
+
+        return call, inputs
 
     def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
         """Let every module that is traced through answer for its mode."""
@@ -253,6 +199,8 @@ class ValueTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque or module_qualified_name in self.identities:
             return True
+        if "forward" in m.__dict__:
+            return False
         kind = type(m)
         if kind not in self._kinds:
             self._kinds[kind] = is_leaf(m)
@@ -263,10 +211,12 @@ class ValueTracer(fx.Tracer):
         kind = type(a)
         if kind is ValueProxy:
             return a.node
-        if kind in _LITERALS:
+        if kind in LITERALS:
             return a
         if kind is tuple:
             return tuple([self.create_arg(item) for item in a])
+        if issubclass(kind, fx.Proxy):
+            return a.node  # before fx asks whether it is a tensor, which it says it is
         return self._flag(a.path).node if kind is Mode else super().create_arg(a)
 
     def _flag(self, owner: str) -> ValueProxy:
@@ -280,32 +230,31 @@ class ValueTracer(fx.Tracer):
         return self._flags[path]
 
     def proxy(self, node: fx.Node) -> ValueProxy:
-        return ValueProxy(node, self)
+        self._value(node)
+        return proxy_of(node, self)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
         """As fx does, but without a record of the modules that were running, which costs more the deeper they nest."""
-        return self.graph.create_node(kind, target, args, kwargs, *more, **options)
+        node = self.graph.create_node(kind, target, args, kwargs, *more, **options)
+        if not torch.is_grad_enabled():
+            node.meta[_NO_GRADIENT] = True
+        return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
         """Record a node and compute its value."""
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
-        self._value(node)
-        return ValueProxy(node, self)
+        return self.proxy(node)
 
     def _value(self, node: fx.Node) -> Any:
         if "value" not in node.meta:
             for source in node.all_input_nodes:
                 self._value(source)
-            if node.op == "placeholder":
-                # fx also makes an input, `name_1`, of every argument that is left at its default.
-                default = self._defaults.get(str(node.target).rpartition("_")[0])
-                node.meta["value"] = self._waiting.pop(0) if self._waiting else default
-            else:
-                self.evaluating = True
-                try:
+            self.evaluating = True
+            try:
+                with torch.no_grad():
                     node.meta["value"] = self._evaluate(node)
-                finally:
-                    self.evaluating = False
+            finally:
+                self.evaluating = False
         return node.meta["value"]
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -314,6 +263,8 @@ class ValueTracer(fx.Tracer):
             return node.args[0].meta["value"]  # type: ignore[union-attr]
         if node.op == "call_module" and str(node.target) in self.opaque:
             node.meta["unfollowed"] = self.opaque[str(node.target)]
+        if node.op == "call_module" and str(node.target) in self.kept_functions:
+            node.meta["unfollowed"] = self.kept_functions[str(node.target)]
         return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
@@ -335,13 +286,15 @@ class ValueTracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.evaluating:
+        if self.evaluating or m is self.root:
             return forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
+        self._check_precision()
         try:
             if self.is_leaf_module(m, path):
-                return self.create_proxy("call_module", path, args, kwargs)
+                leaf = path not in self.opaque and has_hooks(m)
+                return self._between_hooks(m, path, forward, args, kwargs) if leaf else self._leaf(path, args, kwargs)
             result = forward(*args, **kwargs)
         except Exception:
             if self.failed is None and path not in self.opaque:
@@ -352,6 +305,59 @@ class ValueTracer(fx.Tracer):
             self.identities.add(path)
             result = self.create_proxy("call_module", path, args, kwargs)
         return result
+
+    def _leaf(self, path: str, args: Any, kwargs: Any) -> Any:
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _between_hooks(self, m: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A layer that is kept whole, after its pre-hooks and before its hooks, which are followed.
+
+        Where a hook has put another weight into the layer, the layer is followed as well.
+        """
+        tensors = {name: id(t) for slots in (m._parameters, m._buffers) for name, t in slots.items()}
+
+        def layer(*inner: Any, **named: Any) -> Any:
+            same = all(id(m._parameters.get(n, m._buffers.get(n))) == i for n, i in tensors.items())
+            if same and not any(isinstance(value, fx.Proxy) for value in m.__dict__.values()):
+                return self._leaf(path, inner, named)
+            return type(m).forward(m, *inner, **named)
+
+        m.__dict__["forward"] = layer
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del m.__dict__["forward"]
+
+    def _custom(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """A function with a backward: followed if that is what autograd finds, else a module that is kept whole."""
+        values = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
+        self.evaluating = True  # what is drawn in order to find out is no part of the network
+        try:
+            own = has_own_gradient(function, *values)
+        finally:
+            self.evaluating = False
+        if not own:
+            return call_inline(function, args, kwargs)
+        self._functions += 1
+        path = f"{function.__name__.lower()}_{self._functions}"
+        while hasattr(self.root, path):
+            path += "_"
+        self.root.add_module(path, KeptFunction(function))
+        self._modules[path] = self.root.get_submodule(path)
+        self.kept_functions[path] = f"{function.__name__} has a gradient of its own"
+        return self._leaf(path, args, kwargs)
+
+    def _check_precision(self) -> None:
+        """Refuse a part of the model that asks for another precision than what surrounds it."""
+        if self._precision != _autocast():
+            raise TraceError("computes under torch.autocast, which a graph would leave out")
+
+    def spelled(self, proxy: fx.Proxy) -> None:
+        """The model wrote a size into a text."""
+        if self.strict:
+            self.decided(proxy)
+        else:
+            self.spelled_out.append(_asking_line())
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answer a condition from the value; conditions on data cannot be answered."""
@@ -364,7 +370,7 @@ class ValueTracer(fx.Tracer):
         self.decided(obj)
         return bool(value)
 
-    def decided(self, proxy: fx.Proxy) -> None:
+    def decided(self, proxy: fx.Proxy, line: str | None = None) -> None:
         """The model decided by this number, so the graph is right only where it is the same.
 
         A network may be cast and moved: what was decided by a precision or a device stands, and of a dtype it is
@@ -376,13 +382,31 @@ class ValueTracer(fx.Tracer):
         self._decisions.add(proxy.node)
         dtypes = [source for source in proxy.node.all_input_nodes if isinstance(source.meta["value"], torch.dtype)]
         for source in dtypes:
-            floating = self.create_proxy("call_function", getattr, (ValueProxy(source, self), "is_floating_point"), {})
-            self._hold(floating)
+            floating = self.create_proxy("call_function", getattr, (self.proxy(source), "is_floating_point"), {})
+            self._hold(floating, line or _asking_line())
         if not dtypes and not _compares_devices(proxy.node):
-            self._hold(proxy)
+            self._hold(proxy, line or _asking_line())
 
-    def _hold(self, proxy: fx.Proxy) -> None:
-        self.create_proxy("call_function", hold, (proxy, value_of(proxy), _asking_line()), {})
+    def _hold(self, proxy: fx.Proxy, line: str) -> None:
+        self.create_proxy("call_function", hold, (proxy, value_of(proxy), line), {})
+
+    def indexed(self, proxy: fx.Proxy, frame: FrameType) -> None:
+        """A number was asked for as a Python integer, by Python (`range(n)`) or by a function of torch."""
+        self._indices.append((proxy, id(frame), frame.f_lasti, _asking_line()))
+
+    def settle(self, frame: FrameType) -> None:
+        """A function of torch hands over; the numbers that the same call has asked for decided nothing."""
+        call = (id(frame), frame.f_lasti)
+        while self._indices and self._indices[-1][1:3] == call:
+            self._indices.pop()
+
+    def _decide_indices(self, graph: fx.Graph) -> None:
+        """Hold what Python has asked for."""
+        output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        with graph.inserting_before(output):
+            for proxy, _, _, line in self._indices:
+                self.decided(proxy, line)
+        self._indices.clear()
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -394,26 +418,124 @@ class ValueTracer(fx.Tracer):
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
         fx_trace._wrapped_fns_to_patch.clear()
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
-        replacements = [*factories, *REPLACEMENTS]
+        draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
+        asked = (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor))
+        replacements = [*factories, *draws, asked, *REPLACEMENTS]
         originals = [(home, name, getattr(home, name)) for home, name, _ in replacements]
         for home, name, function in replacements:
             setattr(home, name, function)
+        apply = torch.autograd.Function.__dict__["apply"]
+        torch.autograd.Function.apply = classmethod(self._applying(apply))  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
+            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
             for home, name, original in originals:
                 setattr(home, name, original)
             fx_trace._wrapped_fns_to_patch.update(wrapped)
 
-    def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _recording(self, original: Callable[..., Any], *, always: bool = False) -> Callable[..., Any]:
         def factory(*args: Any, **kwargs: Any) -> Any:
-            found: list[fx.Proxy] = []
-            fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
-            if found and not self.evaluating:
+            if not self.evaluating and (always or _has_proxies(args, kwargs)):
                 return self.create_proxy("call_function", original, args, kwargs)
             return original(*args, **kwargs)
 
         return factory
+
+    def _applying(self, original: Any) -> Callable[..., Any]:
+        def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.evaluating and _has_proxies(args, kwargs):
+                return self._custom(function, args, kwargs)
+            return original.__get__(None, function)(*args, **kwargs)
+
+        return apply
+
+
+def _has_proxies(args: Any, kwargs: Any) -> bool:
+    found: list[fx.Proxy] = []
+    fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
+    return bool(found)
+
+
+def _cut_gradients(graph: fx.Graph) -> None:
+    """What was computed without gradients is detached where something with gradients, or the caller, reads it."""
+    for node in list(graph.nodes):
+        if _NO_GRADIENT not in node.meta or node.op in ("get_attr", "placeholder", "output"):
+            continue
+        readers = [user for user in node.users if _NO_GRADIENT not in user.meta or user.op == "output"]
+        if not readers or not has_tensors(node.meta["value"]):
+            continue
+        cut = _detached(graph, node)
+        for reader in readers:
+            if reader not in cut:
+                _read_instead(reader, {node: cut[node]})
+
+
+def _read_instead(reader: fx.Node, others: Mapping[fx.Node, Any]) -> None:
+    reader.args, reader.kwargs = fx.map_arg((reader.args, reader.kwargs), lambda node: others.get(node, node))
+
+
+def _detached(graph: fx.Graph, node: fx.Node) -> dict[fx.Node, Any]:
+    """What stands for a node, and for all that it takes to make that, where its gradient is cut."""
+    value = node.meta["value"]
+    if isinstance(value, Tensor):
+        with graph.inserting_after(node):
+            new = graph.call_method("detach", (node,))
+        new.meta["value"] = value
+        return {node: new, new: new}
+    made: dict[fx.Node, Any] = {}
+    parts = []
+    keys = list(value) if isinstance(value, Mapping) else range(len(value))
+    last = node
+    for key in keys:
+        with graph.inserting_after(last):
+            part = graph.call_function(operator.getitem, (node, key))
+        part.meta = {"value": value[key], _NO_GRADIENT: True}
+        below = _detached(graph, part) if has_tensors(value[key]) else {part: part}
+        made |= below | {part: below[part]}
+        parts.append(below[part])
+        last = part
+    made[node] = dict(zip(keys, parts, strict=True)) if isinstance(value, Mapping) else tuple(parts)
+    return made
+
+
+def _own_constants(graph: fx.Graph, root: nn.Module) -> None:
+    """A tensor that the forward makes and then writes into is a new one in every call."""
+    written = set()
+    for node in graph.nodes:
+        if node.all_input_nodes and acts_in_place(root, node):
+            base = node.all_input_nodes[0]
+            while base.all_input_nodes and not makes_new(root, base):
+                base = base.all_input_nodes[0]
+            if base.op == "get_attr" and str(base.target).startswith("_tensor_constant"):
+                written.add(base.target)
+    for name in written:
+        first, *others = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+        with graph.inserting_after(first):
+            clone = graph.call_method("clone", (first,))
+        clone.meta["value"] = first.meta["value"]
+        readers = dict.fromkeys(user for node in (first, *others) for user in node.users if user is not clone)
+        for reader in readers:
+            _read_instead(reader, dict.fromkeys((first, *others), clone))
+
+
+def _autocast() -> tuple[bool, ...]:
+    return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+def _generator_states() -> tuple[Any, ...]:
+    """The states of what Python, NumPy and torch draw from."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def _same_states(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    python, (name, keys, *rest), own = before
+    return (
+        python == after[0]
+        and (name, *rest) == (after[1][0], *after[1][2:])
+        and bool((keys == after[1][1]).all())
+        and torch.equal(own, after[2])
+    )
 
 
 def _restore(values: dict[str, Any], before: Mapping[str, Any]) -> None:
@@ -435,7 +557,7 @@ def _on_cpu(operand: Any) -> Any:
     if not isinstance(operand, fx.Node):
         return operand
     value = operand.meta["value"]
-    return _DEVICE if isinstance(value, torch.device) and value.type == "meta" else value
+    return DEVICE if isinstance(value, torch.device) and value.type == "meta" else value
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -446,7 +568,7 @@ def _is_bare(module: nn.Module) -> bool:
 def _asking_line() -> str:
     """The line of the model that asks for something."""
     frame = inspect.currentframe()
-    own = (__file__, fx.proxy.__file__)
+    own = (__file__, proxies.__file__, fx.proxy.__file__)
     while frame is not None and frame.f_code.co_filename in own:
         frame = frame.f_back
     if frame is None:

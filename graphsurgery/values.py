@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.copying import copy_module, meta_of
+from graphsurgery.custom_gradients import KeptFunction
 from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.network import Network
 from graphsurgery.shapes import result_of
 
 Shortened = Callable[[Any], bool]
+DRAWS: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal})
+"""Functions that make random tensors of a shape."""
 
 
 def always(target: Any) -> bool:  # noqa: ARG001
@@ -54,9 +57,15 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
-    value = node.target(*args, **kwargs)
+    value = _drawn(node.target, args, kwargs) if node.target in DRAWS else node.target(*args, **kwargs)
     # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
     return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value
+
+
+def _drawn(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What a function that draws gives; the state of what it draws from stays."""
+    with torch.random.fork_rng(devices=[]):
+        return function(*args, **kwargs)
 
 
 def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -75,8 +84,10 @@ def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Whether a leaf is neither torch's nor ours, but a module that a trace has kept whole."""
-    return not type(module).__module__.startswith(("torch.", "torchvision.ops", "graphsurgery."))
+    """Whether a leaf is neither torch's nor ours, but a module or a function that a trace has kept whole."""
+    return isinstance(module, KeptFunction) or not type(module).__module__.startswith(
+        ("torch.", "torchvision.ops", "graphsurgery.")
+    )
 
 
 def _filled(tensor: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ REPLACEMENTS = (
 
 def _may_move(shift: Any) -> bool:
     """Whether a shift is not 0 at every size; one that is computed from sizes may be anything."""
-    return not isinstance(shift, int) or shift != 0
+    return type(shift) is not int or shift != 0
 
 
 class _Windows:

@@ -408,11 +408,6 @@ def test_what_cannot_be_followed_says_where_and_why(forward, line, reason):
     assert number < int(found[1]) <= number + 2
 
 
-class Star(nn.Module):
-    def forward(self, *args):
-        return args[0]
-
-
 class Two(nn.Module):
     def forward(self, x, y):
         return x + y
@@ -421,7 +416,6 @@ class Two(nn.Module):
 @pytest.mark.parametrize(
     ("network", "inputs", "message"),
     [
-        (Star(), torch.zeros(2, 4), r"Star\.forward takes \*args; give it named arguments"),
         (Two(), torch.zeros(2, 4), r"Two\.forward needs an example for its argument y"),
         (nn.Linear(4, 2), [torch.zeros(2, 4)] * 2, "forward takes 1 inputs, 2 given"),
         (nn.Linear(4, 2), torch.tensor(1.0), r"example inputs are tensors \[batch, \.\.\.\]"),

@@ -23,15 +23,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def draw_inputs(specs: Sequence[InputSpec], batch: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Random inputs `[batch, ...]` on the CPU; floating ones in `dtype`, and zeros where indices are expected."""
+    """Random inputs `[batch, ...]` on the CPU; floating ones in `dtype`, and indices in the range that was seen."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(batch, *spec.shape[1:]) for spec in specs]
-    return tuple(
-        torch.randn(shape, generator=generator).to(dtype)
-        if spec.dtype.is_floating_point
-        else torch.zeros(shape, dtype=spec.dtype)
-        for spec, shape in zip(specs, shapes, strict=True)
-    )
+    drawn = [spec.draw(batch, generator) for spec in specs]
+    return tuple(t.to(dtype) if t.is_floating_point() else t for t in drawn)
 
 
 def light_copy(module: Network) -> Network:

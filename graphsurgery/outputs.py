@@ -1,0 +1,61 @@
+"""What a module gives, as tensors with names, and with random numbers that are the same in every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output by their place in it: `0`, `out`, `1.aux`.
+
+    Tuples, named tuples and lists count their items, mappings and dataclasses name them; what is None is left out.
+    """
+    return dict(_named(output, ""))
+
+
+def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    if output is None:
+        return
+    if isinstance(output, Mapping):
+        items = [(str(key), value) for key, value in output.items()]
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        items = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+    elif isinstance(output, (tuple, list)):
+        items = [(str(index), value) for index, value in enumerate(output)]
+    else:
+        yield place or "0", torch.as_tensor(output)
+        return
+    for key, value in items:
+        yield from _named(value, f"{place}.{key}" if place else key)
+
+
+def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    """What a module gives, with the same random numbers in every call, and the same elements dropped."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_by_index():
+        torch.manual_seed(seed)
+        return named_outputs(module(*inputs))
+
+
+@contextmanager
+def dropout_by_index() -> Iterator[None]:
+    """Dropout draws in the order of the indices; torch's own draws in that of the memory, which is nobody's promise."""
+    usual = F.dropout
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or not 0 < p < 1:
+            return usual(input, p, training, inplace)
+        kept = torch.empty(input.shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p).div_(1 - p)
+        return input.mul_(kept) if inplace else input * kept
+
+    F.dropout = dropout
+    try:
+        yield
+    finally:
+        F.dropout = usual
