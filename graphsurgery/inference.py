@@ -119,7 +119,10 @@ class Inference:
         self.writers.append(Access(self.node, axis))
 
     def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
+        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight.
+
+        Where it sums group by group, the axes of the tensor and of the weight may have `axis` once for each group.
+        """
         value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
         given: list[fx.Node] = []
@@ -130,7 +133,7 @@ class Inference:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False, given=times))
             return
         self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
-        self.parameters[weight.parameter].reads.add(weight_axis)
+        self.parameters[weight.parameter].reads[weight_axis] = axis
 
     def reads_inside(self, axis: Axis, weight: TensorType, weight_axis: int) -> None:
         """The node sums over `axis` of a value of its own, where no other node can reach it."""
@@ -231,7 +234,7 @@ class Inference:
         return list(found.values())
 
     def _check_weights(self) -> None:
-        """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
+        """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis so."""
         users: dict[str, set[fx.Node]] = {}
         for node in self.module.graph.nodes:
             if node.op == "get_attr" and str(node.target) in self.canonical:
@@ -244,10 +247,12 @@ class Inference:
                         continue
                     users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
         readers: dict[tuple[str, int], set[fx.Node]] = {}
+        read: dict[tuple[str, int], set[Axis]] = {}
         for access in self.readers:
             if access.weight is not None:
                 readers.setdefault(access.weight, set()).add(access.node)
-        torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes}
+                read.setdefault(access.weight, set()).add(ax.resolve(access.axis))
+        torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes or len(read[weight]) > 1}
         self.readers = [replace(a, weighted=False) if a.weight in torn else a for a in self.readers]
 
     def placeholder(self) -> Any:

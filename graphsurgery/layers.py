@@ -329,7 +329,9 @@ def weighted_instance_norm(
 
 
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
-    """Multiply axis `dim` of `x` by one factor for each index, `factors [x.shape[dim]]`."""
+    """Multiply axis `dim` of `x` by one factor for each index, `factors [n]`, in each group of n of them."""
+    groups = x.shape[dim] // len(factors)
+    factors = factors if groups == 1 else factors.repeat(groups)
     return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
 
 

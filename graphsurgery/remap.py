@@ -6,19 +6,19 @@ import dataclasses
 import operator
 import re
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes import Dim
+from graphsurgery.axes import Axis, Dim
 from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors, modules_of
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.inference import Inference
-from graphsurgery.layers import hold
+from graphsurgery.layers import hold, weigh
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.network import assembled
 from graphsurgery.values import evaluate
@@ -58,27 +58,36 @@ def follow(before: ModelGraph, after: ModelGraph, edit: Edit) -> ModelGraph:
     return dataclasses.replace(after, origin=origin)
 
 
-def folded(graph: ModelGraph) -> dict[str, set[int]]:
-    """The axes of parameters, by name, that a factor on what they read is folded into, inside of layers too."""
-    found: dict[str, set[int]] = {}
+def folded(graph: ModelGraph) -> dict[str, dict[int, Axis]]:
+    """The axes of parameters, by name and number, that a factor on what they read is folded into, and what they read.
+
+    Those inside of layers are among them; see `ParameterType.reads`.
+    """
+    found: dict[str, dict[int, Axis]] = {}
     for access in graph.types.readers:
         if access.weight is not None and (access.weighted or access.value is None):
-            found.setdefault(access.weight[0], set()).add(access.weight[1])
+            found.setdefault(access.weight[0], {})[access.weight[1]] = access.axis
     return found
 
 
-def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Collection[int]) -> Tensor:
-    """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares on some of its axes."""
+def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int, Axis]) -> Tensor:
+    """A parameter or buffer after an edit: taken at the old indices, and scaled where it reads.
+
+    Args:
+        edit: the edit.
+        typed: the axes of the tensor.
+        tensor: its old value.
+        scaled: what is summed over, by the number of each axis that gets the shares; see `ParameterType.reads`.
+    """
     lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
     changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
     # What depends on another axis comes last, when that axis has its new indices.
     changes.sort(key=lambda change: change[1].beside is not None)
     new = _selected(tensor, changes)
-    for index, lifted in changes:
-        if lifted.share is not None and index in scaled:
-            shape = [1] * new.dim()
-            shape[index] = -1
-            new = new * lifted.share.to(new).reshape(shape)
+    for index, _ in changes:
+        share = edit.share(scaled[index]) if index in scaled else None
+        if share is not None:
+            new = weigh(new, index, share.to(new))
     return new if changes else tensor.clone()
 
 

@@ -234,8 +234,9 @@ def weighted_rms_norm_function(
 
 @rule(weigh)
 def weigh_function(infer: Inference, x: TensorType, dim: int, factors: TensorType) -> TensorType:
-    """One factor for each index of an axis."""
-    infer.unify(factors[0], x[dim])
+    """One factor for each index of an axis, or of what is inside its groups."""
+    groups = ax.size_of(x[dim]) // ax.size_of(factors[0])
+    infer.unify(x[dim], ax.product([ax.free(groups), factors[0]]) if groups > 1 else factors[0])
     return TensorType(x.axes)
 
 
