@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Inference:
         frozen: what could not be typed, and why.
         rewrites: how a node's literal sizes follow from its types.
         attributes: how a module's attributes follow from its types.
-        sized: the nodes whose arguments are sizes, all of which follow from the types.
+        sized: the arguments of nodes that are sizes, by position or name; all others keep their values on a rebuild.
     """
 
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
@@ -86,7 +86,7 @@ class Inference:
         self.frozen: list[Frozen] = []
         self.rewrites: dict[fx.Node, list[Rewrite]] = {}
         self.attributes: dict[str, list[ModuleRewrite]] = {}
-        self.sized: set[fx.Node] = set()
+        self.sized: dict[fx.Node, frozenset[int | str]] = {}
         self.node: fx.Node = next(iter(module.graph.nodes))
         self.submodule: nn.Module = module
 
@@ -160,9 +160,16 @@ class Inference:
         """Run `rewrite` on the rebuilt module, with the new sizes."""
         self.attributes.setdefault(str(self.node.target), []).append(rewrite)
 
-    def on_rebuild(self, rewrite: Rewrite) -> None:
-        """Run `rewrite` on the rebuilt node, with the new sizes."""
+    def on_rebuild(self, rewrite: Rewrite, sizes: Iterable[int | str] = ()) -> None:
+        """Run `rewrite` on the rebuilt node, with the new sizes.
+
+        Args:
+            rewrite: gets the node with its arguments as they are, but for numbers computed from widths: those have
+                their old values.
+            sizes: the arguments, by position and by name, that are sizes and get to `rewrite` as they are computed now.
+        """
         self.rewrites.setdefault(self.node, []).append(rewrite)
+        self.sized[self.node] = self.sized.get(self.node, frozenset()) | frozenset(sizes)
 
     def freeze(self, reason: str, *values: Any) -> None:
         """Freeze every axis of these types and say why, unless nothing was free."""

@@ -18,6 +18,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors, modules_of
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.inference import Inference
+from graphsurgery.kept_numbers import KeptNumbers, same
 from graphsurgery.layers import hold, weigh
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.network import assembled
@@ -161,15 +162,15 @@ def rebuild(
     parts: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
+    kept = KeptNumbers(types.types, copies)
     with torch.no_grad():
         for node in graph.module.graph.nodes:
             copy = new_graph.node_copy(node, copies.__getitem__)
             copies[node] = copy
             originals[copy] = node
+            kept.keep(node, types.sized.get(node, ()))
             for rewrite in types.rewrites.get(node, ()):
                 rewrite(copy, resize)
-            if node not in types.sized and has_tensors(node.meta["value"]) and _numbers(node):
-                _keep_numbers(copy, originals)
             copy.meta["value"] = _new_value(node, copy, types, resize)
             path = str(node.target)
             if node.op == "get_attr" and path not in parts:
@@ -230,30 +231,13 @@ def _no_attribute(path: str) -> Any:
     raise SurgeryError(f"{path}: a module between sizes")
 
 
-def _keep_numbers(copy: fx.Node, originals: Mapping[fx.Node, fx.Node]) -> None:
-    """Numbers that are computed from widths but are no sizes (`x * width ** -0.5`) keep their old values."""
-
-    def kept(source: fx.Node) -> Any:
-        if source not in originals:  # a rewrite has made it
-            return source
-        old = originals[source].meta["value"]
-        return source if has_tensors(old) or _same(source.meta["value"], old) else old
-
-    copy.args = fx.map_arg(copy.args, kept)
-    copy.kwargs = fx.map_arg(copy.kwargs, kept)
-
-
-def _same(new: Any, old: Any) -> bool:
-    return type(new) is type(old) and bool(new == old)
-
-
 def _erase_unused_numbers(graph: fx.Graph) -> None:
     """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
     for node in reversed(list(graph.nodes)):
         number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
         if node.target is hold:
             found: Any = node.args[0]
-            stands = isinstance(found, fx.Node) and _same(found.meta["value"], node.args[1])
+            stands = isinstance(found, fx.Node) and same(found.meta["value"], node.args[1])
         else:
             stands = bool(node.users) or node.target is operator.setitem
         if number and not stands:

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from graphsurgery.axes import Axis, Dim, Term, dims_of, resolve, term_size
 from graphsurgery.direct_sum import separable, why_not_the_mean
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import ParameterType, TensorType, has_tensors
+from graphsurgery.facts import ParameterType, TensorType
 from graphsurgery.graph import ModelGraph
+from graphsurgery.kept_numbers import numbers_of
 from graphsurgery.layers import SegmentedLayerNorm, segmented_group_norm, segmented_layer_norm, segmented_normalize
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild
@@ -217,11 +218,12 @@ def _check_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> None:
     """A number that is computed from a width, and is no size, has one value in the direct sum."""
     types = first.types
     for node in first.module.graph.nodes:
-        if node in types.sized or node in types.rewrites or not has_tensors(node.meta["value"]):
+        sizes = types.sized.get(node, frozenset())
+        if node in types.rewrites and not sizes:
             continue
-        for number in node.all_input_nodes:
+        for number in numbers_of(node, sizes):
             mine, theirs = number.meta["value"], nodes[number].meta["value"]
-            if not has_tensors(mine) and mine != theirs:
+            if mine != theirs:
                 raise SurgeryError(f"concatenate: {node.name} uses {mine} in one network and {theirs} in another")
 
 

@@ -76,8 +76,7 @@ def convolution_function(
     axis = _groups(groups)
     result = _convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.sized.add(infer.node)
-        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
     return result
 
 
@@ -204,8 +203,7 @@ def transposed_convolution_function(
     axis = _groups(groups)
     result = _transposed(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.sized.add(infer.node)
-        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
     return result
 
 
