@@ -52,7 +52,7 @@ def factorize(
     from graphsurgery.cli.writing import write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
-    from graphsurgery.recipes.grow import changed_by
+    from graphsurgery.recipes.grow import changed_by, unchanged
 
     writes_to(output, model)
     screen = Screen(shown)
@@ -77,7 +77,11 @@ def factorize(
         for path, reason in record["skipped"].items():
             screen.line("skipped", f"{path}: {reason}", "yellow")
     document |= screen.costs(graph, new)
-    if how == "svd":
+    if back:
+        check = unchanged("multiplied back = with factors", graph, new, seed)
+        screen.require(check)
+        document["deviation"] = check.measured
+    elif how == "svd":
         document["deviation"] = changed_by(graph, new, seed)
         screen.line("change", f"the outputs change by {document['deviation']:.1e} of the largest")
     if dry_run:

@@ -52,6 +52,7 @@ def masks(
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.passes.mask import mask
+    from graphsurgery.recipes.edit_checks import check_masked
 
     screen = Screen(shown)
     found = [opening.masks(each) for each in sources]
@@ -62,7 +63,10 @@ def masks(
         screen.line(join, _living(chosen))
         document["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
     if apply is not None and output is not None:
-        network = mask(opening.graph(apply), chosen)
+        whole = opening.graph(apply)
+        network = mask(whole, chosen)
+        screen.require(check_masked(whole, network, chosen))
+        del whole  # the proof needs its memory
         following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
         write_network(screen, network, output, apply, {**document, "network": apply}, following)
         return

@@ -1,4 +1,4 @@
-"""Numbers that a model computes from its widths and that are no sizes (`x * width ** -0.5`): they keep their old values.
+"""Numbers that a model computes from its widths and that are no sizes (`x * width ** -0.5`) keep their old values.
 
 What an operator is given keeps its old value unless the operator's rule says that it is a size
 (`Inference.on_rebuild`). Not the number itself is kept but the widths in it: what follows the batch or the resolution
