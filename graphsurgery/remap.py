@@ -245,14 +245,17 @@ def _erase_unused_numbers(graph: fx.Graph) -> None:
 
 
 def _keep_names(graph: fx.Graph, originals: Mapping[fx.Node, fx.Node]) -> None:
-    """A copy has the name of its original; nodes that rewrites have made take names that are left over."""
-    if all(copy.name == node.name for copy, node in originals.items()):
-        return
-    for node in graph.nodes:
-        if node not in originals:
-            node._rename(_NUMBERED.sub("", node.name))
-    for copy, node in originals.items():
-        copy.name = node.name
+    """A copy has the name of its original; nodes that rewrites have made take names that are left over.
+
+    The names are given out anew, so that the graph knows which are taken when a pass inserts nodes.
+    """
+    names = graph._graph_namespace = type(graph._graph_namespace)()
+    made = [node for node in graph.nodes if node not in originals]
+    for copy in graph.nodes:
+        if copy in originals:
+            copy.name = names.create_name(originals[copy].name, copy)
+    for node in made:
+        node.name = names.create_name(_NUMBERED.sub("", node.name), node)
 
 
 def _resized(value: Any, typed: Any, resize: Resize) -> Any:
