@@ -16,6 +16,7 @@ from graphsurgery import vocabulary
 from graphsurgery.description import CONTAINER, NOT_STATE, named_tensors
 from graphsurgery.encoding import decode, dtype_name
 from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.network import Network
 
 
 def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -24,7 +25,7 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     Raises:
         SurgeryError: the description is damaged, names something outside the vocabulary, or does not fit the tensors.
     """
-    root = fx.GraphModule(nn.Module(), fx.Graph())
+    root = Network(nn.Module(), fx.Graph())
     where = "the description"
     try:
         for where, entry in description["modules"].items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,6 +34,17 @@ class Network(fx.GraphModule):
         # Every GraphModule has a class of its own.
         type(self).forward = _Forward(self)  # type: ignore[assignment]
 
+    def recompile(self) -> Any:
+        """Write the code of the graph, and compile it."""
+        usual = self._graph._codegen
+        if type(usual) is not fx.graph.CodeGen or not any(map(_has_keyword, self._graph.nodes)):
+            return super().recompile()
+        self._graph.set_codegen(_Spelling())
+        try:
+            return super().recompile()
+        finally:
+            self._graph.set_codegen(usual)
+
     def __getattr__(self, name: str) -> Any:
         if name in _ATTRIBUTES:
             self.recompile()
@@ -41,6 +54,28 @@ class Network(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         self.recompile()
         return super().__reduce__()
+
+
+class _Spelling(fx.graph.CodeGen):
+    """Code in which a module may be called `class`, as in a ModuleDict."""
+
+    def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> Any:
+        code = super()._gen_python_code(nodes, root_module, *args, **kwargs)
+        for path in {str(node.target) for node in nodes if _has_keyword(node)}:
+            plain, spelt = _spelt(root_module, path, lambda _: False), _spelt(root_module, path, keyword.iskeyword)
+            code.src = re.sub(re.escape(plain) + r"(?!\w)", spelt.replace("\\", r"\\"), code.src)
+        return code
+
+
+def _has_keyword(node: fx.Node) -> bool:
+    return node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, str(node.target).split(".")))
+
+
+def _spelt(root: str, path: str, quoted: Callable[[str], bool]) -> str:
+    """How code asks for what lies at a path."""
+    for part in path.split("."):
+        root = f'getattr({root}, "{part}")' if quoted(part) or not part.isidentifier() else f"{root}.{part}"
+    return root
 
 
 class _Forward:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.copying import copy_module, meta_of
 from graphsurgery.facts import map_values
 from graphsurgery.layers import TrainingFlag, hold
+from graphsurgery.network import Network
 from graphsurgery.shapes import result_of
 
 
@@ -106,7 +107,7 @@ def values_for(module: fx.GraphModule, inputs: Sequence[Tensor], *, checked: boo
         if checked or node.target is not hold:
             copies[node] = shadow.node_copy(node, copies.__getitem__)
             copies[node].meta = {}
-    propagate(fx.GraphModule(module, shadow), inputs)
+    propagate(Network(module, shadow), inputs)
     return {node: copy.meta["value"] for node, copy in copies.items()}
 
 
