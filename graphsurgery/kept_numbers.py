@@ -31,9 +31,8 @@ def numbers_of(node: fx.Node, sizes: Collection[Argument] = ()) -> list[fx.Node]
 
 
 def _arguments(node: fx.Node, sizes: Collection[Argument]) -> Iterator[tuple[Argument, Any]]:
-    for argument, given in (*enumerate(node.args), *node.kwargs.items()):
-        if argument not in sizes:
-            yield argument, given
+    given: list[tuple[Argument, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+    return ((argument, value) for argument, value in given if argument not in sizes)
 
 
 def _is_of_tensors(node: fx.Node) -> bool:
@@ -133,10 +132,10 @@ class KeptNumbers:
             return None
         if number.target is operator.getitem and isinstance(given, (int, slice)):
             numbers = range(len(source.meta["value"]))[given]
-            chosen = numbers if isinstance(numbers, int) else numbers[index] if index is not None else None
-            return None if chosen is None else self._axis(source, chosen)
+            place = numbers if isinstance(numbers, int) else numbers[index] if index is not None else None
+            return None if place is None else self._axis(source, place)
         typed = self.types.get(source)
-        chosen = index if index is not None else given
+        chosen: Any = index if index is not None else given
         asks = number.target == "size" or (number.target is getattr and index is not None)
         return typed[chosen] if asks and isinstance(typed, TensorType) and isinstance(chosen, int) else None
 

@@ -94,4 +94,3 @@ def test_modules_may_have_names_that_are_no_python_names(keys, tmp_path):
             gs.save(new, tmp_path / "new.pt")
             again = gs.load(tmp_path / "new.pt").module
             torch.testing.assert_close(again.eval()(x), new.module.eval()(x), rtol=0, atol=0)
-    gs.export_onnx(wide, tmp_path / "wide.onnx")

@@ -66,8 +66,8 @@ def check_cut(before: ModelGraph, small: ModelGraph, seed: int = 0) -> CutCheck:
     edit, mixed = _edit(base, small)
     x = before.example_inputs(before.inputs[0].shape[0], seed=seed)  # the types know this batch
     scaled = any(known.share is not None for known in edit.maps.values())
+    masked: _Outputs = _InDouble(base, edit)
     try:
-        masked = _InDouble(base, edit)
         expected = run(masked, x, seed)
         found = run(InDouble(small), x, seed)
         allowed = EXACT if not scaled or _is_double(base) else ROUNDED
