@@ -67,7 +67,7 @@ def factorize(
     from graphsurgery.cli.writing import data_of, show_moved, write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
-    from graphsurgery.recipes.grow import changed_by
+    from graphsurgery.recipes.grow import changed_by, unchanged
 
     writes_to(output, model, writing, reads=[opening.arch])
     screen = Screen(shown)
@@ -94,8 +94,12 @@ def factorize(
     document |= screen.costs(graph, new)
     recovered = output.with_name(f"{output.stem}_recovered.pt")
     recover = ("mimic", "--teacher", model, "--student", output, "--data", data_of(graph), "-o", recovered)
+    if back:
+        check = unchanged("multiplied back = with factors", graph, new, seed)
+        screen.require(check)
+        document["deviation"] = check.measured
     document |= show_moved(screen, graph, new, recover, seed=seed)
-    if how == "svd":
+    if how == "svd" and not back:
         document["deviation"] = changed_by(graph, new, seed)
     if dry_run:
         screen.line("dry run", f"would write {output}")

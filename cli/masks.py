@@ -65,6 +65,7 @@ def masks(
 
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.passes.mask import mask
+    from graphsurgery.recipes.edit_checks import check_masked
 
     screen = Screen(shown)
     found = [opening.masks(each) for each in sources]
@@ -77,6 +78,7 @@ def masks(
     if apply is not None and output is not None:
         whole = opening.graph(apply)
         network = mask(whole, chosen)
+        screen.require(check_masked(whole, network, chosen))
         document |= show_moved(screen, whole, network)
         del whole  # the proof needs its memory
         following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))

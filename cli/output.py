@@ -72,6 +72,21 @@ class Output:
                 "note", f"{remark}; give real inputs with --data or --calib where the command takes them", "yellow"
             )
 
+    def require(self, *checks: Check) -> None:
+        """Print a line for each contract, and refuse to go on where one does not hold.
+
+        Raises:
+            CheckFailedError: it names the first that does not.
+        """
+        from graphsurgery.errors import CheckFailedError
+
+        self.checks(checks)
+        for check in checks:
+            if not check.holds:
+                raise CheckFailedError(
+                    f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}; nothing was written"
+                )
+
     def costs(self, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
         """Print what a network costs before and after an edit; the same for the JSON document."""
         from dataclasses import asdict

@@ -49,15 +49,14 @@ class ParameterType:
     Attributes:
         name: its first name.
         axes: their types.
-        reads: the axes that a contraction sums over.
-        passes: those of them that are written too, group by group, as in a grouped transposed convolution.
+        reads: by the number of an axis that a contraction sums over, what it sums over: the axis, or what is inside its
+            groups where it sums group by group, as a grouped transposed convolution does.
         counts: whether it says how much each index of its axis counts in a norm; copies of one share what it counted.
     """
 
     name: str
     axes: tuple[Axis, ...]
-    reads: set[int] = field(default_factory=set)
-    passes: set[int] = field(default_factory=set)
+    reads: dict[int, Axis] = field(default_factory=dict)
     counts: bool = False
 
 
@@ -69,7 +68,7 @@ class Access:
         node: where.
         axis: what is written, or summed over.
         value: the node whose tensor is read; None for a write, and for what a layer reads of itself.
-        dim: the axis number, in that tensor, that holds `axis`.
+        dim: the axis number, in that tensor, that holds `axis`; where groups stand around it, once in each of them.
         weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
         weight: that parameter, and the number of its axis.
         given: how often the node is given that tensor; a factor on it would count as often.

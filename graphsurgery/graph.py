@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -93,7 +93,7 @@ class Origin:
         parameters: the types of its parameters and buffers.
         canonical: the first name of each of them by every name.
         spaces: the names of its spaces by their dims.
-        folded: the axes of its parameters that the shares of the edit are folded into.
+        folded: the axes of its parameters that the shares of the edit are folded into, with what they read.
         edit: what was done to its spaces.
     """
 
@@ -102,7 +102,7 @@ class Origin:
     parameters: Mapping[str, ParameterType]
     canonical: Mapping[str, str]
     spaces: Mapping[Dim, str]
-    folded: Mapping[str, Collection[int]]
+    folded: Mapping[str, Mapping[int, Axis]]
     edit: Edit
 
 

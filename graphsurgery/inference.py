@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Inference:
         frozen: what could not be typed, and why.
         rewrites: how a node's literal sizes follow from its types.
         attributes: how a module's attributes follow from its types.
-        sized: the nodes whose arguments are sizes, all of which follow from the types.
+        sized: the arguments of nodes that are sizes, by position or name; all others keep their values on a rebuild.
     """
 
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
@@ -86,7 +86,7 @@ class Inference:
         self.frozen: list[Frozen] = []
         self.rewrites: dict[fx.Node, list[Rewrite]] = {}
         self.attributes: dict[str, list[ModuleRewrite]] = {}
-        self.sized: set[fx.Node] = set()
+        self.sized: dict[fx.Node, frozenset[int | str]] = {}
         self.node: fx.Node = next(iter(module.graph.nodes))
         self.submodule: nn.Module = module
 
@@ -119,7 +119,10 @@ class Inference:
         self.writers.append(Access(self.node, axis))
 
     def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight."""
+        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight.
+
+        Where it sums group by group, the axes of the tensor and of the weight may have `axis` once for each group.
+        """
         value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
         source = value if isinstance(value, fx.Node) else None
         given: list[fx.Node] = []
@@ -130,7 +133,7 @@ class Inference:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False, given=times))
             return
         self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
-        self.parameters[weight.parameter].reads.add(weight_axis)
+        self.parameters[weight.parameter].reads[weight_axis] = axis
 
     def reads_inside(self, axis: Axis, weight: TensorType, weight_axis: int) -> None:
         """The node sums over `axis` of a value of its own, where no other node can reach it."""
@@ -157,9 +160,16 @@ class Inference:
         """Run `rewrite` on the rebuilt module, with the new sizes."""
         self.attributes.setdefault(str(self.node.target), []).append(rewrite)
 
-    def on_rebuild(self, rewrite: Rewrite) -> None:
-        """Run `rewrite` on the rebuilt node, with the new sizes."""
+    def on_rebuild(self, rewrite: Rewrite, sizes: Iterable[int | str] = ()) -> None:
+        """Run `rewrite` on the rebuilt node, with the new sizes.
+
+        Args:
+            rewrite: gets the node with its arguments as they are, but for numbers computed from widths: those have
+                their old values.
+            sizes: the arguments, by position and by name, that are sizes and get to `rewrite` as they are computed now.
+        """
         self.rewrites.setdefault(self.node, []).append(rewrite)
+        self.sized[self.node] = self.sized.get(self.node, frozenset()) | frozenset(sizes)
 
     def freeze(self, reason: str, *values: Any) -> None:
         """Freeze every axis of these types and say why, unless nothing was free."""
@@ -231,7 +241,7 @@ class Inference:
         return list(found.values())
 
     def _check_weights(self) -> None:
-        """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis."""
+        """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis so."""
         users: dict[str, set[fx.Node]] = {}
         for node in self.module.graph.nodes:
             if node.op == "get_attr" and str(node.target) in self.canonical:
@@ -244,10 +254,12 @@ class Inference:
                         continue
                     users.setdefault(self.canonical[f"{node.target}.{name}"], set()).add(node)
         readers: dict[tuple[str, int], set[fx.Node]] = {}
+        read: dict[tuple[str, int], set[Axis]] = {}
         for access in self.readers:
             if access.weight is not None:
                 readers.setdefault(access.weight, set()).add(access.node)
-        torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes}
+                read.setdefault(access.weight, set()).add(ax.resolve(access.axis))
+        torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes or len(read[weight]) > 1}
         self.readers = [replace(a, weighted=False) if a.weight in torn else a for a in self.readers]
 
     def placeholder(self) -> Any:

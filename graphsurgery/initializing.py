@@ -33,7 +33,7 @@ def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:
 
 def padded(graph: ModelGraph, edit: Edit, record: Mapping[str, Any], seed: int) -> ModelGraph:
     """A wider network of fresh values, with those of the old one at the first copy of each of its channels."""
-    wide = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, ()), record)
+    wide = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, {}), record)
     drawn = reinitialized(wide, seed).tensors()
     for name, tensor in wide.tensors().items():
         typed = graph.types.parameters.get(graph.types.canonical[name])

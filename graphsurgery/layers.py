@@ -6,13 +6,14 @@ ONNX export needs nothing special.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 __all__ = [
     "Boundary",
@@ -33,6 +34,22 @@ __all__ = [
 ]
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def one_node(function: _Function) -> _Function:
+    """Let a function be one node of whatever graph torch.fx traces, as it is in ours: also when pickle traces anew."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((given for given in (*args, *kwargs.values()) if isinstance(given, fx.Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", call, args, kwargs)
+
+    return cast("_Function", call)
+
+
 class TrainingFlag(nn.Module):
     """Gives its mode, so that a graph can ask for it: True in training."""
 
@@ -40,11 +57,13 @@ class TrainingFlag(nn.Module):
         return self.training
 
 
+@one_node
 def either(training: bool, in_training: Any, in_evaluation: Any) -> Any:
     """What the mode asks for; both are computed."""
     return in_training if training else in_evaluation
 
 
+@one_node
 def hold(found: Any, traced: Any, line: str) -> None:
     """Refuse an input for which the model would have gone another way than it did when it was traced.
 
@@ -121,6 +140,7 @@ class ChannelGate(nn.Module):
         return f"{self.channels}, space={self.space!r}"
 
 
+@one_node
 def scale_axis(
     x: Tensor,
     dim: int,
@@ -161,6 +181,7 @@ def scale_axis(
     return x * (factor if batch is None or batch < dim else factor.t()).reshape(shape)
 
 
+@one_node
 def segmented_layer_norm(
     x: Tensor,
     segments: Sequence[int],
@@ -196,6 +217,7 @@ def segmented_layer_norm(
     return y if bias is None else y + bias
 
 
+@one_node
 def segmented_normalize(
     x: Tensor,
     p: float = 2.0,
@@ -220,6 +242,7 @@ def segmented_normalize(
     return _each_group(x, dim, segments, groups, norm, shares)
 
 
+@one_node
 def segmented_group_norm(
     x: Tensor,
     segments: Sequence[int],
@@ -263,6 +286,7 @@ def _each_group(
     return normed[0] if len(normed) == 1 else torch.cat(normed, dim)
 
 
+@one_node
 def weighted_rms_norm(x: Tensor, shares: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """`F.rms_norm` over the last axis, whose channels count in proportion to their shares.
 
@@ -278,6 +302,7 @@ def weighted_rms_norm(x: Tensor, shares: Tensor, weight: Tensor | None = None, e
     return y if weight is None else y * weight
 
 
+@one_node
 def weighted_group_norm(
     x: Tensor,
     num_groups: int,
@@ -307,6 +332,7 @@ def weighted_group_norm(
     return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
 
 
+@one_node
 def weighted_instance_norm(
     x: Tensor, shares: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -328,11 +354,15 @@ def weighted_instance_norm(
     return y if bias is None else y + bias.reshape(-1, 1)
 
 
+@one_node
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
-    """Multiply axis `dim` of `x` by one factor for each index, `factors [x.shape[dim]]`."""
+    """Multiply axis `dim` of `x` by one factor for each index, `factors [n]`, in each group of n of them."""
+    groups = x.shape[dim] // len(factors)
+    factors = factors if groups == 1 else factors.repeat(groups)
     return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
 
 
+@one_node
 def shift_mask(like: Tensor, sizes: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Tensor:
     """What is added to the scores in windows after a cyclic shift to the front: `[windows, tokens, tokens]`.
 

@@ -7,7 +7,7 @@ map for each of their indices; it lifts where the term, or another axis of the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -158,9 +158,14 @@ class Edit(Widths):
             sources.append(self._lift_term(term, rows).expand(count, -1) + offset)
             offset += term_size(term)
         source = torch.cat(sources, 1)
-        scaled = any(self._share(dim) is not None for term in axis for dim in term)
-        share = torch.cat([self._share_of(term) for term in axis]) if scaled else None
-        return Lifted(source if rows else source[0], share)
+        return Lifted(source if rows else source[0], self.share(axis))
+
+    def share(self, axis: Axis, apart_from: Collection[Dim] = ()) -> Tensor | None:
+        """The factor on what reads each new index, `[new]`, None where it is 1; some dims have no part in it."""
+        axis = resolve(axis)
+        if all(self._share(dim) is None or dim in apart_from for term in axis for dim in term):
+            return None
+        return torch.cat([self._share_of(term, apart_from) for term in axis])
 
     def _lift_term(self, term: Term, rows: Mapping[Dim, Tensor]) -> Tensor:
         """The old index of each new one, `[rows, new]`, over the grid of the new indices of all dims."""
@@ -188,10 +193,10 @@ class Edit(Widths):
         assert not isinstance(known, MapInGroups)
         return torch.arange(dim.size) if known is None else known.source
 
-    def _share_of(self, term: Term) -> Tensor:
+    def _share_of(self, term: Term, apart_from: Collection[Dim]) -> Tensor:
         share = torch.ones(1, dtype=torch.float64)
         for dim in term:
-            factor = self._share(dim)
+            factor = None if dim in apart_from else self._share(dim)
             size = self.sizes.get(dim, dim.size)
             inner = torch.ones(size, dtype=torch.float64) if factor is None else factor.to(torch.float64)
             share = (share[:, None] * inner).reshape(-1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import keyword
 import linecache
+import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,10 +45,20 @@ class Network(fx.GraphModule):
 
     def recompile(self) -> PythonCode:
         """Write and compile the code; its source is forgotten with it."""
-        written = super().recompile()
+        written = self._written()
         code = type(self).forward.__code__
         weakref.finalize(code, _forget, code.co_filename).atexit = False
         return written
+
+    def _written(self) -> PythonCode:
+        usual = self._graph._codegen
+        if type(usual) is not fx.graph.CodeGen or not any(map(_has_keyword, self._graph.nodes)):
+            return super().recompile()
+        self._graph.set_codegen(_Spelling())
+        try:
+            return super().recompile()
+        finally:
+            self._graph.set_codegen(usual)
 
     def __getattr__(self, name: str) -> Any:
         if name in _ATTRIBUTES:
@@ -88,6 +100,28 @@ def _forget(key: str) -> None:
     if key.startswith("<eval_with_key>"):  # other names stand for all code of one text
         graph_module._loader.eval_cache.pop(key, None)
         linecache.cache.pop(key, None)
+
+
+class _Spelling(fx.graph.CodeGen):
+    """Code in which a module may be called `class`, as in a ModuleDict."""
+
+    def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> Any:
+        code = super()._gen_python_code(nodes, root_module, *args, **kwargs)
+        for path in {str(node.target) for node in nodes if _has_keyword(node)}:
+            plain, spelt = _spelt(root_module, path, lambda _: False), _spelt(root_module, path, keyword.iskeyword)
+            code.src = re.sub(re.escape(plain) + r"(?!\w)", spelt.replace("\\", r"\\"), code.src)
+        return code
+
+
+def _has_keyword(node: fx.Node) -> bool:
+    return node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, str(node.target).split(".")))
+
+
+def _spelt(root: str, path: str, quoted: Callable[[str], bool]) -> str:
+    """How code asks for what lies at a path."""
+    for part in path.split("."):
+        root = f'getattr({root}, "{part}")' if quoted(part) or not part.isidentifier() else f"{root}.{part}"
+    return root
 
 
 class _Forward:

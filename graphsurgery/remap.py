@@ -6,19 +6,20 @@ import dataclasses
 import operator
 import re
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes import Dim
+from graphsurgery.axes import Axis, Dim
 from graphsurgery.copying import copy_module
 from graphsurgery.errors import SurgeryError
 from graphsurgery.facts import ParameterType, Resize, TensorType, has_tensors, modules_of
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.inference import Inference
-from graphsurgery.layers import hold
+from graphsurgery.kept_numbers import KeptNumbers, same
+from graphsurgery.layers import hold, weigh
 from graphsurgery.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.network import assembled
 from graphsurgery.values import evaluate
@@ -58,27 +59,36 @@ def follow(before: ModelGraph, after: ModelGraph, edit: Edit) -> ModelGraph:
     return dataclasses.replace(after, origin=origin)
 
 
-def folded(graph: ModelGraph) -> dict[str, set[int]]:
-    """The axes of parameters, by name, that a factor on what they read is folded into, inside of layers too."""
-    found: dict[str, set[int]] = {}
+def folded(graph: ModelGraph) -> dict[str, dict[int, Axis]]:
+    """The axes of parameters, by name and number, that a factor on what they read is folded into, and what they read.
+
+    Those inside of layers are among them; see `ParameterType.reads`.
+    """
+    found: dict[str, dict[int, Axis]] = {}
     for access in graph.types.readers:
         if access.weight is not None and (access.weighted or access.value is None):
-            found.setdefault(access.weight[0], set()).add(access.weight[1])
+            found.setdefault(access.weight[0], {})[access.weight[1]] = access.axis
     return found
 
 
-def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Collection[int]) -> Tensor:
-    """A parameter or buffer after an edit: taken at the old indices, and scaled by the shares on some of its axes."""
+def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int, Axis]) -> Tensor:
+    """A parameter or buffer after an edit: taken at the old indices, and scaled where it reads.
+
+    Args:
+        edit: the edit.
+        typed: the axes of the tensor.
+        tensor: its old value.
+        scaled: what is summed over, by the number of each axis that gets the shares; see `ParameterType.reads`.
+    """
     lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
     changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
     # What depends on another axis comes last, when that axis has its new indices.
     changes.sort(key=lambda change: change[1].beside is not None)
     new = _selected(tensor, changes)
-    for index, lifted in changes:
-        if lifted.share is not None and index in scaled:
-            shape = [1] * new.dim()
-            shape[index] = -1
-            new = new * lifted.share.to(new).reshape(shape)
+    for index, _ in changes:
+        share = edit.share(scaled[index]) if index in scaled else None
+        if share is not None:
+            new = weigh(new, index, share.to(new))
     return new if changes else tensor.clone()
 
 
@@ -152,15 +162,15 @@ def rebuild(
     parts: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
+    kept = KeptNumbers(types.types, copies)
     with torch.no_grad():
         for node in graph.module.graph.nodes:
             copy = new_graph.node_copy(node, copies.__getitem__)
             copies[node] = copy
             originals[copy] = node
+            kept.keep(node, types.sized.get(node, ()))
             for rewrite in types.rewrites.get(node, ()):
                 rewrite(copy, resize)
-            if node not in types.sized and has_tensors(node.meta["value"]) and _numbers(node):
-                _keep_numbers(copy, originals)
             copy.meta["value"] = _new_value(node, copy, types, resize)
             path = str(node.target)
             if node.op == "get_attr" and path not in parts:
@@ -221,30 +231,13 @@ def _no_attribute(path: str) -> Any:
     raise SurgeryError(f"{path}: a module between sizes")
 
 
-def _keep_numbers(copy: fx.Node, originals: Mapping[fx.Node, fx.Node]) -> None:
-    """Numbers that are computed from widths but are no sizes (`x * width ** -0.5`) keep their old values."""
-
-    def kept(source: fx.Node) -> Any:
-        if source not in originals:  # a rewrite has made it
-            return source
-        old = originals[source].meta["value"]
-        return source if has_tensors(old) or _same(source.meta["value"], old) else old
-
-    copy.args = fx.map_arg(copy.args, kept)
-    copy.kwargs = fx.map_arg(copy.kwargs, kept)
-
-
-def _same(new: Any, old: Any) -> bool:
-    return type(new) is type(old) and bool(new == old)
-
-
 def _erase_unused_numbers(graph: fx.Graph) -> None:
     """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
     for node in reversed(list(graph.nodes)):
         number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
         if node.target is hold:
             found: Any = node.args[0]
-            stands = isinstance(found, fx.Node) and _same(found.meta["value"], node.args[1])
+            stands = isinstance(found, fx.Node) and same(found.meta["value"], node.args[1])
         else:
             stands = bool(node.users) or node.target is operator.setitem
         if number and not stands:
@@ -252,14 +245,17 @@ def _erase_unused_numbers(graph: fx.Graph) -> None:
 
 
 def _keep_names(graph: fx.Graph, originals: Mapping[fx.Node, fx.Node]) -> None:
-    """A copy has the name of its original; nodes that rewrites have made take names that are left over."""
-    if all(copy.name == node.name for copy, node in originals.items()):
-        return
-    for node in graph.nodes:
-        if node not in originals:
-            node._rename(_NUMBERED.sub("", node.name))
-    for copy, node in originals.items():
-        copy.name = node.name
+    """A copy has the name of its original; nodes that rewrites have made take names that are left over.
+
+    The names are given out anew, so that the graph knows which are taken when a pass inserts nodes.
+    """
+    names = graph._graph_namespace = type(graph._graph_namespace)()
+    made = [node for node in graph.nodes if node not in originals]
+    for copy in graph.nodes:
+        if copy in originals:
+            copy.name = names.create_name(originals[copy].name, copy)
+    for node in made:
+        node.name = names.create_name(_NUMBERED.sub("", node.name), node)
 
 
 def _resized(value: Any, typed: Any, resize: Resize) -> Any:

@@ -177,7 +177,7 @@ class Narrow:
             self.module = graph.module
             return
         edit = Edit(maps)
-        self.module = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, ())).module
+        self.module = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, {})).module
         types = graph.types
         kept = batch_norms(self.module) if own_norms else {}
         for name, parameter in list(self.module.named_parameters(remove_duplicate=False)):

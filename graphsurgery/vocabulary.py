@@ -30,7 +30,7 @@ def _words(text: str) -> list[str]:
 
 
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
-_PART = re.compile(r"(?!__)[A-Za-z0-9_-]+")
+_PART = re.compile(r"(?!__)[A-Za-z0-9_ -]+")
 _NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -203,8 +203,11 @@ def checked_name(name: Any) -> str:
 
 
 def checked_path(path: Any) -> str:
-    """A path of plain names, numbers and hyphens with dots between them."""
+    """A path of plain names, numbers, hyphens and spaces with dots between them, as a ModuleDict may have them.
+
+    The code of a network asks for what is no plain name by a text in quotes, of which these letters are no part.
+    """
     parts = path.split(".") if isinstance(path, str) else [""]
-    if not all(_PART.fullmatch(part) and not keyword.iskeyword(part) for part in parts):
+    if not all(_PART.fullmatch(part) for part in parts):
         raise SurgeryError(f"{path!r} is not a plain path")
     return path

@@ -101,6 +101,11 @@ def _asked(keep: Keep | None, target: Target | str | None) -> tuple[float | None
         return (0.5 if target is None else None), {}
     named: dict[str, Request] = dict(keep) if isinstance(keep, Mapping) else {EVERY: keep}
     share = named.pop(EVERY, None)
+    if isinstance(keep, Mapping) and isinstance(share, int):
+        raise SurgeryError(
+            f"compress: keep for all spaces is {share!r}, which for a space is a number of channels; give a share"
+            " such as 0.5, or name the spaces"
+        )
     if share is not None and target is not None:
         raise SurgeryError("compress: keep and target exclude each other; besides a target, keep can only name spaces")
     if share is not None and not isinstance(share, float | int):

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes import Axis, Dim, Term, resolve, term_size
+from graphsurgery.axes import Axis, Dim, Term, dims_of, resolve, term_size
 from graphsurgery.direct_sum import separable, why_not_the_mean
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import ParameterType, TensorType, has_tensors
+from graphsurgery.facts import ParameterType, TensorType
 from graphsurgery.graph import ModelGraph
+from graphsurgery.kept_numbers import numbers_of
 from graphsurgery.layers import SegmentedLayerNorm, segmented_group_norm, segmented_layer_norm, segmented_normalize
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.remap import rebuild
@@ -171,7 +172,7 @@ class _Family:
         if not sides:
             return _mean(tensors) if first.is_floating_point() else first.clone()
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
-        averaged = all(index in typed.reads - typed.passes for index in sides)
+        averaged = all(self._is_read_whole(typed, index) for index in sides)
         if not averaged:
             self._check_common(typed, tensors)
         for teacher, tensor in enumerate(tensors):
@@ -184,6 +185,11 @@ class _Family:
                 where = torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")
                 new[where] = new[where] + block if averaged else block
         return new
+
+    def _is_read_whole(self, typed: ParameterType, index: int) -> bool:
+        """Whether a weight sums over all that is summed on an axis, and hands on nothing of it as groups."""
+        read = set(dims_of(typed.reads.get(index, ())))
+        return all(dim in read for dim in dims_of(typed.axes[index]) if dim in self.summed)
 
     def _check_common(self, typed: ParameterType, tensors: list[Tensor]) -> None:
         """What stands in one place for all teachers must be the same in all."""
@@ -212,11 +218,12 @@ def _check_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> None:
     """A number that is computed from a width, and is no size, has one value in the direct sum."""
     types = first.types
     for node in first.module.graph.nodes:
-        if node in types.sized or node in types.rewrites or not has_tensors(node.meta["value"]):
+        sizes = types.sized.get(node, frozenset())
+        if node in types.rewrites and not sizes:
             continue
-        for number in node.all_input_nodes:
+        for number in numbers_of(node, sizes):
             mine, theirs = number.meta["value"], nodes[number].meta["value"]
-            if not has_tensors(mine) and mine != theirs:
+            if mine != theirs:
                 raise SurgeryError(f"concatenate: {node.name} uses {mine} in one network and {theirs} in another")
 
 

@@ -15,6 +15,7 @@ from graphsurgery.facts import ParameterType
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.growth import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
 from graphsurgery.initializing import next_layers, padded
+from graphsurgery.layers import weigh
 from graphsurgery.maps import ChannelMap, Edit
 from graphsurgery.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.passes.gate import has_gates, why_nothing
@@ -106,7 +107,7 @@ def _widened(graph: ModelGraph, edit: Edit, even: Edit, record: Mapping[str, Any
     scaled = folded(graph)
 
     def grown(typed: ParameterType, tensor: Tensor) -> Tensor:
-        new = gather(edit, typed, tensor, scaled.get(typed.name, ()))
+        new = gather(edit, typed, tensor, scaled.get(typed.name, {}))
         lifted = even.lift(typed.axes[0]) if typed.counts else None
         return new if lifted is None or lifted.share is None else new * lifted.share.to(new)
 
@@ -148,16 +149,15 @@ def _disturb(graph: ModelGraph, wide: ModelGraph, edit: Edit, noise: float, gene
     for access in graph.types.readers:
         if not access.weighted or access.weight is None:
             continue
-        name, index = access.weight
-        lifted = edit.lift(graph.types.parameters[name].axes[index])
+        lifted = edit.lift(access.axis)
         if lifted is None:
             continue
+        name, index = access.weight
         weight = tensors[name]
         drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        again = ~first_of_each(lifted.source)
-        shape = [-1 if axis == index else 1 for axis in range(weight.dim())]
+        again = (~first_of_each(lifted.source)).double()
         with torch.no_grad():
-            weight += (drawn * again.reshape(shape) * noise).to(weight) * weight.std()
+            weight += (weigh(drawn, index, again) * noise).to(weight) * weight.std()
 
 
 def _sizes(

@@ -1,5 +1,6 @@
 """Random networks of convolutions, linears, norms, attention, sums, concats, splits, reshapes, groups and writes in
-place, for property tests; with channel shuffles, in many spellings, if asked for."""
+place, for property tests; with channel shuffles in many spellings, results by index, and shapes that are stored, if
+asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class RandomNetwork(nn.Module):
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         for _ in range(steps):
             kind = choose.choice(list(STEPS if kinds is None else kinds))
-            layers, produced, detail = (STEPS | SHUFFLES)[kind](channels, choose)
+            layers, produced, detail = (STEPS | SHUFFLES | INDEXED)[kind](channels, choose)
             if layers is None:
                 continue
             self.plan.append((kind, detail))
@@ -254,4 +255,75 @@ FORWARD |= {
     "shuffle_unit": lambda x, layers, _: _shuffle(_change_half(x.chunk(2, 1), layers), 2),
     "odd_even": lambda x, layers, _: _change_half(_shuffle_and_split(x), layers),
     "interleaved": lambda x, layers, _: torch.stack([x, layers[0](x)], 2).flatten(1, 2),
+}
+
+
+def _same_width(channels, _):
+    return [nn.Conv2d(channels, channels, 1)], channels, 0
+
+
+def _one_by_one(channels, _):
+    return [nn.Linear(channels, channels)], channels, 0
+
+
+def _doubled(channels, choose):
+    new = choose.choice([4, 6])
+    return [nn.Conv2d(channels, 2 * new, 1)], new, 0
+
+
+def _quantized(x, layers):
+    """As a vector quantizer has it: a shape is stored, and indexed and used later."""
+    x = x.permute(0, 2, 3, 1)
+    shape = x.shape
+    flat = torch.tanh(x.reshape(-1, shape[3]))
+    return layers[0](flat).view(shape).permute(0, 3, 1, 2)
+
+
+def _stored(x, layers):
+    """A shape that is laid out by, and indexed after that."""
+    shape = x.shape
+    y = torch.tanh(layers[0](x)).view(shape)
+    return y.reshape(shape[0], shape[1], -1).view(shape)
+
+
+def _unpacked(x, layers):
+    batch, channels, height, width = x.shape
+    y = layers[0](x).view(batch, channels, height * width)
+    return torch.relu(y).view(batch, channels, height, width) + x.view(x.shape)
+
+
+def _moments(x, layers):
+    variance, mean = torch.var_mean(x, (2, 3), keepdim=True)
+    return layers[0]((x - mean) * torch.rsqrt(variance + 0.1))
+
+
+def _largest(x, layers):
+    values, _ = x.max(3, keepdim=True)
+    least = x.min(2, keepdim=True)
+    return layers[0](x * torch.sigmoid(values) + least[0])
+
+
+def _gated_linear(x, layers):
+    a, b = layers[0](x).chunk(2, 1)
+    return a * torch.sigmoid(b)
+
+
+def _by_number(x, layers):
+    parts = layers[0](x).split(x.shape[1] // 2 or 1, 1)
+    sizes = [part.size() for part in parts]
+    return torch.cat([torch.tanh(part).reshape(size) for part, size in zip(parts, sizes, strict=True)], 1)
+
+
+INDEXED = {
+    "stored": _same_width, "quantized": _one_by_one, "unpacked": _same_width, "moments": _same_width,
+    "largest": _same_width, "gated_linear": _doubled, "by_number": _same_width,
+}  # fmt: skip
+FORWARD |= {
+    "stored": lambda x, layers, _: _stored(x, layers),
+    "quantized": lambda x, layers, _: _quantized(x, layers),
+    "unpacked": lambda x, layers, _: _unpacked(x, layers),
+    "moments": lambda x, layers, _: _moments(x, layers),
+    "largest": lambda x, layers, _: _largest(x, layers),
+    "gated_linear": lambda x, layers, _: _gated_linear(x, layers),
+    "by_number": lambda x, layers, _: _by_number(x, layers),
 }

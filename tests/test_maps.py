@@ -178,7 +178,7 @@ def test_a_choice_in_each_group_equals_indexing_element_by_element(drawn):
     axes, maps = drawn
     edit = Edit(maps)
     tensor = np.arange(np.prod([ax.size_of(axis) for axis in axes])).reshape([ax.size_of(axis) for axis in axes])
-    new = gather(edit, ParameterType("w", tuple(axes)), torch.tensor(tensor), ())
+    new = gather(edit, ParameterType("w", tuple(axes)), torch.tensor(tensor), {})
     np.testing.assert_array_equal(new.numpy(), gathered(tensor, axes, edit))
     assert list(new.shape) == [edit.size(axis) for axis in axes]
 

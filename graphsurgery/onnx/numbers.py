@@ -85,6 +85,11 @@ class Numbers:
                     found[operator.index, at] = name, np.asarray(operand)
                 elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.op == "get_attr":
                     found[operator.index, at] = name, self._tensors[str(operand.target)].detach().cpu().numpy()
+                elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.name not in self.old:
+                    raise SurgeryError(
+                        f"{self.file.path}: {operator.name} calculates with a number that holds a width and the batch;"
+                        " leave out the spaces that it is computed from, or write a .pt file"
+                    )
         return found
 
     @cached_property

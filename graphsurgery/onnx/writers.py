@@ -130,12 +130,15 @@ class Writer:
             return self.constant(np.array(value, self.dtype), f"{self._at}/number")
         raise UnsupportedError(f"{self._at} is new, and has an operand that is not written ({value!r})")
 
-    def along(self, vector: fx.Node, axis: int, rank: int) -> str:
-        """A vector `[channels]` as the factors along an axis of a tensor of this rank."""
+    def along(self, vector: fx.Node, axis: int, rank: int, groups: int = 1) -> str:
+        """A vector `[channels]`, once for each group, as the factors along an axis of a tensor of this rank."""
         shape = [-1] + [1] * (rank - 1 - axis % rank)
-        if vector.op != "get_attr":
+        if vector.op != "get_attr" and groups == 1:
             return self.op("Reshape", self.value(vector), self.ints(shape))
-        return self.parameter(str(vector.target), str(shape), lambda array: array.reshape(shape))
+        if vector.op != "get_attr":
+            raise UnsupportedError(f"{self._at} is new, and has computed factors for each of its groups")
+        layout = f"{shape} {groups}"
+        return self.parameter(str(vector.target), layout, lambda array: np.tile(array, groups).reshape(shape))
 
     def reduce(self, kind: str, x: str, axes: Sequence[int], *, keep: bool = True) -> str:
         """`ReduceSum` or `ReduceMean`, whose axes became an input in opset 13 and 18."""
@@ -242,7 +245,8 @@ def _same(w: Writer, x: fx.Node, *, at: str) -> str:  # noqa: ARG001
 
 @writes(layers.weigh)
 def _weigh(w: Writer, x: fx.Node, dim: int, factors: fx.Node) -> str:
-    return w.op("Mul", w.value(x), w.along(factors, dim, _rank(x)))
+    groups = x.meta["value"].shape[dim] // len(factors.meta["value"])
+    return w.op("Mul", w.value(x), w.along(factors, dim, _rank(x), groups))
 
 
 def _shares(w: Writer, shares: fx.Node, groups: int = 1) -> Array:

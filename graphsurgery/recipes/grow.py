@@ -157,8 +157,13 @@ def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None
     """The contract of growth; None where an init promises nothing."""
     if growth.widens and growth.init not in EXACT:
         return None
+    return unchanged("grown = original", before, after, growth.seed)
+
+
+def unchanged(name: str, before: ModelGraph, after: ModelGraph, seed: int = 0) -> Check:
+    """The contract of this name: the same outputs, to what the precision of the weights allows."""
     dtype = next((p.dtype for p in before.module.parameters() if p.is_floating_point()), torch.float32)
-    return Check("grown = original", changed_by(before, after, growth.seed), ALLOWED.get(dtype, 1e-2))
+    return Check(name, changed_by(before, after, seed), ALLOWED.get(dtype, 1e-2))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from graphsurgery.axes import dims_of
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.masks import MaskSet, maskable
@@ -138,7 +139,8 @@ def holes(graph: ModelGraph, seed: int) -> MaskSet:
         for name, index, axis in graph.uses[space.dim]:
             label = labels(axis, space.dim) if name in masks else None
             if label is not None:
-                dead = torch.isin(label, unread if index in types[name].reads else unwritten)
+                read = space.dim in dims_of(types[name].reads.get(index, ()))
+                dead = torch.isin(label, unread if read else unwritten)
                 masks[name].movedim(index, 0)[dead] = False
     return MaskSet(masks)
 

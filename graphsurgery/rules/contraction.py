@@ -76,8 +76,7 @@ def convolution_function(
     axis = _groups(groups)
     result = _convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.sized.add(infer.node)
-        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
     return result
 
 
@@ -97,16 +96,33 @@ def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> N
 def resize_argument(node: torch.fx.Node, position: int, name: str, size: int) -> None:
     """Set a size in a call; one that is computed stays in proportion, so that other batches keep working."""
     old = node.args[position] if len(node.args) > position else node.kwargs[name]
-    if not isinstance(old, torch.fx.Node):
+    while (base := _scaled_from(old)) is not None:
+        old = base
+    value: Any = old.meta["value"] if isinstance(old, torch.fx.Node) else 0
+    if value == size:
+        set_argument(node, position, name, old)
+    elif not value:
         set_argument(node, position, name, size)
-        return
-    value: Any = old.meta["value"]
-    if value != size:
+    else:
         with node.graph.inserting_before(node):
             product = node.graph.call_function(operator.mul, (old, size))
             scaled = node.graph.call_function(operator.floordiv, (product, value))
         product.meta["value"], scaled.meta["value"] = value * size, size
         set_argument(node, position, name, scaled)
+
+
+def _scaled_from(size: Any) -> torch.fx.Node | None:
+    """What a size is in proportion to, as an earlier edit has left it: `base * 6 // 4`."""
+    if not isinstance(size, torch.fx.Node) or size.target is not operator.floordiv or not isinstance(size.args[1], int):
+        return None
+    product = size.args[0]
+    if (
+        not isinstance(product, torch.fx.Node)
+        or product.target is not operator.mul
+        or not isinstance(product.args[1], int)
+    ):
+        return None
+    return product.args[0] if isinstance(product.args[0], torch.fx.Node) else None
 
 
 def _convolve(
@@ -187,8 +203,7 @@ def transposed_convolution_function(
     axis = _groups(groups)
     result = _transposed(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
-        infer.sized.add(infer.node)
-        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)))
+        infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
     return result
 
 
@@ -204,14 +219,14 @@ def _transposed(
     channel = len(input) - len(weight) + 1
     positions = _positions(infer, input, weight, channel, stride, padding)
     infer.unify(input[channel], weight[0])
+    read = weight[0]
     if ax.size_of(groups) > 1:
-        infer.unify(weight[0], ax.product([groups, ax.free(ax.size_of(weight[0]) // ax.size_of(groups))]))
+        read = ax.free(ax.size_of(weight[0]) // ax.size_of(groups))
+        infer.unify(weight[0], ax.product([groups, read]))
     output = ax.product([groups, weight[1]])
     if bias is not None:
         infer.unify(bias[0], output)
-    infer.reads(0, channel, weight[0], weight, 0)
-    if ax.size_of(groups) > 1 and weight.parameter is not None:
-        infer.parameters[weight.parameter].passes.add(0)
+    infer.reads(0, channel, read, weight, 0)
     infer.writes(output)
     infer.multiplies(*input.axes[:channel], *weight.axes[:2], *positions)
     return TensorType([*input.axes[:channel], output, *positions])

@@ -45,6 +45,12 @@ def new_filled(infer: Inference, input: TensorType, size: Any, fill_value: float
     return _of_sizes(infer, 1, spread=False)
 
 
+@rule("new_tensor")
+def new_tensor(infer: Inference, input: TensorType, data: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Numbers in a tensor of their own; the other one only lends its dtype."""
+    return TensorType([ax.fixed(n) for n in infer.value.shape])
+
+
 @rule(shift_mask)
 def mask_of_positions(infer: Inference, like: TensorType, *sizes: Any) -> Any:  # noqa: ARG001
     """Windows and tokens are positions; the other tensor only lends its dtype."""
@@ -55,7 +61,8 @@ def _of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:
     """A free axis for every size, which stand from argument number `position` on."""
     axes = [ax.free(n) if n > 1 else ax.UNIT for n in infer.value.shape]
     get, put = _sizes_at(position, spread)
-    write_sizes(infer, axes, get, put)
+    last = len(infer.node.args) if spread else position + 1
+    write_sizes(infer, axes, get, put, (*range(position, last), "size"))
     return TensorType(axes)
 
 

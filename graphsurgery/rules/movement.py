@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -23,6 +23,7 @@ def write_sizes(
     axes: Sequence[Axis],
     get: Callable[[fx.Node], Any],
     put: Callable[[fx.Node, list[Any]], None],
+    arguments: Iterable[int | str],
     *,
     may_infer: bool = False,
 ) -> None:
@@ -35,9 +36,9 @@ def write_sizes(
         infer: at the node that is called.
         axes: what the sizes are the sizes of.
         get, put: where the sizes stand in the call.
+        arguments: the same by position and name.
         may_infer: whether the operator takes a -1, which serves where a wrong size is a product with the batch.
     """
-    infer.sized.add(infer.node)
 
     def resize(node: fx.Node, new: Resize) -> None:
         wanted = [new.size(axis) for axis in axes]
@@ -48,7 +49,7 @@ def write_sizes(
         if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
 
-    infer.on_rebuild(resize)
+    infer.on_rebuild(resize, arguments)
 
 
 def _infer_the_batch(sizes: list[Any], written: Sequence[Any], wanted: Sequence[int], axes: Sequence[Axis]) -> None:
@@ -93,6 +94,11 @@ def _varargs(node: fx.Node) -> Any:
     return sizes
 
 
+def _after_first(infer: Inference) -> Iterable[int | str]:
+    """All arguments but the tensor."""
+    return (*range(1, len(infer.node.args)), *infer.node.kwargs)
+
+
 def _put_varargs(node: fx.Node, sizes: list[Any]) -> None:
     nested = len(node.args) == 1 or isinstance(node.args[1], (list, tuple)) or node.op == "call_function"
     node.args = (node.args[0], tuple(sizes)) if nested else (node.args[0], *sizes)
@@ -110,7 +116,7 @@ def reshape(infer: Inference, input: TensorType, *shape: Any, **options: Any) ->
     if any(isinstance(size, torch.dtype) for size in (*shape, *options.values())):
         raise Clash("its memory is read as another type")
     result = reshaped(infer, input, infer.value.shape)
-    write_sizes(infer, result.axes, _varargs, _put_varargs, may_infer=True)
+    write_sizes(infer, result.axes, _varargs, _put_varargs, _after_first(infer), may_infer=True)
     return result
 
 
@@ -221,7 +227,7 @@ def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> Tens
     def get(node: fx.Node) -> Any:
         return node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]
 
-    write_sizes(infer, parts, get, lambda node, new: set_argument(node, 2, "sizes", tuple(new)))
+    write_sizes(infer, parts, get, lambda node, new: set_argument(node, 2, "sizes", tuple(new)), (2, "sizes"))
     return TensorType([*input.axes[:dim], *parts, *input.axes[dim + 1 :]])
 
 
@@ -357,7 +363,7 @@ def expand(infer: Inference, input: TensorType, *sizes: Any, **options: Any) -> 
         if ax.size_of(axis) == 1 and size != 1:
             infer.fix(axis)
             stretched[index] = ax.free(size)
-    write_sizes(infer, stretched, _varargs, _put_varargs)
+    write_sizes(infer, stretched, _varargs, _put_varargs, _after_first(infer))
     return TensorType(stretched)
 
 
@@ -383,7 +389,7 @@ def repeat(infer: Inference, input: TensorType, *sizes: Any) -> TensorType:
             infer.fix(axis)
         copies.append(ax.free(count) if stretched else ax.fixed(count))
         result.append(copies[-1] if stretched else ax.product([copies[-1], axis]))
-    write_sizes(infer, copies[len(copies) - len(given) :], _varargs, _put_varargs)
+    write_sizes(infer, copies[len(copies) - len(given) :], _varargs, _put_varargs, _after_first(infer))
     return TensorType(result)
 
 

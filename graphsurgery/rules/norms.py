@@ -234,8 +234,9 @@ def weighted_rms_norm_function(
 
 @rule(weigh)
 def weigh_function(infer: Inference, x: TensorType, dim: int, factors: TensorType) -> TensorType:
-    """One factor for each index of an axis."""
-    infer.unify(factors[0], x[dim])
+    """One factor for each index of an axis, or of what is inside its groups."""
+    groups = ax.size_of(x[dim]) // ax.size_of(factors[0])
+    infer.unify(x[dim], ax.product([ax.free(groups), factors[0]]) if groups > 1 else factors[0])
     return TensorType(x.axes)
 
 
@@ -269,8 +270,9 @@ def group_norm_function(
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)
-    infer.sized.add(infer.node)
-    infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
+    infer.on_rebuild(
+        lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)), sizes=(1, "num_groups")
+    )
     return TensorType(input.axes)
 
 
@@ -287,8 +289,9 @@ def weighted_group_norm_function(
     """As `F.group_norm`, with shares that say how much each channel counts in its group."""
     groups = _normalize_groups(infer, x, num_groups, weight, bias)
     _counts(infer, shares, x[1])
-    infer.sized.add(infer.node)
-    infer.on_rebuild(lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)))
+    infer.on_rebuild(
+        lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)), sizes=(1, "num_groups")
+    )
     return TensorType(x.axes)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from graphsurgery.axes import Axis, dims_of
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
+from graphsurgery.layers import weigh
 from graphsurgery.maps import Edit
 
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
@@ -145,11 +147,16 @@ def _mapped(step: Origin, name: str, value: Tensor, power: int) -> Tensor:
     typed = step.parameters.get(first)
     if typed is None:
         return value
-    return follow_gradient(step.edit, typed.axes, step.folded.get(first, ()), value, power)
+    return follow_gradient(step.edit, typed.axes, step.folded.get(first, {}), value, power)
 
 
-def follow_gradient(edit: Edit, axes: Any, scaled: Any, value: Tensor, power: int = 1) -> Tensor:
-    """The gradient of a parameter, to a power, after an edit: `value [old] -> [new]`."""
+def follow_gradient(
+    edit: Edit, axes: Sequence[Axis], scaled: Mapping[int, Axis], value: Tensor, power: int = 1
+) -> Tensor:
+    """The gradient of a parameter, to a power, after an edit: `value [old] -> [new]`.
+
+    `scaled` says what the parameter reads, by the number of the axis; the rest it writes.
+    """
     for index in range(len(axes)):
         lifted = edit.lift_in(axes, index)
         if lifted is None:
@@ -157,7 +164,7 @@ def follow_gradient(edit: Edit, axes: Any, scaled: Any, value: Tensor, power: in
         if lifted.beside is not None:
             raise SurgeryError("remap_optimizer: a choice in each group; start the optimizer anew")
         value = value.index_select(index, lifted.source.to(value.device))
-        if lifted.share is not None and index not in scaled:
-            shape = [-1 if other == index else 1 for other in range(value.dim())]
-            value = value * (lifted.share**power).to(value).reshape(shape)
+        share = edit.share(axes[index], apart_from=set(dims_of(scaled.get(index, ()))))
+        if share is not None:
+            value = weigh(value, index, (share**power).to(value))
     return value

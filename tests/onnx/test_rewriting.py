@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import helper
@@ -203,3 +204,23 @@ def test_what_was_computed_once_follows(tmp_path):
     path = scripted(PartlyZero(), torch.randn(2, 4), tmp_path / "m.onnx", bn=True)
     graph = compress(import_onnx(path).graph, {"first": [0, 2, 5]})
     assert rewrite_onnx(path, graph, tmp_path / "small.onnx").holds
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("groups", "inner"), [(2, 4), (4, 2), (8, 1)])
+def test_transposed_convolutions_with_groups_grow_in_place(tmp_path, groups, inner, rank):
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    transposed = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
+    torch.manual_seed(rank)
+    network = nn.Sequential(
+        conv(3, 8, 1), nn.Tanh(), transposed(8, 2 * groups, 2, 2, groups=groups), nn.Tanh(), conv(2 * groups, 3, 1)
+    )
+    path = scripted(network, torch.randn(2, 3, *[4] * rank), tmp_path / "m.onnx")
+    graph = import_onnx(path).graph
+    assert {space.size for space in graph.spaces} == {groups, 2} | ({inner} if inner > 1 else set())
+    wide = widen(graph, to={space.name: 2 * space.size + 1 for space in graph.spaces})
+    assert rewrite_onnx(path, wide, tmp_path / "wide.onnx").holds
+    x = torch.randn(3, 3, *[4] * rank, generator=torch.Generator().manual_seed(0))
+    found = onnxruntime.InferenceSession(tmp_path / "wide.onnx").run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network(x).numpy(), rtol=0, atol=1e-5)

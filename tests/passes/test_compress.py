@@ -476,3 +476,10 @@ def test_other_channels_in_each_group_in_onnx_runtime(network, tmp_path):
     small = compress(small, 0.5, within="each")
     gs.export_onnx(small, tmp_path / "small.onnx")
     assert gs.check_onnx(small, tmp_path / "small.onnx").deviation < 1e-4
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_whole_number_for_all_spaces_is_no_share(number):
+    graph, _ = traced("paper/lenet5")
+    with pytest.raises(gs.SurgeryError, match=r"for all spaces is \d, which for a space is a number of channels"):
+        compress(graph, {"*": number})

@@ -27,7 +27,7 @@ def test_the_gradients_of_a_wide_network_are_the_mapped_ones(name):
     wide = widen(graph, 1.4)
     old, new = gradients(graph, x), gradients(wide, x)
     for parameter, gradient in new.items():
-        typed, folded = graph.types.parameters[parameter], wide.origin.folded.get(parameter, ())
+        typed, folded = graph.types.parameters[parameter], wide.origin.folded.get(parameter, {})
         assert deviation(gradient, follow_gradient(wide.origin.edit, typed.axes, folded, old[parameter])) < 1e-10
 
 
@@ -37,7 +37,7 @@ def test_with_norms_across_channels_for_equal_shares(name):
     wide = widen(graph, 2.0, init="equal")
     old, new = gradients(graph, x), gradients(wide, x)
     for parameter, gradient in new.items():
-        typed, folded = graph.types.parameters[parameter], wide.origin.folded.get(parameter, ())
+        typed, folded = graph.types.parameters[parameter], wide.origin.folded.get(parameter, {})
         expected = follow_gradient(wide.origin.edit, typed.axes, folded, old[parameter])
         assert float((gradient - expected).abs().max()) < 1e-10 * max(float(g.abs().max()) for g in new.values())
 
