@@ -40,8 +40,8 @@ class ValueProxy(fx.Proxy):
 
     tracer: ValueTracer
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """What `isinstance` sees: the type of a size, a shape or a dtype.
 
         Not that of a tensor, which torch's C code would take for one; `questions` answers for those.
@@ -196,10 +196,10 @@ class MappingProxy(ValueProxy):
         return value_of(self).keys()
 
     def values(self) -> Any:
-        return [self[key] for key in value_of(self)]
+        return [operator.getitem(self, key) for key in value_of(self)]
 
     def items(self) -> Any:
-        return [(key, self[key]) for key in value_of(self)]
+        return [(key, operator.getitem(self, key)) for key in value_of(self)]
 
 
 Sequence.register(SequenceProxy)

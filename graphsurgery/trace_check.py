@@ -122,9 +122,8 @@ class Likeness:
 
     def _other_sizes(self) -> None:
         """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
-        batch = {self.x[0].shape[0]: self.x[0].shape[0] + 1} if self.x else {}
-        lengths = dict.fromkeys(n for x in self.x for n in x.shape[1:])
-        lengths.pop(next(iter(batch), None), None)
+        batch = {x.shape[0]: x.shape[0] + 1 for x in self.x[:1]}
+        lengths = [n for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]) if n not in batch]
         free = {}
         for n in lengths:
             for new in (n + 1, n + 32) if n >= 32 else (n + 1, n + 2):
@@ -243,7 +242,7 @@ def _run(module: nn.Module, x: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _with_gradients(
-    module: nn.Module, x: Sequence[Tensor], parameters: list[Tensor]
+    module: nn.Module, x: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[float], Tensor]:
     """What a module gives in training, the norm of each gradient (parameters, then inputs), and what was drawn then."""
     inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]

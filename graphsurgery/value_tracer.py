@@ -425,11 +425,11 @@ class ValueTracer(fx.Tracer):
         for home, name, function in replacements:
             setattr(home, name, function)
         apply = torch.autograd.Function.__dict__["apply"]
-        torch.autograd.Function.apply = classmethod(self._applying(apply))  # type: ignore[method-assign, assignment]
+        torch.autograd.Function.apply = classmethod(self._applying(apply))
         try:
             yield
         finally:
-            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+            torch.autograd.Function.apply = apply
             for home, name, original in originals:
                 setattr(home, name, original)
             fx_trace._wrapped_fns_to_patch.update(wrapped)
