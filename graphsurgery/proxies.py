@@ -9,15 +9,13 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError
-
-if TYPE_CHECKING:
-    from graphsurgery.value_tracer import ValueTracer
 
 LITERALS = frozenset({bool, int, float, str, type(None)})
 """Types of arguments that stand in a graph as they are."""
@@ -35,10 +33,30 @@ _OF_TENSORS: Mapping[str, Any] = {
 _DATA = "asks for the data of a tensor, so the graph would depend on the input"
 
 
+class DecidingTracer(fx.Tracer):
+    """What a proxy needs of its tracer: it is told what the model was answered."""
+
+    def decided(self, proxy: fx.Proxy, line: str | None = None) -> None:
+        """The model goes the way that the value of this proxy says."""
+        raise NotImplementedError
+
+    def indexed(self, proxy: fx.Proxy, frame: FrameType) -> None:
+        """A frame asks for a size as a Python integer: for Python, or for a function of torch that it calls."""
+        raise NotImplementedError
+
+    def settle(self, frame: FrameType) -> None:
+        """A frame calls a function of torch, which has handed over."""
+        raise NotImplementedError
+
+    def spelled(self, proxy: fx.Proxy) -> None:
+        """The model writes a size into a text."""
+        raise NotImplementedError
+
+
 class ValueProxy(fx.Proxy):
     """A proxy that knows the meta value of its node."""
 
-    tracer: ValueTracer
+    tracer: DecidingTracer
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -230,7 +248,7 @@ def value_of(proxy: fx.Proxy) -> Any:
     return proxy.node.meta["value"]
 
 
-def proxy_of(node: fx.Node, tracer: ValueTracer) -> ValueProxy:
+def proxy_of(node: fx.Node, tracer: DecidingTracer) -> ValueProxy:
     """The proxy for a node that has its value."""
     value = node.meta["value"]
     if isinstance(value, Tensor):
@@ -244,7 +262,7 @@ def proxy_of_attribute(root: ValueProxy, name: str) -> ValueProxy:
     """An attribute of what a proxy stands for: a node, or a method that becomes one when it is called."""
     if callable(getattr(type(value_of(root)), name, None)) or callable(getattr(value_of(root), name)):
         return MethodProxy(root, name)
-    return root.tracer.create_proxy("call_function", getattr, (root, name), {})
+    return cast(ValueProxy, root.tracer.create_proxy("call_function", getattr, (root, name), {}))
 
 
 def type_of(candidate: Any) -> type:
@@ -273,7 +291,7 @@ def is_callable(candidate: Any) -> bool:
     return callable(candidate if plain else value_of(candidate))
 
 
-def _tracer(*arguments: Any) -> ValueTracer | None:
+def _tracer(*arguments: Any) -> DecidingTracer | None:
     """The tracer of the first proxy among the arguments of a call."""
     for argument in arguments:
         if isinstance(argument, ValueProxy):

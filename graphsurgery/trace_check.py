@@ -67,7 +67,7 @@ class Likeness:
         """
         with _quiet(), _kept_modes(self.traced), _Buffers(self.traced) as traced, _Buffers(self.model) as own:
             self.buffers = (traced, own)
-            if self._compare(self.x, "on the example inputs"):
+            if self._compare(self.x):
                 self._other_sizes()
             if training:
                 self._training()
@@ -99,8 +99,12 @@ class Likeness:
 
     # Comparisons ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, x: Sequence[Tensor], where: str) -> bool:
-        """Whether the module takes these inputs; then its trace gives the same, or says why it does not take them."""
+    def _compare(self, x: Sequence[Tensor], where: str = "") -> bool | None:
+        """Compare on these inputs, `where` in words; on the example inputs where it is empty.
+
+        Returns:
+            Whether the module takes them; None where it does, but its trace says that it does not.
+        """
         self.model.eval()
         self.traced.eval()
         self._reset()
@@ -111,14 +115,22 @@ class Likeness:
                 return False
             try:
                 found = _run(self.traced, x)
-                if self.writes:  # into what lasts from one call to the next, perhaps
-                    self._judge(_run(self.traced, x), found, "called again", lambda: found)
+                # What it writes into may last from one call to the next.
+                again = _run(self.traced, x) if self.writes else found
             except Exception as cause:
-                if where.startswith("on the example"):
-                    raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause
-                return True
-            self._judge(found, expected, where, lambda: _run(self.model, self._nudged(x)))
+                if where:
+                    return None
+                raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause
+            self._judge(found, expected, where or "on the example inputs", lambda: _run(self.model, self._nudged(x)))
+            if self.writes and not self.remembers(x):
+                self._judge(again, expected, "called again", lambda: found)
         return True
+
+    def remembers(self, x: Sequence[Tensor]) -> bool:
+        """Whether the module itself gives something else when it is called again."""
+        self._reset()
+        first, second = _run(self.model, x), _run(self.model, x)
+        return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def _other_sizes(self) -> None:
         """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
@@ -130,9 +142,11 @@ class Likeness:
                 if self._accepts({n: new}):
                     free[n] = new
                     break
-        self._compare(self._resized(batch | free), f"at inputs of {self._sizes(batch | free)}")
-        if free:
-            self._compare(self._resized(batch), f"at inputs of {self._sizes(batch)}")
+        together = self._compare(self._resized(batch | free), f"at inputs of {self._sizes(batch | free)}")
+        if together or not free:
+            return
+        for changes in (batch, *({n: new} for n, new in free.items())):
+            self._compare(self._resized(changes), f"at inputs of {self._sizes(changes)}")
 
     def _reset(self) -> None:
         """Both have the statistics, and whatever else is in buffers, that the model has."""

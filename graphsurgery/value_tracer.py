@@ -25,7 +25,7 @@ from torch.fx import _symbolic_trace as fx_trace
 from torch.nn.modules import module as nn_module
 from torch.overrides import get_overridable_functions
 
-from graphsurgery import layers, proxies
+from graphsurgery import errors, layers, proxies
 from graphsurgery.aliasing import acts_in_place, makes_new
 from graphsurgery.copying import meta_of
 from graphsurgery.custom_gradients import KeptFunction, call_inline, has_own_gradient
@@ -34,7 +34,7 @@ from graphsurgery.facts import has_tensors, modules_of, named_tensors
 from graphsurgery.layers import TrainingFlag, hold
 from graphsurgery.leaves import has_hooks, is_leaf
 from graphsurgery.modes import FLAG
-from graphsurgery.proxies import DEVICE, LITERALS, ValueProxy, is_instance, proxy_of, value_of
+from graphsurgery.proxies import DEVICE, LITERALS, DecidingTracer, ValueProxy, is_instance, proxy_of, value_of
 from graphsurgery.questions import truthful
 from graphsurgery.values import evaluate
 from graphsurgery.windows import REPLACEMENTS
@@ -80,7 +80,7 @@ class UnfollowedError(TraceError):
         self.path = path
 
 
-class ValueTracer(fx.Tracer):
+class ValueTracer(DecidingTracer):
     """Records a forward while computing it on meta tensors.
 
     Args:
@@ -579,7 +579,7 @@ def _asking_line() -> str:
 
 def _where(error: Exception, root: nn.Module) -> str:
     """The innermost line of the model's own code, and why it could not be followed."""
-    own = [str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen", "<eval", "<string>"]
+    own = [str(Path(torch.__file__).parent), str(Path(errors.__file__).parent), "<frozen", "<eval", "<string>"]
     own.append(str(Path(contextlib.__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(own))]
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
