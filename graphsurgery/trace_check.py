@@ -26,6 +26,10 @@ _COARSE = 5e-2
 _NUDGE = {torch.float64: 1e-13, torch.float32: 1e-6}
 _NOISE = 20.0
 """Networks that amplify: where a nudge of every number moves an output, it may differ by so many times as much."""
+_GRADIENTS = 1e-2
+"""What the norm of a gradient may differ by, as a share of itself."""
+_LITTLE = 1e-6
+"""What a gradient may have of the largest and count as none."""
 _ROWS = 4
 
 
@@ -184,9 +188,9 @@ class Likeness:
         except Exception as cause:
             raise UnlikeModuleError(f"{self.name}: its trace does not train: {one_line(cause)}") from cause
 
-        def nudged() -> list[Tensor]:
+        def nudged() -> tuple[list[Tensor], list[float], Tensor]:
             self._reset()
-            return _with_gradients(self.model, self._nudged(self.x), trained)[0]
+            return _with_gradients(self.model, self._nudged(self.x), trained)
 
         if not torch.equal(drawn, drawn_too):
             raise UnlikeModuleError(
@@ -194,8 +198,9 @@ class Likeness:
             )
         names = {id(p): n for n, p in self.model.named_parameters()}
         asked = [names[id(p)] for p in trained] + [f"input {i}" for i in range(len(slopes) - len(trained))]
-        self._judge(found, expected, "in training", nudged)
-        self._judge_gradients(mine_slopes, slopes, asked)
+        self._judge(found, expected, "in training", lambda: nudged()[0])
+        if any(map(_unlike, mine_slopes, slopes)):
+            self._judge_gradients(mine_slopes, slopes, nudged()[1], asked)
 
     def _judge(
         self, found: list[Tensor], expected: list[Tensor], where: str, nudged: Callable[[], list[Tensor]]
@@ -214,21 +219,20 @@ class Likeness:
                 f"{self.name}: {where} its trace differs from the model by {apart:.1e} of the largest value, allowed "
                 f"{max(allowed, _NOISE * amplified):.0e}"
             )
-        self.loose = True
 
-    loose = False
-    """Whether the network amplifies rounding so much that gradients say nothing."""
-
-    def _judge_gradients(self, found: list[float], expected: list[float], names: list[str]) -> None:
+    def _judge_gradients(
+        self, found: list[float], expected: list[float], nudged: list[float], names: list[str]
+    ) -> None:
+        """Refuse gradients whose norms differ by more than they do when every number is moved a little."""
         scale = max(expected, default=0.0)
-        for name, own, slope in zip(names, found, expected, strict=True):
-            if (own > 0) != (slope > 0) and max(own, slope) > 1e-6 * scale:
+        for name, own, slope, moved in zip(names, found, expected, nudged, strict=True):
+            if (own > 0) != (slope > 0) and max(own, slope) > _LITTLE * scale:
+                has, model = ("no", "one") if slope > 0 else ("a", "none")
                 raise UnlikeModuleError(
-                    f"{self.name}: in training {name} has {'no' if slope > 0 else 'a'} gradient in its trace, and "
-                    f"{'one' if slope > 0 else 'none'} in the model"
+                    f"{self.name}: in training {name} has {has} gradient in its trace, and {model} in the model"
                 )
-            tolerance = 1e-2 * max(slope, 1e-3 * scale)
-            if not self.loose and math.isfinite(slope) and abs(own - slope) > tolerance:
+            allowed = max(_GRADIENTS * max(slope, 1e-3 * scale), _NOISE * abs(moved - slope))
+            if math.isfinite(slope) and not abs(own - slope) <= allowed:
                 raise UnlikeModuleError(
                     f"{self.name}: in training the gradient of {name} has norm {own:.3g} in its trace, {slope:.3g} in "
                     "the model"
@@ -275,6 +279,11 @@ def _with_gradients(
             found = torch.autograd.grad(total, asked, allow_unused=True)
     norms = [0.0 if g is None else float(g.detach().double().norm()) for g in found]
     return [t.detach() for t in outputs], norms, drawn
+
+
+def _unlike(own: float, slope: float) -> bool:
+    """Whether two norms of one gradient are not the same at first sight."""
+    return not abs(own - slope) <= _GRADIENTS * slope
 
 
 def _apart(found: Tensor, expected: Tensor) -> float:

@@ -45,7 +45,7 @@ def test_does_the_same_at_another_length(forward):
 @pytest.mark.parametrize("forward", [*HELD, *SPELLED], ids=name_of)
 def test_another_length_is_refused_by_the_line_that_asked(forward):
     _, graph = follow(forward, check=True)
-    with pytest.raises(ValueError, match=r"test_questions\.py:\d+: `.*` finds .* where the trace found"):
+    with pytest.raises(ValueError, match=r"questions\.py:\d+: `.*` finds .* where the trace found"):
         graph(example(2, 8))
 
 

@@ -54,6 +54,21 @@ class History:
     best_epoch: int | None = None
 
 
+_METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, also while another process works in it, but for one that is cut short."""
+    file = folder / _METRICS
+    records = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
 class Run:
     """A folder with `config.json`, `metrics.jsonl` and one `STAGE.state.pt` per stage.
 
@@ -95,17 +110,7 @@ class Run:
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, of one stage or of all; a line that a kill cut short is left out."""
-        if not self._metrics_file.exists():
-            return []
-        records = []
-        for line in self._metrics_file.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if stage is None or record.get("stage") == stage:
-                records.append(record)
-        return records
+        return [r for r in read_metrics(self.folder) if stage is None or r.get("stage") == stage]
 
     def log(self, record: EpochRecord) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -159,7 +164,7 @@ class Run:
 
     @property
     def _metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
+        return self.folder / _METRICS
 
     def _check_or_write_config(self, config: Mapping[str, Any], call: Mapping[str, Any] | None) -> None:
         path = self.folder / "config.json"

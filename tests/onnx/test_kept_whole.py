@@ -56,7 +56,7 @@ def test_a_target_is_met_on_what_the_file_has(file, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "MACs without" in shown
     assert 0.75 < held(tmp_path / "s.onnx") / held(file) <= 0.85
-    assert run(["compress", str(file), "--target", "params=0.2x", "-o", str(tmp_path / "s.onnx")]) == 2
+    assert run(["compress", str(file), "--target", "params=0.2x", "-o", str(tmp_path / "t.onnx")]) == 2
     assert "params=0.2x cannot be reached" in capsys.readouterr().err
     assert run(["inspect", str(file)]) == 0
     shown = capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_nothing_is_left_of_a_file_that_is_refused(tmp_path):
     before = bytes_of(tmp_path)
     small = compress(import_onnx(path).graph, 0.5)
     with pytest.raises(CheckFailedError, match="not written"):
-        rewrite_onnx(path, small, tmp_path / "small.onnx", rtol=-1.0)
+        rewrite_onnx(path, small, tmp_path / "small.onnx", rtol=0.0)
     assert set(bytes_of(tmp_path)) == set(before)
 
 
@@ -161,11 +161,11 @@ from pathlib import Path
 from graphsurgery.cli import run
 from graphsurgery.onnx.importing import import_onnx
 def held(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-def edit(path, *words): assert not run([words[0], path, *words[1:], "-o", path + ".out.onnx", "--quiet"])
+def edit(path, *words): assert not run([words[0], path, *words[1:], "-o", path + ".out.onnx", "--overwrite", "--quiet"])
 edits = (("compress", "--keep", "0.9"), ("factorize", "--rank", "0.1", "--how", "random"))
 for words in edits: edit(sys.argv[1], *words)
 start = held()
-import_onnx(sys.argv[2])
+import_onnx(sys.argv[2], check=False)
 print(held() - start)
 for words in edits:
     edit(sys.argv[2], *words)
@@ -176,7 +176,7 @@ for words in edits:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured as Linux counts memory")
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_large_file_takes_little_memory(tmp_path, beside):
-    """Reading takes once the weights and one layer more; an edited file with its proof twice, and some layers."""
+    """Reading takes once the weights and one layer more; an edited file with its proofs twice, and some layers."""
     small, large = chain(tmp_path / "s.onnx", 40, 50, 5), chain(tmp_path / "l.onnx", 40, *[1200] * 16, 5)
     if beside:
         small, large = outside(small), outside(large)
@@ -188,7 +188,7 @@ def test_a_large_file_takes_little_memory(tmp_path, beside):
         int(number) / weights for number in re.findall(r"^-?\d+$", found.stdout, re.MULTILINE)
     )
     assert read < 1.3
-    assert compressed < 2.2
+    assert compressed < 2.3
     assert factorized < 2.5
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from graphsurgery.training.run import Run
+from graphsurgery.training.run import Run, read_metrics
 
 SCRIPT = """
 import sys, time
@@ -76,7 +76,7 @@ def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
     reference = start(script, whole, "0", "norm")
     killed = start(script, cut, "0.05", "norm")
     deadline = time.monotonic() + 60
-    while not any(record["epoch"] == 1 for record in Run(cut).metrics()):
+    while not any(record["epoch"] == 1 for record in read_metrics(cut)):
         assert time.monotonic() < deadline, killed.stderr.read()
         time.sleep(0.02)
     time.sleep(0.2)  # some steps into the second epoch

@@ -34,7 +34,7 @@ for _kind, _function in _BINARY.items():
 
 @rule("Div")
 def _div(_: Operator, a: Value, b: Value) -> Value:
-    whole = all(not x.is_floating_point() if rank(x) else isinstance(x, int) for x in (a, b))
+    whole = all(not x.is_floating_point() if rank(x) else type(x) is int for x in (a, b))
     return torch.div(a, b, rounding_mode="trunc") if whole else a / b
 
 
