@@ -21,7 +21,7 @@ from graphsurgery.recipes.merge import default_plan, merge
 from graphsurgery.recipes.outcome import Outcome
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import load_data
-from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.loop.progress import SilentReporter
 
 NOTE = f"""`{SPEC}`, {PLAN.epochs} epochs for each parent and each stage, last epochs throughout; the control is one
 network trained for as many epochs as everything together. The test set has 360 images, so one image is 0.28 points.

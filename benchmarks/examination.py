@@ -19,8 +19,8 @@ from torch import nn
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.models.specs import build, input_shape
-from graphsurgery.recipes.doctor import examine
-from graphsurgery.recipes.subjects import skeleton
+from graphsurgery.recipes.contracts.doctor import examine
+from graphsurgery.recipes.contracts.subjects import skeleton
 
 Shape = tuple[int, ...]
 

@@ -21,17 +21,17 @@ from document import DOCS, measured, table, write_section
 from torch.utils.data import TensorDataset
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.initializing import reinitialized
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import widen
-from graphsurgery.recipes.grow import changed_by
 from graphsurgery.recipes.train import train
+from graphsurgery.surgery.deviation import changed_by
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data import Data, load_data
-from graphsurgery.training.evaluation import evaluate
-from graphsurgery.training.loop import fit
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
 
 SPEC = "paper/cnn?width=8"
 BY = 1.5

@@ -25,16 +25,16 @@ from torch.utils.data import TensorDataset
 
 from graphsurgery.cli import run
 from graphsurgery.models.loading import open_model
-from graphsurgery.onnx.checking import open_session
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.importing import import_onnx
-from graphsurgery.onnx.latency import Timing, measure_pair
+from graphsurgery.onnx.runtime.latency import Timing, measure_pair
+from graphsurgery.onnx.runtime.sessions import open_session
 from graphsurgery.passes.compress import compress
-from graphsurgery.recipes.cost_table import FileBench, costly, find_step, largest_step, measure_table
+from graphsurgery.recipes.compression.cost_table import FileBench, costly, find_step, largest_step, measure_table
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import Data, load_data
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
 
 TRAINING = TrainingPlan(batch_size=64, optimizer="adam", lr=1e-3, device="cpu")
 SHARES = (0.75, 0.5, 0.25)

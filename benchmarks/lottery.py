@@ -26,16 +26,16 @@ from document import measured, table, write_section
 
 import graphsurgery as gs
 from graphsurgery.models.supermasks import save_supermask
-from graphsurgery.recipes.dead import without_dead
-from graphsurgery.recipes.lottery import lottery
-from graphsurgery.recipes.supermask import DENSITIES, SupermaskPlan, supermask
-from graphsurgery.recipes.tickets import LotteryPlan
-from graphsurgery.restarts import Restart
-from graphsurgery.scoring import CRITERIA, Selection
+from graphsurgery.recipes.compression.dead import without_dead
+from graphsurgery.recipes.lottery.lottery import lottery
+from graphsurgery.recipes.lottery.supermask import DENSITIES, SupermaskPlan, supermask
+from graphsurgery.recipes.lottery.tickets import LotteryPlan
+from graphsurgery.surgery.masks.restarts import Restart
+from graphsurgery.surgery.masks.selection import CRITERIA, Selection
 from graphsurgery.training.data import Data, load_data, split
-from graphsurgery.training.plan import MIXED_PRECISION, TrainingPlan
-from graphsurgery.training.progress import SilentReporter
-from graphsurgery.training.run import Run
+from graphsurgery.training.loop.plan import MIXED_PRECISION, TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+from graphsurgery.training.loop.run import Run
 
 
 class Network(NamedTuple):

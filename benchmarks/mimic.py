@@ -24,15 +24,15 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import Data, load_data
-from graphsurgery.training.evaluation import evaluate
-from graphsurgery.training.imitation import Imitation, Mimicry
-from graphsurgery.training.loop import fit
+from graphsurgery.training.data.transfer import answered, augmented, unlabelled
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+from graphsurgery.training.loop.run import History
 from graphsurgery.training.objectives import CrossEntropy, Objective, objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
-from graphsurgery.training.run import History
-from graphsurgery.training.teachers import Teachers, logits_of
-from graphsurgery.training.transfer import answered, augmented, unlabelled
+from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 TEACHER = "paper/resnet20?in_channels=1&width=8"
 TEACHING = TrainingPlan(epochs=6, batch_size=64, lr=0.1, weight_decay=5e-4, device="cpu")

@@ -23,12 +23,12 @@ import graphsurgery as gs
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.specs import build
-from graphsurgery.onnx.checking import check_onnx
-from graphsurgery.onnx.exporting import quiet
+from graphsurgery.onnx.editing.rewriting import rewrite_onnx
+from graphsurgery.onnx.exporting import check_onnx
+from graphsurgery.onnx.exporting.exporter import quiet
 from graphsurgery.onnx.importing import Imported, import_onnx
-from graphsurgery.onnx.rewriting import rewrite_onnx
 from graphsurgery.passes.compress import compress
-from graphsurgery.recipes.subjects import calibrate, draw_inputs, randomize
+from graphsurgery.recipes.contracts.subjects import calibrate, draw_inputs, randomize
 
 OPSET = 17
 Writer = Callable[[nn.Module, Sequence[Tensor], Path, bool], None]

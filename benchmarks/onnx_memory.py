@@ -24,7 +24,7 @@ import onnx
 from document import measured, table, write_section
 from onnx import helper, numpy_helper
 
-from graphsurgery.onnx.storage import ONE_FILE
+from graphsurgery.onnx.files.storage import ONE_FILE
 
 WIDTH = 4096
 LAYERS = (9, 36)

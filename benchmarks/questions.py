@@ -2,7 +2,7 @@
 
     python benchmarks/questions.py
 
-Each case of `tests/questions.py` (a question about a type, a size used as a Python number, a gradient mode, a write in
+Each case of `tests/asking.py` (a question about a type, a size used as a Python number, a gradient mode, a write in
 place, a random draw, …) stands in networks of several forms: as the whole network, in a submodule, in training only, in
 evaluation only, behind a gradient that is cut, in float32, and in pairs with every fifth other case. Each trace that is
 not refused is compared with its module in values, statistics and gradients, in both modes, at other batch sizes and
@@ -26,11 +26,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import questions
+import asking
 
 import graphsurgery as gs
-from graphsurgery.layers import hold
-from graphsurgery.outputs import named_outputs, run
+from graphsurgery.network.layers import hold
+from graphsurgery.network.outputs import named_outputs, run
 
 OUTCOMES = ("right", "held", "kept whole", "refused", "wrong")
 SIZES = ((2, 5), (3, 5), (1, 5), (2, 8), (3, 4))
@@ -41,7 +41,7 @@ Case = Callable[[Any, torch.Tensor], Any]
 
 def cases() -> dict[str, Case]:
     """Every case by its name."""
-    groups = (questions.RIGHT, questions.HELD, questions.SPELLED, questions.FOUND, [f for f, _ in questions.REFUSED])
+    groups = (asking.RIGHT, asking.HELD, asking.SPELLED, asking.FOUND, [f for f, _ in asking.REFUSED])
     return {case.__name__: case for group in groups for case in group}
 
 
@@ -51,25 +51,25 @@ def first(value: Any) -> torch.Tensor:
 
 
 def in_training(case: Case, net: Any, x: torch.Tensor) -> Any:
-    return first(case(net, x)) if net.training else net.b(questions.hidden(net, x))
+    return first(case(net, x)) if net.training else net.b(asking.hidden(net, x))
 
 
 def in_evaluation(case: Case, net: Any, x: torch.Tensor) -> Any:
-    return net.b(questions.hidden(net, x)) if net.training else first(case(net, x))
+    return net.b(asking.hidden(net, x)) if net.training else first(case(net, x))
 
 
 def behind_a_cut(case: Case, net: Any, x: torch.Tensor) -> Any:
     with torch.no_grad():
         y = first(case(net, x))
-    return net.b(questions.hidden(net, x)) + y.sum()
+    return net.b(asking.hidden(net, x)) + y.sum()
 
 
 FORMS: dict[str, Callable[[Case], nn.Module]] = {
-    "whole network": lambda case: questions.network(case),
-    "submodule": lambda case: nn.Sequential(nn.Linear(4, 4), questions.network(case)).double(),
-    "in training": lambda case: questions.network(lambda net, x: in_training(case, net, x)),
-    "in evaluation": lambda case: questions.network(lambda net, x: in_evaluation(case, net, x)),
-    "behind a cut gradient": lambda case: questions.network(lambda net, x: behind_a_cut(case, net, x)),
+    "whole network": lambda case: asking.network(case),
+    "submodule": lambda case: nn.Sequential(nn.Linear(4, 4), asking.network(case)).double(),
+    "in training": lambda case: asking.network(lambda net, x: in_training(case, net, x)),
+    "in evaluation": lambda case: asking.network(lambda net, x: in_evaluation(case, net, x)),
+    "behind a cut gradient": lambda case: asking.network(lambda net, x: behind_a_cut(case, net, x)),
 }
 
 
@@ -80,19 +80,19 @@ def pairs(found: dict[str, Case]) -> Iterator[tuple[str, nn.Module]]:
         for right in names[i % 5 :: 5]:
             both = (found[left], found[right])
             forward = lambda net, x, both=both: (first(both[0](net, x)).sum(), first(both[1](net, x)).sum())  # noqa: E731
-            yield f"{left} and {right}", questions.network(forward)
+            yield f"{left} and {right}", asking.network(forward)
 
 
 def outcome(module: nn.Module) -> tuple[str, str]:
     """What a trace makes of a module, and why."""
     try:
-        graph = gs.trace(copy.deepcopy(module), questions.example())
+        graph = gs.trace(copy.deepcopy(module), asking.example())
     except gs.SurgeryError as cause:
         return "refused", str(cause)
     held = any(node.target is hold for node in graph.module.graph.nodes)
     whole = any("unfollowed" in node.meta for node in graph.module.graph.nodes)
     for seed, (batch, length) in enumerate(SIZES):
-        x = questions.example(batch, length, seed)
+        x = asking.example(batch, length, seed)
         try:
             expected = named_outputs(copy.deepcopy(module).eval()(x))
         except Exception:  # whatever the case raises at this size
@@ -104,7 +104,7 @@ def outcome(module: nn.Module) -> tuple[str, str]:
                 continue
             raise
         try:
-            questions.assert_same(module, graph.module, x)
+            asking.assert_same(module, graph.module, x)
         except AssertionError as cause:
             if graph.lineage[0].get("only as in evaluation"):
                 return "refused", "trains as it evaluates, and says so"

@@ -20,6 +20,8 @@ from typing import Any
 
 import matplotlib
 
+from graphsurgery.surgery.gates import gates
+
 matplotlib.use("svg")
 
 import torch
@@ -29,8 +31,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 import graphsurgery as gs
-from graphsurgery.layers import ChannelGate
 from graphsurgery.models.specs import build
+from graphsurgery.network.layers import ChannelGate
 from graphsurgery.passes import compress, concatenate, gate
 
 POINTS, BATCH, NOISE, KEEP = 10_000, 32, 0.2, 0.5
@@ -230,7 +232,7 @@ def _fresh(count: int, first_seed: int) -> list[gs.ModelGraph]:
 def _open_share(graph: gs.ModelGraph) -> float:
     """The expected share of open channels of a gated network."""
     with torch.no_grad():
-        return float(torch.cat([module.open_probability() for module in gate.gates(graph).values()]).mean())
+        return float(torch.cat([module.open_probability() for module in gates(graph).values()]).mean())
 
 
 LABELS = {

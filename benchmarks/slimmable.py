@@ -29,19 +29,19 @@ from torch.utils.data import Subset
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
-from graphsurgery.cost import cost
 from graphsurgery.graph import ModelGraph
-from graphsurgery.initializing import reinitialized
-from graphsurgery.recipes.slimmable import SlimPlan, Statistics, train_slimmable
+from graphsurgery.recipes.slimming.slimmable import SlimPlan, Statistics, train_slimmable
 from graphsurgery.recipes.train import fresh
-from graphsurgery.slimming import Slimmable
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.slimming import Slimmable
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data import Data, load_data
-from graphsurgery.training.evaluation import evaluate
-from graphsurgery.training.loop import fit
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
-from graphsurgery.training.sandwich import Sandwich
+from graphsurgery.training.objectives.sandwich import Sandwich
 
 INPUT_SHAPE = (1, 28, 28)
 MODELS = {

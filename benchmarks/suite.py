@@ -1,7 +1,7 @@
 """How much memory and time does each file of the tests take, and which tests are slow? docs/tests.md.
 
     python benchmarks/suite.py                       # the whole suite with two workers
-    python benchmarks/suite.py tests/test_network.py # some of it; prints and writes no page
+    python benchmarks/suite.py tests/network/test_assembly.py # some of it; prints and writes no page
 
 Linux only. Time is that of the processor, child processes included, next to the clock's: other work on the machine
 makes the clock's longer. Memory is the highest resident memory of a worker while a test of the file ran.

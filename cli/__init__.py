@@ -51,7 +51,7 @@ _COMMANDS = {
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
 for _name, _help in _COMMANDS.items():
-    app.command(f"graphsurgery.cli.{_name}:{_name}", name=_name, help=_help)
+    app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

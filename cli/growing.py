@@ -96,10 +96,10 @@ def grow_file(
     """Open a network, grow it, prove that its outputs are the same, and save it."""
     from graphsurgery.cli.options import without_dry_run
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.writing import write_network, writes_to
+    from graphsurgery.cli.output import write_network, writes_to
+    from graphsurgery.recipes.delivery.quantize import first_inputs
     from graphsurgery.recipes.grow import check, grown
-    from graphsurgery.recipes.quantize import first_inputs
-    from graphsurgery.training.data import check_fits
+    from graphsurgery.training.data.loading import check_fits
 
     writes_to(output, model, writing, reads=[data, opening.arch, *reads])
     screen = Screen(shown)
@@ -125,7 +125,7 @@ def grow_file(
 def show_places(screen: Screen, graph: ModelGraph) -> None:
     """Where the network could become deeper."""
     from graphsurgery.cli.output import columns, count
-    from graphsurgery.places import places
+    from graphsurgery.surgery.growth.places import places
 
     words = {"copy": "repeat what is there", "layer": "identity layer", "residual": "residual pair"}
     table = columns("after", "what", "parameters", right=["parameters"])
@@ -158,8 +158,8 @@ def show_check(screen: Screen, before: ModelGraph, after: ModelGraph, growth: Gr
         CheckFailedError: the contract does not hold.
     """
     from graphsurgery.cli.options import again
-    from graphsurgery.cli.writing import data_of, show_moved
-    from graphsurgery.recipes.grow import changed_by
+    from graphsurgery.cli.output import data_of, show_moved
+    from graphsurgery.surgery.deviation import changed_by
 
     if held is None:
         screen.line("note", f"{growth.init} is not exact", "yellow")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphsurgery.graph import ModelGraph
-    from graphsurgery.masks import MaskSet
-    from graphsurgery.training.data import Data
-    from graphsurgery.training.preprocessing import Preprocessing
+    from graphsurgery.network.preprocessing import Preprocessing
+    from graphsurgery.surgery.masks.mask_set import MaskSet
+    from graphsurgery.training.data.dataset import Data
 
 _FLAG = Parameter(negative="", show_default=False)
 
@@ -105,8 +105,7 @@ class Opening:
 
 def _note_random(source: str) -> None:
     """Remember a spec whose weights are random, for whoever prints."""
-    from graphsurgery.models.loading import names_file
-    from graphsurgery.models.specs import trained_instead
+    from graphsurgery.models.specs import names_file, trained_instead
 
     random = RANDOM.get()
     if random is None or source.endswith((".onnx", ".json")) or names_file(source):
@@ -122,7 +121,7 @@ def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -
     Raises:
         SpecError: as for `load_data`.
     """
-    from graphsurgery.training.data import load_data, takes_images
+    from graphsurgery.training.data.loading import load_data, takes_images
 
     said = said_of_images(*models, arch=arch) if takes_images(spec) else None
     found = load_data(spec, seed=seed, preprocessing=said)

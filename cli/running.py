@@ -20,7 +20,7 @@ from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output
-    from graphsurgery.training.run import Run
+    from graphsurgery.training.loop.run import Run
 
 RUNS = Path("runs")
 MADE: ContextVar[Path | None] = ContextVar("MADE", default=None)
@@ -50,7 +50,7 @@ class Running:
         Raises:
             SurgeryError: there is no such run to resume, or the folder holds another, or files of somebody else.
         """
-        from graphsurgery.training.run import Run
+        from graphsurgery.training.loop.run import Run
 
         named = self.run
         if named is not None:
@@ -206,7 +206,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _whole(value: str, *, folders: bool = False) -> str:
     """A value that names a file, by its whole path."""
-    from graphsurgery.spec_text import anchored
+    from graphsurgery.models.spec_text import anchored
 
     path = Path(value)
     if path.is_file() or (folders and path.is_dir()):
@@ -258,7 +258,7 @@ def _numbered(command: str) -> list[Path]:
 
 def _last_like(config: Mapping[str, Any]) -> Path:
     """The last run folder that this configuration can go on in."""
-    from graphsurgery.training.run import difference
+    from graphsurgery.training.loop.run import difference
 
     command, first = str(config["command"]), None
     for folder in reversed(_numbered(command)):

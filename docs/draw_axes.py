@@ -22,8 +22,8 @@ from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
 from torch import Tensor, fx, nn
 
 import graphsurgery as gs
-from graphsurgery.axes import Axis, Dim, resolve
-from graphsurgery.facts import TensorType
+from graphsurgery.axes.algebra import Axis, Dim, resolve
+from graphsurgery.axes.types import TensorType
 
 COLOURS = ("#0067a8", "#b84800", "#00795a", "#8a3c93")
 GREY, INK = "#777777", "#222222"

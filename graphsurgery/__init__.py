@@ -8,22 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphsurgery.errors import (
-    CheckFailedError,
-    CheckpointError,
-    SpecError,
-    SurgeryError,
-    TraceError,
-    UnsupportedError,
-)
+from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, SurgeryError, TraceError, UnsupportedError
 
 if TYPE_CHECKING:
-    from graphsurgery.checkpoint import load, save
+    from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
-    from graphsurgery.onnx.checking import check_onnx
-    from graphsurgery.onnx.exporting import export_onnx
-    from graphsurgery.tracing import trace
-    from graphsurgery.training.moments import remap_optimizer
+    from graphsurgery.onnx.exporting.checking import check_onnx
+    from graphsurgery.onnx.exporting.exporter import export_onnx
+    from graphsurgery.tracing.trace import trace
+    from graphsurgery.training.loop.optimizer_state import remap_optimizer
 
 __version__ = "0.1.0"
 
@@ -47,12 +40,12 @@ __all__ = [
 _HOMES = {
     "ModelGraph": "graph",
     "Space": "graph",
-    "check_onnx": "onnx.checking",
-    "export_onnx": "onnx.exporting",
-    "load": "checkpoint",
-    "remap_optimizer": "training.moments",
-    "save": "checkpoint",
-    "trace": "tracing",
+    "check_onnx": "onnx.exporting.checking",
+    "export_onnx": "onnx.exporting.exporter",
+    "load": "checkpoint.files",
+    "remap_optimizer": "training.loop.optimizer_state",
+    "save": "checkpoint.files",
+    "trace": "tracing.trace",
 }
 
 

@@ -8,6 +8,9 @@ SurgeryError                the request cannot be done; the message says where, 
 └── CheckFailedError        a contract was measured and does not hold (exit code 1)
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SurgeryError(Exception):
     """The request cannot be done; the message says where, why and what to do instead.
@@ -65,3 +68,12 @@ def one_line(cause: BaseException, limit: int = 200) -> str:
     """What an exception says, on one printable line of at most `limit` characters; its type when it says nothing."""
     text = printable(str(cause)) or type(cause).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """What to do about an unknown name: the nearest known names, or all of them when none is near."""
+    known = sorted(names)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known names: {', '.join(known)}" if len(known) <= 30 else f"there are {len(known)} known names"

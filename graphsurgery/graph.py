@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import graphsurgery.rules  # noqa: F401  (fills the table of rules)
-from graphsurgery.axes import Axis, Dim, resolve
+import graphsurgery.axes.rules  # noqa: F401  (fills the table of rules)
+from graphsurgery.axes.algebra import Axis, Dim, resolve
+from graphsurgery.axes.inference import Inference
+from graphsurgery.axes.maps import Edit
+from graphsurgery.axes.positions import positions
+from graphsurgery.axes.types import Frozen, ParameterType
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import Frozen, ParameterType, named_tensors, place_of
-from graphsurgery.inference import Inference
-from graphsurgery.maps import Edit
-from graphsurgery.positions import positions
-from graphsurgery.values import propagate
+from graphsurgery.network.paths import named_tensors, place_of
+from graphsurgery.network.values import propagate
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.checkpoint import is_checkpoint, load
+from graphsurgery.checkpoint.files import is_checkpoint, load
+from graphsurgery.checkpoint.foreign import read_weights
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.models.specs import blank, build, example_inputs, followable
+from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
+from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
-from graphsurgery.spec_text import anchored, is_function_spec, parse_spec
-from graphsurgery.tracing import trace
-from graphsurgery.weights import read_weights
-
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+from graphsurgery.tracing.trace import trace
 
 
 def open_model(
@@ -65,7 +62,7 @@ def open_pair(
     Arguments and errors are those of `open_model`.
     """
     if source.endswith(".onnx"):
-        from graphsurgery.onnx.importing import import_onnx
+        from graphsurgery.onnx.importing.importer import import_onnx
 
         imported = import_onnx(source, shape=example_shape)
         return imported.graph, imported.module
@@ -94,12 +91,6 @@ def open_pair(
     module = _built(arch, seed)
     fill(module, weights, f"{source}: does not fit {arch}")
     return _traced(module, arch, source, example_shape), module
-
-
-def names_file(source: str) -> bool:
-    """Whether `source` is a file, or should be one by its ending; a model spec is none."""
-    path = Path(source)
-    return path.is_file() or (path.suffix in _FILES and "?" not in source)
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphsurgery.checkpoint import is_checkpoint, load, read_metadata
+from graphsurgery.checkpoint.files import is_checkpoint, load, read_metadata
 from graphsurgery.errors import CheckpointError, SurgeryError
-from graphsurgery.masks import MaskSet
 from graphsurgery.models.loading import open_model
 from graphsurgery.models.supermasks import is_supermask, load_supermask
+from graphsurgery.surgery.masks.mask_set import MaskSet
 
 
 def open_masks(

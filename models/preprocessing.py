@@ -7,11 +7,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from graphsurgery.checkpoint import is_checkpoint, read_lineage
-from graphsurgery.models.loading import names_file
-from graphsurgery.models.specs import input_shape
-from graphsurgery.spec_text import is_function_spec, parse_spec
-from graphsurgery.training.preprocessing import Preprocessing, find
+from graphsurgery.checkpoint.files import is_checkpoint, read_lineage
+from graphsurgery.models.spec_text import is_function_spec, parse_spec
+from graphsurgery.models.specs import input_shape, names_file
+from graphsurgery.network.preprocessing import Preprocessing, find
 
 
 def preprocessing_of(source: str, arch: str | None = None) -> Preprocessing | None:
@@ -102,8 +101,8 @@ def _sized(shape: tuple[int, ...] | None, source: str) -> Preprocessing | None:
 
 def _onnx_lineage(path: str) -> list[dict[str, Any]]:
     """How a file that we exported came about; empty for others."""
-    from graphsurgery.onnx.exporting import lineage_in
-    from graphsurgery.onnx.storage import open_model
+    from graphsurgery.onnx.files.model_file import lineage_in
+    from graphsurgery.onnx.files.storage import open_model
 
     try:
         return lineage_in(open_model(Path(path))[0])

@@ -7,20 +7,20 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.errors import SpecError
-from graphsurgery.models.paper import PAPER_NETWORKS
-from graphsurgery.spec_text import (
+from graphsurgery.errors import SpecError, near_names
+from graphsurgery.models.paper.table import PAPER_NETWORKS
+from graphsurgery.models.spec_text import (
     Spec,
     Value,
     is_function_spec,
     load_function,
-    near_names,
     parse_spec,
     with_option,
 )
@@ -73,7 +73,8 @@ def trained_instead(spec: str) -> str | None:
 
 def followable(module: nn.Module) -> nn.Module:
     """The core of a detector, which a trace can follow; any other module as it is."""
-    from graphsurgery.models.detection import DETECTORS, core
+    from graphsurgery.models.detection.detectors import core
+    from graphsurgery.tracing.trace import DETECTORS
 
     return core(module) if isinstance(module, DETECTORS) else module
 
@@ -304,3 +305,12 @@ def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
         height = width = side
     override = options.get("in_chans")
     return (override if isinstance(override, int) else channels, height, width)
+
+
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+
+
+def names_file(source: str) -> bool:
+    """Whether `source` is a file, or should be one by its ending; a model spec is none."""
+    path = Path(source)
+    return path.is_file() or (path.suffix in _FILES and "?" not in source)

@@ -31,16 +31,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.atomic import write_tensors
-from graphsurgery.checkpoint import unpickled
+from graphsurgery.checkpoint.atomic import write_tensors
+from graphsurgery.checkpoint.files import unpickled
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.initializing import signed_constant
-from graphsurgery.masks import MaskSet, maskable
+from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.models.specs import build
 from graphsurgery.passes.mask import mask
-from graphsurgery.spec_text import is_function_spec, parse_spec
-from graphsurgery.tracing import trace
+from graphsurgery.surgery.growth.fresh_weights import signed_constant
+from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
+from graphsurgery.tracing.trace import trace
 
 FORMAT = "graphsurgery supermask"
 VERSION = 1

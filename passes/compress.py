@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.axes import Dim
-from graphsurgery.choice import Choices, Scored
+from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.maps import ChannelMap, MapInGroups
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.importance import Scores
-from graphsurgery.layers import ChannelGate
-from graphsurgery.maps import ChannelMap, MapInGroups
-from graphsurgery.passes.gate import bare, gain, gates, why_nothing
-from graphsurgery.planning import Plan, Price, Request
-from graphsurgery.remap import remap
-from graphsurgery.targets import Target, parse_target
+from graphsurgery.network.layers import ChannelGate
+from graphsurgery.surgery.channels.choice import Choices, Scored
+from graphsurgery.surgery.channels.importance import Scores
+from graphsurgery.surgery.channels.planning import Plan, Price, Request
+from graphsurgery.surgery.channels.targets import Target, parse_target
+from graphsurgery.surgery.gates import bare, gain, gates, why_nothing
+from graphsurgery.surgery.remap import remap
 
 Keep = float | Mapping[str, Request]
 EVERY = "*"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, one_line
-from graphsurgery.facts import place_of
 from graphsurgery.graph import ModelGraph
-from graphsurgery.identities import BATCH_NORMS, be_identity, be_zero, undo_norm
-from graphsurgery.maps import Edit
-from graphsurgery.matching import kind_of
-from graphsurgery.places import Place, find_place, proposed
-from graphsurgery.regions import CALIBRATE, IDENTITY, Region
-from graphsurgery.remap import follow, rebuild
+from graphsurgery.network.paths import place_of
+from graphsurgery.surgery.editor import put_at
+from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, be_identity, be_zero, undo_norm
+from graphsurgery.surgery.growth.places import Place, find_place, proposed
+from graphsurgery.surgery.growth.repeats import CALIBRATE, IDENTITY, Region
+from graphsurgery.surgery.merging.matching import kind_of
+from graphsurgery.surgery.remap import follow, rebuild
 
 AUTO = "auto"
 BLOCKS = ("auto", "copy", "layer", "residual")
@@ -136,7 +136,7 @@ class _Inserter:
             if getattr(copied, "inplace", False):
                 # What goes in may be needed behind it: in the repeat it is a value of another part.
                 copied.inplace = False
-            _place(self.module, names[path], copied)
+            put_at(self.module, names[path], copied)
         return names
 
     def _free(self, *paths: str) -> str:
@@ -171,7 +171,7 @@ class _Inserter:
         for name, layer in layers.items():
             path = f"{base}{suffix}.{name}"
             layer.to(reference).train(self.module.training)
-            _place(self.module, path, layer)
+            put_at(self.module, path, layer)
             with graph.inserting_after(anchor):
                 anchor = graph.call_module(path, (anchor,))
             anchor.meta["value"] = end.meta["value"]
@@ -191,23 +191,6 @@ def _renamed(path: str, unit: str, suffix: str) -> str:
     if path.startswith(f"{unit}."):
         return unit + suffix + path[len(unit) :]
     return path + suffix
-
-
-def _place(module: nn.Module, path: str, part: Any) -> None:
-    """Put a module, parameter or buffer at a path, whose owners are made."""
-    *owners, name = path.split(".")
-    for owner in owners:
-        if owner not in module._modules:
-            module.add_module(owner, nn.Module())
-        module = module.get_submodule(owner)
-    if isinstance(part, nn.Module):
-        module.add_module(name, part)
-    elif isinstance(part, nn.Parameter):
-        module.register_parameter(name, part)
-    elif isinstance(part, Tensor):
-        module.register_buffer(name, part)
-    else:
-        setattr(module, name, part)
 
 
 def _calibrate(module: fx.GraphModule, norms: Sequence[str], examples: Sequence[Tensor]) -> None:

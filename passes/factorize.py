@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphsurgery.cost import cost
-from graphsurgery.errors import SurgeryError
+from graphsurgery.axes.maps import Edit
+from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
-from graphsurgery.identities import CONVOLUTIONS
-from graphsurgery.maps import Edit
-from graphsurgery.matrices import Matrix, are_factors, matrix_of, merged
-from graphsurgery.passes.gate import has_gates
-from graphsurgery.remap import follow, rebuild
-from graphsurgery.spec_text import near_names
-from graphsurgery.targets import Target, parse_target
-from graphsurgery.values import propagate
+from graphsurgery.network.values import propagate
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.targets import Target, parse_target
+from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
+from graphsurgery.surgery.gates import has_gates
+from graphsurgery.surgery.growth.identity_layers import CONVOLUTIONS
+from graphsurgery.surgery.remap import follow, rebuild
 
 HOWS = ("svd", "random")
 SHAPES = ("channel", "spatial")

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.aliasing import versions
-from graphsurgery.axes import Dim, dims_of, resolve, term_size
+from graphsurgery.axes.algebra import Dim, dims_of, resolve, term_size
+from graphsurgery.axes.maps import ChannelMap, Edit
+from graphsurgery.axes.rules.movement import RESHAPES
+from graphsurgery.axes.types import TensorType
 from graphsurgery.errors import SurgeryError, one_line
-from graphsurgery.facts import TensorType
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.layers import ChannelGate, scale_axis
-from graphsurgery.maps import ChannelMap, Edit
-from graphsurgery.remap import rebuild, remap
-from graphsurgery.rules.movement import RESHAPES
-from graphsurgery.values import values_for
+from graphsurgery.network.aliasing import versions
+from graphsurgery.network.layers import ChannelGate, scale_axis
+from graphsurgery.network.values import values_for
+from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
+from graphsurgery.surgery.remap import rebuild, remap
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
@@ -179,15 +180,6 @@ def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, Batc
     return any(place.inner == inner for _, place in known)
 
 
-def why_nothing(graph: ModelGraph) -> str:
-    """What froze a network's channels, in one line."""
-    if not graph.frozen:
-        return "all its channels are network inputs or outputs"
-    shown = "; ".join(f"{f.node}: {f.reason}" for f in graph.frozen[:3])
-    more = f" (and {len(graph.frozen) - 3} more)" if len(graph.frozen) > 3 else ""
-    return f"frozen by {shown}{more}"
-
-
 def _scale_reads(
     graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, BatchAxis | None]
 ) -> None:
@@ -226,16 +218,6 @@ def _part(term: tuple[Dim, ...], gated: frozenset[Dim], masks: dict[Dim, fx.Node
     return masks[term[found[0]]], term_size(term[: found[0]]), term_size(term[found[0] + 1 :])
 
 
-def has_gates(graph: ModelGraph) -> bool:
-    """Whether any channel of the network is gated."""
-    return any(isinstance(module, ChannelGate) for module in graph.module.modules())
-
-
-def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
-    """The gate of every gated space, by the name of the space."""
-    return {module.space: module for module in graph.module.modules() if isinstance(module, ChannelGate)}
-
-
 def fold(graph: ModelGraph) -> ModelGraph:
     """Multiply every gate's deterministic value into the weights that read its space, and drop the gates.
 
@@ -247,27 +229,3 @@ def fold(graph: ModelGraph) -> ModelGraph:
         space = base.space(name)
         maps[space.dim] = ChannelMap(torch.arange(space.size), gain(module))
     return remap(base, maps, {"pass": "fold gates"})
-
-
-def gain(module: ChannelGate) -> Tensor:
-    """The deterministic gate `[channels]`, float64 on the CPU."""
-    s = torch.sigmoid(module.loc.detach().double().cpu())
-    return torch.clamp(s * (module.zeta - module.gamma) + module.gamma, 0.0, 1.0)
-
-
-def bare(graph: ModelGraph) -> ModelGraph:
-    """The network as it is without its gates; it shares the weights of `graph`, for a pass that will copy them."""
-    if not has_gates(graph):
-        return graph
-    new = rebuild(graph, Edit({}), lambda _, tensor: tensor, None)
-    nodes = new.module.graph
-    for node in list(nodes.nodes):
-        if node.op == "call_function" and node.target is scale_axis:
-            node.replace_all_uses_with(node.args[0])
-            nodes.erase_node(node)
-    for node in reversed(list(nodes.nodes)):
-        if node.op == "call_module" and isinstance(new.module.get_submodule(str(node.target)), ChannelGate):
-            nodes.erase_node(node)
-    new.module.delete_all_unused_submodules()
-    new.module.recompile()
-    return ModelGraph(new.module, new.inputs, new.lineage)

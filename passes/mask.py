@@ -7,17 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from graphsurgery.facts import ParameterType
+from graphsurgery.axes.maps import Edit
+from graphsurgery.axes.types import ParameterType
 from graphsurgery.graph import ModelGraph
-from graphsurgery.maps import Edit
-from graphsurgery.masks import MaskSet
-from graphsurgery.remap import rebuild
+from graphsurgery.surgery.masks.mask_set import MaskSet
+from graphsurgery.surgery.remap import rebuild
 
 
 def mask(graph: ModelGraph, masks: MaskSet, dead: Mapping[str, Tensor] | None = None) -> ModelGraph:
     """The network with its dead weights 0, or constant; it has as many parameters, and takes as long, as before.
 
-    What it computes equals the network trained under the mask (see `masking.masked`) to rounding (float64: relative
+    What it computes equals the network trained under the mask (see `training.masked`) to rounding (float64: relative
     1e-12). `prune_dead` makes it smaller.
 
     Args:

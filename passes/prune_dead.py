@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.axes import Axis, Dim, resolve
+from graphsurgery.axes.algebra import Axis, Dim, resolve
+from graphsurgery.axes.maps import ChannelMap, Edit
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import modules_of
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.maps import ChannelMap, Edit
-from graphsurgery.passes.gate import has_gates
-from graphsurgery.readings import Read, Readings, blocks
-from graphsurgery.remap import rebuild, remap
+from graphsurgery.network.paths import modules_of
+from graphsurgery.surgery.gates import has_gates
+from graphsurgery.surgery.masks.dead_channels import Read, Readings, blocks
+from graphsurgery.surgery.remap import rebuild, remap
 
 
 def prune_dead(graph: ModelGraph) -> ModelGraph:

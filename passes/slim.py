@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.importance import Scores
-from graphsurgery.maps import ChannelMap
-from graphsurgery.passes.gate import has_gates, why_nothing
-from graphsurgery.remap import remap
+from graphsurgery.surgery.channels.importance import Scores
+from graphsurgery.surgery.gates import has_gates, why_nothing
+from graphsurgery.surgery.remap import remap
 
 
 def slim(graph: ModelGraph, *, importance: str = "l2", seed: int = 0) -> ModelGraph:

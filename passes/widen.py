@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.axes import Dim
+from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.maps import ChannelMap, Edit
+from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
-from graphsurgery.facts import ParameterType
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.growth import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
-from graphsurgery.initializing import next_layers, padded
-from graphsurgery.layers import weigh
-from graphsurgery.maps import ChannelMap, Edit
-from graphsurgery.matching import match_dims, match_nodes, match_parameters
-from graphsurgery.passes.gate import has_gates, why_nothing
-from graphsurgery.remap import folded, follow, gather, rebuild
-from graphsurgery.weighing import weigh_mixings, weigh_reads
+from graphsurgery.network.layers import weigh
+from graphsurgery.surgery.gates import has_gates, why_nothing
+from graphsurgery.surgery.growth.fresh_weights import next_layers, padded
+from graphsurgery.surgery.growth.shares import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
+from graphsurgery.surgery.growth.weighted import weigh_mixings, weigh_reads
+from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
+from graphsurgery.surgery.remap import folded, follow, gather, rebuild
 
 INITS = ("unequal", "equal", "equal+noise", "random-pad", "next")
 EXACT = ("unequal", "equal")

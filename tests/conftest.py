@@ -1,5 +1,7 @@
 """The number of threads; the folder of the tests' own modules on the path; what is imported, set aside."""
 
+import contextlib
+import ctypes
 import gc
 import sys
 from pathlib import Path
@@ -19,6 +21,16 @@ def same_threads():
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_given_back():
+    """What a file of tests has freed goes back to the system, which the C library would keep for later."""
+    yield
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def pytest_collection_finish():

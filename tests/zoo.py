@@ -135,5 +135,5 @@ def example(name: str, batch: int = 2, seed: int = 7) -> Tensor:
 
 
 def traced(name: str, seed: int = 0) -> tuple[gs.ModelGraph, Tensor]:
-    """A traced network of the zoo and inputs for it."""
-    return gs.trace(model(name, seed), example(name)), example(name)
+    """A traced network of the zoo and inputs for it; the tests of tracing compare it with the network."""
+    return gs.trace(model(name, seed), example(name), check=False), example(name)

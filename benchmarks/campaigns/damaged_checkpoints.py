@@ -24,16 +24,17 @@ import torch
 from damage import OTHER, SAME, WRONG, Found, campaign, flipped, mutate, outcome_of
 from torch import Tensor
 
-from graphsurgery.checkpoint import _digest, load, save
-from graphsurgery.cost import cost
+from graphsurgery.checkpoint import load, save
+from graphsurgery.checkpoint.files import _digest
 from graphsurgery.graph import ModelGraph
-from graphsurgery.masks import MaskSet
 from graphsurgery.models.loading import open_model
 from graphsurgery.models.mask_files import open_masks
 from graphsurgery.models.supermasks import Supermask, drawn, load_supermask, save_supermask
-from graphsurgery.recipes.slimmable import Statistics, load_slimmable, save_slimmable
-from graphsurgery.slimming import Slimmable
-from graphsurgery.verify import tensors_of
+from graphsurgery.recipes.slimming.slimmable import Statistics, load_slimmable, save_slimmable
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.slimming import Slimmable
+from graphsurgery.surgery.deviation import tensors_of
+from graphsurgery.surgery.masks.mask_set import MaskSet
 
 SPEC, WIDE = "paper/cnn?width=2", "paper/mlp?hidden=24"
 CANARY = "executed"

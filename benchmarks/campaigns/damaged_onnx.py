@@ -23,12 +23,12 @@ import torch
 from damage import OTHER, REFUSED, SAME, WRONG, Found, campaign, flipped, outcome_of
 from onnx import TensorProto, helper, numpy_helper
 
-from graphsurgery.cost import cost
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.models.loading import open_model
-from graphsurgery.onnx.comparing import compare_onnx
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.onnx.runtime.comparing import compare_onnx
+from graphsurgery.surgery.channels.cost import cost
 
 NAMES = ("cnn.onnx", "attention.onnx", "outside.onnx")
 HOSTILE = ("\x1b[2J\x1b[31m", "a\nb", "\x9b2J", "\u202egnp", "[red]x[/red]", "\x07", "a" * 3000, "\u0085", "{0}%s")

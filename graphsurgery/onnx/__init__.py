@@ -1,0 +1,1 @@
+"""`.onnx` files: opened, edited, written, and proved in ONNX Runtime."""

@@ -1,21 +1,20 @@
-"""The demo: two networks trained from different seeds, merged, exported, checked, and a report of it all."""
+"""The demo: two networks trained from different seeds, merged, exported, and checked."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from graphsurgery.checkpoint import save
+from graphsurgery.checkpoint.files import save
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.recipes.delivery import deliver
+from graphsurgery.recipes.delivery.deliver import deliver
 from graphsurgery.recipes.merge import default_plan, merge
 from graphsurgery.recipes.outcome import Check, Outcome
 from graphsurgery.recipes.train import train
-from graphsurgery.reports.html import write_report
-from graphsurgery.training.data import load_data
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import Reporter
+from graphsurgery.training.data.loading import load_data
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import Reporter
 
 SPEC = "paper/cnn?width=3"
 FILES = ("a.pt", "b.pt", "merged.pt", "merged.onnx", "report.html")
@@ -25,7 +24,7 @@ PLAN = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedul
 def demo(
     folder: Path | str, *, data: str = "digits", spec: str = SPEC, seed: int = 0, reporter: Reporter | None = None
 ) -> Outcome:
-    """Train two parents, merge them, export and check the result, write `report.html`; all in one folder.
+    """Train two parents, merge them, export and check the result; all in one folder.
 
     Args:
         folder: gets `FILES`; made if it is missing.
@@ -60,8 +59,7 @@ def demo(
         for row in outcome.rows
     )
     files = {"parents": f"{folder / 'a.pt'}, {folder / 'b.pt'}", "network": str(folder / "merged.pt")}
-    files |= {"onnx": str(folder / "merged.onnx"), "report": str(folder / "report.html")}
+    files |= {"onnx": str(folder / "merged.onnx")}
     agreed = Check("ONNX Runtime = PyTorch, three batch sizes", delivery.check.deviation, delivery.check.allowed)
     outcome = replace(outcome, rows=rows, files=files, checks=(*outcome.checks, agreed))
-    write_report(outcome, folder / "report.html")
     return outcome

@@ -9,7 +9,6 @@ Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, sections 2 and 3.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,26 +16,26 @@ from typing import Any
 
 import torch
 
-from graphsurgery.cost import cost
-from graphsurgery.errors import CheckFailedError, SurgeryError
+from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.initializing import reinitialized
+from graphsurgery.models.spec_text import parse_value
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import EXACT, widen
+from graphsurgery.recipes.compression.shrink import fine_tuning
 from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
-from graphsurgery.recipes.outputs import apart, run
-from graphsurgery.recipes.shrink import fine_tuning
-from graphsurgery.spec_text import parse_value
-from graphsurgery.training.batches import Examples
-from graphsurgery.training.data import Data, check_fits, recorded
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import changed_by
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.training.data.batches import Examples
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of
-from graphsurgery.training.evaluation import evaluate
-from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.verify import InDouble, beginning_of_nan, double
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.objectives.tasks import objective_for
 
 CONTROLS = ("random-pad", "scratch", "teacher continued")
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -134,23 +133,6 @@ def _examples(data: Data, graph: ModelGraph, images: int = 1000) -> list[torch.T
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:images]
     x = next(iter(examples.batches([order])))[0]
     return [x.to(next(graph.module.parameters())) if x.is_floating_point() else x]
-
-
-def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
-    """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative.
-
-    Raises:
-        CheckFailedError: the outputs of the first are not numbers, so that nothing can be compared.
-    """
-    x = before.example_inputs(4, seed=seed)
-    found = apart(run(InDouble(after), x, seed), run(InDouble(before), x, seed))
-    if math.isinf(found) and (beginning := beginning_of_nan(double(before), [_doubled(each) for each in x])):
-        raise CheckFailedError(f"the network itself gives {beginning}, so nothing can be compared; nothing was written")
-    return found
-
-
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return x.cpu().double() if x.is_floating_point() else x.cpu()
 
 
 def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None:

@@ -17,28 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.initializing import reinitialized
+from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import as_deep
-from graphsurgery.passes.gate import gate, gates
-from graphsurgery.recipes.baselines import Ensemble, average
+from graphsurgery.passes.gate import gate
+from graphsurgery.recipes.compression.shrink import recovery
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
-from graphsurgery.recipes.shrink import recovery
 from graphsurgery.recipes.train import fresh
-from graphsurgery.spec_text import is_function_spec, parse_spec
-from graphsurgery.training.data import Data, check_fits, recorded
-from graphsurgery.training.evaluation import evaluate, recalibrate
-from graphsurgery.training.gating import GateBudget
-from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan, recorded_plan
-from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import EpochRecord, History, Run
-from graphsurgery.verify import deviation, double
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation, double
+from graphsurgery.surgery.gates import gates
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.surgery.merging.averages import Ensemble, average
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
+from graphsurgery.training.loop.evaluation import evaluate, recalibrate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import EpochRecord, History, Run
+from graphsurgery.training.objectives.gating import GateBudget
+from graphsurgery.training.objectives.tasks import objective_for
 
 _GATING = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
 _FINE_TUNING = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")

@@ -19,24 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from graphsurgery.cost import cost
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
-from graphsurgery.training.batches import Examples, in_order
-from graphsurgery.training.data import Data, check_fits, recorded
-from graphsurgery.training.devices import choose_device, placed
-from graphsurgery.training.evaluation import evaluate, evaluating
-from graphsurgery.training.imitation import Imitation, Mimicry
-from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import Objective, objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import EpochRecord, Run
-from graphsurgery.training.teachers import Teachers, logits_of
-from graphsurgery.training.transfer import answered, augmented, unlabelled
-from graphsurgery.verify import deviation, double
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation, double
+from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
+from graphsurgery.training.data.transfer import answered, augmented, unlabelled
+from graphsurgery.training.devices import choose_device, evaluating, placed
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.tasks import Objective, objective_for
+from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 ALLOWED = 1e-10
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from graphsurgery.training.run import EpochRecord
+from graphsurgery.training.loop.run import EpochRecord
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ import torch
 
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
-from graphsurgery.spec_text import anchored
-from graphsurgery.tracing import trace
-from graphsurgery.training.data import Data, check_fits, recorded
-from graphsurgery.training.loop import fit
-from graphsurgery.training.objectives import objective_for
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import Reporter
-from graphsurgery.training.run import History, Run
+from graphsurgery.models.spec_text import anchored
+from graphsurgery.tracing.trace import trace
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import History, Run
+from graphsurgery.training.objectives.tasks import objective_for
 
 
 def fresh(spec: str, data: Data, seed: int) -> ModelGraph:

@@ -1,0 +1,1 @@
+"""What was found, for people: tables, drawings, and a page that needs nothing else."""

@@ -8,16 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import printable
-from graphsurgery.reports.cells import (
-    allowed_text,
-    best_rows,
-    columns,
-    deviation_text,
-    duration_text,
-    verdict_text,
-)
+from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, duration_text, verdict_text
 from graphsurgery.reports.drawing import PALETTE, hue_role
 from graphsurgery.reports.plots import curve_figures, gate_figure, origin_figure
 from graphsurgery.reports.widths import width_figure

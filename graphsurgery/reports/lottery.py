@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.reports.cells import MISSING, SHARES, metric_text
 from graphsurgery.reports.drawing import hue_role, light, style
 
 if TYPE_CHECKING:
-    from graphsurgery.recipes.tickets import Lottery
+    from graphsurgery.recipes.lottery.tickets import Lottery
 
 
 def lottery_cells(found: Lottery) -> tuple[list[str], list[list[str]]]:

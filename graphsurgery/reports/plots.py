@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from graphsurgery.recipes.outcome import GateEpoch
-    from graphsurgery.training.run import EpochRecord
+    from graphsurgery.training.loop.run import EpochRecord
 
 STAGES_PER_FIGURE = 4
 

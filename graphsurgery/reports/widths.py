@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphsurgery.atomic import atomic_write
+from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
 from graphsurgery.reports.cells import SHARES
 from graphsurgery.reports.drawing import drawing, light, style

@@ -78,3 +78,15 @@ def make_accelerator(device: str, mixed_precision: str) -> Accelerator:
     return Accelerator(
         cpu=chosen.type == "cpu", mixed_precision=mixed_precision, gradient_accumulation_plugin=accumulation
     )
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module is in eval mode inside the block; after it each submodule has its own mode back."""
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import graphsurgery as gs
-from graphsurgery import cli, remap
+from graphsurgery import cli
 from graphsurgery.passes import factorize
+from graphsurgery.surgery import remap
 
 MASKED = ("masks", "m.pt", "--apply", "a.pt")
 COMMANDS = {

@@ -11,7 +11,7 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.cli import run
-from graphsurgery.recipes import contracts
+from graphsurgery.recipes.contracts import contract as contracts
 
 SPEC = "paper/cnn?width=3"
 

@@ -112,7 +112,7 @@ def test_weights_need_an_architecture_that_fits(fails):
     ],
 )
 def test_too_little_memory_is_no_mistake_of_ours(fails, monkeypatch, cause):
-    from graphsurgery import cost
+    from graphsurgery.surgery.channels import cost
 
     def greedy(_graph):
         raise cause
@@ -151,11 +151,11 @@ def test_a_loss_that_is_not_a_number(fails):
 
 
 def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
-    from graphsurgery.recipes import delivery
+    from graphsurgery.recipes.delivery import deliver
 
     (here / "old.onnx").write_text("old")
-    check = delivery.check_onnx
-    monkeypatch.setattr(delivery, "check_onnx", lambda *args, **kwargs: check(*args, **(kwargs | {"rtol": 0.0})))
+    check = deliver.check_onnx
+    monkeypatch.setattr(deliver, "check_onnx", lambda *args, **kwargs: check(*args, **(kwargs | {"rtol": 0.0})))
     code, line = fails("export", "a.pt", "-o", "old.onnx", "--overwrite")
     assert code == 1
     assert "not written: ONNX Runtime deviates" in line

@@ -8,7 +8,7 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.cli import run
-from graphsurgery.verify import deviation
+from graphsurgery.surgery.deviation import deviation
 
 
 @pytest.mark.usefixtures("here")

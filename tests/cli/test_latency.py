@@ -10,9 +10,9 @@ import pytest
 
 import graphsurgery as gs
 from graphsurgery.cli import run
-from graphsurgery.onnx.latency import Latency, Pair
-from graphsurgery.onnx.profiling import Operator
-from graphsurgery.recipes import cost_table, latency
+from graphsurgery.onnx.runtime.latency import Latency, Pair
+from graphsurgery.onnx.runtime.profiling import Operator
+from graphsurgery.recipes.compression import cost_table, to_latency
 
 COMMON = ["--calib", "digits", "--epochs", "1", "--device", "cpu"]
 
@@ -49,7 +49,7 @@ def runtime(monkeypatch, asked):
 
     monkeypatch.setattr(cost_table, "profile", profile)
     monkeypatch.setattr(cost_table, "measure_latency", measure_latency)
-    monkeypatch.setattr(latency, "measure_pair", measure_pair)
+    monkeypatch.setattr(to_latency, "measure_pair", measure_pair)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_data_measure_and_calib_recovers(capsys):
 def test_a_promise_that_training_breaks_is_not_written(file, capsys, monkeypatch):
     """What is timed last is the result itself."""
 
-    real = latency.measure_pair
+    real = to_latency.measure_pair
     calls = []
 
     def slower(before, after, timing, shapes):
@@ -142,7 +142,7 @@ def test_a_promise_that_training_breaks_is_not_written(file, capsys, monkeypatch
         return Pair(found.before, found.before, 1.0, 0.99, 1.01)
 
     searched = 10**6
-    monkeypatch.setattr(latency, "measure_pair", slower)
+    monkeypatch.setattr(to_latency, "measure_pair", slower)
     command = ["compress", "a.onnx", "--target", "latency=0.5x", "-o", "small.onnx"]
     assert run([*command, "--dry-run", "--quiet"]) == 0
     searched = len(calls)

@@ -7,8 +7,8 @@ import pytest
 
 import graphsurgery as gs
 from graphsurgery.cli import run
-from graphsurgery.masks import MaskSet
 from graphsurgery.passes.mask import mask
+from graphsurgery.surgery.masks.mask_set import MaskSet
 
 SPEC = "paper/lenet_300_100?in_features=64"
 COMMON = ["--data", "digits?train=300", "--epochs", "1", "--device", "cpu"]

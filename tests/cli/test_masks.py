@@ -8,8 +8,8 @@ import torch
 
 import graphsurgery as gs
 from graphsurgery.cli import run
-from graphsurgery.masks import MaskSet
 from graphsurgery.passes.mask import mask
+from graphsurgery.surgery.masks.mask_set import MaskSet
 
 
 @pytest.fixture

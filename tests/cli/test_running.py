@@ -12,7 +12,7 @@ import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.cli.running import call_of, with_config
 from graphsurgery.errors import SurgeryError
-from graphsurgery.training.progress import LogReporter
+from graphsurgery.training.loop.progress import LogReporter
 
 SPEC = "paper/cnn?width=3"
 TRAIN = ["train", SPEC, "--data", "digits", "--device", "cpu"]
@@ -38,7 +38,7 @@ def stopped(monkeypatch):
 
     def stopping(after, *tokens):
         with monkeypatch.context() as patch:
-            patch.setattr("graphsurgery.training.progress.default_reporter", lambda: Stopping(after))
+            patch.setattr("graphsurgery.training.loop.progress.default_reporter", lambda: Stopping(after))
             assert run(list(tokens)) == 130
 
     return stopping

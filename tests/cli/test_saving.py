@@ -11,9 +11,9 @@ import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.cli.streams import _PLAIN
 from graphsurgery.errors import SpecError
+from graphsurgery.models.spec_text import anchored
 from graphsurgery.recipes import grow, merge, mimic
-from graphsurgery.spec_text import anchored
-from graphsurgery.training.loop import fit
+from graphsurgery.training.loop.fit import fit
 
 SPEC = "paper/cnn?width=3"
 QUICK = ["--epochs", "1", "--device", "cpu"]

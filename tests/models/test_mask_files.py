@@ -5,10 +5,10 @@ import torch
 from zoo import traced
 
 import graphsurgery as gs
-from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.models.mask_files import open_masks
 from graphsurgery.models.supermasks import Supermask, save_supermask
 from graphsurgery.passes.mask import mask
+from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 
 SPEC = "paper/lenet5"
 

@@ -8,16 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graphsurgery as gs
-from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.models.loading import open_model
-from graphsurgery.models.supermasks import (
-    Supermask,
-    drawn,
-    is_supermask,
-    load_supermask,
-    save_supermask,
-)
-from graphsurgery.verify import double
+from graphsurgery.models.supermasks import Supermask, drawn, is_supermask, load_supermask, save_supermask
+from graphsurgery.surgery.deviation import double
+from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 
 SPECS = {
     "paper/lenet_300_100": (1, 28, 28),

@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 from onnx_files import written
 
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError
-from graphsurgery.onnx.comparing import compare_onnx
 from graphsurgery.onnx.files import read_onnx
 from graphsurgery.onnx.importing import import_onnx
-from graphsurgery.onnx.sessions import open_session
-from graphsurgery.training.teachers import OnnxTeacher
+from graphsurgery.onnx.runtime.comparing import compare_onnx
+from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.training.objectives.teachers import OnnxTeacher
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "campaigns"))
 

@@ -13,9 +13,8 @@ from onnx import helper
 from onnx_files import written
 
 from graphsurgery.errors import CheckFailedError, TraceError
-from graphsurgery.onnx import operators
-from graphsurgery.onnx.checking import check_onnx
-from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.onnx.exporting import check_onnx
+from graphsurgery.onnx.importing import import_onnx, operators
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPERATORS = (

@@ -13,12 +13,13 @@ from torch import nn
 from zoo import FEW, NAMES, example, randomize, traced
 
 import graphsurgery as gs
-from graphsurgery.cost import cost
-from graphsurgery.nesting import Nesting
 from graphsurgery.passes.compress import compress
-from graphsurgery.passes.gate import gate, gates
-from graphsurgery.targets import Target, parse_target
-from graphsurgery.verify import deviation
+from graphsurgery.passes.gate import gate
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.nesting import Nesting
+from graphsurgery.surgery.channels.targets import Target, parse_target
+from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.gates import gates
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ import graphsurgery as gs
 from graphsurgery.models import build
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.verify import deviation
+from graphsurgery.surgery.deviation import deviation
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,15 +12,15 @@ from torch import nn
 from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
-from graphsurgery.cost import cost
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen, deepen_like
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import widen
-from graphsurgery.places import places
-from graphsurgery.training.moments import remap_optimizer
-from graphsurgery.verify import deviation
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.growth.places import places
+from graphsurgery.training.loop.optimizer_state import remap_optimizer
 
 
 def assert_used(deep, x):

@@ -10,12 +10,12 @@ from torch import nn
 from zoo import NAMES, traced
 
 import graphsurgery as gs
-from graphsurgery.cost import cost
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import widen
-from graphsurgery.verify import deviation
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation
 
 RESNET = "paper/resnet18?width=16"
 """As deep as the ResNet-18 of torchvision, whose large layers take seconds to decompose."""

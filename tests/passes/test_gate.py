@@ -9,10 +9,11 @@ from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
-from graphsurgery.layers import ChannelGate
+from graphsurgery.network.layers import ChannelGate
 from graphsurgery.passes.compress import compress
-from graphsurgery.passes.gate import fold, gate, gates
-from graphsurgery.verify import deviation, double
+from graphsurgery.passes.gate import fold, gate
+from graphsurgery.surgery.deviation import deviation, double
+from graphsurgery.surgery.gates import gates
 
 
 def set_gates(graph, value):

@@ -11,13 +11,13 @@ from torch import nn
 from zoo import NAMES, traced
 
 import graphsurgery as gs
-from graphsurgery.constants import constants
-from graphsurgery.masks import MaskSet, maskable
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
-from graphsurgery.recipes.subjects import holes
-from graphsurgery.verify import deviation
+from graphsurgery.recipes.contracts.subjects import holes
+from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.masks.constants import constants
+from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 
 
 def holed(graph, seed=0, rows=0.4, columns=0.2, density=0.6):

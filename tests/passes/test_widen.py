@@ -14,11 +14,11 @@ from torch import nn
 from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
-from graphsurgery.layers import segmented_layer_norm, weigh, weighted_group_norm, weighted_rms_norm
+from graphsurgery.network.layers import segmented_layer_norm, weigh, weighted_group_norm, weighted_rms_norm
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import INITS, undo, widen
-from graphsurgery.verify import deviation, double
+from graphsurgery.surgery.deviation import deviation, double
 
 
 @pytest.mark.parametrize("init", ["unequal", "equal"])

@@ -12,8 +12,8 @@ from graphsurgery.recipes.grow import CONTROLS, Growth, default_plan, grow, grow
 from graphsurgery.recipes.merge import MergePlan, merge
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import load_data
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
 
 PLAN = TrainingPlan(epochs=2, lr=0.05, device="cpu")
 

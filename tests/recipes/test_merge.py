@@ -7,15 +7,15 @@ import torch
 from rounding import alike
 
 import graphsurgery as gs
-from graphsurgery.initializing import reinitialized
-from graphsurgery.recipes.baselines import average
 from graphsurgery.recipes.merge import MergePlan, default_plan, merge, verdict
 from graphsurgery.recipes.outcome import Row
 from graphsurgery.recipes.train import train
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.surgery.merging.averages import average
 from graphsurgery.training.data import load_data
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
-from graphsurgery.training.run import Run
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+from graphsurgery.training.loop.run import Run
 
 PLAN = TrainingPlan(epochs=4, lr=0.1, batch_size=64, device="cpu")
 SPEC = "paper/cnn?width=3"

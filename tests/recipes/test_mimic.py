@@ -9,14 +9,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import graphsurgery as gs
+from graphsurgery.recipes.compression.shrink import Cut, recovery, shrink
 from graphsurgery.recipes.mimic import MimicPlan, hopeless, mimic
 from graphsurgery.recipes.outcome import Row
-from graphsurgery.recipes.shrink import Cut, recovery, shrink
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import load_data
-from graphsurgery.training.imitation import Imitation
-from graphsurgery.training.plan import TrainingPlan
-from graphsurgery.training.progress import SilentReporter
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+from graphsurgery.training.objectives.imitation import Imitation
 
 PLAN = TrainingPlan(epochs=2, lr=0.05, device="cpu")
 STUDENT = "paper/lenet_300_100?in_features=64"

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row
-from graphsurgery.training.run import EpochRecord
+from graphsurgery.training.loop.run import EpochRecord
 
 
 @pytest.fixture(scope="session")

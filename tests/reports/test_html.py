@@ -9,7 +9,7 @@ import pytest
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.reports.html import rendered, write_report
-from graphsurgery.training.run import EpochRecord
+from graphsurgery.training.loop.run import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

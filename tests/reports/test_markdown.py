@@ -1,4 +1,4 @@
-from graphsurgery.reports.markdown import markdown_table
+from graphsurgery.reports.tables import markdown_table
 
 
 def test_the_table(outcome):

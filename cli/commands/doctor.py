@@ -1,0 +1,75 @@
+"""`graphsurgery doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import OPENING, SHOWN, Opening, Seed, Shown
+
+
+def doctor(
+    model: str,
+    /,
+    *,
+    onnx: Annotated[bool, Parameter(negative="--no-onnx")] = True,
+    slim: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    seed: Seed = 0,
+    opening: Opening = OPENING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Trace a network, apply every pass to it, and measure every contract in float64.
+
+    Parameters
+    ----------
+    model
+        A model spec, a checkpoint, or a state_dict with --arch.
+    onnx
+        Also compare with ONNX Runtime.
+    slim
+        Also run it as a slimmable network, at the whole width and at narrower ones.
+    """
+    from rich.text import Text
+
+    from graphsurgery.cli.output import Output, columns, count
+    from graphsurgery.errors import CheckFailedError
+    from graphsurgery.recipes.contracts.doctor import examine
+
+    screen = Output(shown)
+    graph, module = opening.pair(model)
+    report = examine(graph, module, seed=seed, onnx=onnx, slim=slim)
+    screen.line("traced", f"{report.nodes} nodes, {report.spaces} spaces, {len(report.frozen)} frozen")
+    for node, reason in report.frozen:
+        screen.line("frozen", f"{node}: {reason}")
+    for reason, held in report.held:
+        screen.line("held", f"{count(held)} parameters: {reason}")
+    kept = "nothing can be removed" if report.kept is None else f"{report.kept:.1%} of them stay at --keep 0.5"
+    screen.line(
+        "cost",
+        f"{count(report.parameters)} parameters ({report.editable:.1%} editable, {kept}), "
+        f"{count(report.macs)} MACs per image",
+    )
+    table = columns("contract", "measured", "allowed", "", "seconds", right=["measured", "allowed", "seconds"])
+    table.add_column("note", overflow="fold")
+    styles = {"holds": "green", "fails": "bold red", "refused": "yellow", "not measured": "dim", "stated": ""}
+    for contract in report.contracts:
+        measured = "" if contract.measured is None else f"{contract.measured:.1e}"
+        allowed = "" if contract.allowed is None else f"{contract.allowed:.0e}"
+        status = Text(contract.status, styles[contract.status])
+        note = contract.refused or contract.absent or contract.note
+        table.add_row(contract.name, measured, allowed, status, f"{contract.seconds:.1f}", note)
+    screen.show(table)
+    if report.sensitivity is not None and report.sensitivity < 1e-3:
+        screen.line(
+            "warning",
+            f"with other inputs the outputs change by {report.sensitivity:.0e} only: equality says less",
+            "yellow",
+        )
+    screen.line("time", f"{report.seconds:.1f} s")
+    screen.finish({"model": model, **report.as_dict()}, "inspect", model, *opening.tokens)
+    failing = [contract.name for contract in report.contracts if contract.status == "fails"]
+    if failing:
+        raise CheckFailedError(
+            f"{model}: {len(failing)} of {len(report.contracts)} contracts fail: {', '.join(failing)}"
+        )

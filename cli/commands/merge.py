@@ -1,0 +1,224 @@
+"""`graphsurgery merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import (
+    OPENING,
+    SHOWN,
+    WRITING,
+    DryRun,
+    Opening,
+    Output,
+    Seed,
+    Shown,
+    Writing,
+    without_dry_run,
+)
+from graphsurgery.cli.running import RUNNING, Running
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.graph import ModelGraph
+    from graphsurgery.recipes.merge import MergePlan
+
+
+@Parameter(name="*", group="Merging")
+@dataclass(frozen=True)
+class Merging:
+    """What changes in the default plan: both stages train as the first parent did."""
+
+    gate_epochs: int | None = None
+    """Epochs in which the gates close."""
+    epochs: int | None = None
+    """Epochs of fine-tuning after the cut."""
+    parent_epochs: float | None = None
+    """How long each parent was trained; by default their files say."""
+    budget: float = 1.0
+    """Size of every space of the result, as a multiple of the first parent's."""
+    gate_lr: float | None = None
+    """Learning rate of the gates."""
+    control: Annotated[bool, Parameter(negative="--no-control")] = True
+    """Also train one new network for as many epochs as everything together, to compare with."""
+    lr: float | None = None
+    """Learning rate of fine-tuning; while gates close it is 0.3 times this."""
+    optimizer: str | None = None
+    """sgd, adam or adamw."""
+    batch_size: int | None = None
+    """Examples of one optimizer step."""
+    weight_decay: float | None = None
+    """Of all trainable parameters with two axes or more."""
+    mixed_precision: str | None = None
+    """no, bf16 or fp16."""
+    device: str = "auto"
+    """auto, cpu, cuda or any torch device."""
+    recover: Literal["labels", "mimic"] = "labels"
+    """What fine-tuning learns: the labels, or what the parents say together, which needs none."""
+
+    def plan(self, parents: Sequence[ModelGraph], seed: int) -> MergePlan:
+        """The default plan of these parents with these changes."""
+        from dataclasses import replace
+
+        from graphsurgery.recipes.merge import default_plan
+
+        plan = default_plan(parents, seed)
+        plan = replace(
+            plan, budget=self.budget, control=self.control, parent_epochs=self.parent_epochs, recover=self.recover
+        )
+        if self.gate_lr is not None:
+            plan = replace(plan, gate_lr=self.gate_lr)
+        names = ("optimizer", "batch_size", "weight_decay", "mixed_precision", "device")
+        both = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        gating, fine_tuning = dict(both), dict(both)
+        if self.lr is not None:
+            gating["lr"], fine_tuning["lr"] = 0.3 * self.lr, self.lr
+        if self.gate_epochs is not None:
+            gating["epochs"] = self.gate_epochs
+        if self.epochs is not None:
+            fine_tuning["epochs"] = self.epochs
+        return replace(
+            plan, gating=replace(plan.gating, **gating), fine_tuning=replace(plan.fine_tuning, **fine_tuning)
+        )
+
+
+_MERGING = Merging()
+
+
+def merge(
+    first: str,
+    second: str,
+    /,
+    *more: str,
+    data: str,
+    output: Output,
+    onnx: Path | None = None,
+    report: Path | None = None,
+    merging: Merging = _MERGING,
+    run: Running = RUNNING,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    writing: Writing = WRITING,
+    opening: Opening = OPENING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Merge trained networks of one topology into one of the size of the first, and compare it with what it must beat.
+
+    Parameters
+    ----------
+    first
+        The parent whose size the result gets: a checkpoint, or a state_dict with --arch.
+    second
+        Another parent.
+    more
+        Further parents.
+    data
+        What they were trained on.
+    onnx
+        Also write the result as an ONNX file, compared and timed.
+    report
+        Also write an HTML report.
+    """
+    reads = [first, second, *more, data, opening.arch]
+    writing.allow(network=output, onnx=onnx, report=report, reads=reads)
+    from dataclasses import asdict, replace
+
+    import torch
+
+    from graphsurgery.checkpoint.files import save
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.passes.concatenate import concatenate
+    from graphsurgery.recipes.delivery.deliver import deliver
+    from graphsurgery.recipes.merge import merge as recipe
+    from graphsurgery.reports.html import write_report
+    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.surgery.channels.cost import cost
+    from graphsurgery.surgery.merging.matching import match_nodes
+    from graphsurgery.training.data.loading import check_fits
+    from graphsurgery.training.devices import process_rank
+
+    screen = Screen(shown)
+    examples = opening.data(data, first, second, *more, seed=seed)
+    sources = (first, second, *more)
+    parents = [opening.graph(source, examples.input_shape) for source in sources]
+    parents = _as_deep(screen, sources, parents)
+    plan = merging.plan(parents, seed)
+    document: dict[str, Any] = {"parents": sources, "data": data, "plan": asdict(plan)}
+    # Before the run folder is made.
+    for position, (source, parent) in enumerate(zip(sources, parents, strict=True), 1):
+        check_fits(examples, parent.module, name=source)
+        match_nodes(parents[0], parent, position)
+    if dry_run:
+        table = columns("network", "parameters", "MACs", right=["parameters", "MACs"])
+        for name, graph in (*zip(sources, parents, strict=True), ("concatenated", concatenate(parents))):
+            size = cost(graph)
+            table.add_row(name, count(size.parameters), count(size.macs))
+        screen.show(table)
+        epochs = f"{plan.gating.epochs} + {plan.fine_tuning.epochs} epochs"
+        screen.line("dry run", f"would train {epochs} at {plan.budget:g} times the first parent and write {output}")
+        screen.finish(document, *without_dry_run())
+        return
+    settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
+    folder = run.open(screen, settings)
+
+    def keep(graph: ModelGraph) -> None:
+        if process_rank()[0] == 0:
+            save(graph, output, **document)
+            screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+
+    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
+    first_process, processes = process_rank()[0] == 0, process_rank()[1]
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+    files = {"network": output, "onnx": onnx, "report": report}
+    outcome = replace(merged.outcome, files={name: str(path) for name, path in files.items() if path})
+    if first_process:
+        save(merged.graph, output, **document, metrics=[asdict(row) for row in outcome.rows])
+    try:
+        if first_process and onnx is not None:
+            latency = deliver(merged.graph, onnx, name="merged", against={"parent 1": parents[0]}).latency
+            timed = {name: found.median for name, found in latency.items()}
+            rows = tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows)
+            outcome = replace(outcome, rows=rows)
+        if first_process and report is not None:
+            write_report(outcome, report)
+    finally:  # what was found out is shown, whatever else goes wrong
+        screen.show(outcome_table(outcome))
+        screen.checks(outcome.checks)
+        screen.line("verdict", outcome.verdict)
+    for name, path in outcome.files.items():
+        screen.line("wrote", f"{path} ({name})")
+    following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))
+    screen.finish({**document, "outcome": outcome.as_dict()}, *following)
+    _fail_where_a_check_fails(outcome.checks)
+
+
+def _as_deep(screen: Screen, sources: Sequence[str], parents: Sequence[ModelGraph]) -> list[ModelGraph]:
+    """The parents, the shallower ones deepened."""
+    from graphsurgery.passes.deepen import as_deep
+
+    deep = as_deep(parents)
+    for source, before, after in zip(sources, parents, deep, strict=True):
+        added = len(after.lineage) - len(before.lineage)
+        if added:
+            screen.line("deeper", f"{source}: {added} parts repeated as the identity, to be as deep as the deepest")
+    return deep
+
+
+def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan without what a resumed merge may change."""
+    return {key: _comparable(part) if isinstance(part, dict) else part for key, part in plan.items() if key != "device"}
+
+
+def _fail_where_a_check_fails(checks: Any) -> None:
+    from graphsurgery.errors import CheckFailedError
+
+    failing = [check.name for check in checks if not check.holds]
+    if failing:
+        raise CheckFailedError(f"merge: {len(failing)} checks fail: {', '.join(failing)}; see the lines above")

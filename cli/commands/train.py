@@ -1,0 +1,89 @@
+"""`graphsurgery train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import SHOWN, WRITING, DryRun, Output, Shown, Writing, open_data, without_dry_run
+from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.training.loop.plan import TrainingPlan
+
+_PLAN = TrainingPlan()
+
+
+def train(
+    spec: str,
+    /,
+    *,
+    data: str,
+    output: Output,
+    plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
+    run: Running = RUNNING,
+    dry_run: DryRun = False,
+    writing: Writing = WRITING,
+    shown: Shown = SHOWN,
+) -> None:
+    """Train a network from a model spec and save it.
+
+    Parameters
+    ----------
+    spec
+        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
+    data
+        What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
+        file.py:function. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what the network sees, by
+        default as it says itself.
+    """
+    writing.allow(network=output, reads=[spec, data])
+    from dataclasses import asdict
+
+    import torch
+
+    from graphsurgery.checkpoint.files import save
+    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.models.spec_text import anchored
+    from graphsurgery.recipes import train as recipe
+    from graphsurgery.surgery.channels.cost import cost
+    from graphsurgery.training.devices import process_rank
+    from graphsurgery.training.loop.evaluation import evaluate
+    from graphsurgery.training.objectives.tasks import objective_for
+
+    screen = Screen(shown)
+    examples = open_data(data, spec, seed=plan.seed)
+    size = cost(recipe.fresh(spec, examples, plan.seed))
+    document = {
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": asdict(plan),
+        "parameters": size.parameters,
+        "macs": size.macs,
+    }
+    screen.line("network", f"{spec}: {count(size.parameters)} parameters, {count(size.macs)} MACs per example")
+    if dry_run:
+        screen.line("dry run", f"would train {plan.epochs} epochs on {data} and write {output}")
+        screen.finish(document, *without_dry_run())
+        return
+    settings = {
+        "command": "train",
+        "spec": anchored(spec),
+        "data": anchored(data),
+        "plan": plan.what_fixes_the_result(),
+    }
+    folder = run.open(screen, settings)
+    graph, history = recipe.train(spec, examples, plan, run=folder, reporter=screen.reporter())
+    objective = objective_for(examples)
+    parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
+    found = {name: evaluate(graph.module, part, objective, device=plan.device) for name, part in parts.items()}
+    table = columns(data, *found["test"], right=list(found["test"]))
+    for name, metrics in found.items():
+        table.add_row(name, *(f"{value:.4f}" for value in metrics.values()))
+    if process_rank()[0] == 0:
+        save(graph, output, **document, metrics=found, best_epoch=history.best_epoch)
+    if process_rank()[1] > 1:
+        torch.distributed.destroy_process_group()
+    screen.show(table)
+    screen.line("wrote", str(output))
+    screen.finish({**document, "metrics": found, "files": {"network": output}}, "inspect", output)

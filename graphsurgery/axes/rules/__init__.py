@@ -1,0 +1,28 @@
+"""Rules: how each operator relates the types of what it reads and writes, a file for each kind.
+
+Importing this package fills `graphsurgery.axes.inference.RULES`.
+"""
+
+from graphsurgery.axes.rules import (
+    contraction,
+    creation,
+    indexing,
+    movement,
+    norms,
+    pointwise,
+    reductions,
+    sequences,
+    spatial,
+)
+
+__all__ = [
+    "contraction",
+    "creation",
+    "indexing",
+    "movement",
+    "norms",
+    "pointwise",
+    "reductions",
+    "sequences",
+    "spatial",
+]

@@ -1,0 +1,388 @@
+"""Normalisations: per channel (batch, instance) and across channels (layer, group)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+
+from graphsurgery.axes import algebra as ax
+from graphsurgery.axes.inference import Inference, rule
+from graphsurgery.axes.rules.contraction import resize_argument, set_argument
+from graphsurgery.axes.types import Resize, TensorType
+from graphsurgery.network.layers import (
+    ChannelGate,
+    SegmentedLayerNorm,
+    segmented_group_norm,
+    segmented_layer_norm,
+    segmented_normalize,
+    weigh,
+    weighted_group_norm,
+    weighted_instance_norm,
+    weighted_rms_norm,
+)
+from graphsurgery.network.operators import PER_CHANNEL_NORMS
+
+
+@rule(*PER_CHANNEL_NORMS)
+def batch_norm(infer: Inference, input: TensorType) -> TensorType:
+    """Per-channel affine: weight, bias and both running statistics follow axis 1 of the input."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        infer.tie(name, input[1])
+    infer.tie("num_batches_tracked")
+    infer.attribute("num_features", input[1])
+    if infer.submodule.running_mean is None:
+        _mixes_positions(infer, input)
+    return TensorType(input.axes)
+
+
+def _mixes_positions(infer: Inference, input: TensorType) -> None:
+    """Statistics over the axes behind the channels mix those that are no mere positions."""
+    for axis in input.axes[2:]:
+        infer.mixes(axis, "statistics")
+
+
+@rule(torchvision.ops.FrozenBatchNorm2d)
+def frozen_batch_norm(infer: Inference, x: TensorType) -> TensorType:
+    """Per-channel affine by four buffers."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        infer.tie(name, x[1])
+    return TensorType(x.axes)
+
+
+@rule(F.batch_norm, F.instance_norm)
+def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **options: Any) -> TensorType:
+    """The functional form; statistics that it takes from its input mix the other axes."""
+    names = ("running_mean", "running_var", "weight", "bias", "training")
+    given = dict(zip(names, vectors, strict=False)) | options
+    for name in names[:4]:
+        if isinstance(given.get(name), TensorType):
+            infer.unify(given[name][0], input[1])
+    if infer.node.target is F.instance_norm and len(input.axes) == 3 and given.get("running_mean") is None:
+        infer.mixes(input[2], "instance_norm", 2)
+    elif infer.node.target is F.instance_norm:
+        _mixes_positions(infer, input)
+    elif given.get("training", False) is not False or given.get("running_mean") is None:
+        infer.mixes(input[0], "statistics")
+        _mixes_positions(infer, input)
+    return TensorType(input.axes)
+
+
+@rule(nn.LayerNorm)
+def layer_norm(infer: Inference, input: TensorType) -> TensorType:
+    """Mixes the last axes; weight and bias follow them."""
+    module = infer.submodule
+    assert isinstance(module, nn.LayerNorm)
+    normalized = input.axes[-len(module.normalized_shape) :]
+    infer.tie("weight", *normalized)
+    infer.tie("bias", *normalized)
+    _mixes_last(infer, normalized)
+
+    def resize(new_module: nn.Module, new: Resize) -> None:
+        assert isinstance(new_module, nn.LayerNorm)
+        new_module.normalized_shape = tuple(new.size(axis) for axis in normalized)
+
+    infer.on_module(resize)
+    return TensorType(input.axes)
+
+
+@rule(F.layer_norm)
+def layer_norm_function(
+    infer: Inference,
+    input: TensorType,
+    normalized_shape: Sequence[int],
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """The functional form; its normalised shape is a literal."""
+    normalized = input.axes[-len(normalized_shape) :]
+    for vector in (weight, bias):
+        if vector is not None:
+            for own, axis in zip(vector.axes, normalized, strict=True):
+                infer.unify(own, axis)
+    _mixes_last(infer, normalized)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        set_argument(node, 1, "normalized_shape", tuple(new.size(axis) for axis in normalized))
+
+    infer.on_rebuild(resize)
+    return TensorType(input.axes)
+
+
+def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "layer_norm") -> None:
+    if len(normalized) > 1:
+        infer.freeze_axis("a norm over several axes", *normalized)
+    for axis in normalized:
+        infer.mixes(axis, kind, -1)
+
+
+@rule(SegmentedLayerNorm)
+def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
+    """Mixes the last axis within each segment; the segments' sizes follow what is left of each."""
+    infer.tie("weight", x[-1])
+    infer.tie("bias", x[-1])
+    infer.mixes(x[-1], "segmented_layer_norm", -1)
+
+    def resize(module: nn.Module, new: Resize) -> None:
+        assert isinstance(module, SegmentedLayerNorm)
+        module.segments, module.groups = _left(new, x[-1], module.segments, module.groups)
+
+    infer.on_module(resize)
+    return TensorType(x.axes)
+
+
+@rule(segmented_layer_norm)
+def segmented_norm_function(
+    infer: Inference,
+    x: TensorType,
+    segments: Sequence[int],
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
+    shares: TensorType | None = None,
+) -> TensorType:
+    """The functional form."""
+    _counts(infer, shares, x[-1])
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[-1])
+    infer.mixes(x[-1], "segmented_layer_norm", -1)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left = _left(new, x[-1], segments, groups)
+        set_argument(node, 1, "segments", left[0])
+        if groups is not None:
+            set_argument(node, 5, "groups", left[1])
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
+
+
+def _left(
+    new: Resize, axis: ax.Axis, segments: Sequence[int], groups: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The new sizes of segments, and their groups; segments that are left empty go."""
+    sizes = new.segments(axis, tuple(segments))
+    kept = [index for index, size in enumerate(sizes) if size]
+    return tuple(sizes[i] for i in kept), None if groups is None else tuple(groups[i] for i in kept)
+
+
+@rule(nn.RMSNorm)
+def rms_norm(infer: Inference, x: TensorType) -> TensorType:
+    """Divides by the root mean square over the last axes, which it mixes; the weight follows them."""
+    module = infer.submodule
+    assert isinstance(module, nn.RMSNorm)
+    normalized = x.axes[-len(module.normalized_shape) :]
+    infer.tie("weight", *normalized)
+    _mixes_last(infer, normalized, "rms_norm")
+
+    def resize(new_module: nn.Module, new: Resize) -> None:
+        new_module.normalized_shape = tuple(new.size(axis) for axis in normalized)  # type: ignore[assignment]
+
+    infer.on_module(resize)
+    return TensorType(x.axes)
+
+
+@rule(F.rms_norm)
+def rms_norm_function(
+    infer: Inference,
+    input: TensorType,
+    normalized_shape: Sequence[int],
+    weight: TensorType | None = None,
+    eps: float | None = None,  # noqa: ARG001
+) -> TensorType:
+    """The functional form; its normalised shape is a literal."""
+    normalized = input.axes[-len(normalized_shape) :]
+    if weight is not None:
+        for own, axis in zip(weight.axes, normalized, strict=True):
+            infer.unify(own, axis)
+    _mixes_last(infer, normalized, "rms_norm")
+    infer.on_rebuild(
+        lambda node, new: set_argument(node, 1, "normalized_shape", tuple(new.size(axis) for axis in normalized))
+    )
+    return TensorType(input.axes)
+
+
+@rule(weighted_rms_norm)
+def weighted_rms_norm_function(
+    infer: Inference,
+    x: TensorType,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    eps: float | None = None,  # noqa: ARG001
+) -> TensorType:
+    """Mixes the last axis, whose indices count by their shares."""
+    _counts(infer, shares, x[-1])
+    if weight is not None:
+        infer.unify(weight[0], x[-1])
+    infer.mixes(x[-1], "rms_norm", -1)
+    return TensorType(x.axes)
+
+
+@rule(weigh)
+def weigh_function(infer: Inference, x: TensorType, dim: int, factors: TensorType) -> TensorType:
+    """One factor for each index of an axis, or of what is inside its groups."""
+    groups = ax.size_of(x[dim]) // ax.size_of(factors[0])
+    infer.unify(x[dim], ax.product([ax.free(groups), factors[0]]) if groups > 1 else factors[0])
+    return TensorType(x.axes)
+
+
+def _counts(infer: Inference, shares: TensorType | None, axis: ax.Axis) -> None:
+    """The shares say how much each index of an axis counts in a norm."""
+    if shares is not None:
+        infer.unify(shares[0], axis)
+        assert shares.parameter is not None
+        infer.parameters[shares.parameter].counts = True
+
+
+@rule(nn.GroupNorm)
+def group_norm(infer: Inference, input: TensorType) -> TensorType:
+    """Channels are `g·k`: each group is normalised alone, so cutting groups is exact and cutting in a group is not."""
+    module = infer.submodule
+    assert isinstance(module, nn.GroupNorm)
+    groups = _normalize_groups(infer, input, module.num_groups, infer.parameter("weight"), infer.parameter("bias"))
+    infer.attribute("num_groups", groups)
+    infer.attribute("num_channels", input[1])
+    return TensorType(input.axes)
+
+
+@rule(F.group_norm)
+def group_norm_function(
+    infer: Inference,
+    input: TensorType,
+    num_groups: int,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """The functional form; the number of groups is a literal."""
+    groups = _normalize_groups(infer, input, num_groups, weight, bias)
+    infer.on_rebuild(
+        lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)), sizes=(1, "num_groups")
+    )
+    return TensorType(input.axes)
+
+
+@rule(weighted_group_norm)
+def weighted_group_norm_function(
+    infer: Inference,
+    x: TensorType,
+    num_groups: int,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """As `F.group_norm`, with shares that say how much each channel counts in its group."""
+    groups = _normalize_groups(infer, x, num_groups, weight, bias)
+    _counts(infer, shares, x[1])
+    infer.on_rebuild(
+        lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)), sizes=(1, "num_groups")
+    )
+    return TensorType(x.axes)
+
+
+@rule(weighted_instance_norm)
+def weighted_instance_norm_function(
+    infer: Inference,
+    x: TensorType,
+    shares: TensorType,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+) -> TensorType:
+    """As `F.instance_norm`, with shares that say how much each position counts."""
+    _counts(infer, shares, x[2])
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[1])
+    infer.mixes(x[2], "instance_norm", 2)
+    return TensorType(x.axes)
+
+
+@rule(segmented_group_norm)
+def segmented_group_norm_function(
+    infer: Inference,
+    x: TensorType,
+    segments: Sequence[int],
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
+    eps: float = 1e-5,  # noqa: ARG001
+    groups: Sequence[int] | None = None,
+) -> TensorType:
+    """Mixes axis 1 within each segment, and the positions; the segments' sizes follow what is left of each."""
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[1])
+    infer.mixes(x[1], "segmented_group_norm", 1)
+    _mixes_positions(infer, x)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[1], segments, groups)
+        set_argument(node, 1, "segments", left)
+        if groups is not None:
+            set_argument(node, 5, "groups", numbers)
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
+
+
+def _normalize_groups(
+    infer: Inference, input: TensorType, count: int, weight: TensorType | None, bias: TensorType | None
+) -> ax.Axis:
+    """Returns the axis of the groups."""
+    groups = ax.free(count) if count > 1 else ax.UNIT
+    inner = ax.free(ax.size_of(input[1]) // count)
+    infer.unify(input[1], ax.product([groups, inner]))
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], input[1])
+    infer.mixes(inner, "group_norm", 1)
+    _mixes_positions(infer, input)
+    return groups
+
+
+@rule(F.normalize)
+def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
+    """Divides by a norm over some axes, which it mixes."""
+    for index in [dim] if isinstance(dim, int) else dim:
+        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "statistics", index)
+    return TensorType(input.axes)
+
+
+@rule(segmented_normalize)
+def segmented_normalize_function(
+    infer: Inference,
+    x: TensorType,
+    p: float = 2.0,  # noqa: ARG001
+    dim: int = 1,
+    eps: float = 1e-12,  # noqa: ARG001
+    *,
+    segments: Sequence[int],
+    groups: Sequence[int] | None = None,
+    shares: TensorType | None = None,
+) -> TensorType:
+    """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
+    _counts(infer, shares, x[dim])
+    infer.mixes(x[dim], "segmented_normalize", dim)
+
+    def resize(node: fx.Node, new: Resize) -> None:
+        left, numbers = _left(new, x[dim], segments, groups)
+        node.kwargs = {**node.kwargs, "segments": left, "groups": numbers}
+
+    infer.on_rebuild(resize)
+    return TensorType(x.axes)
+
+
+@rule(ChannelGate)
+def channel_gate(infer: Inference, reference: TensorType) -> TensorType:
+    """Gives a mask `[batch, channels]` whose channels are the gate's own."""
+    loc = infer.parameter("loc")
+    assert loc is not None
+    infer.attribute("channels", loc[0])
+    return TensorType([reference[0], loc[0]])

@@ -1,0 +1,145 @@
+"""Operators along a sequence: attention, softmax, recurrent layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphsurgery.axes import algebra as ax
+from graphsurgery.axes.algebra import Axis, Clash
+from graphsurgery.axes.inference import Inference, rule
+from graphsurgery.axes.rules.contraction import set_argument
+from graphsurgery.axes.rules.pointwise import broadcast
+from graphsurgery.axes.types import Resize, TensorType, tensor_types
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(
+    infer: Inference,
+    query: TensorType,
+    key: TensorType,
+    value: TensorType,
+    attn_mask: TensorType | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001
+    is_causal: bool = False,  # noqa: ARG001
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> TensorType:
+    """`q [..., L, d]`, `k [..., S, d]`, `v [..., S, e]`: d is summed over; the scale stays when d changes.
+
+    With grouped queries every head of k and v serves as many heads of q, which come after each other.
+    """
+    if enable_gqa and ax.size_of(query[-3]) != ax.size_of(key[-3]):
+        copies = ax.fixed(ax.size_of(query[-3]) // ax.size_of(key[-3]))
+        infer.unify(key[-3], value[-3])
+        key, value = (typed.replace(-3, ax.product([typed[-3], copies])) for typed in (key, value))
+    infer.unify(query[-1], key[-1])
+    infer.unify(key[-2], value[-2])
+    infer.reads(0, len(query) - 1, query[-1], None, 0)
+    _weigh(infer, key[-2])
+    lead = broadcast(infer, TensorType(query.axes[:-2]), TensorType(key.axes[:-2]), TensorType(value.axes[:-2]))
+    for channels in (query[-1], value[-1]):
+        infer.multiplies(*lead.axes, query[-2], key[-2], channels)
+    if attn_mask is not None:
+        broadcast(infer, TensorType([*lead.axes, query[-2], key[-2]]), attn_mask)
+    if scale is None:
+        width = ax.size_of(query[-1])
+
+        def keep_scale(node: fx.Node, new: Resize) -> None:
+            if new.size(query[-1]) != width:
+                set_argument(node, 6, "scale", 1 / math.sqrt(width))
+
+        infer.on_rebuild(keep_scale)
+    return TensorType([*lead.axes, query[-2], value[-1]])
+
+
+def _weigh(infer: Inference, axis: ax.Axis) -> None:
+    """A softmax mixes an axis; learned tokens that stand beside fixed positions are positions too."""
+    if any(all(dim.fixed for dim in term) for term in ax.resolve(axis)):
+        infer.fix(axis)
+    infer.mixes(axis, "softmax")
+
+
+@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+def softmax_module(infer: Inference, input: TensorType) -> TensorType:
+    """Mixes one axis."""
+    dim = infer.submodule.dim
+    if not isinstance(dim, int):
+        infer.freeze("a softmax that names no axis", input)
+        return TensorType(input.axes)
+    _weigh(infer, input[dim])
+    return TensorType(input.axes)
+
+
+@rule(nn.Softmax2d)
+def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
+    """Mixes the channels at every position."""
+    _weigh(infer, input[-3])
+    return TensorType(input.axes)
+
+
+@rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Mixes one axis."""
+    _weigh(infer, input[dim])
+    return TensorType(input.axes)
+
+
+_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
+
+
+@rule(*_GATES)
+def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
+    """`x [..., in]`; `weight_ih [gates·h, in]`, `weight_hh [gates·h, h]`; all layers and directions share h.
+
+    The hidden units also read each other, inside the layer and out of reach of gates, so they are mixed.
+    """
+    module = infer.submodule
+    assert isinstance(module, nn.RNNBase)
+    if module.proj_size:
+        raise Clash("projections of the hidden units")
+    hidden, directions = ax.free(module.hidden_size), 2 if module.bidirectional else 1
+    gates = ax.product([ax.fixed(_GATES[type(module)]), hidden])
+    output = input[-1]
+    for layer in range(module.num_layers):
+        for direction in ("", "_reverse")[:directions]:
+            _layer(infer, f"l{layer}{direction}", output, hidden, gates, own=layer > 0)
+        output = ax.concat([hidden] * directions)
+    infer.attribute("input_size", input[-1])
+    infer.attribute("hidden_size", hidden)
+    infer.mixes(hidden, "recurrence")
+    return _results(infer, input, output, hidden, hx)
+
+
+def _results(infer: Inference, input: TensorType, output: Axis, hidden: Axis, hx: Any) -> Any:
+    """All outputs, and the last states, whose type those at the start have too."""
+    outputs, last = infer.value
+    states = [last] if isinstance(last, Tensor) else list(last)
+    batch = [] if len(input) == 2 else [input[0] if infer.submodule.batch_first else input[1]]
+    typed = TensorType([ax.fixed(states[0].shape[0]), *batch, hidden])
+    for given in tensor_types(hx):
+        for own, axis in zip(given.axes, typed.axes, strict=True):
+            infer.unify(own, axis)
+    assert len(outputs.shape) == len(input)
+    return input.replace(-1, output), typed if isinstance(last, Tensor) else tuple(typed for _ in states)
+
+
+def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axis, *, own: bool) -> None:
+    """One layer in one direction; only the first reads what stands outside."""
+    weight, recurrent = infer.parameter(f"weight_ih_{suffix}"), infer.parameter(f"weight_hh_{suffix}")
+    assert weight is not None
+    assert recurrent is not None
+    infer.tie(f"weight_ih_{suffix}", gates, source)
+    infer.tie(f"weight_hh_{suffix}", gates, hidden)
+    infer.tie(f"bias_ih_{suffix}", gates)
+    infer.tie(f"bias_hh_{suffix}", gates)
+    infer.writes(gates)
+    infer.reads_inside(hidden, recurrent, 1)
+    if own:
+        infer.reads_inside(source, weight, 1)
+    else:
+        infer.reads(0, len(infer.value[0].shape) - 1, source, weight, 1)

@@ -1,0 +1,127 @@
+"""What inference finds out: types of tensors, who reads and writes what, what is mixed, what is frozen and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from torch import fx
+
+from graphsurgery.axes import algebra as ax
+from graphsurgery.axes.algebra import Axis
+
+
+class TensorType:
+    """The type of a tensor: one axis type for each of its axes."""
+
+    __slots__ = ("axes", "parameter")
+
+    def __init__(self, axes: tuple[Axis, ...] | list[Axis], parameter: str | None = None) -> None:
+        self.axes = tuple(axes)
+        self.parameter = parameter
+
+    def __getitem__(self, index: int) -> Axis:
+        return self.axes[index]
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def replace(self, index: int, axis: Axis) -> TensorType:
+        """The same type with one axis replaced."""
+        axes = list(self.axes)
+        axes[index] = axis
+        return TensorType(axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(ax.size_of(axis) for axis in self.axes)
+
+    def __repr__(self) -> str:
+        return f"TensorType{self.axes}"
+
+
+@dataclass
+class ParameterType:
+    """The axes of one parameter or buffer.
+
+    Attributes:
+        name: its first name.
+        axes: their types.
+        reads: by the number of an axis that a contraction sums over, what it sums over: the axis, or what is inside its
+            groups where it sums group by group, as a grouped transposed convolution does.
+        counts: whether it says how much each index of its axis counts in a norm; copies of one share what it counted.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    reads: dict[int, Axis] = field(default_factory=dict)
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class Access:
+    """A node that writes an axis with its parameters, or sums over it.
+
+    Attributes:
+        node: where.
+        axis: what is written, or summed over.
+        value: the node whose tensor is read; None for a write, and for what a layer reads of itself.
+        dim: the axis number, in that tensor, that holds `axis`; where groups stand around it, once in each of them.
+        weighted: whether a parameter stands at every summand, so that a factor on the axis can be folded into it.
+        weight: that parameter, and the number of its axis.
+        given: how often the node is given that tensor; a factor on it would count as often.
+    """
+
+    node: fx.Node
+    axis: Axis
+    value: fx.Node | None = None
+    dim: int = 0
+    weighted: bool = True
+    weight: tuple[str, int] | None = None
+    given: int = 1
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result.
+
+    Attributes:
+        node: where.
+        axis: what is mixed.
+        kind: how.
+        dim: the number of the axis, in the node's first tensor, that holds it; None where that is not one axis alone.
+    """
+
+    node: fx.Node
+    axis: Axis
+    kind: str
+    dim: int | None = None
+
+
+class Frozen(NamedTuple):
+    """A node around which axes may not change, and why."""
+
+    node: str
+    reason: str
+
+
+class Resize(Protocol):
+    """What a rebuild asks: the new sizes of old types."""
+
+    def size(self, axis: Axis) -> int:
+        """New number of indices of the axis."""
+
+    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """New sizes of consecutive old segments of the axis."""
+
+
+def tensor_types(value: Any) -> list[TensorType]:
+    """Every tensor type in a nested value, in order."""
+    if isinstance(value, TensorType):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensor_types(v)]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensor_types(v)]
+    return []

@@ -1,0 +1,227 @@
+"""The closed vocabulary of a stored network: which classes, functions, methods and attributes it may name.
+
+A checkpoint can name nothing else, so opening one never imports, calls or evaluates anything that is not listed here.
+None of it reads or writes files, runs code given as text, or takes a callable.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.overrides import get_overridable_functions
+
+from graphsurgery.errors import SurgeryError
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
+_PART = re.compile(r"(?!__)[A-Za-z0-9_ -]+")
+_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
+
+CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Classes that only hold other modules; each is stored as a plain `nn.Module`."""
+
+_LAYERS = _words("""
+Identity Linear Bilinear Embedding EmbeddingBag Flatten Unflatten Fold Unfold MultiheadAttention Conv1d Conv2d Conv3d
+ConvTranspose1d ConvTranspose2d ConvTranspose3d RNN LSTM GRU RNNCell LSTMCell GRUCell BatchNorm1d BatchNorm2d
+BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d GroupNorm LayerNorm RMSNorm LocalResponseNorm Dropout
+Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout AvgPool1d AvgPool2d AvgPool3d MaxPool1d MaxPool2d
+MaxPool3d MaxUnpool1d MaxUnpool2d MaxUnpool3d LPPool1d LPPool2d LPPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d
+AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d CircularPad1d CircularPad2d CircularPad3d
+ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d
+ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d ChannelShuffle PixelShuffle PixelUnshuffle Upsample
+UpsamplingBilinear2d UpsamplingNearest2d CosineSimilarity CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh
+LeakyReLU LogSigmoid LogSoftmax Mish PReLU ReLU ReLU6 RReLU SELU SiLU Sigmoid Softmax Softmax2d Softmin Softplus
+Softshrink Softsign Tanh Tanhshrink Threshold
+""")
+
+_OPERATORS = _words("""
+abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imod imul inv invert ior ipow
+irshift isub itruediv ixor le lshift lt matmul imatmul mod mul ne neg not_ or_ pos pow rshift setitem sub truediv
+truth xor
+""")
+
+_BUILTINS = _words("abs bool float getattr int len max min pow round slice sum tuple")
+
+_MATH = _words("ceil exp floor isfinite isinf isnan log log10 log2 pow prod sqrt trunc")
+
+_FACTORIES = _words("""
+_assert arange as_strided as_tensor empty eye finfo full full_like linspace ones rand rand_like randn randn_like
+randint randperm relu_ scalar_tensor tensor tril_indices triu_indices zeros
+""")
+
+_ACTIVATIONS = _words("""
+celu_ elu_ hardsigmoid hardswish hardtanh_ leaky_relu_ relu_ rrelu_ selu_ sigmoid tanh threshold_
+""")
+
+_FOREIGN_PREFIXES = ("fbgemm_", "miopen_", "quantized_", "q_", "choose_qparams")
+
+_TENSOR_METHODS = _words("""
+abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle any argmax
+argmin argsort argwhere as_strided asin asinh atan atan2 atanh baddbmm bernoulli bfloat16 bitwise_and bitwise_not
+bitwise_or bitwise_xor bmm bool broadcast_to byte ceil char chunk clamp clamp_max clamp_min clip clone conj contiguous
+copysign copy_ cos cosh count_nonzero cpu cross cummax cummin cumprod cumsum deg2rad det detach diag diag_embed
+diagonal diagonal_scatter diff digamma dim dist div divide dot double element_size eq equal erf erfc erfinv exp exp2
+expand expand_as expm1 fill_ flatten flip fliplr flipud float float_power floor floor_divide fmax fmin fmod frac
+gather ge greater greater_equal gt half hardshrink heaviside hypot index_add index_copy index_fill index_put
+index_select inner int inverse is_complex is_contiguous is_floating_point isclose isfinite isinf isnan item kron
+kthvalue le lerp less less_equal lgamma log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
+logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_scatter masked_select matmul matrix_exp
+matrix_power max maximum mean median min minimum mm moveaxis movedim msort mul multiply mv nan_to_num nanmean
+nanmedian nansum narrow ndimension ne neg negative nelement new_empty new_full new_ones new_tensor new_zeros nonzero
+norm normal_ not_equal numel outer permute pinverse polygamma positive pow prelu prod quantile rad2deg ravel real
+reciprocal relu remainder renorm repeat repeat_interleave requires_grad_ reshape reshape_as roll rot90 round rsqrt
+scatter scatter_add scatter_reduce select select_scatter sgn short sigmoid sign signbit sin sinc sinh size
+slice_scatter softmax sort split split_with_sizes sqrt square squeeze std stride sub subtract sum sum_to_size swapaxes
+swapdims t take take_along_dim tan tanh tensor_split tile to topk trace transpose tril triu true_divide trunc type
+type_as unbind unflatten unfold uniform_ unique unsafe_chunk unsafe_split unsqueeze var view view_as vsplit hsplit
+dsplit where xlogy zero_
+""")
+
+METHODS = frozenset(
+    ["numel", "count", "index", *_TENSOR_METHODS]
+    + [f"{name}_" for name in _TENSOR_METHODS if not name.endswith("_") and hasattr(torch.Tensor, f"{name}_")]
+)
+"""Methods of tensors and shapes that a graph may call, the in-place forms too."""
+
+ATTRIBUTES = frozenset(
+    _words("""
+shape dtype device layout ndim T mT H mH real imag requires_grad is_cuda is_floating_point itemsize nbytes max min eps
+tiny
+""")
+)
+"""Attributes that a graph may read: those of tensors and dtypes, and the numbers of a `torch.finfo`."""
+
+RNN_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+"""What `nn.RNN`, `nn.LSTM` and `nn.GRU` take; their own signatures say only `*args`."""
+
+
+OLD_NAMES = MappingProxyType(
+    {
+        f"graphsurgery.layers.{name}": f"graphsurgery.network.layers.{name}"
+        for name in _words("""
+Boundary ChannelGate SegmentedLayerNorm TrainingFlag either hold scale_axis segmented_group_norm segmented_layer_norm
+segmented_normalize shift_mask weigh weighted_group_norm weighted_instance_norm weighted_rms_norm
+""")
+    }
+)
+"""What names were in files of earlier versions, and what they are now: both are read, the new ones are written."""
+
+
+@cache
+def module_classes() -> Mapping[str, type[nn.Module]]:
+    """The leaf classes by the name under which they are stored."""
+    from graphsurgery.network import layers
+
+    classes: dict[str, type[nn.Module]] = {f"torch.nn.{name}": getattr(nn, name) for name in _LAYERS}
+    classes["torchvision.ops.StochasticDepth"] = torchvision.ops.StochasticDepth
+    classes["torchvision.ops.FrozenBatchNorm2d"] = torchvision.ops.FrozenBatchNorm2d
+    for name in layers.__all__:
+        own = getattr(layers, name)
+        if isinstance(own, type) and issubclass(own, nn.Module):
+            classes[f"graphsurgery.network.layers.{name}"] = own
+    classes |= {old: classes[new] for old, new in OLD_NAMES.items() if new in classes}
+    return MappingProxyType(classes)
+
+
+@cache
+def functions() -> Mapping[str, Callable[..., Any]]:
+    """The functions by the name under which they are stored.
+
+    These are what torch itself lists as functions of tensors, its factories, arithmetic, and our own.
+    """
+    from graphsurgery.network import layers
+
+    table: dict[str, Callable[..., Any]] = {}
+    tensor_functions = {id(function) for group in get_overridable_functions().values() for function in group}
+    for namespace in (torch, F, torch.linalg, torch.special, torch.fft):
+        for name in dir(namespace):
+            function = getattr(namespace, name)
+            listed = id(function) in tensor_functions and not isinstance(function, type)
+            if listed and not name.startswith(("_", *_FOREIGN_PREFIXES)):
+                table[f"{namespace.__name__}.{name}"] = function
+    table |= {f"torch.{name}": getattr(torch, name) for name in _FACTORIES}
+    table |= {f"torch.nn.functional.{name}": getattr(F, name) for name in _ACTIVATIONS}
+    table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
+    table |= {f"builtins.{name}": getattr(builtins, name) for name in _BUILTINS}
+    table |= {f"math.{name}": getattr(math, name) for name in _MATH}
+    table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
+    for name in layers.__all__:
+        own = getattr(layers, name)
+        if not isinstance(own, type):
+            table[f"graphsurgery.network.layers.{name}"] = own
+    table |= {old: table[new] for old, new in OLD_NAMES.items() if new in table}
+    return MappingProxyType(table)
+
+
+@cache
+def _class_names() -> Mapping[type[nn.Module], str]:
+    return {cls: name for name, cls in module_classes().items() if name not in OLD_NAMES}
+
+
+@cache
+def _function_names() -> Mapping[Any, str]:
+    names: dict[Any, str] = {}
+    for name, function in functions().items():
+        names.setdefault(function, name)
+    return names
+
+
+def class_name(cls: type[nn.Module]) -> str | None:
+    """The stored name of exactly this class; None when it is not in the vocabulary."""
+    return _class_names().get(cls)
+
+
+def function_name(function: Any) -> str | None:
+    """The stored name of this function; None when it is not in the vocabulary."""
+    return _function_names().get(function)
+
+
+def check_target(op: str, target: str, args: tuple[Any, ...]) -> None:
+    """Refuse what a graph may not call or read."""
+    if op not in _OPS:
+        raise SurgeryError(f"operation {op!r} is unknown")
+    if op in ("get_attr", "call_module"):
+        checked_path(target)
+    elif op in ("placeholder", "output"):
+        checked_name(target)
+    elif op == "call_method" and target not in METHODS:
+        raise SurgeryError(f"method {target!r} is not one that a checkpoint may call")
+    elif op == "call_function":
+        if target not in functions():
+            raise SurgeryError(f"function {target!r} is not one that a checkpoint may call")
+        if target == "builtins.getattr" and (len(args) < 2 or args[1] not in ATTRIBUTES):
+            raise SurgeryError(f"attribute {args[1:2]} is not one that a checkpoint may read")
+
+
+def checked_name(name: Any) -> str:
+    """A name that may stand in Python source."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise SurgeryError(f"{name!r} is not a plain name")
+    return name
+
+
+def checked_path(path: Any) -> str:
+    """A path of plain names, numbers, hyphens and spaces with dots between them, as a ModuleDict may have them.
+
+    The code of a network asks for what is no plain name by a text in quotes, of which these letters are no part.
+    """
+    parts = path.split(".") if isinstance(path, str) else [""]
+    if not all(_PART.fullmatch(part) for part in parts):
+        raise SurgeryError(f"{path!r} is not a plain path")
+    return path

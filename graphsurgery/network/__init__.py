@@ -1,0 +1,1 @@
+"""A network as fx sees it, without types: our layers, spellings, paths, values and shapes."""

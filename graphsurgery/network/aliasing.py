@@ -1,0 +1,111 @@
+"""Which nodes of a traced graph write into memory that others read: in-place operators and views."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphsurgery.network.paths import has_tensors
+
+_IN_PLACE_OPERATORS = frozenset(
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
+) | {operator.setitem}
+_NEW_MODULES = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ReLU,
+    nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d,
+)  # fmt: skip
+_NEW_FUNCTIONS = frozenset(
+    {
+        operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul,
+        torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.stack, torch.matmul, torch.bmm, torch.relu,
+        torch.sigmoid, torch.tanh, F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.batch_norm, F.gelu, F.relu,
+        F.softmax, torch.softmax, F.scaled_dot_product_attention, F.max_pool2d, F.avg_pool2d, torch.clone,
+        torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like,
+        torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.exp, torch.where,
+    }
+)  # fmt: skip
+_NEW_METHODS = frozenset(
+    {
+        "clone", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "add", "sub", "mul", "div", "neg",
+        "pow", "exp", "log", "sqrt", "abs", "relu", "sigmoid", "tanh", "softmax", "sum", "mean", "matmul", "bmm",
+    }
+)  # fmt: skip
+
+
+def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may write into the memory of its first operand."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op != "call_function":
+        return False
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+        return True
+    name, home = (str(getattr(node.target, part, "")) for part in ("__name__", "__module__"))
+    positional = home == F.__name__ and any(argument is True for argument in node.args)
+    return positional or (name.endswith("_") and not name.startswith("_"))
+
+
+def owns_memory(module: nn.Module, node: fx.Node) -> bool:
+    """Whether nobody but the one user of this node can look at its memory: it is new, and no view of it is used."""
+    if len(node.users) != 1 or node.op in ("get_attr", "placeholder"):
+        return False
+    return makes_new(module, node) or all(owns_memory(module, source) for source in node.all_input_nodes)
+
+
+def makes_new(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node gives memory of its own; False where that is not certain."""
+    if acts_in_place(module, node):
+        return False
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _NEW_MODULES)
+    known: Any = _NEW_METHODS if node.op == "call_method" else _NEW_FUNCTIONS
+    return node.op in ("call_function", "call_method") and node.target in known
+
+
+def versions(module: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, int]]:
+    """For every node, how often each of its operands' memory had been written in place before the node ran."""
+    return {node: before for node, before, _, _ in _writes(module)}
+
+
+def is_functional(module: fx.GraphModule) -> bool:
+    """Whether a graph is sure to compute the same if every operator gives a new tensor.
+
+    Then no node reads a tensor that was written in place after it was made, and none writes to a parameter or buffer.
+    """
+    made: dict[fx.Node, int] = {}
+    for node, before, after, written in _writes(module):
+        made[node] = after
+        reads = has_tensors(node.meta["value"]) or acts_in_place(module, node)
+        stale = reads and any(count != made[source] for source, count in before.items())
+        if stale or "out" in node.kwargs or any(root.op == "get_attr" for root in written):
+            return False
+    return True
+
+
+def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
+    """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
+    roots: dict[fx.Node, frozenset[fx.Node]] = {}
+    writes: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        sources = node.all_input_nodes
+        before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
+        shared: Any = frozenset() if makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
+        roots[node] = shared or frozenset({node})
+        written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
+        for root in written:
+            writes[root] = writes.get(root, 0) + 1
+        yield node, before, sum(writes.get(root, 0) for root in roots[node]), written
+
+
+def is_harmless(module: nn.Module, node: fx.Node) -> bool:
+    """Whether nobody but its own users can see that a node has run."""
+    return not acts_in_place(module, node) or all(owns_memory(module, n) for n in node.all_input_nodes[:1])

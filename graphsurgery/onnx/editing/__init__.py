@@ -1,0 +1,1 @@
+"""Edits written back into the `.onnx` file that a network came from."""

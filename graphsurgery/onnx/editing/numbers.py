@@ -1,0 +1,244 @@
+"""Sizes and counts that stand as numbers in a file, and are others after an edit."""
+
+from __future__ import annotations
+
+import operator as op
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.importing.importer import Imported
+from graphsurgery.onnx.importing.program import Operator
+from graphsurgery.onnx.importing.sizes import axes_of
+
+_GROUPS_AT = 6
+"""Where torch's convolutions have their groups."""
+
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
+
+Edge = tuple[int, int]
+"""An input of a node: the number of the node in the file, and of its input."""
+
+
+class Numbers:
+    """The numbers of one file that a network has others for.
+
+    Args:
+        imported: what the file was.
+        graph: what has become of it.
+
+    Attributes:
+        edges: constants for single inputs.
+        attributes: of operators, by the number of the node and the name; None for one that goes.
+    """
+
+    def __init__(self, imported: Imported, graph: ModelGraph) -> None:
+        self.imported, self.file, self.graph = imported, imported.file, graph
+        self.old = {node.name: node for node in imported.graph.module.graph.nodes}
+        self.new = {node.name: node for node in graph.module.graph.nodes}
+        self.edges: dict[Edge, np.ndarray[Any, Any]] = {}
+        self.attributes: dict[tuple[int, str], Any] = {}
+        self._written: dict[tuple[Edge, int], int] = {}
+
+    def find(self, stays: Callable[[Operator], bool]) -> None:
+        """Find them in the operators that stay.
+
+        Raises:
+            SurgeryError: one is no number in the file.
+        """
+        for operator in self.file.operators:
+            if stays(operator):
+                self._of(operator)
+
+    def _of(self, operator: Operator) -> None:
+        if operator.kind == "Split":
+            self._split(operator)
+            return
+        before, after = self.value(self.old, operator.outputs[0]), self.value(self.new, operator.outputs[0])
+        if before is None or after is None:
+            return
+        if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
+            self._groups(operator, after)
+        elif operator.kind == "Reshape":
+            self._reshape(operator, before, after)
+        elif operator.kind == "Slice":
+            self._slice(operator, before, after)
+        elif tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
+            at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(operator.kind)
+            if at is not None and at < len(operator.inputs) and operator.inputs[at]:
+                self._shape(operator, at, before.meta["value"].shape, after.meta["value"].shape)
+
+    def computed(self, stays: Callable[[Operator], bool]) -> dict[Edge, tuple[str, np.ndarray[Any, Any]]]:
+        """The numbers that the network calculates with, and the file computes: the name there, and the numbers."""
+        found = {}
+        for operator in self.file.operators:
+            node = self.value(self.new, operator.outputs[0])
+            if operator.kind not in _ARITHMETIC or node is None or len(node.args) != 2 or not stays(operator):
+                continue
+            for at, (name, operand) in enumerate(zip(map(self.file.name, operator.inputs), node.args, strict=True)):
+                if name in self.imported.lengths and isinstance(operand, (int, float)):
+                    found[operator.index, at] = name, np.asarray(operand)
+                elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.op == "get_attr":
+                    found[operator.index, at] = name, self._tensors[str(operand.target)].detach().cpu().numpy()
+                elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.name not in self.old:
+                    raise SurgeryError(
+                        f"{self.file.path}: {operator.name} calculates with a number that holds a width and the batch;"
+                        " leave out the spaces that it is computed from, or write a .pt file"
+                    )
+        return found
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.graph.tensors()
+
+    def value(self, nodes: Mapping[str, fx.Node], name: str) -> fx.Node | None:
+        """The node that computes a tensor of the file."""
+        node = nodes.get(self.imported.values.get(name, ""))
+        return node if node is not None and isinstance(node.meta["value"], Tensor) else None
+
+    def _shape(self, operator: Operator, at: int, before: Any, after: Any) -> None:
+        """The entries of a shape that have changed."""
+        offset = len(before) - self._length(operator.inputs[at])
+        for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old != new and axis >= offset:
+                self._set(operator, at, axis - offset, old, new)
+
+    def _known(self, name: str) -> np.ndarray[Any, Any] | None:
+        """Numbers that stand in the file, or that it computes from such alone."""
+        found = self.file.constants.get(name)
+        return self.imported.fixed.get(name) if found is None else found
+
+    def _length(self, name: str) -> int:
+        """How many sizes there are under a name."""
+        name = self.file.name(name)
+        return self.file.constants[name].size if name in self.file.constants else self.imported.lengths[name]
+
+    def _reshape(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
+        """The entries of the target that are other numbers now, or are numbers now."""
+        old, new = _entries(before), _entries(after)
+        if old is None or new is None or len(old) != len(new):
+            if tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
+                raise SurgeryError(f"{self.file.path}: {operator.name} is written in another way now")
+            return
+        for place, (was, now) in enumerate(zip(old, new, strict=True)):
+            if isinstance(now, int) and was != now:
+                self._write(operator, *self._locate((operator.index, 1), place), now)
+
+    def _split(self, operator: Operator) -> None:
+        """The sizes of the parts; where they have been even, and are not any more, they get to be numbers."""
+        before, after = self._parts(self.old, operator), self._parts(self.new, operator)
+        if before is None or after is None or before == after:
+            return
+        if "split" in operator.attributes:
+            self.attributes[operator.index, "split"] = after
+        elif len(operator.inputs) > 1 and operator.inputs[1]:
+            for index, (old, new) in enumerate(zip(before, after, strict=True)):
+                self._set(operator, 1, index, old, new)
+        elif len(set(after)) > 1 and ("num_outputs" not in operator.attributes or after != _even(after)):
+            self.attributes[operator.index, "num_outputs"] = None
+            if operator.opset < 13:
+                self.attributes[operator.index, "split"] = after
+            else:
+                self.edges[operator.index, 1] = np.array(after, np.int64)
+
+    def _groups(self, operator: Operator, after: fx.Node) -> None:
+        """The number of groups of a layer, or of a function that takes it as its last or last but one argument."""
+        if after.op == "call_module":
+            module: Any = self.graph.module.get_submodule(str(after.target))
+            count = module.num_groups if operator.kind == "GroupNormalization" else module.groups
+        elif operator.kind != "GroupNormalization" and len(after.args) > _GROUPS_AT:
+            count = after.args[_GROUPS_AT]
+        else:
+            return
+        name, usual = ("num_groups", None) if operator.kind == "GroupNormalization" else ("group", 1)
+        if count != operator.attributes.get(name, usual):
+            self.attributes[operator.index, name] = count
+
+    def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
+        """How much of the axis that is split goes into each output, read or not."""
+        for name in operator.outputs:
+            part = self.value(nodes, name)
+            whole = part.args[0] if part is not None and part.target is op.getitem else None
+            if isinstance(whole, fx.Node) and isinstance(whole.meta["value"], (tuple, list)):
+                return [int(tensor.shape[operator.attributes.get("axis", 0)]) for tensor in whole.meta["value"]]
+        return None
+
+    def _slice(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
+        if before.target is not op.getitem or before.args[1] == after.args[1]:
+            return
+        axes = (
+            axes_of(operator, self.file.constants.get(self.file.name(operator.inputs[3])))
+            if ("axes" in operator.attributes or len(operator.inputs) > 3)
+            else None
+        )
+        old, new = _tuple(before.args[1]), _tuple(after.args[1])
+        rank = before.meta["value"].dim()
+        for place, axis in enumerate(range(len(old)) if axes is None else [axis % rank for axis in axes]):
+            for word, at, name in (("start", 1, "starts"), ("stop", 2, "ends")):
+                was, now = getattr(old[axis], word), getattr(new[axis], word)
+                if was == now or not isinstance(now, int):
+                    continue
+                if name in operator.attributes:
+                    key = operator.index, name
+                    self.attributes.setdefault(key, list(operator.attributes[name]))[place] = now
+                elif isinstance(was, fx.Node):
+                    self._write(operator, *self._locate((operator.index, at), place), now)
+                else:
+                    self._set(operator, at, place, was, now)
+
+    def _set(self, operator: Operator, at: int, place: int, old: int, new: int) -> None:
+        """Put a number where an entry of an input stands, unless the file computes it."""
+        edge, entry = self._locate((operator.index, at), place)
+        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
+        known = self._known(name)
+        if known is not None and known.reshape(-1)[entry] == old:
+            self._write(operator, edge, entry, new)
+
+    def _write(self, operator: Operator, edge: Edge, entry: int, new: int) -> None:
+        """Put a number in a constant, or in place of one that the file computes."""
+        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
+        old = self._known(name)
+        if old is None and self._length(name) > 1:
+            raise SurgeryError(f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}")
+        array = self.edges.setdefault(edge, np.zeros(1, np.int64) if old is None else old.copy())
+        if self._written.setdefault((edge, entry), new) != new:
+            raise SurgeryError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
+        array.reshape(-1)[entry] = new
+
+    def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
+        """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""
+        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
+        maker = self._makers.get(name)
+        if name in self.file.constants or maker is None or maker.kind != "Concat":
+            return edge, place
+        for at, part in enumerate(maker.inputs):
+            length = self._length(part)
+            if place < length:
+                return self._locate((maker.index, at), place)
+            place -= length
+        return edge, place
+
+    @cached_property
+    def _makers(self) -> dict[str, Operator]:
+        return {name: operator for operator in self.file.operators for name in operator.outputs}
+
+
+def _even(parts: Sequence[int]) -> list[int]:
+    """What an even split into as many parts would give."""
+    size = -(-sum(parts) // len(parts))
+    return [max(0, min(size, sum(parts) - index * size)) for index in range(len(parts))]
+
+
+def _entries(node: fx.Node) -> list[Any] | None:
+    """The target of a reshape: numbers, and nodes that compute one."""
+    given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+    return list(given) if node.target == "reshape" and isinstance(given, (list, tuple)) else None
+
+
+def _tuple(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)

@@ -1,0 +1,336 @@
+"""An edited network, written back into the `.onnx` file that it came from.
+
+Only what the edit has changed is touched: weights, the sizes that stand in the file as numbers, and the operators in
+whose place there are others (`inserting`). Nodes, names, opset, metadata and free axes stay as they are, and the new
+file is proved in ONNX Runtime before it is put in place.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from onnx.helper import tensor_dtype_to_np_dtype
+from torch import Tensor
+
+from graphsurgery.checkpoint.atomic import atomic_write
+from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
+from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.editing.inserting import Insertion, drop_behind, drop_unread
+from graphsurgery.onnx.editing.numbers import Edge, Numbers
+from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
+from graphsurgery.onnx.exporting.exporter import note_lineage
+from graphsurgery.onnx.files.storage import ONE_FILE, Array, Weights, bare, save_model, size_of
+from graphsurgery.onnx.importing.building import computed_sizes
+from graphsurgery.onnx.importing.importer import Imported, import_onnx
+from graphsurgery.onnx.importing.reading import program_of
+from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
+
+_ROUNDING = 1e-6
+
+
+def rewrite_onnx(
+    original: Path | str,
+    graph: ModelGraph,
+    path: Path | str,
+    *,
+    rtol: float = 1e-4,
+    inputs: Sequence[Tensor] | None = None,
+) -> OnnxCheck:
+    """Write a network that came from a file as that file, with other weights and sizes.
+
+    Args:
+        original: the file that the network was imported from; it is not touched, unless `path` is the same.
+        graph: the network after passes that resize, reorder or factorize, or training.
+        path: the file to write; it is replaced in one step, and only if it does its job.
+        rtol: largest deviation of ONNX Runtime from PyTorch, relative to what each output varies by.
+        inputs: real inputs, each `[batch, ...]`, compared too; left out where the file fixes another batch.
+
+    Returns:
+        The comparison in ONNX Runtime, on random inputs of three batch sizes, or of the one that the file fixes.
+
+    Raises:
+        SurgeryError: the network has new operators that there is no writer for (`writers`), or sizes that are not
+            numbers in the file.
+        CheckFailedError: the new file would not give what the network gives.
+    """
+    shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
+    imported = import_onnx(original, shape=shape, weights=False)
+    path = Path(path)
+    rewriting = _Rewriting(imported, graph)
+    model = rewriting.model()
+    batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
+    large = size_of(model, rewriting.arrays) > ONE_FILE
+    beside = _free_place(path) if imported.file.weights.outside or large else None
+    try:
+        with atomic_write(path) as temporary:
+            save_model(model, rewriting.arrays, temporary, beside)
+            imported.file.weights.release()
+            complaint = _complaint(model, rewriting.arrays)
+            if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
+                raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
+            del rewriting
+            check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
+    except BaseException:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise
+    return replace(check, path=path)
+
+
+def _proof(
+    graph: ModelGraph,
+    imported: Imported,
+    file: Path,
+    path: Path,
+    batches: Sequence[int],
+    rtol: float,
+    inputs: Sequence[Tensor] | None,
+) -> OnnxCheck:
+    """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
+    fixed = imported.file.batch
+    if inputs is not None and fixed is not None:
+        # A run of the file takes so many; more would be refused, and fewer are no real batch.
+        inputs = [x[:fixed] for x in inputs] if all(len(x) >= fixed for x in inputs) else None
+    where = f"{path}: not written, because the edited file does not do what the network does"
+    advice = "" if any(isinstance(part, OnnxOperator) for part in graph.module.modules()) else "; or write a .pt"
+    try:
+        check = check_onnx(
+            graph, file, batches=batches, rtol=rtol, inputs=inputs, values=imported.values, raise_on_failure=False
+        )
+    except SurgeryError as cause:
+        raise type(cause)(f"{where}: {str(cause).replace(str(file), str(path))}{advice}") from cause
+    if check.broken:
+        raise CheckFailedError(f"{path}: not written: {check.broken}; nothing can be compared")
+    if not check.holds:
+        raise CheckFailedError(f"{where}: {check.failure}{check.advice}{advice}")
+    return check
+
+
+def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
+    """The file that a network came from with the weights and sizes of the network, in memory, not proved.
+
+    Raises:
+        SurgeryError: as for `rewrite_onnx`.
+    """
+    rewriting = _Rewriting(imported, graph)
+    model = rewriting.model()
+    for tensor in model.graph.initializer:
+        if tensor.name in rewriting.arrays:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rewriting.arrays[tensor.name]()), tensor.name))
+    return model
+
+
+def _free_place(path: Path) -> Path:
+    """A file for the weights of a model, which no other model can have its weights in."""
+    place, count = path.with_name(f"{path.name}.data"), 1
+    while place.exists():
+        count += 1
+        place = path.with_name(f"{path.name}.{count}.data")
+    return place
+
+
+def _complaint(model: onnx.ModelProto, large: Collection[str]) -> str:
+    """What ONNX's checker, which is stricter than the runtimes, says of a model; its large weights are not read."""
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder:
+        weights, path = Path(folder, "weights"), Path(folder, "model.onnx")
+        weights.touch()
+        for tensor in seen.graph.initializer:
+            if tensor.name in large:
+                bare(tensor)
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=weights.name)
+        path.write_bytes(seen.SerializeToString())
+        try:
+            onnx.checker.check_model(str(path), full_check=True)
+        except Exception as cause:  # the checker's errors have no public base class
+            return one_line(cause)
+    return ""
+
+
+class _Rewriting:
+    """One file that is given the operators, weights and sizes of a network."""
+
+    def __init__(self, imported: Imported, graph: ModelGraph) -> None:
+        self.imported, self.file, self.graph = imported, imported.file, graph
+        self.tensors = graph.tensors()
+        self.numbers = Numbers(imported, graph)
+        self.insertion = Insertion(imported, graph, self._constant)
+        self.replaced: dict[str, str] = {}
+        """The parameter that a constant holds by now, by the constant's name."""
+        self.arrays: dict[str, Callable[[], Array]] = {}
+        """What gives the numbers of a weight that the model is left without, by its name."""
+
+    def model(self) -> onnx.ModelProto:
+        """The file, edited, without its large weights."""
+        self._weights()
+        self._computed()
+        self.insertion.find()
+        self.numbers.find(self.insertion.stays)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.file.model)
+        replaced = self._put_weights(model)
+        self._put_numbers(model)
+        self.arrays |= self.insertion.apply(model)
+        drop_behind(model, replaced)
+        self._settle(model)
+        drop_unread(model, self.file.model)
+        self._shapes(model)
+        note_lineage(model, self.graph)
+        return model
+
+    def _settle(self, model: onnx.ModelProto) -> None:
+        """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
+        computed = self.numbers.computed(self.insertion.stays)
+        if not computed or self.file.batch is not None:
+            return
+        large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
+        kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
+        empty = {tensor.name: np.broadcast_to(np.zeros((), kinds[tensor.name]), tensor.dims) for tensor in large}
+        examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in self.graph.inputs]
+        try:
+            found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
+        except SurgeryError:  # the file is not run yet; ONNX Runtime has the last word
+            return
+        nodes = {name: node for node in model.graph.node for name in node.output}
+        outputs = {operator.index: operator.outputs[0] for operator in self.file.operators}
+        for (index, at), (name, wanted) in computed.items():
+            if name not in found:
+                continue
+            computed_now = found[name].astype(np.float64)
+            fits = wanted.ndim == 0 or wanted.shape == computed_now.shape
+            if fits and np.allclose(computed_now, wanted, rtol=_ROUNDING, atol=0):
+                continue
+            node = nodes[outputs[index]]
+            node.input[at] = self.insertion.writer.fresh(f"{name}_before")
+            value = self.numbers.value(self.numbers.new, outputs[index])
+            floating = value is not None and value.meta["value"].is_floating_point()
+            array = wanted if wanted.ndim else np.broadcast_to(wanted, computed_now.shape)
+            array = array.astype(np.float32 if floating else np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(array, node.input[at]))
+
+    def _constant(self, name: str) -> Array:
+        """What a constant of the file holds after the edit."""
+        return self._written(self.replaced[name]) if name in self.replaced else self.file.constants[name]
+
+    def _written(self, path: str) -> Array:
+        """A parameter as the file holds it."""
+        source = self.imported.sources[path]
+        return source.written(self.tensors[path], self.file.constants[source.constant])
+
+    def _weights(self) -> None:
+        """The constants that are parameters; one that several layers share by chance is split where they differ."""
+        found: dict[str, list[str]] = {}
+        for path, source in self.imported.sources.items():
+            if path in self.tensors:
+                found.setdefault(source.constant, []).append(path)
+        for constant, paths in found.items():
+            first = self._written(paths[0])
+            if all(np.array_equal(first, self._written(path)) for path in paths[1:]):
+                if not np.array_equal(first, self.file.constants[constant]):
+                    self.replaced[constant] = paths[0]
+                continue
+            for path in paths:
+                for edge in self._readers(path, constant):
+                    self.numbers.edges[edge] = self._written(path)
+
+    def _computed(self) -> None:
+        """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
+        before = self.imported.graph.tensors()
+        for (index, at), path in self.insertion.plan.made.items():
+            if path in self.imported.sources or path not in self.tensors or path not in before:
+                continue
+            old, new = before[path].detach().cpu(), self.tensors[path].detach().cpu()
+            if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
+                self.numbers.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
+
+    def _put_weights(self, model: onnx.ModelProto) -> list[str]:
+        """Put the constants that have changed into a model; the large ones are given when it is saved.
+
+        Returns:
+            The values that the file has computed from constants, and that are constants now, by their new names.
+        """
+        large = self.file.weights.arrays
+        for tensor in model.graph.initializer:
+            name = tensor.name
+            if name in large:
+                self.arrays[name] = partial(self._constant, name)
+                bare(tensor)
+                tensor.dims[:] = self._constant(name).shape
+            elif name in self.replaced:
+                tensor.CopyFrom(numpy_helper.from_array(self._constant(name), name))
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.output[0] in self.replaced:
+                _fill(node, self._constant(node.output[0]))
+        return [name for node in model.graph.node if node.op_type != "Constant" for name in self._instead(model, node)]
+
+    def _instead(self, model: onnx.ModelProto, node: onnx.NodeProto) -> Iterable[str]:
+        """Put constants in place of what a node gives; gives the names that its values have from then on."""
+        for at, name in enumerate(node.output):
+            if name in self.replaced:
+                node.output[at] = self.insertion.writer.fresh(f"{name}_before")
+                model.graph.initializer.append(numpy_helper.from_array(self._constant(name), name))
+                yield node.output[at]
+
+    def _put_numbers(self, model: onnx.ModelProto) -> None:
+        """Put new sizes and attributes into a model."""
+        graph = model.graph
+        for (index, at), array in self.numbers.edges.items():
+            node = graph.node[index]
+            name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
+            new = self.insertion.writer.fresh(name)
+            node.input[at:] = [new, *node.input[at + 1 :]]
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
+        for (index, name), number in self.numbers.attributes.items():
+            node = graph.node[index]
+            kept = [attribute for attribute in node.attribute if attribute.name != name]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            if number is not None:
+                node.attribute.append(onnx.helper.make_attribute(name, number))
+
+    def _readers(self, path: str, constant: str) -> Iterable[Edge]:
+        """The inputs that a parameter is read by."""
+        index = self.imported.readers[path]
+        node = self.file.model.graph.node[index]
+        for at, name in enumerate(node.input):
+            if self.file.name(name) == constant:
+                yield index, at
+
+    def _shapes(self, model: onnx.ModelProto) -> None:
+        """The shapes that a file notes beside its values; those that are no longer known go."""
+        kept = []
+        for value in model.graph.value_info:
+            if self._note(value):
+                kept.append(value)
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
+        for value in model.graph.output:
+            self._note(value)
+
+    def _note(self, value: onnx.ValueInfoProto) -> bool:
+        """Bring the shape that is noted for a value up to date; whether the value is known."""
+        name = self.file.name(value.name)
+        before, after = self.numbers.value(self.numbers.old, name), self.numbers.value(self.numbers.new, name)
+        dims = value.type.tensor_type.shape.dim
+        if before is None or after is None or len(dims) != before.meta["value"].dim():
+            return False
+        for size, old, new in zip(dims, before.meta["value"].shape, after.meta["value"].shape, strict=True):
+            if size.HasField("dim_value") and size.dim_value == old:
+                size.dim_value = new
+        return True
+
+
+def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(array)))

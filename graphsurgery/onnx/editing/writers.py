@@ -1,0 +1,462 @@
+"""Operators of ONNX for the layers and functions that passes put into a network.
+
+Each writer says by which operators a call is computed, in every opset from 9. No size of the batch stands in them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import UnsupportedError
+from graphsurgery.network import layers
+
+_INT64_MAX = 2**63 - 1
+
+Array = np.ndarray[Any, Any]
+
+
+class Writer:
+    """Collects operators and weights for the nodes of a network.
+
+    Args:
+        module: the network.
+        opset: of the file.
+        dtype: of the floating numbers in the file.
+        taken: the names of values and operators that the file has; new ones are added.
+        value: the name of the value in the file that a node of the network gives.
+        stored: the name of the constant of the file that holds a tensor of the network as it is, if any.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        opset: int,
+        dtype: np.dtype[Any],
+        taken: set[str],
+        value: Callable[[fx.Node], str],
+        stored: Callable[[str, Array], str | None],
+    ) -> None:
+        self.module, self.opset, self.dtype, self.taken = module, opset, dtype, taken
+        self.value, self.stored = value, stored
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: dict[str, Array] = {}
+        self._known: dict[tuple[str, str], str] = {}
+        self._at = ""
+
+    def write(self, node: fx.Node, output: str = "", name: str = "") -> str:
+        """Write the operators of a node; returns the name of the value that they give.
+
+        Args:
+            node: of the network.
+            output: the name that the value must have; by default one after the node.
+            name: of the operator that gives it.
+
+        Raises:
+            UnsupportedError: there is no operator for it, or not with these options.
+        """
+        kind: Any = type(self.module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+        writer = WRITERS.get(kind) if node.op.startswith("call_") else None
+        if writer is None:
+            raise UnsupportedError(f"{node.name} ({word(node)}) is new, and is not written as operators of a file")
+        kwargs = dict(node.kwargs)
+        if node.op == "call_module":
+            kwargs["at"] = str(node.target)
+        before, outer = len(self.nodes), self._at
+        self._at = str(node.target) if node.op == "call_module" else node.name
+        try:
+            given = inspect.signature(writer).bind(self, *node.args, **kwargs)
+        except TypeError as cause:
+            raise UnsupportedError(
+                f"{node.name} ({word(node)}) is new, and has options that are not written ({cause})"
+            ) from cause
+        found = writer(*given.args, **given.kwargs)
+        self._at = outer
+        if not output:
+            return found
+        last = self.nodes[-1] if len(self.nodes) > before else None
+        if last is None or last.output[0] != found:
+            self.op("Identity", found)
+            last = self.nodes[-1]
+        last.output[0] = output
+        last.name = name or last.name
+        return output
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add an operator; returns the name of its value."""
+        name = self.fresh(f"{self._at or 'inserted'}/{kind}")
+        self.nodes.append(helper.make_node(kind, inputs, [self.fresh(f"{name}_output")], name=name, **attributes))
+        return self.nodes[-1].output[0]
+
+    def constant(self, array: Any, name: str) -> str:
+        """Add a constant under a name, or under one like it that is free; floating numbers get the file's dtype."""
+        array = np.asarray(array)
+        array = np.ascontiguousarray(array, self.dtype if array.dtype.kind == "f" else array.dtype)
+        name = self.fresh(name)
+        self.tensors[name] = array
+        return name
+
+    def ints(self, numbers: Sequence[int]) -> str:
+        return self.constant(np.array(numbers, np.int64), f"{self._at}/sizes")
+
+    def parameter(self, path: str, layout: str = "", form: Callable[[Array], Array] = lambda array: array) -> str:
+        """The constant that holds a parameter or buffer, in a form; one for all that read it so."""
+        if (path, layout) not in self._known:
+            array = form(self.array(path))
+            self._known[path, layout] = self.stored(path, array) or self.constant(array, path)
+        return self._known[path, layout]
+
+    def array(self, path: str) -> Array:
+        """The numbers of a parameter or buffer."""
+        owner, _, name = path.rpartition(".")
+        tensor: Tensor = getattr(self.module.get_submodule(owner), name)
+        return np.asarray(tensor.detach().cpu().numpy())
+
+    def operand(self, value: Any) -> str:
+        """A value of the file for an operand: a node or a floating number."""
+        if isinstance(value, fx.Node):
+            return self.value(value)
+        if isinstance(value, (int, float)):
+            return self.constant(np.array(value, self.dtype), f"{self._at}/number")
+        raise UnsupportedError(f"{self._at} is new, and has an operand that is not written ({value!r})")
+
+    def along(self, vector: fx.Node, axis: int, rank: int, groups: int = 1) -> str:
+        """A vector `[channels]`, once for each group, as the factors along an axis of a tensor of this rank."""
+        shape = [-1] + [1] * (rank - 1 - axis % rank)
+        if vector.op != "get_attr" and groups == 1:
+            return self.op("Reshape", self.value(vector), self.ints(shape))
+        if vector.op != "get_attr":
+            raise UnsupportedError(f"{self._at} is new, and has computed factors for each of its groups")
+        layout = f"{shape} {groups}"
+        return self.parameter(str(vector.target), layout, lambda array: np.tile(array, groups).reshape(shape))
+
+    def reduce(self, kind: str, x: str, axes: Sequence[int], *, keep: bool = True) -> str:
+        """`ReduceSum` or `ReduceMean`, whose axes became an input in opset 13 and 18."""
+        if self.opset >= {"ReduceSum": 13, "ReduceMean": 18}[kind]:
+            return self.op(kind, x, self.ints(axes), keepdims=int(keep))
+        return self.op(kind, x, axes=list(axes), keepdims=int(keep))
+
+    def slice(self, x: str, starts: Sequence[int], stops: Sequence[int], axes: Sequence[int]) -> str:
+        """`Slice`, whose limits became inputs in opset 10."""
+        if self.opset < 10:
+            return self.op("Slice", x, starts=list(starts), ends=list(stops), axes=list(axes))
+        return self.op("Slice", x, self.ints(starts), self.ints(stops), self.ints(axes))
+
+    def shape(self, x: str, start: int, stop: int = _INT64_MAX) -> str:
+        """Some of the sizes of a value."""
+        return self.slice(self.op("Shape", x), [start], [stop], [0])
+
+    def root(self, square: str, eps: float) -> str:
+        """`sqrt(square + eps)`."""
+        return self.op("Sqrt", self.op("Add", square, self.constant(np.array(eps, self.dtype), f"{self._at}/eps")))
+
+    def fresh(self, wanted: str) -> str:
+        name, count = wanted, 0
+        while name in self.taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self.taken.add(name)
+        return name
+
+
+_Written = Callable[..., str]
+WRITERS: dict[Any, _Written] = {}
+"""By class of layer, function, or name of a method."""
+
+
+def writes(*kinds: Any) -> Callable[[_Written], _Written]:
+    def add(function: _Written) -> _Written:
+        WRITERS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return add
+
+
+def word(node: fx.Node) -> str:
+    """What a node does, in one word."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        return "layer" if owner is None else type(owner.get_submodule(str(node.target))).__name__
+    if node.op in ("placeholder", "output", "get_attr"):
+        return node.op
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _rank(x: fx.Node) -> int:
+    return int(x.meta["value"].dim())
+
+
+def _layer(w: Writer, at: str) -> Any:
+    return w.module.get_submodule(at)
+
+
+# Layers.
+
+
+@writes(nn.Linear)
+def _linear(w: Writer, x: fx.Node, *, at: str) -> str:
+    layer = _layer(w, at)
+    bias = [w.parameter(f"{at}.bias")] if layer.bias is not None else []
+    if _rank(x) == 2 and (bias or w.opset >= 11):  # before, a Gemm had to have a bias
+        return w.op("Gemm", w.value(x), w.parameter(f"{at}.weight"), *bias, transB=1)
+    product = w.op("MatMul", w.value(x), w.parameter(f"{at}.weight", "transposed", np.transpose))
+    return w.op("Add", product, *bias) if bias else product
+
+
+@writes(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def _convolution(w: Writer, x: fx.Node, *, at: str) -> str:
+    layer = _layer(w, at)
+    if layer.padding_mode != "zeros" or layer.padding == "same":
+        raise UnsupportedError(f"{at} is new, and its padding ({layer.padding}, {layer.padding_mode}) is not written")
+    padding = [0] * len(layer.kernel_size) if layer.padding == "valid" else list(layer.padding)
+    bias = [w.parameter(f"{at}.bias")] if layer.bias is not None else []
+    return w.op(
+        "Conv", w.value(x), w.parameter(f"{at}.weight"), *bias, kernel_shape=list(layer.kernel_size),
+        strides=list(layer.stride), dilations=list(layer.dilation), group=layer.groups, pads=padding * 2,
+    )  # fmt: skip
+
+
+@writes(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _batch_norm(w: Writer, x: fx.Node, *, at: str) -> str:
+    layer = _layer(w, at)
+    if layer.weight is None or layer.running_mean is None:
+        raise UnsupportedError(f"{at} is new, and a batch norm without scale or statistics is not written")
+    vectors = [w.parameter(f"{at}.{name}") for name in ("weight", "bias", "running_mean", "running_var")]
+    return w.op("BatchNormalization", w.value(x), *vectors, epsilon=layer.eps)
+
+
+@writes(nn.Identity, nn.Dropout, nn.Dropout2d)
+def _same(w: Writer, x: fx.Node, *, at: str) -> str:  # noqa: ARG001
+    return w.value(x)
+
+
+# Norms that count channels by their shares.
+
+
+@writes(layers.weigh)
+def _weigh(w: Writer, x: fx.Node, dim: int, factors: fx.Node) -> str:
+    groups = x.meta["value"].shape[dim] // len(factors.meta["value"])
+    return w.op("Mul", w.value(x), w.along(factors, dim, _rank(x), groups))
+
+
+def _shares(w: Writer, shares: fx.Node, groups: int = 1) -> Array:
+    """The shares `[groups, channels]`, which add up to 1 in every group."""
+    array = w.array(str(shares.target)).astype(np.float64).reshape(groups, -1)
+    return np.asarray(array / array.sum(1, keepdims=True))
+
+
+@writes(layers.segmented_layer_norm)
+def _layer_norm(
+    w: Writer, x: fx.Node, segments: Sequence[int], weight: fx.Node | None = None, bias: fx.Node | None = None,
+    eps: float = 1e-5, groups: Sequence[int] | None = None, shares: fx.Node | None = None,
+) -> str:  # fmt: skip
+    if shares is None or len(segments) > 1 or groups not in (None, [0], (0,)):
+        raise UnsupportedError(f"{w.value(x)} is normalised in {len(segments)} segments, which are not written")
+    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
+    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, -1, _rank(x))
+
+
+@writes(layers.weighted_rms_norm)
+def _rms_norm(w: Writer, x: fx.Node, shares: fx.Node, weight: fx.Node | None = None, eps: float | None = None) -> str:
+    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
+    square = w.op("MatMul", w.op("Mul", w.value(x), w.value(x)), column)
+    eps = torch.finfo(x.meta["value"].dtype).eps if eps is None else eps
+    return _affine(w, w.op("Div", w.value(x), w.root(square, eps)), weight, None, -1, _rank(x))
+
+
+@writes(layers.weighted_group_norm)
+def _group_norm(
+    w: Writer, x: fx.Node, num_groups: int, shares: fx.Node, weight: fx.Node | None = None,
+    bias: fx.Node | None = None, eps: float = 1e-5,
+) -> str:  # fmt: skip
+    """On `[batch, group, channel, position]`."""
+    share = w.constant(_shares(w, shares, num_groups)[:, :, None], str(shares.target))
+
+    def mean(value: str) -> str:
+        return w.reduce("ReduceSum", w.op("Mul", w.reduce("ReduceMean", value, [3]), share), [2])
+
+    channels = x.meta["value"].shape[1]
+    y = w.op("Reshape", w.value(x), w.ints([0, num_groups, channels // num_groups, -1]))
+    y = w.op("Sub", y, mean(y))
+    y = w.op("Div", y, w.root(mean(w.op("Mul", y, y)), eps))
+    return _affine(w, w.op("Reshape", y, w.op("Shape", w.value(x))), weight, bias, 1, _rank(x))
+
+
+@writes(layers.weighted_instance_norm)
+def _instance_norm(
+    w: Writer, x: fx.Node, shares: fx.Node, weight: fx.Node | None = None, bias: fx.Node | None = None,
+    eps: float = 1e-5,
+) -> str:  # fmt: skip
+    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
+    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, 1, _rank(x))
+
+
+def _normed(w: Writer, x: str, column: str, eps: float) -> str:
+    """Centred and divided by the deviation; products with the column of shares are means over the last axis."""
+    centred = w.op("Sub", x, w.op("MatMul", x, column))
+    variance = w.op("MatMul", w.op("Mul", centred, centred), column)
+    return w.op("Div", centred, w.root(variance, eps))
+
+
+def _affine(w: Writer, y: str, weight: fx.Node | None, bias: fx.Node | None, axis: int, rank: int) -> str:
+    y = y if weight is None else w.op("Mul", y, w.along(weight, axis, rank))
+    return y if bias is None else w.op("Add", y, w.along(bias, axis, rank))
+
+
+@writes(layers.segmented_normalize)
+def _normalize(
+    w: Writer, x: fx.Node, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *, segments: Sequence[int],
+    groups: Sequence[int] | None = None, shares: fx.Node | None = None,
+) -> str:  # fmt: skip
+    if shares is None or len(segments) > 1 or groups not in (None, [0], (0,)):
+        raise UnsupportedError(f"{w.value(x)} is normalised in {len(segments)} segments, which are not written")
+    power = w.op("Pow", w.op("Abs", w.value(x)), w.operand(float(p)))
+    total = w.reduce("ReduceSum", w.op("Mul", power, w.along(shares, dim, _rank(x))), [dim % _rank(x)])
+    norm = w.op("Pow", total, w.operand(1 / p))
+    return w.op("Div", w.value(x), w.op("Max", norm, w.operand(float(eps))))
+
+
+# Arithmetic.
+
+
+def _elementwise(kind: str, *kinds: Any) -> None:
+    @writes(*kinds)
+    def write(w: Writer, a: Any, b: Any) -> str:
+        return w.op(kind, w.operand(a), w.operand(b))
+
+
+def _activation(kind: str, *kinds: Any) -> None:
+    @writes(*kinds)
+    def write(w: Writer, x: fx.Node, *, at: str = "", inplace: bool = False) -> str:  # noqa: ARG001
+        return w.op(kind, w.value(x))
+
+
+_elementwise("Add", operator.add, torch.add, "add")
+_elementwise("Sub", operator.sub, torch.sub, "sub")
+_elementwise("Mul", operator.mul, torch.mul, "mul")
+_elementwise("Div", operator.truediv, torch.div, "div")
+_activation("Relu", nn.ReLU, F.relu, torch.relu, "relu")
+_activation("Sigmoid", nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid")
+_activation("Tanh", nn.Tanh, F.tanh, torch.tanh, "tanh")
+
+
+@writes(torch.mean, "mean")
+def _mean(w: Writer, x: fx.Node, dim: Any, keepdim: bool = False) -> str:
+    return w.reduce("ReduceMean", w.value(x), [dim] if isinstance(dim, int) else dim, keep=keepdim)
+
+
+@writes(torch.sum, "sum")
+def _sum(w: Writer, x: fx.Node, dim: Any, keepdim: bool = False) -> str:
+    return w.reduce("ReduceSum", w.value(x), [dim] if isinstance(dim, int) else dim, keep=keepdim)
+
+
+# Movement.
+
+
+@writes(torch.permute, "permute")
+def _permute(w: Writer, x: fx.Node, *dims: Any) -> str:
+    order = dims[0] if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else dims
+    return w.op("Transpose", w.value(x), perm=[axis % _rank(x) for axis in order])
+
+
+@writes(torch.transpose, "transpose")
+def _transpose(w: Writer, x: fx.Node, dim0: int, dim1: int) -> str:
+    order = list(range(_rank(x)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return w.op("Transpose", w.value(x), perm=order)
+
+
+@writes(torch.reshape, "reshape", "view")
+def _reshape(w: Writer, x: fx.Node, *shape: Any) -> str:
+    entries = shape[0] if len(shape) == 1 and isinstance(shape[0], (list, tuple)) else shape
+    return w.op("Reshape", w.value(x), w.ints(list(_kept_sizes(w, x, entries))))
+
+
+def _kept_sizes(w: Writer, x: fx.Node, entries: Sequence[Any]) -> Iterator[int]:
+    """The entries of a target; a size that is computed has to be that of what is reshaped, at the same place."""
+    for place, entry in enumerate(entries):
+        if isinstance(entry, int):
+            yield entry
+        elif place < _rank(x) and entry.meta["value"] == x.meta["value"].shape[place]:
+            yield 0
+        else:
+            raise UnsupportedError(f"{w.value(x)} is reshaped to a size that is computed, which is not written")
+
+
+@writes(torch.flatten, "flatten")
+def _flatten(w: Writer, x: fx.Node, start_dim: int = 0, end_dim: int = -1) -> str:
+    start, stop = start_dim % _rank(x), end_dim % _rank(x) + 1
+    return _with_sizes(w, x, start, [-1], stop)
+
+
+@writes(torch.unflatten, "unflatten")
+def _unflatten(w: Writer, x: fx.Node, dim: int, sizes: Sequence[int]) -> str:
+    axis = dim % _rank(x)
+    return _with_sizes(w, x, axis, list(sizes), axis + 1)
+
+
+def _with_sizes(w: Writer, x: fx.Node, start: int, sizes: Sequence[int], stop: int) -> str:
+    """A reshape of the axes from `start` to `stop`, whatever the sizes of the others are."""
+    parts = [w.ints([*[0] * start, *sizes])]
+    if stop < _rank(x):
+        parts.append(w.shape(w.value(x), stop))
+    return w.op("Reshape", w.value(x), parts[0] if len(parts) == 1 else w.op("Concat", *parts, axis=0))
+
+
+@writes(torch.cat, torch.concat)
+def _cat(w: Writer, values: Sequence[fx.Node], dim: int = 0) -> str:
+    return w.op("Concat", *(w.value(x) for x in values), axis=dim % _rank(values[0]))
+
+
+@writes(torch.index_select, "index_select")
+def _index_select(w: Writer, x: fx.Node, dim: int, index: fx.Node) -> str:
+    return w.op("Gather", w.value(x), w.value(index), axis=dim % _rank(x))
+
+
+@writes(operator.getitem)
+def _getitem(w: Writer, x: fx.Node, index: Any) -> str:
+    entries = list(enumerate(index if isinstance(index, tuple) else (index,)))
+    if not isinstance(x.meta["value"], Tensor) or any(not isinstance(e, (slice, fx.Node)) for _, e in entries):
+        raise UnsupportedError(f"{w._at} is new, and an index {index} is not written")
+    lookups = [(axis, entry) for axis, entry in entries if isinstance(entry, fx.Node)]
+    slices = [(axis, entry) for axis, entry in entries if isinstance(entry, slice) and entry != slice(None)]
+    limits = [limit for _, entry in slices for limit in (entry.start, entry.stop)]
+    steps = {entry.step for _, entry in slices}
+    if len(lookups) > 1 or not steps <= {None, 1} or any(isinstance(limit, fx.Node) for limit in limits):
+        raise UnsupportedError(f"{w._at} is new, and an index {index} is not written")
+    value = w.value(x)
+    if slices:
+        starts = [entry.start or 0 for _, entry in slices]
+        stops = [_INT64_MAX if entry.stop is None else entry.stop for _, entry in slices]
+        value = w.slice(value, starts, stops, [axis for axis, _ in slices])
+    for axis, entry in lookups:
+        value = w.op("Gather", value, w.value(entry), axis=axis)
+    return value
+
+
+@writes("contiguous", "clone", torch.clone)
+def _itself(w: Writer, x: fx.Node) -> str:
+    return w.value(x)
+
+
+@writes(nn.SiLU, F.silu)
+def _silu(w: Writer, x: fx.Node, *, at: str = "", inplace: bool = False) -> str:  # noqa: ARG001
+    return w.op("Mul", w.value(x), w.op("Sigmoid", w.value(x)))
+
+
+@writes(nn.GELU)
+def _gelu(w: Writer, x: fx.Node, *, at: str) -> str:
+    if _layer(w, at).approximate != "none":
+        raise UnsupportedError(f"{at} is new, and an approximate GELU is not written")
+    normal = w.op("Add", w.op("Erf", w.op("Mul", w.value(x), w.operand(math.sqrt(0.5)))), w.operand(1.0))
+    return w.op("Mul", w.op("Mul", w.value(x), normal), w.operand(0.5))

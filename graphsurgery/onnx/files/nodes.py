@@ -1,0 +1,197 @@
+"""What the nodes of an ONNX file are: operators, shapes, parameters, multiply-accumulates."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+
+from graphsurgery.errors import CheckpointError, one_line
+from graphsurgery.onnx.files.macs import Shape, macs
+from graphsurgery.onnx.files.model_file import SMALL, OnnxFile, bodies, tensors_of
+
+_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One node, for a batch of one.
+
+    Attributes:
+        name: its own, or that of its first output.
+        operator: such as `Conv`; with its domain where that is not ONNX's own.
+        inputs: names of the values that it reads, weights left out.
+        outputs: names of the values that it writes.
+        shapes: those of the outputs; None where shape inference finds none.
+        weights: the shapes of the weights (initializers) that it reads, by name.
+        parameters: elements of these weights, and of the tensors that it holds itself; sizes and indices (int64) are
+            left out.
+        macs: multiply-accumulates; None where they are not counted.
+        attributes: by name, as text; tensors and long lists by a digest.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: tuple[Shape | None, ...]
+    weights: Mapping[str, tuple[int, ...]]
+    parameters: int
+    macs: int | None
+    attributes: Mapping[str, str]
+
+    @property
+    def layer(self) -> str:
+        """The layer that its weights belong to, by their names; empty where they do not tell."""
+        owners = {name.rpartition(".")[0] for name in self.weights}
+        return owners.pop() if len(owners) == 1 else ""
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """The nodes of a file in the order in which they run.
+
+    Attributes:
+        nodes: the nodes of the main graph.
+        inputs: the shapes of the inputs by name, free sizes by their names.
+        outputs: the same of the outputs.
+        parameters: elements of all weights and constants, each once; int64 left out.
+    """
+
+    nodes: tuple[OnnxNode, ...]
+    inputs: Mapping[str, Shape | None]
+    outputs: Mapping[str, Shape | None]
+    parameters: int
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of all nodes that are counted, for a batch of one."""
+        return sum(node.macs or 0 for node in self.nodes)
+
+    @cached_property
+    def uncounted(self) -> tuple[str, ...]:
+        """The nodes whose multiply-accumulates are not known."""
+        return tuple(f"{node.name} ({node.operator})" for node in self.nodes if node.macs is None)
+
+
+def read_nodes(file: OnnxFile) -> OnnxGraph:
+    """The nodes of a file, with shapes for a batch of one: a free first axis of the inputs becomes 1.
+
+    Shapes come from ONNX's shape inference. What stands inside branches and loops counts among the parameters only.
+
+    Raises:
+        CheckpointError: a node or a weight is damaged.
+    """
+    try:
+        return _read_nodes(file)
+    except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        raise CheckpointError(
+            f"{file.path}: its nodes cannot be read ({type(cause).__name__}: {one_line(cause)})"
+        ) from cause
+
+
+def _read_nodes(file: OnnxFile) -> OnnxGraph:
+    graph = file.model.graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    weights |= {sparse.values.name: tuple(sparse.dims) for sparse in graph.sparse_initializer}
+    shapes = {**_shapes(file.model), **weights}
+    counts = {tensor.name: _parameters(tensor) for tensor in graph.initializer}
+    counts |= {sparse.values.name: _parameters(sparse.values) for sparse in graph.sparse_initializer}
+    own = 0
+    nodes = []
+    for node in graph.node:
+        outputs = tuple(name for name in node.output if name)
+        held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+        inner = [tensor for body in bodies(node) for tensor in tensors_of(body)]
+        read = {name: weights[name] for name in node.input if name in weights}
+        held_parameters = sum(map(_parameters, (*held, *inner)))
+        own += held_parameters
+        nodes.append(
+            OnnxNode(
+                name=node.name or (outputs[0] if outputs else node.op_type),
+                operator=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+                inputs=tuple(name for name in node.input if name and name not in weights),
+                outputs=outputs,
+                shapes=tuple(shapes.get(name) for name in outputs),
+                weights=read,
+                parameters=sum(counts[name] for name in read) + held_parameters,
+                macs=macs(node, shapes),
+                attributes={attribute.name: _text(attribute) for attribute in node.attribute},
+            )
+        )
+    return OnnxGraph(
+        nodes=tuple(nodes),
+        inputs={value.name: _declared(value) for value in graph.input if value.name not in weights},
+        outputs={value.name: _declared(value) for value in graph.output},
+        parameters=own + sum(counts.values()),
+    )
+
+
+def shape_text(shape: Shape | None) -> str:
+    """A shape for people: `[1, 64, 56, 56]`, with `?` for what is not known."""
+    return "?" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def _parameters(tensor: onnx.TensorProto) -> int:
+    return 0 if tensor.data_type == onnx.TensorProto.INT64 else math.prod(tensor.dims)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, Shape | None]:
+    """The shapes of all values, for a batch of one."""
+    light = _without_weights(model)
+    symbols = set()
+    for value in light.graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        if sizes and not sizes[0].dim_value:
+            symbols.add(sizes[0].dim_param)
+            sizes[0].dim_value = 1
+    values = (*light.graph.input, *light.graph.value_info, *light.graph.output)
+    for size in (size for value in values for size in value.type.tensor_type.shape.dim):
+        if size.dim_param and size.dim_param in symbols:
+            size.dim_value = 1
+    # Inference refuses what it does not understand: then the shapes in the file have to do.
+    with contextlib.suppress(Exception):
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    return {v.name: _declared(v) for v in (*light.graph.value_info, *light.graph.input, *light.graph.output)}
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large weights have shapes alone."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    light.graph.name = model.graph.name or "graph"
+    for tensor in model.graph.initializer:
+        small = math.prod(tensor.dims) <= SMALL
+        empty = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        light.graph.initializer.append(tensor if small else empty)
+    return light
+
+
+def _declared(value: onnx.ValueInfoProto) -> Shape | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in sizes)
+
+
+def _text(attribute: onnx.AttributeProto) -> str:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        text = value.decode(errors="replace")
+    elif isinstance(value, int | float):
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    elif attribute.ints or attribute.floats:
+        text = str(list(value))
+    else:
+        text = ""
+    if text and len(text) <= _SHOWN:
+        return text
+    kind = onnx.AttributeProto.AttributeType.Name(attribute.type).lower()
+    content = attribute.SerializeToString(deterministic=True)
+    return f"{kind} {hashlib.blake2b(content, digest_size=6).hexdigest()}"

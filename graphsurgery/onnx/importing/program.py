@@ -1,0 +1,81 @@
+"""An `.onnx` file as a program: its operators in order, with their inputs, outputs and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphsurgery.onnx.files.storage import Weights
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One node of the file.
+
+    Attributes:
+        name: of the node in the file, or its first output where it has none.
+        kind: operator type, such as `Conv`; with its domain in front where that is not the standard one.
+        inputs: names of values; empty for one that is left out.
+        outputs: names of values.
+        attributes: by name, as Python values.
+        opset: version of the standard operators.
+        index: of the node in the file.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxProgram:
+    """A model in a file, as what is run and what is constant.
+
+    Attributes:
+        path: of the file.
+        model: without the large weights; local functions are written out in it.
+        operators: the nodes in the order in which they can run, without those that only hold or pass on constants.
+        constants: initializers, constant nodes, and what is computed from those alone, by name.
+        aliases: names of values that are another value under a second name.
+        weights: the large ones, where they lie; they are among the constants.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    operators: tuple[Operator, ...]
+    constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
+    aliases: Mapping[str, str] = field(repr=False)
+    weights: Weights = field(repr=False, default_factory=Weights)
+
+    @cached_property
+    def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
+        """What a caller feeds: the inputs that are no weights."""
+        weights = {initializer.name for initializer in self.model.graph.initializer}
+        return tuple(value for value in self.model.graph.input if value.name not in weights)
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The batch that it fixes; None where it is free."""
+        size = self.inputs[0].type.tensor_type.shape.dim[0]
+        return size.dim_value if size.HasField("dim_value") else None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it gives."""
+        return tuple(value.name for value in self.model.graph.output)
+
+    def name(self, value: str) -> str:
+        """The first name of a value."""
+        while value in self.aliases:
+            value = self.aliases[value]
+        return value

@@ -1,0 +1,1 @@
+"""An `.onnx` file in ONNX Runtime: run, timed, and profiled by operator."""

@@ -1,0 +1,88 @@
+"""Operators that torch does not have, as modules that ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
+from graphsurgery.onnx.files.macs import macs
+from graphsurgery.onnx.files.storage import bytes_of
+from graphsurgery.onnx.runtime.sessions import open_session
+
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+
+
+class OnnxOperator(nn.Module):
+    """One operator, run by ONNX Runtime on the CPU. It gives no gradients, and the axes around it are frozen.
+
+    Args:
+        model: a model of this operator alone.
+        reason: why it is not a torch expression.
+
+    Attributes:
+        held_parameters: how many numbers its weights have.
+        held_bytes: the size of all its constants.
+        multiplies: whether it has multiply-accumulates, which are not counted.
+    """
+
+    def __init__(self, model: onnx.ModelProto, reason: str) -> None:
+        super().__init__()
+        self.content = model.SerializeToString()
+        constants = model.graph.initializer
+        self.held_parameters = sum(math.prod(c.dims) for c in constants if c.data_type in _FLOATING)
+        self.held_bytes = sum(map(bytes_of, constants))
+        self.multiplies = any(macs(node, {}) is None for node in model.graph.node)
+        self.reason = reason
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None}
+
+    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if any(isinstance(value, fx.Proxy) for value in values):
+            raise TraceError(self.reason)
+        if self._session is None:
+            self._session = _session(self.content, self.reason)
+        real = [_any(v) if v.is_meta else v.detach().cpu() for v in values]
+        arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
+        names = [value.name for value in self._session.get_inputs()]
+        found: Any = self._session.run(None, dict(zip(names, arrays, strict=True)))
+        floating = next((v.dtype for v in values if v.is_floating_point()), torch.float32)
+        outputs = tuple(_like(array, floating, values) for array in found)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _any(value: Tensor) -> Tensor:
+    """Numbers for a tensor without values: indices are valid ones."""
+    return torch.full(value.shape, 1 if value.is_floating_point() else 0, dtype=value.dtype, device="cpu")
+
+
+def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tensor, ...]) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    tensor = tensor.to(floating) if tensor.is_floating_point() else tensor
+    return tensor.to(values[0].device) if values else tensor
+
+
+_KNOWN = frozenset(
+    f"tensor({kind})" for kind in ("float", "double", "float16", "bool", "uint8", "int8", "int16", "int32", "int64")
+)
+"""What ONNX Runtime calls the types that torch computes with."""
+
+
+def _session(content: bytes, reason: str) -> onnxruntime.InferenceSession:
+    try:
+        session = open_session("operator", threads=1, content=content)
+    except SurgeryError as cause:
+        why = one_line(cause.__cause__ or cause)
+        raise UnsupportedError(f"{reason}, and ONNX Runtime cannot run it: {why}") from cause
+    for value in session.get_outputs():
+        if value.type not in _KNOWN:
+            raise UnsupportedError(f"{reason}, and gives a {value.type}, which torch does not compute with")
+    return session

@@ -1,0 +1,1 @@
+"""Recipes that make a network smaller, to a target of size, latency or data."""

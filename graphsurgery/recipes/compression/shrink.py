@@ -1,0 +1,221 @@
+"""Shrink: cut one network and bring its accuracy back, with a row for every step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.models.spec_text import parse_value
+from graphsurgery.passes.compress import EVERY, compress
+from graphsurgery.recipes.outcome import Outcome, Row
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.planning import Price
+from graphsurgery.surgery.channels.targets import Target
+from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
+from graphsurgery.training.devices import device_of, evaluating
+from graphsurgery.training.loop.evaluation import evaluate, recalibrate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.tasks import Objective, objective_for
+from graphsurgery.training.objectives.teachers import Teachers
+
+RECOVERIES = ("labels", "mimic")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to cut.
+
+    Attributes:
+        keep: share of every outer space, between 0 and 1; None cuts only what `target` or `spaces` ask for.
+        target: what the network may cost at most; it and `keep` exclude each other.
+        spaces: channels (int) or share (float) to keep of single spaces, by name; they prevail.
+        within: how spaces in groups are cut: `groups`, `same`, `each` or `best` (see `compress`).
+        importance: which channels stay; `taylor` needs data.
+        round_to: numbers of channels become multiples of this.
+        seed: of `random`.
+    """
+
+    keep: float | None = None
+    target: Target | None = None
+    spaces: Mapping[str, float | int] = field(default_factory=dict)
+    within: str = "groups"
+    importance: str = "l2"
+    round_to: int = 1
+    seed: int = 0
+
+
+def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
+    """The requests `NAME=8` (channels) and `NAME=0.25` (share) by name.
+
+    Raises:
+        SurgeryError: one of them is neither.
+    """
+    spaces: dict[str, float | int] = {}
+    for request in requests:
+        name, _, text = request.rpartition("=")
+        value = parse_value(text)
+        if not name or isinstance(value, bool) or not isinstance(value, int | float):
+            raise SurgeryError(f"compress: keep-space {request!r}; expected NAME=8 channels or NAME=0.25, a share")
+        spaces[name] = value
+    return spaces
+
+
+def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
+    """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
+
+    Raises:
+        SurgeryError: nothing or everything would be removed, an unknown space or criterion, a target that cannot be
+            reached, or `taylor` without data.
+    """
+    if plan.keep is None and plan.target is None and not plan.spaces:
+        raise SurgeryError(
+            "compress: nothing says what to keep; give --keep SHARE, --target params=0.5x or --keep-space NAME=N"
+        )
+    keep = {**plan.spaces, **({} if plan.keep is None else {EVERY: plan.keep})}
+    if plan.importance == "taylor":
+        if data is None:
+            raise SurgeryError("compress: importance taylor needs gradients, and gradients need data; give --data")
+        graph = with_gradients(graph, data)
+    small = compress(
+        graph,
+        keep,
+        target=plan.target,
+        within=plan.within,
+        importance=plan.importance,
+        round_to=plan.round_to,
+        seed=plan.seed,
+        price=price,
+    )
+    record = removal(small)
+    if not record["folded"] and all(before == after for before, after in record["sizes"].values()):
+        raise SurgeryError(f"compress: 0 channels removed: {', '.join(record['sizes'])} would keep all that they have")
+    return small
+
+
+def removal(graph: ModelGraph) -> Mapping[str, Any]:
+    """What the last cut of a network recorded: sizes of the spaces before and after, and the target, if any."""
+    return next(record for record in reversed(graph.lineage) if record.get("pass") == "compress")
+
+
+def shrink(
+    graph: ModelGraph,
+    plan: Cut,
+    data: Data,
+    training: TrainingPlan,
+    *,
+    recover: str = "labels",
+    small: ModelGraph | None = None,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[ModelGraph, Outcome]:
+    """Cut, recalibrate BatchNorm and fine-tune with a fresh optimizer; every step is measured.
+
+    Args:
+        graph: a trained network; it is not modified.
+        plan: what to cut.
+        data: what it was trained on; only measured on `data.test`.
+        training: the fine-tuning; 0 epochs leave it out.
+        recover: what it learns from: `labels`, or `mimic`, what the network said before the cut, without labels.
+        small: what the plan makes of the network, where that is known; it is changed.
+        run: folder for metrics and states.
+        reporter: told about progress.
+
+    Raises:
+        SurgeryError: as for `cut`, the data do not fit, or training fails.
+    """
+    began = time.perf_counter()
+    check_fits(data, graph.module)
+    objective = objective_for(data)
+    learnt = recovery(recover, data, [graph])
+    rows: list[Row] = []
+    curves: tuple[EpochRecord, ...] = ()
+
+    def measure(name: str, network: ModelGraph, note: str = "") -> None:
+        size = cost(network)
+        test = evaluate(network.module, data.test, objective, device=training.device)
+        validation = evaluate(network.module, data.validation, objective, device=training.device)
+        rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
+
+    small = cut(graph, plan, data) if small is None else small
+    measure("original", graph)
+    measure("cut", small, "expected to be low: not yet recovered")
+    norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)
+    if norms:
+        measure("recalibrated", small, f"{norms} BatchNorms, 1,000 images")
+    if training.epochs:
+        history = fit(
+            small.module,
+            data.train,
+            training,
+            objective=learnt,
+            validation=data.validation,
+            run=run,
+            stage="fine-tune",
+            reporter=reporter,
+        )
+        curves = history.records
+        source = "" if recover == "labels" else ", on what the original says"
+        measure("fine-tuned", small, f"{training.epochs} epochs{source}")
+        record = {"pass": "fine-tune", **recorded(data), "recover": recover, "plan": asdict(training)}
+        small = replace(small, lineage=(*small.lineage, record))
+    outcome = Outcome(
+        title=f"compressed on {data.name}",
+        rows=tuple(rows),
+        metric=objective.score,
+        higher_is_better=objective.higher_is_better,
+        curves=curves,
+        config={"cut": asdict(plan), "target": removal(small).get("target"), "training": asdict(training)},
+        seconds=time.perf_counter() - began,
+    )
+    return small, outcome
+
+
+def recovery(recover: str, data: Data, originals: Sequence[ModelGraph]) -> Objective:
+    """What a fine-tuning learns from: labels, or what the original networks say together, without labels.
+
+    Raises:
+        SurgeryError: neither is asked for.
+    """
+    if recover == "labels":
+        return objective_for(data)
+    if recover != "mimic":
+        raise SurgeryError(f"recover is {recover!r}; choose from {', '.join(RECOVERIES)}")
+    teachers = Teachers([copy.deepcopy(original.module) for original in originals])
+    return Mimicry(data.classes, Imitation(), teacher=teachers)
+
+
+def fine_tuning(graph: ModelGraph, **settings: Any) -> TrainingPlan:
+    """The plan that a network was last trained by, at a tenth of its learning rate, with these settings instead.
+
+    A network whose training is unknown gets the default plan at a learning rate of 0.01.
+    """
+    record = next((r for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
+    plan = TrainingPlan(lr=0.1) if record is None else recorded_plan(record)
+    return replace(plan, **{"lr": 0.1 * plan.lr, "epochs": 0, "keep_best": True, **settings})
+
+
+def with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGraph:
+    """A copy whose parameters have the gradient of the mean loss on a few training examples."""
+    module = copy.deepcopy(graph.module)
+    module.zero_grad()
+    objective = objective_for(data)
+    examples = Examples(data.train, device_of(module))
+    count = min(images, len(examples))
+    with evaluating(module), torch.enable_grad():
+        for batch in examples.batches(in_order(count, 64)):
+            loss = objective.loss(module, batch)["total"] * (len(batch[0]) / count)
+            loss.backward()
+    return replace(graph, module=module)

@@ -1,0 +1,1 @@
+"""What every pass promises, measured on any network."""

@@ -1,0 +1,1 @@
+"""Recipes that look for masks: lottery tickets and supermasks."""

@@ -1,0 +1,229 @@
+"""Lottery tickets: train, prune, start again, round after round, next to controls and over several seeds.
+
+Every round keeps `density ** (1 / rounds)` of the weights that live, so that the last one has the density that is asked
+for; in one shot every density is cut from the dense network at once. What is chosen is chosen on validation data.
+
+Source: Frankle & Carbin, "The Lottery Ticket Hypothesis", arXiv:1803.03635, section 2; rewinding to an early step:
+Frankle et al., arXiv:1903.01611; learning rate rewinding, the default: Renda et al., arXiv:2003.02389.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import re
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from graphsurgery.checkpoint.files import save
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.models.spec_text import anchored
+from graphsurgery.recipes.compression.shrink import with_gradients
+from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, LotteryPlan, Point
+from graphsurgery.recipes.train import fresh
+from graphsurgery.surgery.gates import has_gates
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
+from graphsurgery.surgery.masks.restarts import CONTROLS, Restart, Start, put, restart
+from graphsurgery.surgery.masks.selection import CRITERIA, select
+from graphsurgery.surgery.masks.training import masked
+from graphsurgery.training.data.batches import mixed_seed
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits, recorded
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import Run
+from graphsurgery.training.loop.snapshots import LossReadings, Snapshot
+from graphsurgery.training.objectives.tasks import Objective, objective_for
+
+
+def lottery(
+    spec: str,
+    data: Data,
+    plan: LotteryPlan,
+    *,
+    start: ModelGraph | None = None,
+    run: Run | None = None,
+    folder: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Lottery:
+    """Draw tickets from the network of a spec, or from one that is there.
+
+    Args:
+        spec: which network, such as `paper/lenet_300_100`; with `start`, what it is called.
+        data: what it learns; only measured on `data.test`.
+        plan: how.
+        start: a network whose weights stand for those that a seed draws, and that tickets go back to; then seeds differ
+            in the order of the examples, and new draws for controls are by the rule of each layer. It is not modified.
+        run: folder for metrics and states; an interrupted run goes on from it, between rounds and within them.
+        folder: gets the ticket of every round, trained, with its masks in the metadata: `seed-0/round-03.pt`.
+        reporter: told about progress.
+
+    Raises:
+        SurgeryError: a density that empties a tensor, a step to go back to that training does not reach, the data do
+            not fit, a start with gates, or training fails.
+    """
+    began = time.perf_counter()
+    if start is not None:
+        check_fits(data, start.module, name=spec)
+        if has_gates(start):
+            raise SurgeryError(f"lottery: {spec} has gates; fold or compress it first")
+    seeds = [_Seed(spec, data, plan, number, start, run, folder, reporter) for number in range(plan.seeds)]
+    for one in seeds:
+        one.go()
+    objective = objective_for(data)
+    found = Lottery(
+        title=f"tickets of {spec} on {data.name}",
+        points=tuple(point for one in seeds for point in one.points),
+        metric=objective.score,
+        higher_is_better=objective.higher_is_better,
+        chosen=None,
+        masks={(number, index): masks for number, one in enumerate(seeds) for index, masks in one.masks.items()},
+        config={"spec": spec, "data": data.name, "plan": asdict(plan)},
+        seconds=time.perf_counter() - began,
+    )
+    return replace(found, chosen=_choice(found))
+
+
+def _choice(found: Lottery) -> int | None:
+    """The sparsest round that is as good as the dense network, on validation data."""
+    sign = 1 if found.higher_is_better else -1
+    dense = sign * found.mean(0, test=False)[0]
+    good = [number for number in found.rounds[1:] if sign * found.mean(number, test=False)[0] >= dense]
+    return max(good, default=None)
+
+
+class _Seed:
+    """The rounds of one network."""
+
+    def __init__(
+        self,
+        spec: str,
+        data: Data,
+        plan: LotteryPlan,
+        number: int,
+        start: ModelGraph | None,
+        run: Run | None,
+        folder: Path | None,
+        reporter: Reporter | None,
+    ) -> None:
+        self.spec, self.data, self.plan, self.number, self.run = spec, data, plan, number, run
+        self.start, self.folder, self.reporter = start, folder, reporter
+        self.training = replace(plan.training, seed=plan.training.seed + number)
+        self.steps = math.ceil(len(data.train) / plan.training.batch_size)  # type: ignore[arg-type]
+        self.points: list[Point] = []
+        self.masks: dict[int, MaskSet] = {}
+
+    def go(self) -> None:
+        """The dense network, then every round."""
+        plan = self.plan
+        self.graph = self._begun()
+        self.first = self._values()
+        self.gradients = self._gradients()
+        everything = self.masks[0] = MaskSet.ones(self.graph)
+        self.early = self._dense()
+        dense = trained = self._values()
+        for number in range(1, plan.rounds + 1):
+            before = everything if plan.one_shot else self.masks[number - 1]
+            put(self.graph, dense if plan.one_shot else trained)
+            masks = self.masks[number] = self._selected(before, plan.keep(number))
+            starts = {TICKET: plan.restart}
+            if number in (plan.control_rounds or range(1, plan.rounds + 1)):
+                starts |= {name: CONTROLS[name] for name in plan.controls}
+            last = self._values()
+            for name, how in starts.items():
+                put(self.graph, last)
+                self._train(number, name, self._start(number, name, how, masks, before))
+                if name == TICKET:
+                    trained = self._values()
+                    self._keep(number, masks)
+
+    def _begun(self) -> ModelGraph:
+        """The network before any training."""
+        if self.start is None:
+            return fresh(self.spec, self.data, self.training.seed)
+        return replace(self.start, module=copy.deepcopy(self.start.module), origin=None)
+
+    def _redrawn(self, seed: int) -> dict[str, Tensor]:
+        """The values of such a network whose weights are new."""
+        new = fresh(self.spec, self.data, seed) if self.start is None else reinitialized(self.start, seed)
+        return new.tensors()
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.graph.tensors().items()}
+
+    def _gradients(self) -> dict[str, Tensor] | None:
+        """Of the loss at the first weights, where the criterion wants them."""
+        if "gradient" not in inspect.signature(CRITERIA[self.plan.selection.criterion]).parameters:
+            return None
+        found = maskable(with_gradients(self.graph, self.data))
+        return {name: weight.grad for name, weight in found.items() if weight.grad is not None}
+
+    def _selected(self, before: MaskSet, keep: float) -> MaskSet:
+        chosen = replace(self.plan.selection, seed=mixed_seed(self.plan.selection.seed, self.training.seed))
+        return select(self.graph, before, keep, chosen, initial=self.first, gradients=self.gradients)
+
+    def _start(self, number: int, name: str, how: Restart, masks: MaskSet, before: MaskSet) -> Start:
+        """Where a training begins."""
+        draw = mixed_seed(self.training.seed, number, *name.encode())
+        new = self._redrawn(draw) if how.kept == "reinit" else None
+        return restart(self.graph, masks, how, self.early, before=before, fresh=new, seed=draw)
+
+    def _dense(self) -> dict[str, Tensor]:
+        """Train the dense network; its weights at the step to go back to."""
+        watched = Snapshot(objective_for(self.data), self.graph.module, self.plan.rewind_to)
+        self._fit(0, TICKET, self.masks[0], watched)
+        if watched.values is None:
+            raise SurgeryError(
+                f"lottery: rewind_to is step {self.plan.rewind_to}, training has {watched.done}; give one of them"
+            )
+        return watched.values
+
+    def _train(self, number: int, name: str, start: Start) -> None:
+        put(self.graph, start.values)
+        with masked(self.graph, start.masks, start.dead):
+            self._fit(number, name, start.masks, objective_for(self.data))
+
+    def _fit(self, number: int, name: str, masks: MaskSet, objective: Objective) -> None:
+        """Train the module as it is, and measure it."""
+        readings = LossReadings(objective, self.graph.module, self.data.validation, self.plan.stop_every)
+        history = fit(
+            self.graph.module,
+            self.data.train,
+            self.training,
+            objective=readings,
+            validation=self.data.validation,
+            run=self.run,
+            stage=f"seed-{self.number}.round-{number:02d}.{re.sub(r'[^a-z0-9]+', '-', name)}",
+            reporter=self.reporter,
+        )
+        measured = {
+            part: evaluate(self.graph.module, examples, objective, device=self.training.device)
+            for part, examples in (("validation", self.data.validation), ("test", self.data.test))
+        }
+        losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
+        stop = min(losses, key=lambda step: losses[step], default=0)
+        self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
+
+    def _keep(self, number: int, masks: MaskSet) -> None:
+        """Write the ticket of a round."""
+        if self.folder is None:
+            return
+        place = self.folder / f"seed-{self.number}"
+        place.mkdir(parents=True, exist_ok=True)
+        record = {
+            "pass": "lottery",
+            "spec": anchored(self.spec),
+            **recorded(self.data),
+            "round": number,
+            "density": masks.density,
+            "plan": asdict(self.training),
+        }
+        ticket = replace(self.graph, lineage=(*self.graph.lineage, record))
+        save(ticket, place / f"round-{number:02d}.pt", masks=masks.as_dict(), metrics=asdict(self.points[-1]))

@@ -1,0 +1,1 @@
+"""Recipes for one set of weights that works at every width."""

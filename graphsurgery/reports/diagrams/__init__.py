@@ -1,0 +1,1 @@
+"""Networks and `.onnx` files as pictures."""

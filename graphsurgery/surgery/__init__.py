@@ -1,0 +1,1 @@
+"""What passes are made of: edits of a typed network, and how far its outputs moved."""

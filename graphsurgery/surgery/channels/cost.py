@@ -1,0 +1,129 @@
+"""What a network costs: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.graph import ModelGraph
+from graphsurgery.network.assembly import as_evaluated
+from graphsurgery.network.values import is_foreign, run_on_meta
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: number of parameters, tied ones once.
+        macs: multiply-accumulates of matrix products and convolutions, per image.
+        bytes: size of all parameters and buffers, in bytes.
+        uncounted: operators that are kept whole, and whose multiply-accumulates are not among `macs`.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+    uncounted: tuple[str, ...] = ()
+
+
+def cost(graph: ModelGraph) -> Cost:
+    """Count parameters, bytes, and MACs of one evaluation at batch 1; the network is neither run nor modified.
+
+    MACs are those of convolutions and matrix products, attention's too, at the input sizes of `graph.inputs`. What
+    only training uses (auxiliary heads) counts among the parameters, not among the MACs. Weights inside operators of an
+    `.onnx` file that are kept whole count among the parameters and bytes.
+
+    Raises:
+        SurgeryError: the network does not run at these input sizes.
+    """
+    tensors = [*graph.module.parameters(), *graph.module.buffers()]
+    whole = held(graph)
+    return Cost(
+        parameters=sum(p.numel() for p in graph.module.parameters()) + whole.parameters,
+        macs=sum(macs_by_node(graph).values()),
+        bytes=sum(t.numel() * t.element_size() for t in tensors) + whole.bytes,
+        uncounted=whole.uncounted,
+    )
+
+
+def held(graph: ModelGraph) -> Cost:
+    """What operators that are kept whole hold inside, where it is no tensor of the network; no surgery changes it."""
+    parts = {path: part for path, part in graph.module.named_modules() if hasattr(part, "held_parameters")}
+    return Cost(
+        parameters=sum(part.held_parameters for part in parts.values()),
+        macs=0,
+        bytes=sum(part.held_bytes for part in parts.values()),
+        uncounted=tuple(path for path, part in parts.items() if part.multiplies),
+    )
+
+
+def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
+    """The multiply-accumulates of every node that has some, in one evaluation at batch 1; see `cost`."""
+    module = graph.module
+    # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
+    stand_ins = {id(t): _stand_in(t) for t in (*module.parameters(), *module.buffers())}
+    shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
+    _open_foreign(shadow)
+    reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    inputs = [
+        torch.empty(
+            (1, *spec.shape[1:]), dtype=reference if spec.dtype.is_floating_point else spec.dtype, device="meta"
+        )
+        for spec in graph.inputs
+    ]
+    counting = _Counting(shadow)
+    try:
+        with counting.counter, torch.no_grad(), torch.device("meta"):
+            counting.run(*inputs)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
+        shapes = [tuple(x.shape) for x in inputs]
+        raise SurgeryError(f"cost: the network does not run on inputs of shape {shapes} ({one_line(cause)})") from cause
+    counts = {node.name: macs for node, macs in counting.macs.items() if macs}
+    return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
+
+
+class _Counting(fx.Interpreter):
+    """Runs a network node by node and counts."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.counter = FlopCounterMode(display=False)
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        self.macs[n] = (self.counter.get_total_flops() - before) // 2
+        return result
+
+
+def _open_foreign(shadow: Any) -> None:
+    """Modules that a trace has kept whole may need values to run."""
+    for path in dict.fromkeys(str(node.target) for node in shadow.graph.nodes if node.op == "call_module"):
+        leaf = shadow.get_submodule(path)
+        if is_foreign(leaf):
+            parent, _, name = path.rpartition(".")
+            setattr(shadow.get_submodule(parent), name, _Foreign(leaf))
+
+
+class _Foreign(nn.Module):
+    def __init__(self, leaf: nn.Module) -> None:
+        super().__init__()
+        self.leaf = leaf
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return run_on_meta(self.leaf, args, kwargs)
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind, shape and dtype that holds no values, and of which no gradients are asked."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

@@ -1,0 +1,206 @@
+"""How much each channel of a space matters: one score for each channel, to be compared within the space.
+
+A criterion says how much single weights count; the score of a channel is made of all weights that write or read it.
+`CRITERIA` is the table of criteria.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.axes.algebra import Axis, Dim, resolve, term_size
+from graphsurgery.axes.maps import axis_beside
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph, Space
+
+
+def importance(graph: ModelGraph, spaces: Sequence[Space], criterion: str, seed: int = 0) -> dict[str, Tensor]:
+    """Scores `[channels]` of spaces by name, float64 on the CPU; higher matters more.
+
+    Args:
+        graph: typed network.
+        spaces: some of its spaces.
+        criterion: `l1` or `l2` of all weights that write or read a channel; `bn`, the scale of its norms, or `l2`
+            where it has none; `taylor`, |weight · gradient| (Molchanov et al., "Importance estimation for neural
+            network pruning", CVPR 2019); `random`.
+        seed: for `random`.
+
+    Raises:
+        SurgeryError: unknown criterion, or what it needs is not there.
+    """
+    scores = Scores(graph, criterion, seed)
+    return {space.name: scores.of(space) for space in spaces}
+
+
+class Scores:
+    """The scores of a network's channels by one criterion; what each needs is summed up when it is asked for, once.
+
+    The arguments, and what is raised, are those of `importance`.
+    """
+
+    comparable = False
+
+    def __init__(self, graph: ModelGraph, criterion: str, seed: int = 0) -> None:
+        if criterion not in (*CRITERIA, "random"):
+            raise SurgeryError(f"importance {criterion} is unknown; choose from {', '.join(CRITERIA)}, gate, random")
+        self._graph = graph
+        self._tensors = graph.tensors()
+        self._criterion = criterion
+        self._seed = seed
+        self._scores: dict[tuple[Dim, tuple[Dim, ...]], Tensor] = {}
+        self._sums: dict[tuple[_Criterion, str, tuple[int, ...]], Tensor] = {}
+
+    def of(self, space: Space, outers: Sequence[Dim] = ()) -> Tensor:
+        """The scores `[channels]` of a space; or `[groups, channels]`, in each group of the dims that it stands in."""
+        key = (space.dim, tuple(outers))
+        if key not in self._scores:
+            self._scores[key] = self._of(space, outers)
+        return self._scores[key]
+
+    def _of(self, space: Space, outers: Sequence[Dim]) -> Tensor:
+        if self._criterion == "random":
+            return _random(space, self._seed, outers)
+        criterion = CRITERIA[self._criterion]
+        total = self._total(criterion, space, outers)
+        if total is None and criterion.fallback is not None:
+            criterion = criterion.fallback
+            total = self._total(criterion, space, outers)
+        shape = [*([sum(dim.size for dim in outers)] if outers else []), space.size]
+        return criterion.finish(torch.zeros(shape, dtype=torch.float64) if total is None else total)
+
+    def _total(self, criterion: _Criterion, space: Space, outers: Sequence[Dim]) -> Tensor | None:
+        """The sum over everything that a criterion looks at; None where that is nothing."""
+        total = None
+        for name, index, axis in self._graph.uses[space.dim]:
+            if criterion.looks_at(self._graph, name, self._tensors[name]):
+                part = self._part(criterion, name, index, axis, space.dim, outers)
+                total = part if total is None else total + part
+        return total
+
+    def _part(
+        self, criterion: _Criterion, name: str, index: int, axis: Axis, dim: Dim, outers: Sequence[Dim]
+    ) -> Tensor:
+        """What one axis of one parameter adds; in all groups alike where the parameter does not tell them."""
+        if not outers:
+            return _along(self._sum(criterion, name, (index,)), axis, (dim,))
+        if any(dim in term and outer in term for term in axis for outer in outers):
+            vector = self._sum(criterion, name, (index,))
+            return torch.cat([_along(vector, axis, (outer, dim)) for outer in outers])
+        axes = self._graph.types.parameters[name].axes
+        beside = axis_beside(axes, index, outers)
+        if beside is None:
+            groups = sum(outer.size for outer in outers)
+            return (_along(self._sum(criterion, name, (index,)), axis, (dim,)) / groups).expand(groups, -1)
+        inner = _along(self._sum(criterion, name, (index, beside)), axis, (dim,))
+        return torch.cat([_along(inner.t(), resolve(axes[beside]), (outer,)) for outer in outers])
+
+    def _sum(self, criterion: _Criterion, name: str, kept: tuple[int, ...]) -> Tensor:
+        key = (criterion, name, kept)
+        if key not in self._sums:
+            self._sums[key] = criterion.sum(name, self._tensors[name], kept).double().cpu()
+        return self._sums[key]
+
+
+def _random(space: Space, seed: int, outers: Sequence[Dim]) -> Tensor:
+    place = sum((i + 1) * ord(c) for i, c in enumerate(space.name))
+    generator = torch.Generator().manual_seed((place * 1_000_003 + seed) % 2**31)
+    shape = [*([sum(dim.size for dim in outers)] if outers else []), space.size]
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _along(values: Tensor, axis: Axis, dims: tuple[Dim, ...]) -> Tensor:
+    """Sum values `[axis, ...]` to `[*dims, ...]`, over all else in the terms that hold these dims."""
+    if axis == (dims,):
+        return values.reshape(*(dim.size for dim in dims), *values.shape[1:])
+    total = torch.zeros(*(dim.size for dim in dims), *values.shape[1:], dtype=torch.float64)
+    offset = 0
+    for term in axis:
+        size = term_size(term)
+        if dims[0] in term and all(dim in term for dim in dims):
+            block = values[offset : offset + size].reshape(*(dim.size for dim in term), *values.shape[1:])
+            block = block.movedim([term.index(dim) for dim in dims], list(range(len(dims))))
+            total += block.flatten(len(dims), len(term) - 1).sum(len(dims)) if len(term) > len(dims) else block
+        offset += size
+    return total
+
+
+class _Criterion:
+    """How much weights count: what is summed over a parameter, and what the score is of the sums over all of them."""
+
+    fallback: _Criterion | None = None
+
+    def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
+        """Whether a parameter or buffer counts at all."""
+        return tensor.dim() >= 2
+
+    def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
+        """The sums over every axis that is not kept, the others in this order."""
+        raise NotImplementedError
+
+    def finish(self, total: Tensor) -> Tensor:
+        """The score."""
+        return total
+
+
+class _Norm(_Criterion):
+    """A norm of all weights."""
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+
+    def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+        """Of |weight| ** order; in blocks, for the sake of caches and memory."""
+        tensor = tensor.detach()
+        if kept != (1,):
+            return self._norms(tensor.movedim(kept, list(range(len(kept)))), len(kept)).double() ** self.order
+        # Whole rows are summed first, however few numbers belong to one index of axis 1.
+        rows = tensor.flatten(1)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for block in rows.split(max(1, 2**18 // rows.shape[1])):
+            total += (block.square() if self.order == 2 else block.abs()).sum(0)
+        return total.reshape(tensor.shape[1], -1).sum(1)
+
+    def _norms(self, tensor: Tensor, count: int) -> Tensor:
+        """The norms over all but the first axes."""
+        if tensor.dim() == count:
+            return tensor.abs()
+        return torch.linalg.vector_norm(tensor.flatten(count), self.order, dim=count)
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total ** (1 / self.order)
+
+
+class _Taylor(_Criterion):
+    """The first-order change of the loss when a channel goes."""
+
+    def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
+        return isinstance(tensor, nn.Parameter)
+
+    def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
+        if tensor.grad is None:
+            raise SurgeryError(f"importance taylor needs gradients: {name}.grad is None; run a backward pass first")
+        change = (tensor.detach() * tensor.grad).double()
+        change = change.movedim(kept, list(range(len(kept))))
+        return change.reshape(*change.shape[: len(kept)], -1).sum(-1)
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total.abs()
+
+
+class _Scale(_Criterion):
+    """The scales of the BatchNorms."""
+
+    fallback = _Norm(2)
+
+    def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
+        owner, _, leaf = name.rpartition(".")
+        return leaf == "weight" and isinstance(graph.module.get_submodule(owner), nn.modules.batchnorm._BatchNorm)
+
+    def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+        return tensor.detach().abs()
+
+
+CRITERIA: dict[str, _Criterion] = {"l2": _Norm(2), "l1": _Norm(1), "bn": _Scale(), "taylor": _Taylor()}

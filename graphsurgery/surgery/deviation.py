@@ -1,0 +1,196 @@
+"""What networks give, how far two outputs lie apart, and the float64 copies on which that is measured."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree
+
+from graphsurgery.errors import CheckFailedError, SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs import run
+from graphsurgery.network.paths import place_of
+
+
+def deviation(found: Any, expected: Any) -> float:
+    """`max |found - expected| / max |expected|` over all tensors of two outputs, computed in float64.
+
+    Args:
+        found: a tensor, or tensors in tuples, lists and dicts.
+        expected: the same structure and shapes; its largest value is the scale.
+
+    Returns:
+        0 for equal outputs; infinity when a value is not finite, or when only the expected output is all zeros.
+
+    Raises:
+        SurgeryError: the outputs differ in structure or shape.
+    """
+    left, right = tensors_of(found), tensors_of(expected)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        raise SurgeryError(
+            f"outputs have shapes {shapes_text(left)} and {shapes_text(right)}; only equal shapes can be compared"
+        )
+    difference = max(
+        (_largest(a.detach().double().cpu() - b.detach().double().cpu()) for a, b in zip(left, right, strict=True)),
+        default=0.0,
+    )
+    scale = max((_largest(b.detach().double()) for b in right), default=0.0)
+    if not (math.isfinite(difference) and math.isfinite(scale)):
+        return math.inf
+    if difference == 0:
+        return 0.0
+    return difference / scale if scale > 0 else math.inf
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of a nested output, in order."""
+    return [torch.as_tensor(leaf) for leaf in _pytree.tree_leaves(output)]
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude; 0 of no elements, infinity where a value is not a number."""
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return math.inf if math.isnan(largest) else largest
+
+
+def shapes_text(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The shapes of tensors, as errors show them."""
+    return [list(tensor.shape) for tensor in tensors]
+
+
+def beginning_of_nan(graph: ModelGraph, inputs: Sequence[Tensor]) -> str:
+    """Where what a network gives stops to be numbers, such as `NaN from conv2 on, whose weight holds NaN`.
+
+    Args:
+        graph: a network on the CPU; it is run in the mode and precision that it has.
+        inputs: each `[batch, ...]`.
+
+    Returns:
+        The first node that gives NaN, else the first that gives an infinity; empty where all outputs are finite.
+    """
+    watching = _Watching(graph.module)
+    with torch.no_grad():
+        outputs = tensors_of(watching.run(*inputs))
+    kinds = {kind for output in outputs for kind in _not_finite(output)}
+    for kind in ("NaN", "infinity"):
+        if kind in kinds:
+            node = watching.first[kind]
+            held = [name for name, tensor in _held(graph, node) if _not_finite(tensor)]
+            why = f", whose {held[0]} holds {' and '.join(sorted(_not_finite(dict(_held(graph, node))[held[0]])))}"
+            return f"{kind} from {place_of(node)} on{why if held else ''}"
+    return ""
+
+
+def _held(graph: ModelGraph, node: fx.Node) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers that a node reads, by name."""
+    named = {name: tensor for name, tensor in graph.tensors().items() if tensor.is_floating_point()}
+    if node.op == "call_module":
+        return [(name, tensor) for name, tensor in named.items() if name.startswith(f"{node.target}.")]
+    targets = {str(other.target) for other in (node, *node.all_input_nodes) if other.op == "get_attr"}
+    return [(name, tensor) for name, tensor in named.items() if name in targets]
+
+
+def _not_finite(value: Any) -> set[str]:
+    """Which of NaN and infinity are in the tensors of a value."""
+    found = set()
+    for tensor in _pytree.tree_leaves(value):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            found |= {"NaN"} if bool(tensor.isnan().any()) else set()
+            found |= {"infinity"} if bool(tensor.isinf().any()) else set()
+    return found
+
+
+class _Watching(fx.Interpreter):
+    """Notes the first node that gives NaN, and the first that gives an infinity."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.first: dict[str, fx.Node] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for kind in _not_finite(value):
+            self.first.setdefault(kind, n)
+        return value
+
+
+def double(graph: ModelGraph) -> ModelGraph:
+    """A float64 copy in evaluation mode on the CPU, to measure contracts on."""
+    module = copy.deepcopy(graph.module).cpu().double().eval()
+    for node in module.graph.nodes:
+        # Types are inferred anew, from values of the new dtype.
+        node.meta.pop("value", None)
+    inputs = tuple(replace(s, dtype=torch.float64) if s.dtype.is_floating_point else s for s in graph.inputs)
+    return replace(graph, module=module, inputs=inputs)
+
+
+class InDouble(fx.Interpreter):
+    """Runs a network in float64, in evaluation mode on the CPU, with a float64 copy of one layer at a time."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        super().__init__(graph.module)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The outputs of the network; floating inputs may be of any precision."""
+        return self.run(*(_double(x) for x in inputs))
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
+        return layer(*args, **kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return _double(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+
+
+class UnlikeError(Exception):
+    """Two sides of a contract cannot even be compared: it fails."""
+
+
+def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
+    """How far the outputs of two networks lie apart in float64, in evaluation, on random inputs; relative.
+
+    Raises:
+        CheckFailedError: the outputs of the first are not numbers, so that nothing can be compared.
+    """
+    x = before.example_inputs(4, seed=seed)
+    found = apart(run(InDouble(after), x, seed), run(InDouble(before), x, seed))
+    if math.isinf(found) and (beginning := beginning_of_nan(double(before), [_doubled(each) for each in x])):
+        raise CheckFailedError(f"the network itself gives {beginning}, so nothing can be compared; nothing was written")
+    return found
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x.cpu().double() if x.is_floating_point() else x.cpu()
+
+
+def apart(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, over: Callable[[list[float]], float] = max
+) -> float:
+    """The relative deviation of the outputs, each in proportion to its own largest value: the largest, or another.
+
+    Raises:
+        UnlikeError: they are not the same outputs, or not of the same shapes.
+    """
+    missing = [name for name in expected if name not in found]
+    added = [name for name in found if name not in expected]
+    if missing or added:
+        differences = [f"{word} {', '.join(names)}" for word, names in (("lacks", missing), ("adds", added)) if names]
+        raise UnlikeError(
+            f"it gives {len(found)} outputs where {len(expected)} are expected: {' and '.join(differences)}"
+        )
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise UnlikeError(f"output {name} has the shape {list(found[name].shape)}, expected {list(tensor.shape)}")
+    return over([deviation(found[name], tensor) for name, tensor in expected.items()] or [0.0])

@@ -1,0 +1,54 @@
+"""The gates that stand in a network: which there are, what they let through, and who is bare."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphsurgery.axes.maps import Edit
+from graphsurgery.graph import ModelGraph
+from graphsurgery.network.layers import ChannelGate, scale_axis
+from graphsurgery.surgery.remap import rebuild
+
+
+def why_nothing(graph: ModelGraph) -> str:
+    """What froze a network's channels, in one line."""
+    if not graph.frozen:
+        return "all its channels are network inputs or outputs"
+    shown = "; ".join(f"{f.node}: {f.reason}" for f in graph.frozen[:3])
+    more = f" (and {len(graph.frozen) - 3} more)" if len(graph.frozen) > 3 else ""
+    return f"frozen by {shown}{more}"
+
+
+def has_gates(graph: ModelGraph) -> bool:
+    """Whether any channel of the network is gated."""
+    return any(isinstance(module, ChannelGate) for module in graph.module.modules())
+
+
+def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
+    """The gate of every gated space, by the name of the space."""
+    return {module.space: module for module in graph.module.modules() if isinstance(module, ChannelGate)}
+
+
+def gain(module: ChannelGate) -> Tensor:
+    """The deterministic gate `[channels]`, float64 on the CPU."""
+    s = torch.sigmoid(module.loc.detach().double().cpu())
+    return torch.clamp(s * (module.zeta - module.gamma) + module.gamma, 0.0, 1.0)
+
+
+def bare(graph: ModelGraph) -> ModelGraph:
+    """The network as it is without its gates; it shares the weights of `graph`, for a pass that will copy them."""
+    if not has_gates(graph):
+        return graph
+    new = rebuild(graph, Edit({}), lambda _, tensor: tensor, None)
+    nodes = new.module.graph
+    for node in list(nodes.nodes):
+        if node.op == "call_function" and node.target is scale_axis:
+            node.replace_all_uses_with(node.args[0])
+            nodes.erase_node(node)
+    for node in reversed(list(nodes.nodes)):
+        if node.op == "call_module" and isinstance(new.module.get_submodule(str(node.target)), ChannelGate):
+            nodes.erase_node(node)
+    new.module.delete_all_unused_submodules()
+    new.module.recompile()
+    return ModelGraph(new.module, new.inputs, new.lineage)

@@ -1,0 +1,1 @@
+"""More channels and more layers with the outputs as they were: shares, fresh weights, repeats, identities."""

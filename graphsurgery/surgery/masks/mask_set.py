@@ -1,0 +1,305 @@
+"""Masks: which weights of a network live, as objects that can be compared, combined, stored and trained under.
+
+A `MaskSet` has one boolean tensor for each masked weight, True where it lives; tied weights share one. It is stored as
+bits, beside a checkpoint, inside its metadata, or as a supermask (see `models/supermasks`). `training` trains a network
+under it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.checkpoint.atomic import atomic_write
+from graphsurgery.errors import CheckpointError, SurgeryError
+from graphsurgery.graph import ModelGraph
+
+FORMAT = "graphsurgery masks"
+
+
+class Overlap(NamedTuple):
+    """How far two masks agree.
+
+    Attributes:
+        hamming: the share of the weights on which they do not agree.
+        iou: how many weights live in both, of those that live in either.
+        chance: what `iou` would be by chance.
+    """
+
+    hamming: float
+    iou: float
+    chance: float
+
+
+def maskable(graph: ModelGraph) -> dict[str, Tensor]:
+    """The parameters of two axes or more that something is multiplied with, by their first names.
+
+    Biases, norms, embeddings and tables of positions are not among them, nor are recurrent layers: they keep a list of
+    their weights, which no parametrization reaches.
+    """
+    tensors, types = graph.tensors(), graph.types.parameters
+    return {
+        name: tensors[name]
+        for name, typed in types.items()
+        if typed.reads
+        and len(typed.axes) >= 2
+        and isinstance(tensors[name], nn.Parameter)
+        and not isinstance(graph.module.get_submodule(name.rpartition(".")[0]), nn.RNNBase)
+    }
+
+
+class MaskSet(Mapping[str, Tensor]):
+    """Which weights live: by the name of each masked weight a boolean tensor of its shape, on the CPU.
+
+    Args:
+        masks: boolean tensors by the first names of the weights; they are not copied.
+
+    Raises:
+        SurgeryError: a mask is not boolean.
+
+    Attributes:
+        unverified: whether they come from a file of an older version, which has no digest of its bits.
+    """
+
+    unverified = False
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if mask.dtype is not torch.bool:
+                raise SurgeryError(f"mask of {name}: is of type {mask.dtype}, expected torch.bool")
+        self._masks = {name: mask.cpu() for name, mask in masks.items()}
+
+    @classmethod
+    def ones(cls, graph: ModelGraph) -> MaskSet:
+        """The mask under which all weights live."""
+        return cls({name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in maskable(graph).items()})
+
+    @classmethod
+    def nonzero(cls, graph: ModelGraph) -> MaskSet:
+        """The mask of the weights that are not 0, as a ticket's are."""
+        return cls({name: weight.detach() != 0 for name, weight in maskable(graph).items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MaskSet):
+            return NotImplemented
+        return list(self) == list(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"MaskSet({self.kept:,} of {self.total:,} weights in {len(self)} tensors)"
+
+    @property
+    def total(self) -> int:
+        """How many weights are masked or not."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        """How many weights live."""
+        return sum(int(mask.sum()) for mask in self.values())
+
+    @property
+    def density(self) -> float:
+        """The share of the weights that live."""
+        return self.kept / max(1, self.total)
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The share of each weight tensor that lives."""
+        return {name: float(mask.double().mean()) for name, mask in self.items()}
+
+    def __and__(self, other: MaskSet) -> MaskSet:
+        """What lives in both."""
+        return self._joined(other, torch.logical_and)
+
+    def __or__(self, other: MaskSet) -> MaskSet:
+        """What lives in either."""
+        return self._joined(other, torch.logical_or)
+
+    def __invert__(self) -> MaskSet:
+        """What is dead."""
+        return MaskSet({name: ~mask for name, mask in self.items()})
+
+    def _joined(self, other: MaskSet, join: Callable[[Tensor, Tensor], Tensor]) -> MaskSet:
+        self.check_like(other)
+        return MaskSet({name: join(mask, other[name]) for name, mask in self.items()})
+
+    def hamming(self, other: MaskSet) -> float:
+        """The share of the weights of which one set says that they live and the other that they do not."""
+        self.check_like(other)
+        return sum(int((mask ^ other[name]).sum()) for name, mask in self.items()) / max(1, self.total)
+
+    def iou(self, other: MaskSet) -> float:
+        """How many weights live in both, of those that live in either; 1 where none does."""
+        union = (self | other).kept
+        return (self & other).kept / union if union else 1.0
+
+    def iou_by_chance(self, other: MaskSet) -> float:
+        """What `iou` would be if the places of as many living weights in each tensor were drawn independently.
+
+        It is the expected intersection over the expected union. Masks that agree no better have nothing in common.
+        """
+        self.check_like(other)
+        both = sum(int(mask.sum()) * int(other[name].sum()) / max(1, mask.numel()) for name, mask in self.items())
+        union = self.kept + other.kept - both
+        return both / union if union else 1.0
+
+    def compared(self, other: MaskSet) -> dict[str, Overlap]:
+        """How far each weight tensor agrees, by its name."""
+        self.check_like(other)
+        return {name: MaskSet({name: self[name]}).overlap(MaskSet({name: other[name]})) for name in self}
+
+    def overlap(self, other: MaskSet) -> Overlap:
+        """How far all weights together agree."""
+        return Overlap(self.hamming(other), self.iou(other), self.iou_by_chance(other))
+
+    def shuffled(self, seed: int) -> MaskSet:
+        """As many living weights in each tensor, at places drawn by the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return MaskSet(
+            {
+                name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].reshape(mask.shape)
+                for name, mask in self.items()
+            }
+        )
+
+    def check_like(self, other: Mapping[str, Tensor]) -> None:
+        """Refuse masks of another architecture.
+
+        Raises:
+            SurgeryError: names or shapes differ; says which.
+        """
+        _check_shapes("the masks", self, "the others", other)
+
+    def check_fits(self, graph: ModelGraph) -> None:
+        """Refuse a network that the masks do not belong to.
+
+        Raises:
+            SurgeryError: a name is not a weight that can be masked, or has another shape.
+        """
+        weights = maskable(graph)
+        missing = [name for name in self if name not in weights]
+        if missing:
+            raise SurgeryError(
+                f"masks: the network has no weight {missing[0]} that can be masked ({len(missing)} of {len(self)} are "
+                "missing); the masks belong to another architecture"
+            )
+        _check_shapes("the masks", self, "the network", {name: weights[name] for name in self})
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like form, for the metadata of a checkpoint; the bits are compressed, and text."""
+        packed = base64.b64encode(self.packed()).decode()
+        shapes = {name: list(mask.shape) for name, mask in self.items()}
+        return {"shapes": shapes, "bits": packed, "digest": self.digest()}
+
+    def digest(self) -> str:
+        """Of the names, the shapes and the bits."""
+        found = hashlib.sha256()
+        for name, mask in self.items():
+            found.update(json.dumps([name, list(mask.shape)]).encode())
+            found.update(np.packbits(mask.flatten().numpy()).tobytes())
+        return found.hexdigest()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> MaskSet:
+        """What `as_dict` gave; older versions gave no digest, and then the masks are `unverified`.
+
+        Raises:
+            SurgeryError: it is damaged, or has other bits than it was saved with.
+        """
+        try:
+            shapes = {str(name): tuple(int(size) for size in shape) for name, shape in fields["shapes"].items()}
+            content = base64.b64decode(fields["bits"], validate=True)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
+            raise SurgeryError("masks: their shapes or bits are damaged; save them again") from cause
+        masks = cls.unpacked(content, shapes)
+        if "digest" not in fields:
+            masks.unverified = True
+        elif fields["digest"] != masks.digest():
+            raise SurgeryError("masks: their bits do not have the digest they were saved with; the file was altered")
+        return masks
+
+    def save(self, path: Path | str) -> None:
+        """Write the masks as JSON, beside a checkpoint; `load` gives them back.
+
+        Raises:
+            SurgeryError: the file cannot be written.
+        """
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, **self.as_dict()}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> MaskSet:
+        """What `save` wrote; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another kind.
+        """
+        try:
+            fields = json.loads(Path(path).read_bytes())
+        except OSError as cause:
+            raise CheckpointError(f"{path}: cannot be read ({cause.strerror}); expected masks") from cause
+        except (ValueError, RecursionError) as cause:
+            raise CheckpointError(f"{path}: is no file of masks, or damaged; take another copy of it") from cause
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: is no file of masks; expected what MaskSet.save wrote")
+        try:
+            return cls.from_dict(fields)
+        except SurgeryError as cause:
+            raise CheckpointError(f"{path}: {cause}") from cause
+
+    def packed(self) -> bytes:
+        """All masks as bits, one after another, compressed."""
+        flat = torch.cat([torch.zeros(0, dtype=torch.bool), *(mask.flatten() for mask in self.values())])
+        return zlib.compress(np.packbits(flat.numpy()).tobytes(), 9)
+
+    @classmethod
+    def unpacked(cls, content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> MaskSet:
+        """What `packed` gave of masks of these shapes.
+
+        Raises:
+            SurgeryError: the bits are damaged, or more or fewer than the shapes ask for.
+        """
+        counts = [math.prod(shape) for shape in shapes.values()]
+        wanted = -(-sum(counts) // 8)
+        unpacker = zlib.decompressobj()
+        try:
+            # No more is unpacked than is asked for, whatever the file says.
+            bits = unpacker.decompress(content, wanted + 1)
+        except (zlib.error, OverflowError) as cause:
+            raise SurgeryError("masks: their bits are damaged; take another copy of the file") from cause
+        if len(bits) != wanted or min((size for shape in shapes.values() for size in shape), default=0) < 0:
+            raise SurgeryError(f"masks: have {len(bits)} bytes, their shapes ask for {wanted}; take another copy")
+        flat = torch.from_numpy(np.unpackbits(np.frombuffer(bits, np.uint8), count=sum(counts)).astype(bool))
+        parts = flat.split(counts)
+        return cls({name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+
+
+def _check_shapes(one: str, masks: Mapping[str, Tensor], another: str, others: Mapping[str, Tensor]) -> None:
+    for name in dict.fromkeys([*masks, *others]):
+        shapes = [list(found[name].shape) if name in found else None for found in (masks, others)]
+        if shapes[0] != shapes[1]:
+            here, there = ("no weight" if shape is None else f"the shape {shape}" for shape in shapes)
+            raise SurgeryError(
+                f"masks: {name} has {here} in {one} and {there} in {another}; they belong to another architecture"
+            )

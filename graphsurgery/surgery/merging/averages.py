@@ -1,0 +1,48 @@
+"""What a merge is compared with: the ensemble, and the plain average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.axes.maps import Edit
+from graphsurgery.axes.types import ParameterType
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
+from graphsurgery.surgery.remap import rebuild
+
+
+class Ensemble(nn.Module):
+    """The mean of the outputs of several networks."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
+    """A network whose every weight is the mean of the parents' weights, channel by channel as they come.
+
+    Raises:
+        SurgeryError: topologies or sizes differ.
+    """
+    first, *others = graphs
+    tensors = [first.tensors()]
+    names = [{name: name for name in first.types.parameters}]
+    for position, other in enumerate(others, 2):
+        tensors.append(other.tensors())
+        names.append(match_parameters(first, other, match_nodes(first, other, position)))
+
+    def mean(typed: ParameterType, old: Tensor) -> Tensor:
+        found = [t[n[typed.name]].detach().to(old.device) for t, n in zip(tensors, names, strict=True)]
+        if any(t.shape != old.shape for t in found):
+            raise SurgeryError(f"average: {typed.name} has different shapes in the parents")
+        return torch.stack(found).mean(0) if old.is_floating_point() else old.clone()
+
+    return rebuild(first, Edit({}), mean, {"pass": "average", "parents": len(graphs)})

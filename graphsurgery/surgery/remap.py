@@ -1,0 +1,284 @@
+"""The only code that resizes anything: tensors, module attributes, literals in the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.axes.algebra import Axis, Dim
+from graphsurgery.axes.inference import Inference
+from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
+from graphsurgery.axes.types import ParameterType, Resize, TensorType
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph, Origin
+from graphsurgery.network.assembly import assembled
+from graphsurgery.network.copying import copy_module
+from graphsurgery.network.layers import hold, weigh
+from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.values import evaluate
+from graphsurgery.surgery.kept_numbers import KeptNumbers, same
+
+NewTensor = Callable[[ParameterType, Tensor], Tensor]
+
+
+def remap(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups], record: Mapping[str, Any]) -> ModelGraph:
+    """Apply channel maps to a whole network.
+
+    Parameters that write a mapped space are gathered, those that read it are gathered and scaled by the shares. A map
+    in groups needs every tensor to tell the groups of its channels; see `nesting`.
+
+    Args:
+        graph: typed network; it is not modified.
+        maps: a map for each dim that changes.
+        record: what to add to the lineage.
+    """
+    edit = Edit(maps)
+    _check_shares(graph, maps)
+    new = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, typed.reads), record)
+    return follow(graph, new, edit)
+
+
+def follow(before: ModelGraph, after: ModelGraph, edit: Edit) -> ModelGraph:
+    """The same network, which knows how it was made from another one."""
+    types = before.types
+    origin = Origin(
+        module=weakref.ref(before.module),
+        before=before.origin,
+        parameters=types.parameters,
+        canonical=types.canonical,
+        spaces={space.dim: space.name for space in before.spaces},
+        folded=folded(before),
+        edit=edit,
+    )
+    return dataclasses.replace(after, origin=origin)
+
+
+def folded(graph: ModelGraph) -> dict[str, dict[int, Axis]]:
+    """The axes of parameters, by name and number, that a factor on what they read is folded into, and what they read.
+
+    Those inside of layers are among them; see `ParameterType.reads`.
+    """
+    found: dict[str, dict[int, Axis]] = {}
+    for access in graph.types.readers:
+        if access.weight is not None and (access.weighted or access.value is None):
+            found.setdefault(access.weight[0], {})[access.weight[1]] = access.axis
+    return found
+
+
+def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int, Axis]) -> Tensor:
+    """A parameter or buffer after an edit: taken at the old indices, and scaled where it reads.
+
+    Args:
+        edit: the edit.
+        typed: the axes of the tensor.
+        tensor: its old value.
+        scaled: what is summed over, by the number of each axis that gets the shares; see `ParameterType.reads`.
+    """
+    lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
+    changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
+    # What depends on another axis comes last, when that axis has its new indices.
+    changes.sort(key=lambda change: change[1].beside is not None)
+    new = _selected(tensor, changes)
+    for index, _ in changes:
+        share = edit.share(scaled[index]) if index in scaled else None
+        if share is not None:
+            new = weigh(new, index, share.to(new))
+    return new if changes else tensor.clone()
+
+
+_NUMBERED = re.compile(r"_\d+$")
+
+_BLOCK = 2**19
+"""Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
+
+
+def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
+    """A tensor at the new indices of some axes."""
+    first = changes[0] if len(changes) > 1 and tensor.numel() > _BLOCK else None
+    if first is None or first[0] != 0 or any(lifted.beside is not None for _, lifted in changes):
+        for index, lifted in changes:
+            tensor = _select(tensor, index, lifted)
+        return tensor
+    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
+    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
+    head = next(blocks)
+    new = head.new_empty((len(first[1].source), *head.shape[1:]))
+    new[: len(head)] = head
+    start = len(head)
+    for block in blocks:
+        new[start : start + len(block)] = block
+        start += len(block)
+    return new
+
+
+def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
+    """One axis of a tensor at its new indices."""
+    source = lifted.source.to(tensor.device)
+    if lifted.beside is None:
+        return tensor.index_select(index, source)
+    shape = [1] * tensor.dim()
+    shape[lifted.beside], shape[index] = source.shape
+    return tensor.take_along_dim((source if lifted.beside < index else source.t()).reshape(shape), index)
+
+
+def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups]) -> None:
+    scaled = {dim for dim, channel_map in maps.items() if channel_map.share is not None}
+    for space in graph.spaces:
+        if space.dim in scaled and not space.scalable:
+            raise SurgeryError(f"space {space.name} is read without weights, so shares cannot be folded into a reader")
+
+
+def rebuild(
+    graph: ModelGraph, resize: Resize, new_tensor: NewTensor, record: Mapping[str, Any] | None = None
+) -> ModelGraph:
+    """A new network with the same structure and other sizes.
+
+    Args:
+        graph: typed network; it is not modified.
+        resize: the new size of every axis.
+        new_tensor: the new parameter or buffer, from its type and its old value.
+        record: what to add to the lineage.
+    """
+    types, old_modules = graph.types, modules_of(graph.module)
+    tensors = graph.tensors()
+    names = {id(tensor): types.canonical[name] for name, tensor in tensors.items()}
+    made: dict[str, Tensor] = {}
+
+    def replaced(old: Tensor) -> Tensor:
+        name = names[id(old)]
+        if name not in made:
+            typed = types.parameters.get(name)
+            new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())
+            made[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        return made[name]
+
+    new_graph = fx.Graph()
+    parts: dict[str, Any] = {}
+    copies: dict[fx.Node, fx.Node] = {}
+    originals: dict[fx.Node, fx.Node] = {}
+    kept = KeptNumbers(types.types, copies)
+    with torch.no_grad():
+        for node in graph.module.graph.nodes:
+            copy = new_graph.node_copy(node, copies.__getitem__)
+            copies[node] = copy
+            originals[copy] = node
+            kept.keep(node, types.sized.get(node, ()))
+            for rewrite in types.rewrites.get(node, ()):
+                rewrite(copy, resize)
+            copy.meta["value"] = _new_value(node, copy, types, resize)
+            path = str(node.target)
+            if node.op == "get_attr" and path not in parts:
+                prefix, _, name = path.rpartition(".")
+                part = getattr(old_modules[prefix], name)
+                parts[path] = replaced(part) if path in types.canonical else part
+            elif node.op == "call_module" and path not in parts:
+                parts[path] = copy_module(old_modules[path], replaced)
+                for change in types.attributes.get(path, ()):
+                    change(parts[path], resize)
+    _erase_unused_numbers(new_graph)
+    _keep_names(new_graph, originals)
+    module = assembled(parts, new_graph, type(graph.module).__name__)
+    _keep_modes(old_modules, module)
+    lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
+    return ModelGraph(module, graph.inputs, lineage)
+
+
+def _keep_modes(old: Mapping[str, nn.Module], new: fx.GraphModule) -> None:
+    """Train and eval modes and non-persistent buffers stay what they were."""
+    for path, module in modules_of(new).items():
+        if path in old:
+            module.__dict__["training"] = old[path].training
+            module._non_persistent_buffers_set.update(old[path]._non_persistent_buffers_set & set(module._buffers))
+
+
+def _numbers(node: fx.Node) -> list[fx.Node]:
+    """What a node reads besides tensors."""
+    return [source for source in node.all_input_nodes if not has_tensors(source.meta["value"])]
+
+
+def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
+    """The value of a rebuilt node: tensors as their types say, sizes computed anew and compared with the types."""
+    old = node.meta["value"]
+    if node.op in ("placeholder", "output") or (node.op == "call_module" and not has_tensors(old)):
+        return old
+    if not has_tensors(old):
+        return _computed(copy)
+    predicted = _resized(old, types.types[node], resize)
+    if node.op in ("call_method", "call_function") and _numbers(node):
+        _compare(node, predicted, _computed(copy))
+    return predicted
+
+
+class _Unknown:
+    """The value of a number that cannot be computed from the new sizes; whoever needed it keeps its old value."""
+
+
+def _computed(node: fx.Node) -> Any:
+    """The value of a node whose inputs are known, where sizes are computed from sizes."""
+    try:
+        return evaluate(node, _no_attribute)
+    except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
+        return _Unknown()
+
+
+def _no_attribute(path: str) -> Any:
+    raise SurgeryError(f"{path}: a module between sizes")
+
+
+def _erase_unused_numbers(graph: fx.Graph) -> None:
+    """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
+    for node in reversed(list(graph.nodes)):
+        number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])
+        if node.target is hold:
+            found: Any = node.args[0]
+            stands = isinstance(found, fx.Node) and same(found.meta["value"], node.args[1])
+        else:
+            stands = bool(node.users) or node.target is operator.setitem
+        if number and not stands:
+            graph.erase_node(node)
+
+
+def _keep_names(graph: fx.Graph, originals: Mapping[fx.Node, fx.Node]) -> None:
+    """A copy has the name of its original; nodes that rewrites have made take names that are left over.
+
+    The names are given out anew, so that the graph knows which are taken when a pass inserts nodes.
+    """
+    names = graph._graph_namespace = type(graph._graph_namespace)()
+    made = [node for node in graph.nodes if node not in originals]
+    for copy in graph.nodes:
+        if copy in originals:
+            copy.name = names.create_name(originals[copy].name, copy)
+    for node in made:
+        node.name = names.create_name(_NUMBERED.sub("", node.name), node)
+
+
+def _resized(value: Any, typed: Any, resize: Resize) -> Any:
+    if isinstance(value, Tensor):
+        assert isinstance(typed, TensorType)
+        return torch.empty([resize.size(axis) for axis in typed.axes], dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return tuple(_resized(v, t, resize) for v, t in zip(value, typed, strict=True))
+    if isinstance(value, Mapping):
+        return {key: _resized(v, typed[key], resize) for key, v in value.items()}
+    return value
+
+
+def _compare(node: fx.Node, predicted: Any, computed: Any) -> None:
+    if isinstance(computed, _Unknown):
+        raise SurgeryError(f"{node.name}: its sizes do not follow the new widths; leave out the spaces that it touches")
+    if isinstance(predicted, Tensor):
+        if predicted.shape != computed.shape:
+            raise SurgeryError(
+                f"{node.name}: its computed sizes give {tuple(computed.shape)} where the types say"
+                f" {tuple(predicted.shape)}; leave out the spaces that it touches"
+            )
+    elif isinstance(predicted, tuple):
+        for p, c in zip(predicted, computed, strict=True):
+            _compare(node, p, c)

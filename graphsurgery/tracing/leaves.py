@@ -1,0 +1,65 @@
+"""Which modules a trace keeps whole, and as what."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+from graphsurgery.network import layers
+
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_CONSTRUCTION = frozenset(
+    {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__constants__", "__repr__", "extra_repr"}
+    | {"reset_parameters", "_get_name", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__"}
+)
+"""What a subclass may have of its own and still compute as its base."""
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A subclass that only has another constructor becomes the torch.nn layer that it is."""
+    base = torch_layer(type(module))
+    if base is not None and type(module) is not base:
+        module.__class__ = base
+    return module
+
+
+def torch_layer(kind: type) -> type | None:
+    """The torch.nn class that this class behaves as, if any: it is one, or has but another constructor.
+
+    A subclass that overrides anything else of its base (`forward`, `_conv_forward`, a property named `weight`) behaves
+    in its own way.
+    """
+    own: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn.modules") and base is not nn.Module:
+            overridden = {name for name in own - _CONSTRUCTION if hasattr(base, name) or name in base.__annotations__}
+            return None if overridden else base
+        own |= set(vars(base))
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something runs before or behind the forward of a module."""
+    return any(module.__dict__.get(name) for name in _HOOKS)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a trace keeps a module whole: torch's own layers, drop-path, and our own."""
+    if isinstance(module, _CONTAINERS) or "forward" in module.__dict__:
+        return False
+    if isinstance(module, _OWN_LEAVES) or type(module).__module__ == layers.__name__:
+        return True
+    return torch_layer(type(module)) is not None

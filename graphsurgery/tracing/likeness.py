@@ -1,0 +1,384 @@
+"""A trace compared with its module: values, gradients and buffers, in both modes, and at other sizes of the inputs.
+
+A trace takes for granted that the model asks nothing that a proxy answers in another way than a tensor. Whether that
+was so is measured here, on the weights as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import TraceError, one_line
+from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.copying import Replicas, alias_copy
+from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
+
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
+_COARSE = 5e-2
+"""What may differ, as a share of the largest value, in float64, in float32, and in any other precision."""
+_NUDGE = {torch.float64: 1e-13, torch.float32: 1e-6}
+_NOISE = 20.0
+"""Networks that amplify: where a nudge of every number moves an output, it may differ by so many times as much."""
+_GRADIENTS = 1e-2
+"""What the norm of a gradient may differ by, as a share of itself."""
+_LITTLE = 1e-6
+"""What a gradient may have of the largest and count as none."""
+_ROWS = 4
+
+
+class UnlikeModuleError(TraceError):
+    """A trace computes something else than its module."""
+
+
+class Likeness:
+    """A module and its trace, to be compared on inputs.
+
+    Attributes:
+        stays: the paths of what the module's own `train()` leaves in evaluation, which that of the trace does not.
+
+    Args:
+        model: the module as it was traced; it is not modified.
+        traced: its trace.
+        examples: the inputs that it was traced with.
+        names: the name that the trace has for each parameter of the module, by the id of that.
+
+    Source: the randomised differential testing of McKeeman, "Differential testing for software", 1998.
+    """
+
+    def __init__(
+        self, model: nn.Module, traced: fx.GraphModule, examples: Sequence[Tensor], names: Mapping[int, str]
+    ) -> None:
+        self.model, copies = alias_copy(model)
+        self.real = {id(new): old for old, new in ((old, copies[id(old)]) for old in model.parameters())}
+        self.traced = traced
+        self.names = names
+        self.writes = any(acts_in_place(traced, node) for node in traced.graph.nodes)
+        self.name = type(model).__name__
+        first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = first.device, first.dtype
+        self.stays: list[str] = []
+        self.generator = torch.Generator().manual_seed(0)
+        self.x = tuple(self._realistic(example) for example in examples)
+
+    def check(self, *, training: bool) -> None:
+        """Compare on the examples in evaluation, at other sizes and, if `training`, in training with gradients.
+
+        What differs in float32 and not in float64 is rounding: a norm of two examples can make anything of that.
+
+        Raises:
+            UnlikeModuleError: the two differ.
+        """
+        try:
+            self.compared(training=training)
+        except UnlikeModuleError:
+            if self.dtype != torch.float32 or not self._in_double().compared(training=training):
+                raise
+
+    def _in_double(self) -> Likeness:
+        """The same in float64, with other memory."""
+        model, copies = alias_copy(self.model)
+        names = {id(copies[id(p)]): self.names[id(old)] for p, old in self._parameters() if id(old) in self.names}
+        return Likeness(model.double(), copy.deepcopy(self.traced).double(), self.x, names)
+
+    def _parameters(self) -> list[tuple[Tensor, Tensor]]:
+        """The parameters of the copy of the module, each with that of the module."""
+        return [(p, self.real[id(p)]) for p in self.model.parameters()]
+
+    def compared(self, *, training: bool) -> bool:
+        """Whether the module takes the examples; then everything is compared.
+
+        Raises:
+            UnlikeModuleError: the two differ.
+        """
+        with _quiet(), _kept_modes(self.traced), _Buffers(self.traced) as traced, _Buffers(self.model) as own:
+            self.buffers = (traced, own)
+            takes = bool(self._compare(self.x))
+            if takes:
+                self._other_sizes()
+            if training:
+                self._training()
+        return takes
+
+    # Inputs ---------------------------------------------------------------------------------------------------------
+
+    def _realistic(self, example: Tensor) -> Tensor:
+        """The first rows of an example; random numbers where it has none, or only one number over and over."""
+        rows = example[:_ROWS]
+        if rows.is_meta or (rows.is_floating_point() and rows.numel() and bool((rows == rows.flatten()[0]).all())):
+            shape = (max(2, rows.shape[0]), *rows.shape[1:])
+            return self._drawn(rows, shape)
+        if rows.shape[0] == 1:
+            rows = torch.cat([rows, self._drawn(rows, rows.shape)])
+        return rows.to(self.device, self.dtype if rows.is_floating_point() else rows.dtype)
+
+    def _drawn(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Random numbers; indices and flags in the range that the example has."""
+        if like.is_floating_point():
+            return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
+        if like.is_complex():
+            return torch.randn(shape, generator=self.generator, dtype=like.dtype).to(self.device)
+        low, high = (0, 0) if like.is_meta or not like.numel() else (int(like.min()), int(like.max()))
+        return torch.randint(low, high + 1, tuple(shape), generator=self.generator).to(self.device, like.dtype)
+
+    def _resized(self, changes: Mapping[int, int]) -> tuple[Tensor, ...]:
+        """Inputs with other sizes on the axes that have one of these sizes, the batch included."""
+        return tuple(self._drawn(x, [changes.get(n, n) for n in x.shape]) for x in self.x)
+
+    # Comparisons ----------------------------------------------------------------------------------------------------
+
+    def _compare(self, x: Sequence[Tensor], where: str = "") -> bool | None:
+        """Compare on these inputs, `where` in words; on the example inputs where it is empty.
+
+        Returns:
+            Whether the module takes them; None where it does, but its trace says that it does not.
+        """
+        self.model.eval()
+        self.traced.eval()
+        self._reset()
+        with torch.no_grad():
+            try:
+                expected = _run(self.model, x)
+            except Exception:  # whatever the model's own code raises
+                return False
+            try:
+                found = _run(self.traced, x)
+                # What it writes into may last from one call to the next.
+                again = _run(self.traced, x) if self.writes else found
+            except Exception as cause:
+                if where:
+                    return None
+                raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause
+            self._judge(found, expected, where or "on the example inputs", lambda: _run(self.model, self._nudged(x)))
+            if self.writes and not self.remembers(x):
+                self._judge(again, expected, "called again", lambda: found)
+        return True
+
+    def remembers(self, x: Sequence[Tensor]) -> bool:
+        """Whether the module itself gives something else when it is called again."""
+        self._reset()
+        first, second = _run(self.model, x), _run(self.model, x)
+        return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def _other_sizes(self) -> None:
+        """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
+        batch = {x.shape[0]: x.shape[0] + 1 for x in self.x[:1]}
+        lengths = [n for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]) if n not in batch]
+        free = {}
+        for n in lengths:
+            for new in (n + 1, n + 32) if n >= 32 else (n + 1, n + 2):
+                if self._accepts({n: new}):
+                    free[n] = new
+                    break
+        together = self._compare(self._resized(batch | free), f"at inputs of {self._sizes(batch | free)}")
+        if together or not free:
+            return
+        for changes in (batch, *({n: new} for n, new in free.items())):
+            self._compare(self._resized(changes), f"at inputs of {self._sizes(changes)}")
+
+    def _reset(self) -> None:
+        """Both have the statistics, and whatever else is in buffers, that the model has."""
+        for buffers in self.buffers:
+            buffers.reset()
+
+    def _accepts(self, changes: Mapping[int, int]) -> bool:
+        """Whether the module takes inputs of other sizes."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                _run(self.model, tuple(t[:2] for t in self._resized(changes)))
+        except Exception:  # whatever the model's own code raises
+            return False
+        return True
+
+    def _sizes(self, changes: Mapping[int, int]) -> str:
+        return " and ".join("x".join(str(changes.get(n, n)) for n in x.shape) for x in self.x)
+
+    def _training(self) -> None:
+        """Values, buffers and gradients, in training, with the same random numbers."""
+        self.model.train()
+        self.stays = [path for path, module in self.model.named_modules() if not module.training]
+        _same_modes(self.model, self.traced)
+        own = dict(self.traced.named_parameters(remove_duplicate=False))
+        pairs = [(p, self.names.get(id(old))) for p, old in self._parameters() if p.requires_grad]
+        trained = [p for p, name in pairs if name is not None]
+        mine = [own[name] for _, name in pairs if name is not None]
+        self._reset()
+        try:
+            expected, slopes, drawn = _with_gradients(self.model, self.x, trained)
+        except Exception:  # one value for each channel, say
+            return
+        try:
+            found, mine_slopes, drawn_too = _with_gradients(self.traced, self.x, mine)
+        except Exception as cause:
+            raise UnlikeModuleError(f"{self.name}: its trace does not train: {one_line(cause)}") from cause
+
+        def nudged() -> tuple[list[Tensor], list[float], Tensor]:
+            self._reset()
+            return _with_gradients(self.model, self._nudged(self.x), trained)
+
+        if not torch.equal(drawn, drawn_too):
+            raise UnlikeModuleError(
+                f"{self.name}: in training it draws other random numbers than its trace; see what inspect names"
+            )
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        asked = [names[id(p)] for p in trained] + [f"input {i}" for i in range(len(slopes) - len(trained))]
+        self._judge(found, expected, "in training", lambda: nudged()[0])
+        if any(map(_unlike, mine_slopes, slopes)):
+            self._judge_gradients(mine_slopes, slopes, nudged()[1], asked)
+
+    def _judge(
+        self, found: list[Tensor], expected: list[Tensor], where: str, nudged: Callable[[], list[Tensor]]
+    ) -> None:
+        """Refuse outputs that differ by more than rounding."""
+        shapes = [[list(t.shape) for t in outputs] for outputs in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise UnlikeModuleError(f"{self.name}: {where} its trace gives {shapes[0]}, the model {shapes[1]}")
+        allowed = _ROUNDING.get(self.dtype, _COARSE)
+        apart = max((_apart(f, e) for f, e in zip(found, expected, strict=True)), default=0.0)
+        if apart <= allowed:
+            return
+        amplified = max((_apart(n, e) for n, e in zip(nudged(), expected, strict=True)), default=0.0)
+        if not apart <= _NOISE * amplified:
+            raise UnlikeModuleError(
+                f"{self.name}: {where} its trace differs from the model by {apart:.1e} of the largest value, allowed "
+                f"{max(allowed, _NOISE * amplified):.0e}"
+            )
+
+    def _judge_gradients(
+        self, found: list[float], expected: list[float], nudged: list[float], names: list[str]
+    ) -> None:
+        """Refuse gradients whose norms differ by more than they do when every number is moved a little."""
+        scale = max(expected, default=0.0)
+        for name, own, slope, moved in zip(names, found, expected, nudged, strict=True):
+            if (own > 0) != (slope > 0) and max(own, slope) > _LITTLE * scale:
+                has, model = ("no", "one") if slope > 0 else ("a", "none")
+                raise UnlikeModuleError(
+                    f"{self.name}: in training {name} has {has} gradient in its trace, and {model} in the model"
+                )
+            allowed = max(_GRADIENTS * max(slope, 1e-3 * scale), _NOISE * abs(moved - slope))
+            if math.isfinite(slope) and not abs(own - slope) <= allowed:
+                raise UnlikeModuleError(
+                    f"{self.name}: in training the gradient of {name} has norm {own:.3g} in its trace, {slope:.3g} in "
+                    "the model"
+                )
+
+    def _nudged(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Inputs, and the weights of the copy too, moved by a little more than rounding."""
+        nudge = _NUDGE.get(self.dtype, 1e-2)
+
+        def moved(t: Tensor) -> Tensor:
+            noise = torch.randn(t.shape, generator=self.generator).to(t)
+            return t * (1 + nudge * noise)
+
+        for module in self.model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.is_floating_point():
+                    # New memory: the old is that of the model.
+                    parameter.data = moved(parameter.detach())
+        return tuple(moved(t) if t.is_floating_point() else t for t in x)
+
+
+def _run(module: nn.Module, x: Sequence[Tensor]) -> list[Tensor]:
+    """What a module gives, with the same random numbers each time; it may write into its inputs."""
+    return list(run(module, [t.clone() for t in x], 0).values())
+
+
+def _with_gradients(
+    module: nn.Module, x: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[list[Tensor], list[float], Tensor]:
+    """What a module gives in training, the norm of each gradient (parameters, then inputs), and what was drawn then."""
+    inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]
+    asked = [*parameters, *(t for t in inputs if t.requires_grad)]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), dropout_by_index():
+        torch.manual_seed(0)
+        # Not the leaves themselves, so that an operator in place may write into them.
+        output = module(*(t * 1 if t.requires_grad else t for t in inputs))
+        drawn = torch.get_rng_state()
+        outputs = list(named_outputs(output).values())
+        trained = [t for t in outputs if t.requires_grad and t.is_floating_point()]
+        weights = torch.Generator().manual_seed(1)
+        total: Any = sum((t * torch.randn(t.shape, generator=weights).to(t)).nan_to_num(0, 0, 0).sum() for t in trained)
+        found: Any = [None] * len(asked)
+        if isinstance(total, Tensor) and asked:
+            found = torch.autograd.grad(total, asked, allow_unused=True)
+    norms = [0.0 if g is None else float(g.detach().double().norm()) for g in found]
+    return [t.detach() for t in outputs], norms, drawn
+
+
+def _unlike(own: float, slope: float) -> bool:
+    """Whether two norms of one gradient are not the same at first sight."""
+    return not abs(own - slope) <= _GRADIENTS * slope
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """`max |found - expected| / max |expected|`; what is not finite in both in the same way does not count."""
+    if found.numel() == 0:
+        return 0.0
+    a, b = found.double().cpu(), expected.double().cpu()
+    odd = ~(a.isfinite() & b.isfinite())
+    if bool(odd.any()):
+        if not torch.equal(a[odd].nan_to_num(1e300), b[odd].nan_to_num(1e300)):
+            return math.inf
+        a, b = a[~odd], b[~odd]
+        if not a.numel():
+            return 0.0
+    difference, scale = float((a - b).abs().max()), float(b.abs().max())
+    return 0.0 if difference == 0 else difference / scale if scale > 0 else math.inf
+
+
+def _same_modes(model: nn.Module, traced: nn.Module) -> None:
+    """Give every module of a trace the mode that the module of the same path has, or the nearest around it."""
+    modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
+    for path, module in traced.named_modules(remove_duplicate=False):
+        around = path
+        while around not in modes:
+            around = around.rpartition(".")[0]
+        module.__dict__["training"] = modes[around]
+
+
+@contextlib.contextmanager
+def _kept_modes(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.__dict__["training"] = mode
+
+
+class _Buffers:
+    """Buffers that a module may write into; it gets the old ones back in the end."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.slots = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+
+    def reset(self) -> None:
+        """Give the module copies of what it had in the beginning; ties stay ties."""
+        copied = Replicas()
+        for buffers, before in self.slots:
+            buffers.clear()
+            buffers.update({name: None if t is None else copied(t) for name, t in before.items()})
+
+    def __enter__(self) -> _Buffers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for buffers, before in self.slots:
+            buffers.clear()
+            buffers.update(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The model has given its warnings when it was traced."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

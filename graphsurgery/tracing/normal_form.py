@@ -1,0 +1,265 @@
+"""The normal form: what tracing leaves is made of fewer, plainer operators.
+
+Before the trace `nn.MultiheadAttention` becomes projections and `scaled_dot_product_attention`, and timm's norms with
+an activation become norm and activation; after it, assertions and unused sizes go, and functional dropout becomes a
+module.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import TraceError
+from graphsurgery.network.aliasing import acts_in_place, owns_memory
+from graphsurgery.network.layers import hold
+from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.modes import FLAG
+
+
+class LoweredAttention(nn.Module):
+    """`nn.MultiheadAttention` written with plain layers, over the same parameters; it is traced through."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = attention.num_heads
+        self.width = attention.embed_dim
+        self.batch_first = attention.batch_first
+        # torch's transformer layers look at these two before they choose a fused kernel; so they choose none.
+        self.in_proj_bias = None
+        self._qkv_same_embed_dim = False
+        self.dropout = nn.Dropout(attention.dropout) if attention.dropout else None
+        self.packed = attention.in_proj_weight is not None
+        self.q_proj: nn.Linear
+        self.k_proj: nn.Linear
+        self.v_proj: nn.Linear
+        if self.packed:
+            self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
+        else:
+            self.q_proj = _linear(attention.q_proj_weight, None)
+            self.k_proj = _linear(attention.k_proj_weight, None)
+            self.v_proj = _linear(attention.v_proj_weight, None)
+        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention.forward`: `[batch, tokens, channels]` in and out."""
+        if key_padding_mask is not None:
+            raise TraceError("nn.MultiheadAttention with a key_padding_mask is not supported")
+        if attn_mask is not None:
+            attn_mask = self._added(attn_mask, query)
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))
+        weights = None
+        if self.dropout is None and not need_weights:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        else:
+            scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(self.width // self.heads))
+            weights = torch.softmax(scores if attn_mask is None else scores + attn_mask, -1)
+            mixed = torch.matmul(weights if self.dropout is None else self.dropout(weights), v)
+            weights = weights.mean(1) if average_attn_weights else weights
+        joined = mixed.transpose(1, 2).flatten(2)
+        output = self.out_proj(joined)
+        return output if self.batch_first else output.transpose(0, 1), weights if need_weights else None
+
+    def _added(self, mask: Tensor, like: Tensor) -> Tensor:
+        """What a mask adds to the scores; where a mask of booleans is True, a key is out of sight."""
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+        return mask.unflatten(0, (-1, self.heads)) if mask.dim() == 3 else mask
+
+    def _project(self, query: Any, key: Any, value: Any) -> tuple[Tensor, ...]:
+        same = query is key and key is value
+        if not self.batch_first:
+            query = query.transpose(0, 1)
+            key = query if same else key.transpose(0, 1)
+            value = query if same else value.transpose(0, 1)
+        if not self.packed:
+            return self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if same:
+            return torch.split(self.in_proj(query), [self.width] * 3, -1)
+        sources, pieces = (query, key, value), []
+        for index, source in enumerate(sources):
+            rows = slice(index * self.width, (index + 1) * self.width)
+            bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+            pieces.append(F.linear(source, self.in_proj.weight[rows], bias))
+        return tuple(pieces)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """`[batch, tokens, heads · d]` to `[batch, heads, tokens, d]`."""
+        return x.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
+
+
+def _linear(weight: Any, bias: Any) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:
+    """Replace modules below `root` by plainer ones over the same parameters, in place.
+
+    Args:
+        root: whose submodules are replaced.
+        modes: the mode of each module by its path; it learns those of the new ones.
+        kept: paths below which nothing is replaced.
+    """
+    for path, module in modules_of(root).items():
+        lowered = None if any(path == k or path.startswith(f"{k}.") for k in kept) else _lowered(module)
+        if lowered is None or not path:
+            continue
+        parent, _, name = path.rpartition(".")
+        setattr(root.get_submodule(parent), name, lowered.eval())
+        for below, _ in lowered.named_modules():
+            modes[f"{path}.{below}" if below else path] = modes[path]
+
+
+def _lowered(module: nn.Module) -> nn.Module | None:
+    """The plainer form of a module, if it has one."""
+    kind = type(module)
+    if isinstance(module, nn.MultiheadAttention):
+        extended = module.bias_k is not None or module.add_zero_attn
+        unpacked = module.in_proj_weight is None and module.in_proj_bias is not None
+        return None if extended or unpacked else LoweredAttention(module)
+    if kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct") and kind.__module__.startswith("timm."):
+        return _norm_and_activation(module)
+    if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
+        p = getattr(module, "drop_prob", None)
+        return torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+    return None
+
+
+def _norm_and_activation(module: Any) -> nn.Module:
+    """A BatchNorm that calls its own dropout and activation becomes three modules."""
+    norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
+    norm.__dict__ = {**module.__dict__, "_modules": {}}
+    parts = {"norm": norm, "drop": module.drop, "act": module.act}
+    return nn.Sequential(OrderedDict((name, part) for name, part in parts.items() if type(part) is not nn.Identity))
+
+
+_DROPOUTS: dict[Any, Any] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
+    """Bring a traced graph into normal form, in place; new modules are added to `root`."""
+    for node in list(graph.nodes):
+        _torch_spelling(node)
+        if node.op != "call_function":
+            continue
+        if node.target is torch._assert:
+            graph.erase_node(node)
+        elif isinstance(node.target, type) and hasattr(node.target, "_fields"):
+            _plain_tuple(node)
+        elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
+            node.target = _OUT_OF_PLACE[node.target]
+        elif node.target in _DROPOUTS:
+            _dropout_module(node, root, modes)
+        elif node.target is torchvision.ops.stochastic_depth:
+            _stochastic_depth_module(node, root, modes)
+    for node in reversed(list(graph.nodes)):
+        flag = node.op == "call_module" and str(node.target).endswith(FLAG)
+        default = flag or (node.op == "placeholder" and not isinstance(node.meta["value"], Tensor))
+        plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
+        if not node.users and node.target is not hold and (default or plain):
+            graph.erase_node(node)
+
+
+def _plain_tuple(node: fx.Node) -> None:
+    """A named tuple (torchvision's outputs with auxiliary heads) becomes a tuple."""
+    values = (*node.args, *node.kwargs.values())
+
+    def opened(operand: fx.Node) -> Any:
+        return values if operand is node else operand
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(user.args, opened), fx.map_arg(user.kwargs, opened)
+    node.graph.erase_node(node)
+
+
+def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
+    """Whether an in-place operator may give a new tensor instead: nothing else sees what it overwrites."""
+    operand, other = node.args
+    values = [part.meta["value"] for part in (operand, other) if isinstance(part, fx.Node)]
+    alike = len({value.dtype for value in values if isinstance(value, Tensor)}) == 1
+    return alike and isinstance(operand, fx.Node) and owns_memory(root, operand)
+
+
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+_BEHIND: dict[Any, Any] = {getattr(torch._C._VariableFunctions, name): getattr(torch, name) for name in ("meshgrid",)}
+"""Functions of torch's core that are recorded where the public one is given its tensors in a list."""
+
+
+def _torch_spelling(node: fx.Node) -> None:
+    """A first operand given by name is put first, NumPy's names of arguments become torch's, functions public ones."""
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return
+    if node.op == "call_function":
+        node.target = _BEHIND.get(node.target, node.target)
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
+    if not node.args and "input" in kwargs:
+        node.args = (kwargs.pop("input"),)
+    if kwargs != node.kwargs:
+        node.kwargs = kwargs
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _dropout_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
+    """`F.dropout(x, p, training=self.training)` becomes `nn.Dropout`."""
+    owner, p = _owner(_argument(node, 2, "training", True)), _argument(node, 1, "p", 0.5)
+    if owner is not None and isinstance(p, float):
+        _as_module(node, root, modes, _DROPOUTS[node.target](p), owner)
+
+
+def _stochastic_depth_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
+    owner, p = _owner(_argument(node, 3, "training", True)), _argument(node, 1, "p", 0.0)
+    if owner is not None and isinstance(p, float):
+        module = torchvision.ops.StochasticDepth(p, _argument(node, 2, "mode", "row"))
+        _as_module(node, root, modes, module, owner)
+
+
+def _owner(training: Any) -> str | None:
+    """The path of the module whose mode this is; None for a mode that is written down."""
+    if not isinstance(training, fx.Node) or training.op != "call_module":
+        return None
+    path = str(training.target)
+    return path.removesuffix(FLAG).removesuffix(".") if path.endswith(FLAG) else None
+
+
+def _as_module(node: fx.Node, root: nn.Module, modes: dict[str, bool], module: nn.Module, owner: str) -> None:
+    parent, name = root.get_submodule(owner), node.name
+    while hasattr(parent, name):
+        name += "_"
+    parent.add_module(name, module)
+    path = f"{owner}.{name}" if owner else name
+    modes[path] = modes.get(owner, False)
+    node.op, node.target, node.args, node.kwargs = "call_module", path, (node.args[0],), {}

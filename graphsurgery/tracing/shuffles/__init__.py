@@ -1,0 +1,1 @@
+"""Shuffles of channels, taken out of a traced network by permuting weights."""

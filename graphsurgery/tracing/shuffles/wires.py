@@ -1,0 +1,294 @@
+"""What a network only moves: which channel of which computed tensor each channel of a moved tensor is.
+
+Views, transposes, splits, slices and concatenations compute nothing, and a channel shuffle is written with them in a
+dozen ways. So they are not matched but run, on tensors that hold coordinates, and where the channels came from is read
+off. Channels are axis 1.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.values import values_for
+
+Wire = tuple[fx.Node, int]
+"""One channel: the node that has it, and its number there."""
+
+Wiring = tuple[Wire, ...]
+"""All channels of a tensor."""
+
+Order = tuple[int, ...]
+"""Channels in another order: the old number of each new one."""
+
+_LAYOUTS = frozenset(
+    {
+        torch.reshape, "reshape", "view", torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten",
+        nn.Unflatten, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", nn.Identity, torch.split,
+        "split", torch.split_with_sizes, "split_with_sizes", torch.chunk, "chunk", torch.tensor_split, "tensor_split",
+        torch.narrow, "narrow", torch.unbind, "unbind", torch.cat, torch.concat,
+    }
+)  # fmt: skip
+_LAYOUTS_FROM = frozenset(
+    {
+        torch.flatten, "flatten", torch.unflatten, "unflatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
+    }
+)  # fmt: skip
+_REORDERINGS = frozenset(
+    {
+        torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.permute, "permute", torch.movedim, "movedim",
+        torch.stack, F.channel_shuffle, torch.native_channel_shuffle, nn.ChannelShuffle,
+    }
+)  # fmt: skip
+
+
+_MOVEMENTS = _LAYOUTS | _REORDERINGS
+
+
+def operator_of(module: fx.GraphModule, node: fx.Node) -> Any:
+    """What a node runs: the class of a module, a function, or the name of a method."""
+    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+
+
+class Movement:
+    """The nodes of a network that only move what others compute.
+
+    Attributes:
+        origins: for each of these nodes, the computed tensors that its values are from.
+        wirings: those whose tensors are whole channels `[batch, channel, ...]` of tensors that are computed or laid
+            out, each example and each position in its place; and which channels. Empty where nothing is shuffled.
+        layouts: those that give another shape to the positions of such tensors.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self._leaves = modules_of(module)
+        self._larger: dict[fx.Node, Any] = {}
+        self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
+        self.wirings: dict[fx.Node, Wiring] = {}
+        self.layouts: set[fx.Node] = set()
+        reordered: set[fx.Node] = set()
+        for node in module.graph.nodes:
+            if not self._moves(node):
+                continue
+            sources = self._tensors(node)
+            self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
+            if self._reorders(node) or any(source in reordered for source in sources):
+                reordered.add(node)
+        if any(self._shuffles(node) for node in self.origins if node in reordered):
+            self._larger = _at_twice_the_size(module)
+        if self._larger and any(self._shuffles(node) for node in self.origins if node in reordered):
+            for node in self.origins:
+                wiring = self._wiring(node, past_layouts=True) or self._wiring(node, past_layouts=False)
+                if wiring is not None:
+                    self.wirings[node] = wiring
+                elif lays_out_positions(module, node) and self._has_channels(node.args[0]):
+                    self.layouts.add(node)
+
+    def sources(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The nearest tensors of which it is known where their channels are."""
+        if node in self.wirings:
+            return frozenset(source for source, _ in self.wirings[node])
+        if node in self.layouts or node not in self.origins:
+            return frozenset({node})
+        return frozenset().union(*map(self.sources, self._tensors(node)))
+
+    def _shuffles(self, node: fx.Node) -> bool:
+        """Whether a tensor holds channels of another one, but not as one piece in their order."""
+        wiring = self._wiring(node, past_layouts=True) or ()
+        return len(runs(wiring)) > len({source for source, _ in wiring})
+
+    def _tensors(self, node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+
+    def _has_channels(self, node: Any) -> bool:
+        computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
+        return computed or node in self.wirings or node in self.layouts
+
+    def _operator(self, node: fx.Node) -> Any:
+        return type(self._leaves[str(node.target)]) if node.op == "call_module" else node.target
+
+    def _moves(self, node: fx.Node) -> bool:
+        if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
+            return False
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node)
+            known = source in self.origins or isinstance(source.meta["value"], Tensor)
+            return known and not has_tensors(_plain(index))
+        # `x.view(dtype)` looks at other bytes.
+        known = self._operator(node) in _MOVEMENTS
+        return known and not any(isinstance(a, torch.dtype) for a in node.args)
+
+    def _reorders(self, node: fx.Node) -> bool:
+        if node.target is not operator.getitem:
+            return self._operator(node) in _REORDERINGS
+        index = _plain(node.args[1])
+        items = index if isinstance(index, tuple) else (index,)
+        return any(isinstance(i, list) or (isinstance(i, slice) and i.step not in (None, 1)) for i in items)
+
+    def _wiring(self, node: fx.Node, *, past_layouts: bool) -> Wiring | None:
+        """The channels of a moved tensor, in terms of computed tensors alone, or of laid out ones too."""
+        sources = self.origins[node] if past_layouts else self.sources(node)
+        if not any(_alike(node.meta["value"], source.meta["value"]) for source in sources):
+            return None
+        grid = _Coordinates()
+        wiring = grid.read(self._run(node, grid, past_layouts))
+        if wiring is None or any(source.op == "get_attr" for source, _ in wiring):
+            return None
+        if not all(self._are_channels(node, source) for source in {source for source, _ in wiring}):
+            return None
+        return tuple(self.wirings[source][i] if source in self.wirings else (source, i) for source, i in wiring)
+
+    def _are_channels(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether axis 1 holds channels in both, not positions such as the tokens of a window: at another size too."""
+        larger: list[Any] = [self._larger.get(n) for n in (node, source)]
+        if not all(isinstance(value, Tensor) for value in larger):
+            return True
+        stays = all(v.shape[1] == n.meta["value"].shape[1] for n, v in zip((node, source), larger, strict=True))
+        return stays and _alike(*larger)
+
+    def _run(self, node: fx.Node, grid: _Coordinates, past_layouts: bool) -> Any:
+        """The node on coordinates of the nearest tensors whose channels are known."""
+
+        def operand(source: fx.Node) -> Any:
+            value = source.meta["value"]
+            if not has_tensors(value):
+                return value
+            known = source not in self.origins or source in self.wirings
+            known = known or (source in self.layouts and not past_layouts)
+            return grid.of(source) if known else self._run(source, grid, past_layouts)
+
+        args: Any = fx.map_arg(node.args, operand)
+        kwargs: Any = fx.map_arg(node.kwargs, operand)
+        if node.op == "call_module":
+            return self.module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+class _Coordinates:
+    """Tensors of different numbers, so that an element tells which it is; float64 holds them exactly."""
+
+    def __init__(self) -> None:
+        self.start: dict[fx.Node, int] = {}
+        self.next = 0
+
+    def of(self, node: fx.Node) -> Tensor:
+        value = node.meta["value"]
+        if node not in self.start:
+            self.start[node] = self.next
+            self.next += value.numel()
+        start = self.start[node]
+        return torch.arange(start, start + value.numel(), dtype=torch.float64).reshape(value.shape)
+
+    def read(self, moved: Tensor) -> Wiring | None:
+        """The channels of a moved tensor; None if it holds anything but whole channels in their places."""
+        if moved.dim() < 2 or moved.numel() == 0:
+            return None
+        elements = moved.flatten(2) if moved.dim() > 2 else moved.unsqueeze(2)
+        positions = elements.shape[2]
+        nodes, starts = list(self.start), list(self.start.values())
+        wires, firsts, strides = [], [], []
+        for number in elements[0, :, 0].tolist():
+            node = nodes[bisect_right(starts, number) - 1]
+            channel = int(number - self.start[node]) // positions
+            shape = node.meta["value"].shape
+            if len(shape) != moved.dim() or shape[2:] != moved.shape[2:] or channel >= shape[1]:
+                return None
+            wires.append((node, channel))
+            firsts.append(self.start[node] + channel * positions)
+            strides.append(shape[1] * positions)
+        examples = torch.arange(len(moved))[:, None, None] * torch.tensor(strides)[:, None]
+        expected = torch.tensor(firsts)[:, None] + examples + torch.arange(positions)
+        return tuple(wires) if torch.equal(expected.to(elements), elements) else None
+
+
+def _at_twice_the_size(module: fx.GraphModule) -> dict[fx.Node, Any]:
+    """What every node gives at twice the height and width; the values that it has where the network takes one size."""
+    values = {node: node.meta["value"] for node in module.graph.nodes}
+    inputs = [
+        torch.empty((*x.shape[:2], *(2 * size for size in x.shape[2:])), dtype=x.dtype, device="meta")
+        for node, x in values.items()
+        if node.op == "placeholder"
+    ]
+    try:
+        return values_for(module, inputs, checked=False)
+    except Exception:  # whatever an operator raises on sizes that do not fit
+        return values
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are tensors of the same axes but for the number of channels."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.dim() == b.dim() >= 2:
+        return False
+    return a.shape[0] == b.shape[0] and a.shape[2:] == b.shape[2:]
+
+
+def lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives another shape to the positions of a tensor; its axes 0 and 1 stay, whatever the sizes."""
+    kind, source = operator_of(module, node), node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta["value"], Tensor):
+        return False
+    shape, new = source.meta["value"].shape, node.meta["value"]
+    if not isinstance(new, Tensor) or min(len(shape), new.dim()) < 2 or shape[:2] != new.shape[:2]:
+        return False
+    if kind in (torch.reshape, "reshape", "view"):
+        sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+        return len(sizes) > 1 and -1 not in sizes[:2]
+    named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
+    if kind is nn.Flatten:
+        named = module.get_submodule(str(node.target)).start_dim
+    elif kind not in _LAYOUTS_FROM:
+        return False
+    axes = named if isinstance(named, (list, tuple)) else [named]
+    rank = len(shape) + (kind in (torch.unsqueeze, "unsqueeze"))
+    return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
+
+
+def _plain(index: Any) -> Any:
+    """An index with values for nodes."""
+    return fx.map_arg(index, lambda node: node.meta["value"])
+
+
+def runs(wiring: Sequence[Wire]) -> list[tuple[fx.Node, int, int]]:
+    """The longest pieces `(node, start, stop)` of consecutive channels of one node."""
+    found: list[tuple[fx.Node, int, int]] = []
+    for node, channel in wiring:
+        if found and found[-1][0] is node and found[-1][2] == channel:
+            found[-1] = (node, found[-1][1], channel + 1)
+        else:
+            found.append((node, channel, channel + 1))
+    return found
+
+
+def natural_order(wiring: Wiring) -> Order:
+    """The order in which these channels are the fewest runs: node by node, and as they stand there."""
+    first: dict[fx.Node, int] = {}
+    seen: Counter[Wire] = Counter()
+    keys = []
+    for node, channel in wiring:
+        keys.append((first.setdefault(node, len(first)), seen[node, channel], channel))
+        seen[node, channel] += 1
+    order = tuple(sorted(range(len(wiring)), key=keys.__getitem__))
+    fewer = len(runs([wiring[i] for i in order])) < len(runs(wiring))
+    return order if fewer else tuple(range(len(wiring)))
+
+
+def shuffle_groups(order: Order) -> int | None:
+    """The groups of the channel shuffle that makes this order; None if no one shuffle does."""
+    size = len(order)
+    if size < 4 or order[0] != 0 or order[1] < 2 or size % order[1]:
+        return None
+    groups = size // order[1]
+    return groups if all(old == new % groups * order[1] + new // groups for new, old in enumerate(order)) else None

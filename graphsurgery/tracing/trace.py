@@ -1,0 +1,249 @@
+"""From an `nn.Module` to a `ModelGraph`: symbolic tracing with values on meta tensors, then the normal form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchvision.models import detection
+
+from graphsurgery.errors import SurgeryError, TraceError, one_line
+from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.network.assembly import assembled
+from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
+from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.leaves import plain
+from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
+from graphsurgery.tracing.modes import ModesDifferError, join, same_graph
+from graphsurgery.tracing.normal_form import lower, normalize
+from graphsurgery.tracing.plain_weights import with_plain_weights
+from graphsurgery.tracing.shuffles.removal import unshuffle
+from graphsurgery.tracing.tracer import UnfollowedError, ValueTracer
+
+DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
+"""Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
+
+
+def trace(
+    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True, check: bool = True
+) -> ModelGraph:
+    """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
+
+    Weights that the model computes from others (parametrizations, weight norm) become parameters with the values that
+    they have in evaluation; the lineage names them.
+
+    Args:
+        model: any module; its train/eval mode is kept, and both modes stay available. Of a compiled or a data-parallel
+            one the module inside is traced.
+        example_input: one input `[batch, ...]`, or one for each argument of `forward`. Its shape counts, whether it
+            holds numbers or indices, and the range of the indices.
+        copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
+            memory go into copies, but who trains the one trains the other. What passes make of the graph has its own.
+        check: whether the graph is compared with the model: on the example inputs, in evaluation and in training with
+            gradients, at another batch and at other lengths of each axis that the model takes so. That takes some
+            runs of the model. It is left out where a tensor of the model has no values (meta).
+
+    Raises:
+        TraceError: the forward cannot be followed, and the message names the source line; or the graph computes
+            something else than the model.
+    """
+    model = _unwrapped(model)
+    if isinstance(model, DETECTORS):
+        raise TraceError(
+            f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
+            " put it back with install(graph, detector); both are in graphsurgery.models.detection"
+        )
+    examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    for example in examples:
+        if not isinstance(example, Tensor) or example.dim() == 0:
+            raise SurgeryError("trace: example inputs are tensors [batch, ...]")
+    for path, part in modules_of(model).items():
+        kind, home = type(part).__name__, type(part).__module__
+        if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
+            where = path or type(model).__name__
+            raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
+    model, computed = with_plain_weights(model)
+    traces, module = _compared(model, examples, copy=copy, check=check)
+    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
+    if computed:
+        record["weights that were computed"] = computed
+    if traces.only_evaluating:
+        record["only as in evaluation"] = traces.only_evaluating
+    return ModelGraph(module, traces.inputs(module), (record,))
+
+
+def _compared(
+    model: nn.Module, examples: Sequence[Tensor], *, copy: bool, check: bool, strict: bool = False
+) -> tuple[_Traces, fx.GraphModule]:
+    """The traces of a model, and the network that they make, compared with the model where that is asked for."""
+    traces = _Traces(model, examples, strict=strict)
+    module, names = traces.with_real_tensors(traces.both_modes(), copy=copy)
+    module.training = model.training
+    unshuffle(module, shared=not copy)
+    if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        try:
+            likeness = Likeness(model, module, examples, names)
+            likeness.check(training=not traces.only_evaluating)
+            traces.only_evaluating += [
+                f"{path} trains too here, while the model's own train() leaves it in evaluation"
+                for path in likeness.stays
+                if path in dict(module.named_modules())
+            ]
+        except UnlikeModuleError as cause:
+            if not traces.spelled_out or strict:
+                raise TraceError(f"{cause}; {traces.asked()}") from cause
+            # Perhaps a size that the model has written into a text is a key, and not only a message.
+            return _compared(model, examples, copy=copy, check=check, strict=True)
+    return traces, module
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module that torch.compile or data parallelism has been put around."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{model.original_name}: is scripted, and has no Python forward; trace the module it was made of"
+        )
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+class _Traces:
+    """Traces of one model: in evaluation, and in training too where the model asks for its mode.
+
+    Tracing has side effects (a proxy may stay in a cache), so every attempt follows a meta copy of its own.
+    """
+
+    def __init__(self, model: nn.Module, examples: Sequence[Tensor], *, strict: bool = False) -> None:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self.model = model
+        self.strict = strict
+        self.ranges = [_range(example) for example in examples]
+        self.examples = [_stand_in(example, dtype) for example in examples]
+        self.twins: dict[int, Twin] = {}
+        self.modes: dict[str, bool] = {}
+        self.skeletons: list[nn.Module] = []
+        self.opaque: dict[str, str] = {}
+        self.identities: set[str] = set()
+        self.only_evaluating: list[str] = []
+        self.spelled_out: list[str] = []
+        self.lines: list[str] = []
+
+    def both_modes(self) -> fx.Graph:
+        """One graph that follows `train()` and `eval()`."""
+        graph, branches = self._follow(training=False)
+        if not branches:
+            return graph
+        try:
+            other, _ = self._follow(training=True)
+            return graph if same_graph(graph, other) else join(graph, other, self.skeletons)
+        except (TraceError, ModesDifferError) as cause:
+            self.only_evaluating = [*dict.fromkeys(branches), one_line(cause)]
+            return graph
+
+    def _follow(self, *, training: bool) -> tuple[fx.Graph, list[str]]:
+        """A trace in one mode, and the lines of the model that asked for the mode."""
+        while True:
+            skeleton = meta_copy(self.model, self.twins)
+            parts = modules_of(skeleton)
+            modes = {path: part.training for path, part in parts.items()}
+            for part in parts.values():
+                part.__dict__["training"] = False  # not by `eval()`, as a model's own may do more: merge weights
+            lower(skeleton, modes, self.opaque)
+            tracer = ValueTracer(
+                self.examples,
+                training=training,
+                strict=self.strict,
+                opaque=self.opaque,
+                identities=self.identities,
+            )
+            try:
+                graph = tracer.follow(skeleton)
+            except UnfollowedError as cause:
+                if not cause.path or training:
+                    raise
+                self.opaque[cause.path] = str(cause)
+                continue
+            self.identities = tracer.identities
+            self.spelled_out += tracer.spelled_out
+            self.lines += [*tracer.branches, *tracer.spelled_out]
+            normalize(graph, skeleton, modes)
+            self.modes |= modes
+            self.skeletons.append(skeleton)
+            return graph, tracer.branches
+
+    def asked(self) -> str:
+        """What the model asked in order to decide, for the message of a trace that is not its model."""
+        lines = list(dict.fromkeys(self.lines))[:3]
+        asked = f"it asked at {', '.join(lines)}" if lines else "it does what a graph cannot say"
+        return f"{asked}; give that part as a module of its own and trace the rest, or rewrite the line"
+
+    def inputs(self, module: fx.GraphModule) -> tuple[InputSpec, ...]:
+        """What the network takes."""
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        values = [node.meta["value"] for node in nodes]
+        return tuple(
+            InputSpec(str(node.target), tuple(value.shape), value.dtype, *seen)
+            for node, value, seen in zip(nodes, values, self.ranges, strict=True)
+        )
+
+    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> tuple[fx.GraphModule, dict[int, str]]:
+        """A GraphModule of the graph whose leaves hold the original tensors or clones of them; ties stay ties.
+
+        Returns:
+            The network, and its name for each parameter of the model that it has, by the id of that.
+        """
+        replica = Replicas(copy=copy)
+
+        def real(tensor: Tensor) -> Tensor:
+            return replica(self.twins[id(tensor)].real if id(tensor) in self.twins else tensor)
+
+        owners = [modules_of(skeleton) for skeleton in self.skeletons]
+        parts: dict[str, Any] = {}
+        transient: list[tuple[str, str]] = []
+        for node in graph.nodes:
+            path = str(node.target)
+            if node.op not in ("call_module", "get_attr") or path in parts:
+                continue
+            prefix, _, name = path.rpartition(".")
+            # It is in the first trace that has it: a leaf module, a parameter or a constant.
+            owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
+            if node.op == "get_attr":
+                parts[path] = real(getattr(owner, name))
+                if name in owner._non_persistent_buffers_set:
+                    transient.append((prefix, name))
+                continue
+            parts[path] = plain(copy_module(getattr(owner, name), real))
+            for below, submodule in modules_of(parts[path]).items():
+                mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
+                submodule.__dict__["training"] = mode
+        module = assembled(parts, graph, type(self.model).__name__)
+        for prefix, name in transient:
+            module.get_submodule(prefix)._non_persistent_buffers_set.add(name)
+        for path, submodule in modules_of(module).items():
+            if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
+                submodule.__dict__["training"] = self.modes.get(path, False)
+        paths = {id(tensor): name for name, tensor in module.named_parameters()}
+        return module, {real: paths[id(new)] for real, new in replica.made().items() if id(new) in paths}
+
+
+def _range(example: Tensor) -> tuple[int, int]:
+    """The smallest and the largest index or flag of an example; zeros where it holds numbers, or no values."""
+    counts = not example.is_floating_point() and not example.is_complex() and not example.is_meta and example.numel()
+    return (int(example.min()), int(example.max())) if counts else (0, 0)
+
+
+def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A meta tensor like the example, in the model's dtype and with a batch of at least two.
+
+    A batch of one could not be told from an axis that broadcasts.
+    """
+    batch = 2 if example.shape[0] == 1 else example.shape[0]
+    kept = dtype is None or not example.is_floating_point()
+    return torch.empty((batch, *example.shape[1:]), dtype=example.dtype if kept else dtype, device="meta")

@@ -1,0 +1,179 @@
+"""Examples without labels: a folder of images or arrays, or the inputs of a data spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from graphsurgery.errors import SpecError, one_line
+from graphsurgery.models.spec_text import Value, parse_spec
+from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
+from graphsurgery.training.data.dataset import UNLABELLED, Data, split
+from graphsurgery.training.data.transfer import unlabelled
+
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FEWEST, _IN_MEMORY = 4, 2**30
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Examples `(input, no label)` in two parts.
+
+    Attributes:
+        train: what recovery learns from.
+        held: what agreement is measured on.
+        name: where they come from.
+        preprocessing: what images became inputs by; None where they are none.
+    """
+
+    train: Dataset[Any]
+    held: Dataset[Any]
+    name: str
+    preprocessing: Preprocessing | None = None
+
+
+def calibration_of(data: Data) -> Calibration:
+    """The training inputs of data, and its validation inputs to measure on; the labels are dropped."""
+    return Calibration(unlabelled(data.train), unlabelled(data.validation), data.name, data.preprocessing)
+
+
+def read_calibration(
+    folder: Path | str,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    preprocessing: Preprocessing | None = None,
+) -> Calibration:
+    """The examples in a folder and the folders in it; a tenth of them is held out.
+
+    Arrays (`.npy`) are taken as they are, each one example or a stack of them. Images are brought to the network's size
+    and normalised as the network says or the options do, else by the mean and deviation of ImageNet, in grey by their
+    own. A network that takes other inputs is given arrays.
+
+    Args:
+        folder: where they lie; for images with the options of `imagefolder`, as in `images/?mean=0.5&std=0.5`.
+        shape: of one input of the network, without the batch.
+        dtype: of the input.
+        seed: draws what is held out.
+        preprocessing: what the network says of its images.
+
+    Raises:
+        SpecError: there are too few examples, images and arrays are mixed, or a file cannot be read or has another
+            shape.
+    """
+    root, options = folder_and_options(folder)
+    if not root.is_dir():
+        raise SpecError(f"{root}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    arrays = [path for path in files if path.suffix.lower() == ".npy"]
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    if not arrays and not images:
+        raise SpecError(f"{root}: has no images and no .npy arrays; give a folder that has, or a data spec")
+    if arrays and images:
+        raise SpecError(f"{root}: has {len(images)} images and {len(arrays)} arrays; give a folder with one kind")
+    made = None
+    if arrays:
+        whole = _arrays(arrays, tuple(shape), dtype)
+    else:
+        made, own = _made(images[0].parent, tuple(shape), preprocessing, options)
+        whole = _images(images, shape[0], made, own=own)
+    count = len(whole)  # type: ignore[arg-type]
+    if count < _FEWEST:
+        raise SpecError(f"{root}: has {count} examples, expected at least {_FEWEST}")
+    tenth = max(1, count // 10)
+    train, held = split(whole, [count - tenth, tenth], seed=seed)
+    return Calibration(train, held, str(root), made)
+
+
+def folder_and_options(folder: Path | str) -> tuple[Path, dict[str, Value]]:
+    """The folder that a text names, and what it says of the images in it.
+
+    Raises:
+        SpecError: what stands behind the `?` is no option of images.
+    """
+    if Path(folder).is_dir() or "?" not in str(folder):
+        return Path(folder), {}
+    parsed = parse_spec(str(folder))
+    if unknown := sorted(set(parsed.options) - set(OPTIONS)):
+        raise SpecError(f"{folder}: has no option {unknown[0]!r}; accepted: {', '.join(OPTIONS)}")
+    return Path(parsed.name), parsed.options
+
+
+def _made(
+    place: Path, shape: tuple[int, ...], said: Preprocessing | None, options: Mapping[str, Value]
+) -> tuple[Preprocessing, bool]:
+    """What makes inputs of images for a network of this input, and whether their own mean and deviation normalise."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise SpecError(
+            f"{place}: holds images, the network takes inputs {list(shape)}; give .npy arrays of that shape"
+        )
+    channels, height, width = shape
+    made = (said or Preprocessing.of_size(height, width)).resized(height, width)
+    own = channels == 1 and not {"mean", "std"} & set(options) and (said is None or len(said.mean or ()) > 1)
+    if channels == 1 and len(made.mean or ()) > 1:
+        source = "the images, by their own mean and deviation" if own else made.source
+        made = replace(made, mean=None, std=None, source=source)
+    made = made.with_options(str(place), options)
+    if (made.height, made.width) != (height, width):
+        raise SpecError(f"{place}: size={made.height}x{made.width}, the network takes {height}x{width}; leave size out")
+    return made, own
+
+
+def _arrays(paths: Sequence[Path], shape: tuple[int, ...], dtype: torch.dtype) -> Dataset[Any]:
+    """All arrays, in memory."""
+    parts = []
+    for path in paths:
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise SpecError(f"{path}: cannot be read as an array ({one_line(error, 100)})") from error
+        array = array[None] if array.shape == shape else array
+        if array.shape[1:] != shape or array.dtype.kind not in "fiub":
+            raise SpecError(
+                f"{path}: holds {list(array.shape)} of {array.dtype}, expected numbers in the shape {list(shape)} of "
+                "one input, or a stack of such"
+            )
+        parts.append(torch.from_numpy(array).to(dtype))
+    return _together(torch.cat(parts))
+
+
+def _images(paths: Sequence[Path], channels: int, made: Preprocessing, *, own: bool) -> Dataset[Any]:
+    """All images, in memory where there is room for them."""
+    found = _Images(paths, channels, made)
+    if len(found) * 4 * channels * made.height * made.width > _IN_MEMORY:
+        return found
+    x = torch.stack([found[number][0] for number in range(len(found))])
+    return _together((x - x.mean()) / x.std().clamp_min(1e-6) if own else x)
+
+
+def _together(x: Tensor) -> TensorDataset:
+    return TensorDataset(x, torch.full((len(x),), UNLABELLED))
+
+
+class _Images(Dataset[Any]):
+    """Images that are read when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], channels: int, made: Preprocessing) -> None:
+        self.paths, self.channels, self.made = paths, channels, made
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        from PIL import Image
+
+        path = self.paths[index]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB" if self.channels == 3 else "L")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SpecError(f"{path}: cannot be read as an image ({one_line(error, 100)})") from error
+        return self.made(image), torch.tensor(UNLABELLED)

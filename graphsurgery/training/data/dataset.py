@@ -1,0 +1,85 @@
+"""Data in three parts, how they are split, and whether a network's output fits them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from graphsurgery.errors import SpecError
+from graphsurgery.network.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples `(input, target)` in three splits.
+
+    Attributes:
+        train: what training sees.
+        validation: what selection and early stopping see.
+        test: what only the final table sees.
+        input_shape: of one input, without the batch; images are `[channel, height, width]`.
+        classes: how many; None for regression.
+        name: the spec it was loaded from.
+        preprocessing: what images became inputs by; None where they are none, or a function made them.
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    input_shape: tuple[int, ...]
+    classes: int | None
+    name: str
+    preprocessing: Preprocessing | None = None
+
+
+def check_output_fits(data: Data, output: object, target: Tensor, *, name: str = "the model") -> None:
+    """Check that an output `[batch, ...]` has one number per class, or for regression the shape of the target.
+
+    Raises:
+        SpecError: it has not.
+    """
+    if not isinstance(output, Tensor):
+        raise SpecError(f"{name}: returns a {type(output).__name__}, expected one tensor; use a model with one output")
+    found = list(output.shape[1:])
+    if data.classes is None:
+        if output.shape != target.shape:
+            raise SpecError(
+                f"{name}: gives outputs {found}, {data.name} has targets {list(target.shape[1:])}; build it so"
+            )
+    elif found != [data.classes]:
+        raise SpecError(
+            f"{name}: gives outputs {found}, {data.name} has {data.classes} classes; "
+            f"build it with ?classes={data.classes} (?num_classes={data.classes} in torchvision and timm)"
+        )
+
+
+def split(dataset: Dataset[Any], sizes: list[int], *, seed: int) -> list[Dataset[Any]]:
+    """Disjoint random parts of `sizes` examples; parts of a TensorDataset are TensorDatasets."""
+    order = torch.randperm(size_of(dataset), generator=torch.Generator().manual_seed(seed))
+    return [_select(dataset, part) for part in order[: sum(sizes)].split(sizes)]
+
+
+def _select(dataset: Dataset[Any], indices: Tensor) -> Dataset[Any]:
+    if type(dataset) is TensorDataset:
+        return TensorDataset(*(tensor[indices] for tensor in dataset.tensors))
+    return Subset(dataset, indices.tolist())
+
+
+def size_of(dataset: Dataset[Any]) -> int:
+    """How many examples there are."""
+    return len(cast(Sized, dataset))
+
+
+UNLABELLED = -1
+"""The class of an example that has none; where labels are numbers, those are not numbers."""
+
+
+def no_label(like: Tensor) -> Tensor:
+    """The marks of examples without labels, in the shape and dtype of some labels."""
+    return torch.full_like(like, math.nan if like.is_floating_point() else UNLABELLED)

@@ -1,0 +1,183 @@
+"""Losses with which a student learns what a teacher says, instead of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.training.data.dataset import UNLABELLED
+from graphsurgery.training.objectives.tasks import Batch, Objective, total_loss
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+LOSSES = ("logits", "probabilities", "kl", "dkd", "dist")
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What a student is compared with its teacher by.
+
+    Attributes:
+        loss: `logits`, half the mean squared distance of logits, each example's centred, since softmax ignores what
+            they have in common (Ba & Caruana, arXiv:1312.6184, section 2.2); `probabilities`, the same after a softmax;
+            `kl`, the divergence at a temperature, times its square (Hinton, Vinyals, Dean, arXiv:1503.02531); `dkd`,
+            its two parts for the teacher's class and for the others, weighted (Zhao et al., CVPR 2022); `dist`,
+            correlations within examples and within classes (Huang et al., NeurIPS 2022).
+        temperature: of `kl`, `dkd` and `dist`.
+        alpha, beta: weights of the two parts of `dkd`; of `dist` the weights of examples and of classes.
+        labels: weight of the cross entropy with the labels, between 0 and 1; the imitation has the rest.
+    """
+
+    loss: str = "logits"
+    temperature: float = 4.0
+    alpha: float = 1.0
+    beta: float = 1.0
+    labels: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise SurgeryError(f"imitation: unknown loss {self.loss!r}; choose from {', '.join(LOSSES)}")
+        if not self.temperature > 0:
+            raise SurgeryError(f"imitation: temperature is {self.temperature:g}, expected more than 0")
+        if not 0 <= self.labels <= 1:
+            raise SurgeryError(f"imitation: labels is {self.labels:g}, expected a weight from 0 to 1")
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of logits `[batch, classes]` of both, a mean over the batch."""
+        match self.loss:
+            case "logits":
+                return squared(student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True))
+            case "probabilities":
+                return squared(student.softmax(1), teacher.softmax(1))
+            case "kl":
+                return divergence(student, teacher, self.temperature)
+            case "dkd":
+                return decoupled(student, teacher, self.temperature, self.alpha, self.beta)
+        return correlated(student, teacher, self.temperature, self.alpha, self.beta)
+
+
+def squared(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the mean squared distance."""
+    return 0.5 * F.mse_loss(student, teacher)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T² KL(teacher || student)` of the softened classes."""
+    p, q = (x / temperature for x in (teacher, student))
+    return temperature**2 * F.kl_div(q.log_softmax(1), p.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def decoupled(student: Tensor, teacher: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """`T² (alpha · TCKD + beta · NCKD)`; the target is the teacher's class, so that no labels are needed.
+
+    Source: Zhao et al., "Decoupled knowledge distillation", CVPR 2022, equation 7.
+    """
+    top = F.one_hot(teacher.argmax(1), teacher.shape[1]).bool()
+    q, p = ((x / temperature).log_softmax(1) for x in (student, teacher))
+    halves = [torch.stack([x[top], torch.log1p(-x[top].exp().clamp_max(1 - 1e-7))], 1) for x in (q, p)]
+    target = F.kl_div(halves[0], halves[1], reduction="batchmean", log_target=True)
+    others = [x[~top].reshape(len(x), -1).log_softmax(1) for x in (student / temperature, teacher / temperature)]
+    rest = F.kl_div(others[0], others[1], reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * target + beta * rest)
+
+
+def correlated(student: Tensor, teacher: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """`T² (alpha · (1 - r of examples) + beta · (1 - r of classes))` with Pearson's r of probabilities.
+
+    Source: Huang et al., "Knowledge distillation from a stronger teacher", NeurIPS 2022, equations 7 to 10.
+    """
+    q, p = ((x / temperature).softmax(1) for x in (student, teacher))
+    within = 1 - _pearson(q, p).mean()
+    across = 1 - _pearson(q.t(), p.t()).mean()
+    return temperature**2 * (alpha * within + beta * across)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation of each pair of rows; 0 where one has no spread."""
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-8)
+
+
+class Mimicry(Objective):
+    """Imitation of a teacher, scored by the accuracy on labels as `CrossEntropy` is.
+
+    Args:
+        classes: how many; None for regression, whose outputs are compared as they are.
+        imitation: the loss.
+        teacher: runs on every batch `(x, ...)`; None takes its logits from the batch `(x, label, logits)`.
+        spread: the standard deviation of the teacher's logits of each class `[classes]`, to divide them by; or None.
+    """
+
+    def __init__(
+        self,
+        classes: int | None,
+        imitation: Imitation,
+        *,
+        teacher: nn.Module | None = None,
+        spread: Tensor | None = None,
+    ) -> None:
+        self.classes, self.imitation, self.teacher, self.spread = classes, imitation, teacher, spread
+        self.score = "accuracy" if classes else "mse"
+        self.higher_is_better = classes is not None
+        if teacher is not None:
+            teacher.eval()
+
+    def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`total`, and where labels count `imitation` and `labels`."""
+        x, labels = batch[0], batch[1]
+        if self.teacher is None:
+            target = batch[2]
+        else:
+            with torch.no_grad():
+                target = self.teacher(x)
+        output = module(x)
+        imitation = total_loss(output, lambda logits: self._imitation(logits, target))
+        if not self.imitation.labels:
+            return {"total": imitation}
+        named = total_loss(output, lambda logits: self._labelled(logits, labels))
+        total = (1 - self.imitation.labels) * imitation + self.imitation.labels * named
+        return {"total": total, "imitation": imitation, "labels": named}
+
+    def _imitation(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.classes is None:
+            return squared(output, target)
+        if self.spread is not None:
+            output, target = output / self.spread, target / self.spread
+        return self.imitation(output, target)
+
+    def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy of the examples that have a label; 0 where none has."""
+        if self.classes is None:
+            known = ~labels.isnan()
+            return F.mse_loss(output[known], labels[known]) if bool(known.any()) else output.sum() * 0
+        if not bool((labels != UNLABELLED).any()):
+            return output.sum() * 0
+        return F.cross_entropy(output, labels, ignore_index=UNLABELLED)
+
+    def metrics(self) -> Mapping[str, Metric]:  # type: ignore[override]
+        """The metric of the task on labels."""
+        return _task(self.classes).metrics()
+
+    def validation_loss(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """The loss of the task on labels."""
+        return _task(self.classes).validation_loss(output, target)
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher."""
+        if self.teacher is not None:
+            self.teacher.to(device)
+        if self.spread is not None:
+            self.spread = self.spread.to(device)
+
+
+def _task(classes: int | None) -> Objective:
+    from graphsurgery.training.objectives.tasks import CrossEntropy, MeanSquaredError
+
+    return MeanSquaredError() if classes is None else CrossEntropy(classes)

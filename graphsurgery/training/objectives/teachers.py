@@ -1,0 +1,185 @@
+"""Teachers, and what they say about a set of examples, computed once and kept in a file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from graphsurgery.checkpoint.atomic import atomic_write
+from graphsurgery.errors import SurgeryError
+from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.devices import choose_device, evaluating, placed
+
+_BATCHES = 20
+"""Batches between two notes of how far a file is."""
+_PROBES = 64
+
+
+class Teachers(nn.Module):
+    """The mean of the logits of several networks, in evaluation mode and without gradients."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teachers:  # noqa: ARG002
+        """A teacher stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, ...]` to `[batch, classes]`."""
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+    def digest(self) -> str:
+        """Equal for teachers with the same weights and graphs."""
+        found = hashlib.sha256()
+        for member in self.members:
+            if isinstance(member, OnnxTeacher):
+                found.update(member.path.read_bytes())
+                continue
+            # The graph says how layers are called, the module what their settings are.
+            found.update(f"{getattr(member, 'graph', '')}\n{member}".encode())
+            for name, tensor in member.state_dict().items():
+                found.update(name.encode() + _bytes(tensor))
+        return found.hexdigest()
+
+
+class OnnxTeacher(nn.Module):
+    """A network in an `.onnx` file, run by ONNX Runtime on the CPU; it has no gradients.
+
+    Raises:
+        SurgeryError: the file cannot be opened, or has several inputs.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()
+        from graphsurgery.onnx.runtime.sessions import open_session
+
+        self.path = Path(path)
+        self.session: Any = open_session(self.path, threads=torch.get_num_threads())
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise SurgeryError(f"{path}: has {len(inputs)} inputs, a teacher has one")
+        self.input = inputs[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, ...]` to `[batch, classes]`, in float32."""
+        found = self.session.run(None, {self.input: x.detach().float().cpu().numpy()})[0]
+        return torch.from_numpy(found).to(x)
+
+
+def logits_of(
+    teachers: Teachers,
+    dataset: Dataset[Any],
+    folder: Path | None = None,
+    *,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Tensor:
+    """What the teachers say about every example, `[examples, classes]`, float32.
+
+    With a folder they are streamed to a memory-mapped file there, under a name that follows from the contents of
+    teachers and examples. The same call finds them again, and goes on where an earlier one was interrupted.
+
+    Args:
+        teachers: run on every example once.
+        dataset: examples `(x, ...)`; of data that are not in memory a few dozen stand for the contents.
+        folder: where the files are kept; None keeps them in memory.
+        batch_size: examples per forward pass.
+        device: where to run.
+
+    Raises:
+        SurgeryError: the teachers do not give one tensor `[batch, classes]`.
+    """
+    chosen = choose_device(device)
+    examples = Examples(dataset, chosen)
+    path = None if folder is None else folder / f"logits-{_key(teachers, dataset)}.npy"
+    done = 0 if path is None else _noted(path)
+    if path is not None and done == len(examples):
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    table: Any = np.lib.format.open_memmap(path, mode="r+") if path is not None and done else None
+    parts = in_order(len(examples) - done, batch_size)
+    with placed(teachers, chosen), evaluating(teachers), torch.no_grad():
+        batches = examples.batches([part + done for part in parts])
+        for number, batch in enumerate(batches, 1):
+            found = teachers(batch[0])
+            if not isinstance(found, Tensor) or found.dim() != 2:
+                raise SurgeryError(f"teachers: give {list(found.shape)}, expected [batch, classes]")
+            if table is None:
+                table = _new_table(path, (len(examples), found.shape[1]))
+            table[done : done + len(found)] = found.float().cpu().numpy()
+            done += len(found)
+            if path is not None and (number % _BATCHES == 0 or done == len(examples)):
+                table.flush()
+                _note(path, done)
+    return torch.from_numpy(np.asarray(table))
+
+
+def _new_table(path: Path | None, shape: tuple[int, int]) -> Any:
+    if path is None:
+        return np.empty(shape, np.float32)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        _reserve(path)
+    except OSError as cause:
+        path.unlink(missing_ok=True)
+        raise SurgeryError(f"{path}: cannot be written ({cause.strerror}); free space or give another place") from cause
+    return table
+
+
+def _reserve(path: Path) -> None:
+    """Take the whole space of a file that is mapped: on a full disk, writing into it later would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as cause:
+            if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+
+
+def _noted(path: Path) -> int:
+    """How many examples a file has; 0 where there is none, or it is damaged."""
+    try:
+        done = int(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["done"])
+        return done if len(np.load(path, mmap_mode="r")) >= done else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _note(path: Path, done: int) -> None:
+    with atomic_write(path.with_suffix(".json")) as part:
+        part.write_text(json.dumps({"done": done}), encoding="utf-8")
+
+
+def _key(teachers: Teachers, dataset: Dataset[Any]) -> str:
+    """A name for the contents of teachers and examples."""
+    found = hashlib.sha256(teachers.digest().encode())
+    if type(dataset) is TensorDataset:
+        found.update(_bytes(dataset.tensors[0]))
+        return found.hexdigest()[:16]
+    size = len(dataset)  # type: ignore[arg-type]
+    found.update(f"{type(dataset).__name__} {size}".encode())
+    for index in torch.linspace(0, size - 1, min(size, _PROBES)).long().tolist():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index)
+            found.update(_bytes(torch.as_tensor(dataset[index][0])))
+    return found.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

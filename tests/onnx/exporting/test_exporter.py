@@ -1,0 +1,127 @@
+"""Export to ONNX, the comparison in ONNX Runtime, and latency."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from contracts import Network
+from torch import Tensor, fx, nn
+
+from graphsurgery.errors import CheckFailedError, SurgeryError
+from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.onnx.exporting import check_onnx, export_onnx
+from graphsurgery.onnx.runtime.latency import measure_latency
+from graphsurgery.tracing.trace import trace
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(F.relu(self.norm(self.conv(x))).flatten(1)))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"out": self.head(left), "aux": self.head(right).sum(-1)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Net()
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
+    graph = ModelGraph(fx.symbolic_trace(model.double()), (InputSpec("image", (2, 1, 6, 6)),), ({"pass": "trace"},))
+    path = tmp_path_factory.mktemp("onnx") / "m.onnx"
+    return graph, path, export_onnx(graph, path)
+
+
+def test_export_keeps_names_and_frees_the_batch(exported):
+    graph, path, report = exported
+    assert (report.inputs, report.outputs) == (("image",), ("logits",))
+    assert report.bytes == path.stat().st_size
+    assert list(path.parent.iterdir()) == [path]
+    model = onnx.load(path)
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 6, 6]
+    assert {p.key: p.value for p in model.metadata_props} == {"graphsurgery.lineage": '[{"pass": "trace"}]'}
+    content = path.read_bytes()
+    assert not any(text in content for text in (b"site-packages", b".py", str(path.parent).encode()))
+    assert graph.module.training
+    assert graph.module.conv.weight.dtype == torch.float64
+
+
+def test_check_holds_on_random_and_real_inputs(exported):
+    graph, path, _ = exported
+    check = check_onnx(graph, path, inputs=[torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(1))])
+    assert list(check.deviations) == ["batch 1", "batch 3", "batch 8", "given inputs"]
+    assert check.holds
+    assert check.deviation < 1e-5
+    assert check.agreement == 1
+
+
+def test_check_fails_on_another_network(exported):
+    graph, path, _ = exported
+    other = ModelGraph(fx.symbolic_trace(Net()), graph.inputs)
+    with pytest.raises(
+        CheckFailedError,
+        match=r"m\.onnx: ONNX Runtime deviates by .* of what output logits varies by on .*, allowed is 1\.0e-04",
+    ):
+        check_onnx(other, path)
+    assert not check_onnx(other, path, raise_on_failure=False).holds
+
+
+def test_several_inputs_and_a_dict(tmp_path):
+    torch.manual_seed(0)
+    graph = ModelGraph(fx.symbolic_trace(Pair()), (InputSpec("left", (2, 3)), InputSpec("right", (2, 3))))
+    report = export_onnx(graph, tmp_path / "m.onnx", opset=18)
+    assert (report.inputs, report.outputs, report.opset) == (("left", "right"), ("out", "aux"), 18)
+    assert check_onnx(graph, tmp_path / "m.onnx").holds
+
+
+def test_a_fixed_batch_is_refused_and_nothing_written(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.zeros(2, 3)
+
+    graph = ModelGraph(fx.symbolic_trace(Fixed()), (InputSpec("x", (2, 3)),))
+    with pytest.raises(SurgeryError, match=r"m\.onnx: the network cannot be exported: .*batch") as caught:
+        export_onnx(graph, tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_onnx(tmp_path, exported):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(SurgeryError, match=r"m\.onnx: ONNX Runtime cannot open it"):
+        check_onnx(exported[0], tmp_path / "m.onnx")
+
+
+def test_latency_is_measured_in_turn(exported):
+    _, path, _ = exported
+    found = measure_latency({"before": path, "after": path}, batch=2, warmup=1, runs=7)
+    assert list(found) == ["before", "after"]
+    assert found["before"].runs == 7
+    assert 0 < found["before"].median < 1000
+    with pytest.raises(SurgeryError, match="found 0 runs of batch 1, expected at least 1"):
+        measure_latency({"a": path}, runs=0)
+
+
+def test_a_key_names_its_output_though_training_gives_more(tmp_path):
+    def forward(net, x):
+        h = torch.relu(net.a(x))
+        return {"out": net.b(h), "aux": net.c(h)} if net.training else {"out": net.b(h)}
+
+    network = Network(forward, a=nn.Linear(4, 8), b=nn.Unflatten(1, (2, 2, 2)), c=nn.Linear(8, 3)).eval()
+    report = export_onnx(trace(network, torch.zeros(2, 4)), tmp_path / "m.onnx")
+    assert report.outputs == ("out",)

@@ -1,0 +1,108 @@
+"""Recovery without labels: of networks with norms, and of files whose norms are folded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import graphsurgery as gs
+from graphsurgery.models.loading import open_model
+from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.passes.compress import compress
+from graphsurgery.recipes.compression.label_free import check_calibration, label_free_plan, recover_without_labels
+from graphsurgery.recipes.train import train
+from graphsurgery.training.data import load_data
+from graphsurgery.training.data.calibration import Calibration, calibration_of
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    return train("paper/cnn?width=4", digits, TrainingPlan(epochs=2, device="cpu"), reporter=SilentReporter())[0]
+
+
+@pytest.fixture(scope="module", params=["network", "file"])
+def graph(request, trained, tmp_path_factory):
+    if request.param == "network":
+        return trained
+    path = tmp_path_factory.mktemp("file") / "net.onnx"
+    gs.export_onnx(trained, path)
+    return import_onnx(path).graph
+
+
+def recovered(graph, digits, epochs=2, data=None):
+    calibration = calibration_of(digits)
+    plan = label_free_plan(calibration, epochs, device="cpu")
+    small = compress(graph, 0.6)
+    return recover_without_labels(graph, small, calibration, plan, data=data, reporter=SilentReporter())
+
+
+def test_agreement_comes_back_and_the_original_stays(graph, digits):
+    before = {name: tensor.clone() for name, tensor in graph.tensors().items()}
+    small, outcome = recovered(graph, digits)
+    rows = {row.name: row.test for row in outcome.rows}
+    assert outcome.metric == "agreement"
+    assert rows["original"]["agreement"] == pytest.approx(
+        1, abs=1.5 / len(digits.validation)
+    )  # answered in other batches
+    assert rows["original"]["deviation"] < 1e-5
+    assert rows["mimicked"]["deviation"] < 0.9 * rows["cut"]["deviation"]
+    assert rows["mimicked"]["agreement"] > rows["cut"]["agreement"]
+    assert small.lineage[-1]["recover"] == "mimic"
+    for name, tensor in graph.tensors().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_labels_are_only_measured(trained, digits):
+    """Another order of the labels changes what is measured, and nothing else."""
+    x, y = digits.test.tensors
+    wrong = replace(
+        digits,
+        train=TensorDataset(digits.train.tensors[0], digits.train.tensors[1].flip(0)),
+        test=TensorDataset(x, y.flip(0)),
+    )
+    one, right = recovered(trained, digits, 1, data=digits)
+    two, mixed = recovered(trained, wrong, 1, data=wrong)
+    assert right.metric == "accuracy"
+    assert right.rows[0].test["accuracy"] > 0.6 > 0.4 > mixed.rows[0].test["accuracy"]
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, two.tensors()[name])
+
+
+def test_the_plan_is_some_two_thousand_steps(digits):
+    calibration = calibration_of(digits)
+    assert label_free_plan(calibration).epochs == 112
+    assert label_free_plan(calibration, 0).epochs == 0
+    assert label_free_plan(calibration, lr=0.5).lr == 0.5
+
+
+def test_a_single_output_has_a_deviation_only():
+    torch.manual_seed(0)
+    graph = gs.trace(nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)), torch.empty(2, 3))
+    x = torch.randn(64, 3)
+    part = TensorDataset(x, torch.full((64,), -1))
+    calibration = Calibration(part, part, "points")
+    plan = label_free_plan(calibration, 1, device="cpu")
+    _, outcome = recover_without_labels(graph, compress(graph, 0.5), calibration, plan, reporter=SilentReporter())
+    assert outcome.metric == "deviation"
+    assert "agreement" not in outcome.rows[0].test
+
+
+def test_what_does_not_fit_is_refused(trained, digits):
+    calibration = calibration_of(digits)
+    with pytest.raises(gs.SpecError, match=r"digits: has inputs \[1, 8, 8\], the network takes \[3, 32, 32\]"):
+        check_calibration(calibration, open_model("paper/resnet20"))
+    dense = gs.trace(nn.Conv2d(1, 3, 3), torch.empty(2, 1, 8, 8))
+    with pytest.raises(gs.SpecError, match=r"needs one output \[batch, classes\], the network gives \[2, 3, 6, 6\]"):
+        check_calibration(calibration, dense)
+    assert check_calibration(calibration, trained) == 10

@@ -1,0 +1,88 @@
+"""Parameters, MACs and bytes, and the deviation of outputs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import fx, nn
+
+import graphsurgery as gs
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation
+
+
+def graph_of(model: nn.Module, *shape: int) -> ModelGraph:
+    return ModelGraph(fx.symbolic_trace(model), (InputSpec("x", shape),))
+
+
+def test_cost_of_layers_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 5))
+    found = cost(graph_of(model, 7, 3, 4, 4))
+    assert found.parameters == 3 * 8 * 9 + 8 + 16 + 8 * 16 * 5 + 5
+    assert found.macs == 3 * 8 * 9 * 16 + 8 * 16 * 5
+    assert found.bytes == 4 * (found.parameters + 16) + 8
+
+
+def test_cost_of_resnet18_leaves_it_alone():
+    graph = graph_of(torchvision.models.resnet18().double().train(), 2, 3, 224, 224)
+    before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    found = cost(graph)
+    assert (found.parameters, found.macs) == (11_689_512, 1_814_073_344)
+    assert graph.module.training
+    torch.testing.assert_close(graph.module.state_dict(), before, rtol=0, atol=0)
+
+
+def test_cost_counts_attention():
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert cost(graph_of(Attention(), 2, 4, 10, 8)).macs == 2 * 4 * 10 * 10 * 8
+
+
+def test_cost_of_a_network_that_makes_tensors():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            table = torch.zeros(x.shape[1], 3)
+            table[0] = torch.ones(3)
+            return self.layer(x * table.to(x.device))
+
+    assert cost(gs.trace(Table(), torch.zeros(2, 5, 3))).macs == 5 * 3 * 4
+
+
+def test_cost_of_a_layer_that_reads_a_parameter():
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.zeros(1, 3))
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(self.latent.expand(x.shape[0], -1))
+
+    assert cost(gs.trace(Query(), torch.zeros(2, 4))).macs == 3 * 4
+
+
+def test_cost_names_the_shape_that_does_not_run():
+    with pytest.raises(SurgeryError, match=r"cost: the network does not run on inputs of shape \[\(1, 4\)\]"):
+        cost(graph_of(nn.Sequential(nn.Linear(3, 2)), 2, 4))
+
+
+def test_deviation_is_relative_to_the_largest_output():
+    expected = {"a": torch.tensor([1.0, -4.0]), "b": (torch.zeros(2), torch.tensor([]))}
+    found = {"a": torch.tensor([1.5, -4.0]), "b": (torch.tensor([0.0, 0.25]), torch.tensor([]))}
+    assert deviation(found, expected) == 0.125
+    assert deviation(expected, expected) == 0
+    assert deviation(torch.ones(1), torch.zeros(1)) == math.inf
+    assert deviation(torch.tensor([math.nan]), torch.ones(1)) == math.inf
+    with pytest.raises(SurgeryError, match=r"outputs have shapes \[\[2\]\] and \[\[1\]\]"):
+        deviation(torch.ones(2), torch.ones(1))

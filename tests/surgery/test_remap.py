@@ -1,0 +1,69 @@
+"""Large weights are gathered and scored in blocks, with the same result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import graphsurgery as gs
+from graphsurgery.axes.maps import ChannelMap
+from graphsurgery.passes.widen import widen
+from graphsurgery.surgery import remap
+from graphsurgery.surgery.channels.importance import importance
+
+
+@pytest.mark.parametrize("block", [1, 30, 100, 10**6])
+def test_blocks_of_any_size_give_the_same(monkeypatch, block):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 9), nn.Linear(9, 3))
+    graph = gs.trace(net.double(), torch.zeros(2, 5))
+    first, second = graph.spaces
+    source, share = torch.tensor([6, 0, 0, 3]), torch.tensor([1.0, 0.25, 0.75, 1.0], dtype=torch.float64)
+    maps = {first.dim: ChannelMap(source, share), second.dim: ChannelMap(torch.tensor([8, 1]))}
+    monkeypatch.setattr(remap, "_BLOCK", block)
+    found = remap.remap(graph, maps, {}).tensors()
+    expected = net[1].weight[[8, 1]][:, source] * share
+    torch.testing.assert_close(found["1.weight"], nn.Parameter(expected), rtol=0, atol=0)
+    torch.testing.assert_close(found["0.weight"].data, net[0].weight.data[source], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_scores_of_a_weight_of_several_blocks(criterion):
+    """A convolution of some 2**19 numbers, whose rows do not divide the blocks."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 190, 1), nn.Conv2d(190, 301, 3))
+    graph = gs.trace(net, torch.zeros(2, 2, 4, 4))
+    order = 1 if criterion == "l1" else 2
+    rows, columns = (w.detach().double().abs() ** order for w in (net[0].weight, net[1].weight))
+    expected = (rows.sum((1, 2, 3)) + columns.sum((0, 2, 3))) ** (1 / order)
+    torch.testing.assert_close(importance(graph, graph.spaces[:1], criterion)["0"], expected, rtol=1e-6, atol=0)
+
+
+class Reshaped(nn.Module):
+    """Reshapes to a computed shape, which is spelt out when widths change, before numbers with the same names."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.ModuleList([nn.Linear(6, 24), nn.Linear(8, 24)])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for qkv in self.qkv:
+            shape = x.shape[:-1] + (-1,)  # noqa: RUF005, as people write it
+            q, k, v = qkv(x).reshape(x.shape[0], -1, 2, 12).transpose(1, 2).chunk(3, -1)
+            x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(shape)
+        return self.last(x)
+
+
+def test_nodes_keep_their_names():
+    graph = gs.trace(Reshaped().double(), torch.zeros(2, 4, 6))
+    names = {node.name: node.target for node in graph.module.graph.nodes}
+    wide = widen(graph, 1.5)
+    new = {node.name: node.target for node in wide.module.graph.nodes}
+    assert len(new) == len(wide.module.graph.nodes) > len(names)
+    assert not set(names) - set(new)
+    assert {name for name, target in names.items() if new[name] != target} == {"chunk", "chunk_1"}
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(wide.module(x), graph.module(x), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.training.data.batches import Examples, epoch_plan
+
+
+def flat(plan):
+    return torch.cat([part for step in plan for parts in step for part in parts])
+
+
+def test_a_step_sees_the_same_examples_however_they_are_shared():
+    one = epoch_plan(101, 20, processes=1, accumulation=1, seed=3, epoch=2)
+    many = epoch_plan(101, 20, processes=2, accumulation=3, seed=3, epoch=2)
+    assert [len(step[0][0]) for step in one] == [17, 17, 17, 17, 17, 16]
+    assert torch.equal(flat(one), flat(many))
+    assert [[len(part) for part in parts] for parts in many[0]] == [[3, 3], [3, 3], [3, 2]]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {
+        (seed, epoch): flat(epoch_plan(50, 10, processes=1, accumulation=1, seed=seed, epoch=epoch))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len({tuple(order.tolist()) for order in orders.values()}) == 4
+    assert all(order.sort().values.equal(torch.arange(50)) for order in orders.values())
+
+
+def test_a_batch_smaller_than_its_shares():
+    with pytest.raises(SurgeryError, match="batch of 2 examples: cannot be shared by 2 processes and 2 accumulation"):
+        epoch_plan(50, 2, processes=2, accumulation=2, seed=0, epoch=0)
+
+
+class Noisy(Dataset):
+    """Examples with a random augmentation."""
+
+    def __getitem__(self, index):
+        return torch.rand(2) + index, index
+
+    def __len__(self):
+        return 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmentation_is_a_function_of_seed_and_index(workers):
+    indices = [torch.tensor([1, 4]), torch.tensor([5])]
+    state = torch.get_rng_state()
+    found = list(Examples(Noisy(), torch.device("cpu"), workers=workers).batches(indices, seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = list(Examples(Noisy(), torch.device("cpu")).batches(indices[1:], seed=3))
+    torch.testing.assert_close(found[1], expected[0], rtol=0, atol=0)
+    other = list(Examples(Noisy(), torch.device("cpu")).batches(indices, seed=4))
+    assert not torch.equal(other[0][0], found[0][0])
+
+
+def test_no_examples():
+    with pytest.raises(SurgeryError, match="has no examples"):
+        Examples(TensorDataset(torch.empty(0, 2)), torch.device("cpu"))
