@@ -14,13 +14,13 @@ from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.following.tracer import UnfollowedError, ValueTracer
 from graphsurgery.tracing.leaves import plain
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
 from graphsurgery.tracing.modes import ModesDifferError, join, same_graph
 from graphsurgery.tracing.normal_form import lower, normalize
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.shuffles.removal import unshuffle
-from graphsurgery.tracing.tracer import UnfollowedError, ValueTracer
 
 DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
 """Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""

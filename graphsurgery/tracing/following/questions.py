@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from graphsurgery.tracing.proxies import is_callable, is_instance, type_of
+from graphsurgery.tracing.following.proxies import is_callable, is_instance, type_of
 
 _MISSING: Any = object()
 _MODULE = type(sys)

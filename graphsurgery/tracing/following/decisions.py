@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from graphsurgery.errors import TraceError
 from graphsurgery.network.layers import hold
-from graphsurgery.tracing.proxies import DEVICE, DecidingTracer, value_of
+from graphsurgery.tracing.following.proxies import DEVICE, DecidingTracer, value_of
 
 _COMPARISONS: tuple[Any, ...] = (operator.eq, operator.ne)
 

@@ -14,7 +14,7 @@ from torch.fx import _symbolic_trace as fx_trace
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
-from graphsurgery.tracing.proxies import is_instance
+from graphsurgery.tracing.following.proxies import is_instance
 from graphsurgery.tracing.shifted_windows import REPLACEMENTS
 
 _FACTORIES = (

@@ -28,13 +28,13 @@ from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has
 from graphsurgery.network.layers import TrainingFlag
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.network.values import evaluate
-from graphsurgery.tracing.decisions import HoldingTracer, asking_line
-from graphsurgery.tracing.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
+from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
+from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
+from graphsurgery.tracing.following.questions import truthful
 from graphsurgery.tracing.leaves import has_hooks, is_leaf
 from graphsurgery.tracing.modes import FLAG
-from graphsurgery.tracing.patches import Recorder, no_hidden_draws
-from graphsurgery.tracing.proxies import LITERALS, ValueProxy, proxy_of, value_of
-from graphsurgery.tracing.questions import truthful
 
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
