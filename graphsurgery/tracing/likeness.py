@@ -84,6 +84,7 @@ class Likeness:
 
     def _in_double(self) -> Likeness:
         """The same in float64, with other memory."""
+        self._restore_weights()
         model, copies = alias_copy(self.model)
         names = {id(copies[id(p)]): self.names[id(old)] for p, old in self._parameters() if id(old) in self.names}
         return Likeness(model.double(), copy.deepcopy(self.traced).double(), self.x, names)
@@ -128,9 +129,13 @@ class Likeness:
         low, high = (0, 0) if like.is_meta or not like.numel() else (int(like.min()), int(like.max()))
         return torch.randint(low, high + 1, tuple(shape), generator=self.generator).to(self.device, like.dtype)
 
-    def _resized(self, changes: Mapping[int, int]) -> tuple[Tensor, ...]:
-        """Inputs with other sizes on the axes that have one of these sizes, the batch included."""
-        return tuple(self._drawn(x, [changes.get(n, n) for n in x.shape]) for x in self.x)
+    def _resized(self, changes: Mapping[int, int], *, more: int = 0) -> tuple[Tensor, ...]:
+        """Inputs with so many examples more, and with other sizes on the axes behind that have one of these sizes."""
+        return tuple(self._drawn(x, self._shape(x, changes, more)) for x in self.x)
+
+    def _shape(self, x: Tensor, changes: Mapping[int, int], more: int) -> list[int]:
+        batched = x.shape[0] == self.x[0].shape[0]
+        return [x.shape[0] + more * batched, *(changes.get(n, n) for n in x.shape[1:])]
 
     # Comparisons ----------------------------------------------------------------------------------------------------
 
@@ -169,37 +174,42 @@ class Likeness:
 
     def _other_sizes(self) -> None:
         """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
-        batch = {x.shape[0]: x.shape[0] + 1 for x in self.x[:1]}
-        lengths = [n for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]) if n not in batch]
         free = {}
-        for n in lengths:
+        for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]):
             for new in (n + 1, n + 32) if n >= 32 else (n + 1, n + 2):
                 if self._accepts({n: new}):
                     free[n] = new
                     break
-        together = self._compare(self._resized(batch | free), f"at inputs of {self._sizes(batch | free)}")
-        if together or not free:
+        if self._compare_resized(free, 1) or not free:
             return
-        for changes in (batch, *({n: new} for n, new in free.items())):
-            self._compare(self._resized(changes), f"at inputs of {self._sizes(changes)}")
+        self._compare_resized({}, 1)
+        for n, new in free.items():
+            self._compare_resized({n: new}, 0)
+
+    def _compare_resized(self, changes: Mapping[int, int], more: int) -> bool | None:
+        sizes = " and ".join("x".join(map(str, self._shape(x, changes, more))) for x in self.x)
+        return self._compare(self._resized(changes, more=more), f"at inputs of {sizes}")
 
     def _reset(self) -> None:
-        """Both have the statistics, and whatever else is in buffers, that the model has."""
+        """Both have the weights, the statistics and whatever else is in buffers, that the model has."""
+        self._restore_weights()
         for buffers in self.buffers:
             buffers.reset()
+
+    def _restore_weights(self) -> None:
+        """Take back what `_nudged` has done."""
+        for parameter, own in self._parameters():
+            parameter.data = own.detach()
 
     def _accepts(self, changes: Mapping[int, int]) -> bool:
         """Whether the module takes inputs of other sizes."""
         self.model.eval()
         try:
             with torch.no_grad():
-                _run(self.model, tuple(t[:2] for t in self._resized(changes)))
+                _run(self.model, self._resized(changes))
         except Exception:  # whatever the model's own code raises
             return False
         return True
-
-    def _sizes(self, changes: Mapping[int, int]) -> str:
-        return " and ".join("x".join(str(changes.get(n, n)) for n in x.shape) for x in self.x)
 
     def _training(self) -> None:
         """Values, buffers and gradients, in training, with the same random numbers."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from asking import (
     FOUND,
     HELD,
@@ -25,6 +26,7 @@ from asking import (
 from torch import nn
 
 import graphsurgery as gs
+from graphsurgery.tracing import likeness
 
 
 @pytest.mark.parametrize("forward", [*RIGHT, *HELD, *SPELLED], ids=name_of)
@@ -269,3 +271,23 @@ def test_what_the_models_own_train_leaves_in_evaluation_is_said():
     graph = gs.trace(Frozen(), torch.randn(5, 4))
     (line,) = graph.lineage[0]["only as in evaluation"]
     assert line == "norm trains too here, while the model's own train() leaves it in evaluation"
+
+
+def test_what_float64_does_not_show_is_rounding(monkeypatch):
+    """Attention sums in another order than the model; with nothing allowed in float32, float64 has to tell."""
+    monkeypatch.setattr(likeness, "_ROUNDING", {torch.float64: 1e-10, torch.float32: 0.0})
+    monkeypatch.setattr(likeness, "_NOISE", 0.0)
+    asked = []
+    monkeypatch.setattr(likeness.Likeness, "_in_double", spied(likeness.Likeness._in_double, asked))
+    gs.trace(zoo.model("vit").float(), zoo.example("vit").float())
+    assert asked
+    with pytest.raises(gs.TraceError, match="its trace differs"):
+        gs.trace(network(pattern_of_a_tensor).float(), example().float())
+
+
+def spied(method, asked):
+    def called(self):
+        asked.append(self)
+        return method(self)
+
+    return called
