@@ -49,17 +49,25 @@ class Likeness:
         traced: its trace.
         examples: the inputs that it was traced with.
         names: the name that the trace has for each parameter of the module, by the id of that.
+        spells: whether the model writes sizes into texts, so that other sizes may matter in training, too.
 
     Source: the randomised differential testing of McKeeman, "Differential testing for software", 1998.
     """
 
     def __init__(
-        self, model: nn.Module, traced: fx.GraphModule, examples: Sequence[Tensor], names: Mapping[int, str]
+        self,
+        model: nn.Module,
+        traced: fx.GraphModule,
+        examples: Sequence[Tensor],
+        names: Mapping[int, str],
+        *,
+        spells: bool = False,
     ) -> None:
         self.model, copies = alias_copy(model)
         self.real = {id(new): old for old, new in ((old, copies[id(old)]) for old in model.parameters())}
         self.traced = traced
         self.names = names
+        self.spells = spells
         self.writes = any(acts_in_place(traced, node) for node in traced.graph.nodes)
         self.name = type(model).__name__
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -87,7 +95,7 @@ class Likeness:
         self._restore_weights()
         model, copies = alias_copy(self.model)
         names = {id(copies[id(p)]): self.names[id(old)] for p, old in self._parameters() if id(old) in self.names}
-        return Likeness(model.double(), copy.deepcopy(self.traced).double(), self.x, names)
+        return Likeness(model.double(), copy.deepcopy(self.traced).double(), self.x, names, spells=self.spells)
 
     def _parameters(self) -> list[tuple[Tensor, Tensor]]:
         """The parameters of the copy of the module, each with that of the module."""
@@ -106,6 +114,8 @@ class Likeness:
                 self._other_sizes()
             if training:
                 self._training()
+                if takes and self.spells:
+                    self._other_sizes(training=True)
         return takes
 
     # Inputs ---------------------------------------------------------------------------------------------------------
@@ -139,14 +149,14 @@ class Likeness:
 
     # Comparisons ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, x: Sequence[Tensor], where: str = "") -> bool | None:
+    def _compare(self, x: Sequence[Tensor], where: str = "", *, training: bool = False) -> bool | None:
         """Compare on these inputs, `where` in words; on the example inputs where it is empty.
 
         Returns:
             Whether the module takes them; None where it does, but its trace says that it does not.
         """
-        self.model.eval()
-        self.traced.eval()
+        self.model.train(training)
+        _same_modes(self.model, self.traced)
         self._reset()
         with torch.no_grad():
             try:
@@ -162,7 +172,7 @@ class Likeness:
                     return None
                 raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause
             self._judge(found, expected, where or "on the example inputs", lambda: _run(self.model, self._nudged(x)))
-            if self.writes and not self.remembers(x):
+            if self.writes and not training and not self.remembers(x):
                 self._judge(again, expected, "called again", lambda: found)
         return True
 
@@ -172,7 +182,7 @@ class Likeness:
         first, second = _run(self.model, x), _run(self.model, x)
         return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
-    def _other_sizes(self) -> None:
+    def _other_sizes(self, *, training: bool = False) -> None:
         """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
         free = {}
         for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]):
@@ -180,15 +190,15 @@ class Likeness:
                 if self._accepts({n: new}):
                     free[n] = new
                     break
-        if self._compare_resized(free, 1) or not free:
+        if self._compare_resized(free, 1, training) or not free:
             return
-        self._compare_resized({}, 1)
+        self._compare_resized({}, 1, training)
         for n, new in free.items():
-            self._compare_resized({n: new}, 0)
+            self._compare_resized({n: new}, 0, training)
 
-    def _compare_resized(self, changes: Mapping[int, int], more: int) -> bool | None:
+    def _compare_resized(self, changes: Mapping[int, int], more: int, training: bool) -> bool | None:
         sizes = " and ".join("x".join(map(str, self._shape(x, changes, more))) for x in self.x)
-        return self._compare(self._resized(changes, more=more), f"at inputs of {sizes}")
+        return self._compare(self._resized(changes, more=more), f"at inputs of {sizes}", training=training)
 
     def _reset(self) -> None:
         """Both have the weights, the statistics and whatever else is in buffers, that the model has."""

@@ -84,7 +84,7 @@ def _compared(
     unshuffle(module, shared=not copy)
     if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         try:
-            likeness = Likeness(model, module, examples, names)
+            likeness = Likeness(model, module, examples, names, spells=bool(traces.spelled_out))
             likeness.check(training=not traces.only_evaluating)
             traces.only_evaluating += [
                 f"{path} trains too here, while the model's own train() leaves it in evaluation"

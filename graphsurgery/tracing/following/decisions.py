@@ -89,9 +89,8 @@ class HoldingTracer(DecidingTracer):
 
     def decide_indices(self, graph: fx.Graph) -> None:
         """Hold what Python has asked for."""
-        output = next(node for node in reversed(graph.nodes) if node.op == "output")
-        with graph.inserting_before(output):
-            for proxy, _, _, line in self._indices:
+        for proxy, _, _, line in self._indices:
+            with graph.inserting_before(proxy.node.next):
                 self.decided(proxy, line)
         self._indices.clear()
 
