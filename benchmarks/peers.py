@@ -70,8 +70,9 @@ Median of nine rounds in processor time, then the fastest and the slowest; slow 
 one untimed round in which the result must run. All start from a loaded network and an input `[1, 3, 224, 224]` and
 remove half of the channels of every space; the millions of parameters that are left stand in the order of the tools.
 Ours leaves the network as it is and returns a new one; the peers change it in place, and the copy that they get is not
-part of their time. torch-kirigami is told which channels go (the second half of each layer), while the others rank
-them. Torch-Pruning runs the network on the input to find the dependencies; ours computes shapes only. For vit_b_16 the
+part of their time, as the comparison of our trace with the network is none of ours (`check=False`). torch-kirigami is
+told which channels go (the second half of each layer), while the others rank them. Torch-Pruning runs the network on
+the input to find the dependencies; ours computes shapes only. For vit_b_16 the
 benchmark corrects an attribute of the network after Torch-Pruning (`hidden_dim`), without which the result does not
 run.
 

@@ -57,7 +57,7 @@ def truthful() -> Iterator[None]:
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in _namespaces():
-        cached = [name for name, value in list(namespace.items()) if isinstance(value, functools._lru_cache_wrapper)]
+        cached = [name for name, value in list(namespace.items()) if type(value) is functools._lru_cache_wrapper]
         answers = {name: answer for name, answer in _ANSWERS.items() if name not in namespace}
         answers |= {name: namespace[name].__wrapped__ for name in cached}
         changed += [(namespace, name, namespace.get(name, _MISSING)) for name in answers]
