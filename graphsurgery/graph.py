@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -172,6 +173,10 @@ class ModelGraph:
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, as they are now."""
         return named_tensors(self.module)
+
+    def copy(self) -> ModelGraph:
+        """The same network with tensors of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
 
     def example_inputs(self, batch: int = 2, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""

@@ -9,7 +9,8 @@ from graphsurgery.checkpoint.files import save
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.delivery.deliver import deliver
-from graphsurgery.recipes.merge import default_plan, merge
+from graphsurgery.recipes.merging.merge import merge
+from graphsurgery.recipes.merging.plan import default_plan
 from graphsurgery.recipes.outcome import Check, Outcome
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data.loading import load_data

@@ -8,7 +8,6 @@ Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, sections 2 and 3.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -241,7 +240,7 @@ class _Growing:
         if "scratch" in self.plan.controls:
             fresh = reinitialized(start, growth.seed + 1)
         if "teacher continued" in self.plan.controls:
-            again = replace(self.teacher, module=copy.deepcopy(self.teacher.module))
+            again = self.teacher.copy()
         result = self._trained("grown", start, self.plan.training)
         record = {"pass": "grow", **recorded(self.data), "plan": asdict(self.plan.training)}
         result = replace(result, lineage=(*result.lineage, record))

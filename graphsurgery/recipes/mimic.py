@@ -8,7 +8,6 @@ Source: Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -176,7 +175,7 @@ class _Mimicking:
         return whole[0] if len(whole) == 1 else torch.utils.data.ConcatDataset(whole), spread
 
     def _copy(self) -> ModelGraph:
-        return replace(self.student, module=copy.deepcopy(self.student.module))
+        return self.student.copy()
 
     def _narrowed(self) -> ModelGraph:
         """The student as it trains: with a bottleneck in its largest linear layer, if the plan has one."""

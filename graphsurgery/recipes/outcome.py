@@ -20,6 +20,8 @@ class Row:
         parameters, macs: its size, and multiply-adds per example; None where several networks run.
         latency: ONNX Runtime milliseconds for one example, where measured.
         epochs: training epochs spent on it so far, with those of everything that it is made of.
+        training_macs: multiply-adds of all forward passes of that training.
+        seconds: of the processor, for what of that training was done in this run.
         note: what a reader should know.
     """
 
@@ -30,6 +32,8 @@ class Row:
     macs: int | None = None
     latency: float | None = None
     epochs: float | None = None
+    training_macs: float | None = None
+    seconds: float | None = None
     note: str = ""
 
 

@@ -106,7 +106,7 @@ def settle(graph: ModelGraph, seed: int, size: float, traced: ModelGraph | None,
     try:
         subject, note = (graph, "") if size <= 1 else _narrowed(graph, seed, size)
         if not has_values(subject.module):
-            subject = replace(subject, module=copy.deepcopy(subject.module))
+            subject = subject.copy()
             fill(subject.module, seed)
         exact = double(subject)
     except SurgeryError as cause:
@@ -180,7 +180,7 @@ class PassContracts:
         """The mean of this network and another of its topology."""
 
         def deviation() -> float:
-            other = replace(self.subject, module=copy.deepcopy(self.subject.module))
+            other = self.subject.copy()
             redraw(other.module, self.seed + 1)
             calibrate(other.module, other.inputs, self.dtype, self.seed + 1)
             expected = _mean(self._outputs(self.subject), self._outputs(other))
@@ -276,7 +276,7 @@ class PassContracts:
             weights = maskable(self.subject)
             small, whole = mask(self.subject, masks), mask(self.subject, MaskSet.ones(self.subject))
             zeroed = {name: weight * masks[name] for name, weight in weights.items()}
-            trained = replace(self.subject, module=copy.deepcopy(self.subject.module))
+            trained = self.subject.copy()
             with masked(trained, masks):
                 outputs = self._outputs(trained)
             return max(

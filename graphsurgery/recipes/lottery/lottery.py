@@ -9,7 +9,6 @@ Frankle et al., arXiv:1903.01611; learning rate rewinding, the default: Renda et
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import re
@@ -148,7 +147,7 @@ class _Seed:
         """The network before any training."""
         if self.start is None:
             return fresh(self.spec, self.data, self.training.seed)
-        return replace(self.start, module=copy.deepcopy(self.start.module), origin=None)
+        return replace(self.start.copy(), origin=None)
 
     def _redrawn(self, seed: int) -> dict[str, Tensor]:
         """The values of such a network whose weights are new."""

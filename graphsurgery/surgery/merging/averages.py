@@ -26,12 +26,17 @@ class Ensemble(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
-def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
+def average(graphs: Sequence[ModelGraph], weights: Sequence[float] | None = None) -> ModelGraph:
     """A network whose every weight is the mean of the parents' weights, channel by channel as they come.
+
+    Args:
+        graphs: typed networks of one topology and sizes.
+        weights: how much each counts; by default all alike.
 
     Raises:
         SurgeryError: topologies or sizes differ.
     """
+    shares = torch.tensor([1.0] * len(graphs) if weights is None else list(weights), dtype=torch.float64)
     first, *others = graphs
     tensors = [first.tensors()]
     names = [{name: name for name in first.types.parameters}]
@@ -43,6 +48,8 @@ def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
         found = [t[n[typed.name]].detach().to(old.device) for t, n in zip(tensors, names, strict=True)]
         if any(t.shape != old.shape for t in found):
             raise SurgeryError(f"average: {typed.name} has different shapes in the parents")
-        return torch.stack(found).mean(0) if old.is_floating_point() else old.clone()
+        if not old.is_floating_point():
+            return old.clone()
+        return torch.einsum("n,n...->...", (shares / shares.sum()).to(old), torch.stack(found))
 
     return rebuild(first, Edit({}), mean, {"pass": "average", "parents": len(graphs)})

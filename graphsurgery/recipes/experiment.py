@@ -1,0 +1,156 @@
+"""The books of a recipe: what it trained, what every network scored and cost, and which contracts were measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from graphsurgery.graph import ModelGraph
+from graphsurgery.recipes.outcome import Check, Outcome, Row
+from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.deviation import deviation
+from graphsurgery.training.data.dataset import Data, size_of
+from graphsurgery.training.loop.evaluation import evaluate
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import EpochRecord, History, Run
+from graphsurgery.training.objectives.tasks import Objective, objective_for
+
+PROBES = 8
+"""Real inputs on which contracts are measured."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What training took, all that a network is made of together; None is unknown.
+
+    Attributes:
+        epochs: passes over the training data.
+        macs: multiply-adds of all forward passes.
+        seconds: of the processor, in this process.
+    """
+
+    epochs: float | None = 0.0
+    macs: float | None = 0.0
+    seconds: float | None = 0.0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(_sum(self.epochs, other.epochs), _sum(self.macs, other.macs), _sum(self.seconds, other.seconds))
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+class Experiment:
+    """Networks on data: trained, measured and compared, with a row for each.
+
+    Args:
+        data: selection looks at `data.validation`; `data.test` is only measured.
+        device: where to train and measure.
+        run: folder for metrics and states; an interrupted run goes on from it.
+        reporter: told about progress.
+    """
+
+    def __init__(
+        self, data: Data, *, device: str = "auto", run: Run | None = None, reporter: Reporter | None = None
+    ) -> None:
+        self.data, self.device, self.run, self.reporter = data, device, run, reporter
+        self.objective = objective_for(data)
+        self.rows: list[Row] = []
+        self.checks: list[Check] = []
+        self.curves: list[EpochRecord] = []
+        self._began = time.perf_counter()
+
+    def train(
+        self,
+        graph: ModelGraph,
+        plan: TrainingPlan,
+        stage: str,
+        *,
+        objective: Objective | None = None,
+        dataset: Dataset[Any] | None = None,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+    ) -> tuple[History, Effort]:
+        """Train a network in place; by default on the task's labels."""
+        began = time.process_time()
+        history = fit(
+            graph.module,
+            self.data.train if dataset is None else dataset,
+            plan,
+            objective=objective or self.objective,
+            validation=self.data.validation,
+            run=self.run,
+            stage=stage,
+            param_groups=groups,
+            reporter=self.reporter,
+        )
+        self.curves.extend(history.records)
+        return history, self.effort(graph, plan.epochs, time.process_time() - began)
+
+    def effort(self, graph: ModelGraph, epochs: float | None, seconds: float | None = None) -> Effort:
+        """What so many epochs of a network take."""
+        macs = None if epochs is None else epochs * size_of(self.data.train) * cost(graph).macs
+        return Effort(epochs, macs, seconds)
+
+    def measured(self, name: str, network: ModelGraph | nn.Module, effort: Effort | None = None, note: str = "") -> Row:
+        """What a network scores and costs, as a row that is not in the books yet."""
+        module = network.module if isinstance(network, ModelGraph) else network
+        size = cost(network) if isinstance(network, ModelGraph) else None
+        effort = effort or Effort(None, None, None)
+        return Row(
+            name,
+            test=evaluate(module, self.data.test, self.objective, device=self.device),
+            validation=evaluate(module, self.data.validation, self.objective, device=self.device),
+            parameters=size.parameters if size else None,
+            macs=size.macs if size else None,
+            epochs=effort.epochs,
+            training_macs=effort.macs,
+            seconds=effort.seconds,
+            note=note,
+        )
+
+    def measure(self, name: str, network: ModelGraph | nn.Module, effort: Effort | None = None, note: str = "") -> Row:
+        """A row of the table."""
+        self.rows.append(self.measured(name, network, effort, note))
+        return self.rows[-1]
+
+    def better(self, one: Row, other: Row) -> bool:
+        """Whether one scores more than another on validation data; of equal scores the smaller loss counts."""
+        return self.rank(one) > self.rank(other)
+
+    def rank(self, row: Row) -> tuple[float, float]:
+        """Higher is better, on validation data."""
+        score = row.validation[self.objective.score]
+        return (score if self.objective.higher_is_better else -score, -row.validation.get("loss", 0.0))
+
+    def check(self, name: str, found: Tensor, expected: Tensor, allowed: float) -> None:
+        """A contract, measured as a relative deviation."""
+        self.checks.append(Check(name, deviation(found, expected), allowed))
+
+    def probe(self) -> Tensor:
+        """A few real inputs in float64."""
+        count = min(PROBES, size_of(self.data.validation))
+        return torch.stack([self.data.validation[i][0] for i in range(count)]).double()
+
+    def outcome(self, title: str, verdict: str, config: Mapping[str, Any], **more: Any) -> Outcome:
+        """Everything that was found out, with the seconds since the experiment began."""
+        return Outcome(
+            title=title,
+            rows=tuple(self.rows),
+            metric=self.objective.score,
+            higher_is_better=self.objective.higher_is_better,
+            curves=tuple(self.curves),
+            checks=tuple(self.checks),
+            verdict=verdict,
+            config=config,
+            seconds=time.perf_counter() - self._began,
+            **more,
+        )

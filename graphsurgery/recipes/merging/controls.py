@@ -1,0 +1,152 @@
+"""What a merged network has to beat: the same epochs spent otherwise. Each is built before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.models.spec_text import is_function_spec, parse_spec
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.recipes.experiment import Effort
+from graphsurgery.recipes.merging.plan import CONTROLS, training_record
+from graphsurgery.recipes.merging.work import Merging
+from graphsurgery.recipes.train import fresh
+from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
+
+Control = Callable[[], None]
+"""Trains a network and writes its row."""
+
+
+def controls(work: Merging) -> list[Control]:
+    """The controls of a plan, ready to be trained.
+
+    Raises:
+        SurgeryError: one cannot be built as the first parent was.
+    """
+    makers = dict(zip(CONTROLS, (_longer, _longer_at_rate, _one_more, _distilled, _wide), strict=True))
+    made = [makers[name](work) for name in work.plan.controls]
+    return [control for control in made if control is not None]
+
+
+def _longer(work: Merging, rate: float | None = None, name: str = CONTROLS[0]) -> Control:
+    graph, plan, note = _new(work, 1000)
+    plan = plan if rate is None else replace(plan, lr=rate)
+
+    def train() -> None:
+        trained = replace(plan, epochs=round(_epochs(work.spent)))
+        _, effort = work.books.train(graph, trained, _stage(name))
+        work.books.measure(name, graph, effort, note if rate is None else f"the same at a rate of {rate:g}")
+
+    return train
+
+
+def _longer_at_rate(work: Merging) -> Control | None:
+    """Nothing where the merge has the parents' rate."""
+    rate = work.plan.fine_tuning.lr
+    return None if not work.plan.trains or rate == _plan(work, 0).lr else _longer(work, rate, CONTROLS[1])
+
+
+def _one_more(work: Merging) -> Control:
+    graph, plan, _ = _new(work, 2000)
+
+    def train() -> None:
+        books = work.books
+        _, effort = books.train(graph, plan, _stage(CONTROLS[2]))
+        row = books.measured("another", graph, effort)
+        parents = [row for row in books.rows if row.name.startswith("parent ")]
+        best = max([*parents, row], key=books.rank)
+        total = work.all_parents + effort
+        note = f"the best of {len(parents) + 1} on validation data"
+        books.rows.append(
+            replace(
+                best,
+                name=f"best of {len(parents) + 1}",
+                note=note,
+                epochs=total.epochs,
+                training_macs=total.macs,
+                seconds=total.seconds,
+            )
+        )
+
+    return train
+
+
+def _distilled(work: Merging) -> Control | None:
+    """Nothing where the merge trains nothing, whose epochs it could have."""
+    if not work.plan.trains:
+        return None
+    first = work.parents[0]
+    graph = first.copy()
+
+    def train() -> None:
+        plan = work.plan
+        epochs = plan.wide.epochs + plan.fine_tuning.epochs
+        objective, examples = work.taught(work.parents)
+        trained = replace(plan.fine_tuning, epochs=epochs, seed=plan.seed + 3000)
+        _, effort = work.books.train(graph, trained, _stage(CONTROLS[3]), objective=objective, dataset=examples)
+        note = "trained on what the ensemble says, for the epochs of the merge"
+        work.books.measure(CONTROLS[3], graph, work.all_parents + effort, note)
+
+    return train
+
+
+def _wide(work: Merging) -> Control | None:
+    """Nothing where the merge trains nothing."""
+    if not work.plan.trains:
+        return None
+    wide = reinitialized(concatenate(work.parents), work.plan.seed + 4000)
+
+    def train() -> None:
+        books, plan = work.books, work.plan
+        before = round(_epochs(work.all_parents)) + plan.wide.epochs
+        _, effort = books.train(wide, replace(_plan(work, 4000), epochs=before), _stage("wide"))
+        small = compress(wide, work.targets(wide))
+        work.recalibrate(small)
+        objective, examples = work.taught([wide])
+        training = replace(plan.fine_tuning, seed=plan.seed + 4000)
+        _, more = books.train(small, training, _stage(CONTROLS[4]), objective=objective, dataset=examples)
+        note = "a new network as wide as the parents together, trained, cut and distilled in the same epochs"
+        books.measure(CONTROLS[4], small, effort + more, note)
+
+    return train
+
+
+def _new(work: Merging, offset: int) -> tuple[ModelGraph, TrainingPlan, str]:
+    """One new network, how it is trained but for the epochs, and what its row says."""
+    first, seed = work.parents[0], work.plan.seed + offset
+    plan, record = _plan(work, offset), training_record(first)
+    if record is None or work.all_parents.epochs is None:
+        note = "the parents' training is unknown; trained as the fine-tuning, parents counted as 0 epochs"
+        return reinitialized(first, seed), plan, note
+    spec = str(record.get("spec"))
+    note = "one network, trained as long as everything together"
+    if is_function_spec(parse_spec(spec).name):
+        # A checkpoint must not choose which Python file is executed.
+        return reinitialized(first, seed), plan, f"{note}, from new weights of the first parent"
+    try:
+        return fresh(spec, work.books.data, seed), plan, note
+    except SurgeryError as cause:
+        raise type(cause)(
+            f"merge: the control cannot be built as the first parent was: {cause}; or leave it out: --no-control"
+        ) from cause
+
+
+def _plan(work: Merging, offset: int) -> TrainingPlan:
+    """How the first parent was trained, with a seed of its own."""
+    record, seed = training_record(work.parents[0]), work.plan.seed + offset
+    if record is None or work.all_parents.epochs is None:
+        return replace(work.plan.fine_tuning, seed=seed)
+    return recorded_plan(record, device=work.plan.fine_tuning.device, seed=seed)
+
+
+def _epochs(effort: Effort) -> float:
+    return effort.epochs or 0.0
+
+
+def _stage(name: str) -> str:
+    """The name of a stage in a run folder."""
+    return "control-" + name.replace(",", "").replace("'", "").replace(" ", "-")

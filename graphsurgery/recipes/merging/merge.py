@@ -1,0 +1,145 @@
+"""Merge: one network, of the size of one parent, out of several trained ones; next to it what it has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from graphsurgery.errors import SurgeryError
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.deepen import as_deep
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.merging.averaging import by_average, by_soup, check_same_sizes
+from graphsurgery.recipes.merging.closing_gates import by_gates
+from graphsurgery.recipes.merging.controls import controls
+from graphsurgery.recipes.merging.joint import by_joint
+from graphsurgery.recipes.merging.plan import MergePlan, default_plan
+from graphsurgery.recipes.merging.work import Merging
+from graphsurgery.recipes.outcome import Outcome, Row, comparison
+from graphsurgery.surgery.merging.averages import average
+from graphsurgery.surgery.merging.matching import match_nodes
+from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.loading import check_fits
+from graphsurgery.training.loop.progress import Reporter
+from graphsurgery.training.loop.run import Run
+
+_WAYS = {"joint": by_joint, "gates": by_gates, "average": by_average, "soup": by_soup}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The merged network and everything that was found out on the way."""
+
+    graph: ModelGraph
+    outcome: Outcome
+
+
+def merge(
+    parents: Sequence[ModelGraph],
+    data: Data,
+    plan: MergePlan | None = None,
+    *,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+    made: Callable[[ModelGraph], None] | None = None,
+) -> Merged:
+    """Merge trained networks of one topology into one.
+
+    Args:
+        parents: two or more typed networks; widths may differ. They are not modified. Where one has more blocks than
+            another of its family, the shallower is deepened first; its outputs stay.
+        data: selection looks at `data.validation`; `data.test` is only measured.
+        plan: how; by default `default_plan` of the parents.
+        run: folder for metrics and states; an interrupted merge goes on from it.
+        reporter: told about progress.
+        made: given the merged network as soon as it is there, before the controls are trained.
+
+    Raises:
+        SurgeryError: the parents do not fit together or do not fit the data, a control cannot be built, or training
+            fails.
+        CheckFailedError: never; contracts that do not hold are rows of the outcome.
+    """
+    plan = plan or default_plan(parents)
+    parents = as_deep(parents)
+    for position, parent in enumerate(parents, 1):
+        check_fits(data, parent.module, name=f"parent {position}")
+    for position, parent in enumerate(parents[1:], 2):
+        match_nodes(parents[0], parent, position)
+    if plan.by in ("average", "soup"):
+        check_same_sizes(parents, plan.by)
+    books = Experiment(data, device=plan.fine_tuning.device, run=run, reporter=reporter)
+    work = Merging(parents, plan, books)
+    compared = controls(work)  # what cannot be built is found before anything is trained
+    work.measure_parents()
+    _measure_plain_average(work)
+    graph = _best(work) if plan.by == "auto" else _WAYS[plan.by](work)
+    if plan.by != "auto":
+        books.measure("merged", graph, work.spent, _NOTES[plan.by])
+    if made is not None:
+        made(graph)
+    for control in compared:
+        control()
+    outcome = books.outcome(
+        f"{len(parents)} networks merged on {data.name}",
+        verdict(books.rows, books.objective.score, books.objective.higher_is_better),
+        asdict(plan),
+        gates=tuple(work.gate_epochs),
+        origins=work.origins,
+    )
+    return Merged(graph, outcome)
+
+
+_NOTES = {
+    "joint": "fine-tuned on the labels and on what the joint network says",
+    "gates": "fine-tuned",
+    "average": "",
+    "soup": "",
+}
+
+
+def _best(work: Merging) -> ModelGraph:
+    """What is best on validation data: a parent, a soup, the aligned average, or the joint recipe's network."""
+    books = work.books
+    best = work.best_parent()
+    rows = [row for row in books.rows if row.name == f"parent {best + 1}"]
+    found: list[tuple[Row, ModelGraph]] = [(rows[0], work.lineage(work.parents[best], chosen=rows[0].name))]
+    cheap = (by_soup, by_average) if _same_sizes(work.parents) else ()
+    for way in cheap:
+        graph = way(work)
+        found.append((books.rows[-1], graph))
+    graph = by_joint(work)
+    found.append((books.measure("distilled", graph, work.spent, _NOTES["joint"]), graph))
+    row, graph = max(found, key=lambda pair: books.rank(pair[0]))
+    note = f"{row.name}: the best of {len(found)} on validation data"
+    books.rows.append(replace(row, name="merged", note=note))
+    return graph
+
+
+def _same_sizes(parents: Sequence[ModelGraph]) -> bool:
+    try:
+        check_same_sizes(parents, "auto")
+    except SurgeryError:
+        return False
+    return True
+
+
+def _measure_plain_average(work: Merging) -> None:
+    """The average of weights as they come, where the parents have such."""
+    try:
+        mean = average(work.parents)
+    except SurgeryError:
+        return
+    work.books.measure("weight average", mean, work.all_parents, "no alignment of channels")
+
+
+def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
+    """One plain sentence on whether merging paid, by the test metric: the best parent, and the strongest control."""
+    scores = {row.name: row.test[metric] for row in rows}
+    sign = 1.0 if higher_is_better else -1.0
+    best = max((v for n, v in scores.items() if n.startswith("parent") and n[7:].isdigit()), key=lambda v: sign * v)
+    against = {"the best parent": best}
+    after = [row for row in rows[[row.name for row in rows].index("merged") + 1 :]]
+    if after:
+        strongest = max(after, key=lambda row: sign * row.test[metric])
+        against[f"the strongest control ({strongest.name})"] = strongest.test[metric]
+    return comparison("the merged network", scores["merged"], against, metric, higher_is_better)

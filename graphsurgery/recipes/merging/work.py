@@ -1,0 +1,126 @@
+"""One merge in progress: the parents, the books, and the steps that several ways have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from graphsurgery.axes.maps import ChannelMap
+from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.recipes.contracts.edit_checks import check_cut
+from graphsurgery.recipes.experiment import Effort, Experiment
+from graphsurgery.recipes.merging.plan import MergePlan, trained_epochs
+from graphsurgery.recipes.outcome import GateEpoch
+from graphsurgery.surgery.deviation import double
+from graphsurgery.surgery.merging.averages import Ensemble
+from graphsurgery.training.data.loading import recorded
+from graphsurgery.training.data.transfer import answered
+from graphsurgery.training.loop.evaluation import recalibrate
+from graphsurgery.training.objectives.imitation import Mimicry
+from graphsurgery.training.objectives.tasks import Objective
+from graphsurgery.training.objectives.teachers import Teachers, logits_of
+
+
+class Merging:
+    """One merge in progress."""
+
+    def __init__(self, parents: Sequence[ModelGraph], plan: MergePlan, books: Experiment) -> None:
+        self.parents, self.plan, self.books = parents, plan, books
+        self.gate_epochs: list[GateEpoch] = []
+        self.origins: dict[str, tuple[int, ...]] = {}
+        known = [plan.parent_epochs if plan.parent_epochs is not None else trained_epochs(p) for p in parents]
+        self.parent_efforts = [books.effort(parent, e, 0.0) for parent, e in zip(parents, known, strict=True)]
+        self.all_parents = sum(self.parent_efforts, Effort())
+        self.spent = self.all_parents
+
+    def measure_parents(self) -> None:
+        """A row for each parent, and for their ensemble."""
+        for position, (parent, effort) in enumerate(zip(self.parents, self.parent_efforts, strict=True), 1):
+            self.books.measure(f"parent {position}", parent, effort)
+        ensemble = Ensemble([parent.module for parent in self.parents])
+        self.books.measure("ensemble", ensemble, self.all_parents, "the parents' outputs, averaged")
+
+    def best_parent(self) -> int:
+        """The number of the parent that is best on validation data."""
+        rows = [row for row in self.books.rows if row.name.startswith("parent ")]
+        return max(range(len(rows)), key=lambda n: self.books.rank(rows[n]))
+
+    def concatenated(self) -> ModelGraph:
+        """The parents side by side; the contract is checked and the row written."""
+        big = concatenate(self.parents)
+        probe, doubles = self.books.probe(), [double(parent) for parent in self.parents]
+        expected = torch.stack([parent(probe) for parent in doubles]).mean(0)
+        self.books.check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
+        self.books.measure("concatenated", big, self.spent)
+        return big
+
+    def targets(self, big: ModelGraph) -> dict[str, int]:
+        """How many channels each outer space of the result shall have."""
+        first = {space.name: space.size for space in self.parents[0].spaces}
+        targets = {}
+        for space in big.spaces:
+            if space.outer:
+                size = first.get(space.name, space.size // len(self.parents))
+                targets[space.name] = min(space.size, max(1, round(size * self.plan.budget)))
+        return targets
+
+    def cut(self, big: ModelGraph, kept: Mapping[str, Any]) -> tuple[ModelGraph, str]:
+        """What is left of a network, and why the cut is not exact; the contract is checked, the origins written down."""
+        small = compress(big, kept)
+        found = check_cut(big, small, self.plan.seed)
+        if found.check is not None:
+            self.books.checks.append(found.check)
+        assert small.origin is not None
+        for dim, name in small.origin.spaces.items():
+            chosen = small.origin.edit.maps.get(dim)
+            if name in kept and isinstance(chosen, ChannelMap):
+                self.origins[name] = self._origins(name, chosen.source)
+        return small, found.why
+
+    def _origins(self, name: str, kept: Tensor) -> tuple[int, ...]:
+        """How many of these channels came from each parent."""
+        counts, start = [], 0
+        for parent in self.parents:
+            size = next((s.size for s in parent.spaces if s.name == name), 0)
+            counts.append(int(((kept >= start) & (kept < start + size)).sum()))
+            start += size
+        return tuple(counts)
+
+    def recalibrated(self, graph: ModelGraph, name: str = "recalibrated") -> ModelGraph:
+        """The network with statistics of its own in its BatchNorms, in place, and a row."""
+        norms = self.recalibrate(graph)
+        self.books.measure(name, graph, self.spent, f"{norms} BatchNorms, 1,000 images" if norms else "no BatchNorm")
+        return graph
+
+    def recalibrate(self, graph: ModelGraph) -> int:
+        """Find the statistics of a network's BatchNorms anew, in place; how many there are."""
+        return recalibrate(graph.module, self.books.data.train, seed=self.plan.seed, device=self.books.device)
+
+    def taught(self, teachers: Sequence[ModelGraph]) -> tuple[Objective, Dataset[Any]]:
+        """What a network learns from labels and from what others say together, and the examples.
+
+        Of examples in memory the answers are computed once; others may be drawn anew in every epoch, such as shifted
+        and mirrored images, and are answered as they come.
+        """
+        data, imitation = self.books.data, self.plan.imitation
+        if imitation.labels == 1:
+            return self.books.objective, data.train
+        answering = Teachers([copy.deepcopy(teacher.module) for teacher in teachers])
+        in_memory = type(data.train) is TensorDataset
+        if in_memory and (data.classes is not None or data.train.tensors[1].dim() == 2):
+            logits = logits_of(answering, data.train, device=self.books.device)
+            return Mimicry(data.classes, imitation), answered(data.train, logits)
+        return Mimicry(data.classes, imitation, teacher=answering), data.train
+
+    def lineage(self, graph: ModelGraph, **more: Any) -> ModelGraph:
+        """The network with a record of the merge."""
+        record = {"pass": "merge", "parents": len(self.parents), **recorded(self.books.data), **more}
+        return replace(graph, lineage=(*graph.lineage, {**record, "plan": asdict(self.plan)}))
