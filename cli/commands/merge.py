@@ -26,7 +26,7 @@ from graphsurgery.cli.running import RUNNING, Running
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Output as Screen
     from graphsurgery.graph import ModelGraph
-    from graphsurgery.recipes.merge import MergePlan
+    from graphsurgery.recipes.merging.plan import MergePlan
 
 
 @Parameter(name="*", group="Merging")
@@ -34,20 +34,30 @@ if TYPE_CHECKING:
 class Merging:
     """What changes in the default plan: both stages train as the first parent did."""
 
-    gate_epochs: int | None = None
-    """Epochs in which the gates close."""
+    by: Literal["auto", "joint", "gates", "average", "soup"] = "joint"
+    """How: joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the paper's
+    recipe; average aligns channels and averages weights, soup averages them as they are, both without training; auto
+    tries all but the gates, and takes what is best on validation data, a parent if need be."""
+    wide_epochs: int | None = None
+    """Epochs of the parents side by side: jointly, or while gates close."""
     epochs: int | None = None
     """Epochs of fine-tuning after the cut."""
+    rate: float | None = None
+    """What the parents' learning rate is multiplied by; by default 5 with BatchNorm and SGD, else 1 (gates: 1)."""
+    lr: float | None = None
+    """Learning rate of both stages, instead; while gates close it is 0.3 times this."""
+    labels: float | None = None
+    """Weight of the labels beside what networks say, 0 to 1; 0 needs no labels. By default 0.5 (gates: 1)."""
     parent_epochs: float | None = None
     """How long each parent was trained; by default their files say."""
     budget: float = 1.0
     """Size of every space of the result, as a multiple of the first parent's."""
     gate_lr: float | None = None
     """Learning rate of the gates."""
+    controls: str = "longer,faster,another,distilled,wide"
+    """Which controls are trained too, to compare with, separated by commas."""
     control: Annotated[bool, Parameter(negative="--no-control")] = True
-    """Also train one new network for as many epochs as everything together, to compare with."""
-    lr: float | None = None
-    """Learning rate of fine-tuning; while gates close it is 0.3 times this."""
+    """Train controls; without any it takes a fraction of the time, and nothing says whether it paid."""
     optimizer: str | None = None
     """sgd, adam or adamw."""
     batch_size: int | None = None
@@ -58,33 +68,30 @@ class Merging:
     """no, bf16 or fp16."""
     device: str = "auto"
     """auto, cpu, cuda or any torch device."""
-    recover: Literal["labels", "mimic"] = "labels"
-    """What fine-tuning learns: the labels, or what the parents say together, which needs none."""
 
     def plan(self, parents: Sequence[ModelGraph], seed: int) -> MergePlan:
         """The default plan of these parents with these changes."""
         from dataclasses import replace
 
-        from graphsurgery.recipes.merge import default_plan
+        from graphsurgery.recipes.merging.plan import default_plan
 
-        plan = default_plan(parents, seed)
-        plan = replace(
-            plan, budget=self.budget, control=self.control, parent_epochs=self.parent_epochs, recover=self.recover
-        )
+        controls = tuple(name.strip() for name in self.controls.split(",")) if self.control else ()
+        settings = {"budget": self.budget, "controls": controls, "parent_epochs": self.parent_epochs}
+        plan = default_plan(parents, seed, by=self.by, rate=self.rate, **settings)
         if self.gate_lr is not None:
             plan = replace(plan, gate_lr=self.gate_lr)
+        if self.labels is not None:
+            plan = replace(plan, imitation=replace(plan.imitation, labels=self.labels))
         names = ("optimizer", "batch_size", "weight_decay", "mixed_precision", "device")
         both = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        gating, fine_tuning = dict(both), dict(both)
+        wide, fine_tuning = dict(both), dict(both)
         if self.lr is not None:
-            gating["lr"], fine_tuning["lr"] = 0.3 * self.lr, self.lr
-        if self.gate_epochs is not None:
-            gating["epochs"] = self.gate_epochs
+            wide["lr"], fine_tuning["lr"] = (0.3 if self.by == "gates" else 1) * self.lr, self.lr
+        if self.wide_epochs is not None:
+            wide["epochs"] = self.wide_epochs
         if self.epochs is not None:
             fine_tuning["epochs"] = self.epochs
-        return replace(
-            plan, gating=replace(plan.gating, **gating), fine_tuning=replace(plan.fine_tuning, **fine_tuning)
-        )
+        return replace(plan, wide=replace(plan.wide, **wide), fine_tuning=replace(plan.fine_tuning, **fine_tuning))
 
 
 _MERGING = Merging()
@@ -135,7 +142,7 @@ def merge(
     from graphsurgery.cli.output import columns, count
     from graphsurgery.passes.concatenate import concatenate
     from graphsurgery.recipes.delivery.deliver import deliver
-    from graphsurgery.recipes.merge import merge as recipe
+    from graphsurgery.recipes.merging.merge import merge as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
     from graphsurgery.surgery.channels.cost import cost
@@ -160,8 +167,8 @@ def merge(
             size = cost(graph)
             table.add_row(name, count(size.parameters), count(size.macs))
         screen.show(table)
-        epochs = f"{plan.gating.epochs} + {plan.fine_tuning.epochs} epochs"
-        screen.line("dry run", f"would train {epochs} at {plan.budget:g} times the first parent and write {output}")
+        epochs = f"train {plan.wide.epochs} + {plan.fine_tuning.epochs} epochs" if plan.trains else "average"
+        screen.line("dry run", f"would {epochs} at {plan.budget:g} times the first parent and write {output}")
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
@@ -170,7 +177,7 @@ def merge(
     def keep(graph: ModelGraph) -> None:
         if process_rank()[0] == 0:
             save(graph, output, **document)
-            screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
+            screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
 
     merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
     first_process, processes = process_rank()[0] == 0, process_rank()[1]

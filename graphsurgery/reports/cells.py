@@ -37,7 +37,7 @@ class Column:
 
 
 def columns(outcome: Outcome) -> tuple[Column, ...]:
-    """The result table: name, test, validation, parameters, MACs, latency, epochs, note; wholly empty ones left out."""
+    """The result table: name, test, validation, parameters, MACs, latency, effort, note; wholly empty ones left out."""
     rows, metric = outcome.rows, outcome.metric
     names = tuple(printable(row.name) for row in rows)
     found = (
@@ -47,6 +47,8 @@ def columns(outcome: Outcome) -> tuple[Column, ...]:
         Column("MACs", count_cells([row.macs for row in rows])),
         Column("latency (ms)", latency_cells([row.latency for row in rows])),
         Column("epochs", tuple(MISSING if row.epochs is None else f"{row.epochs:,g}" for row in rows)),
+        Column("training MACs", count_cells([row.training_macs for row in rows])),
+        Column("CPU (s)", tuple(MISSING if row.seconds is None else f"{row.seconds:,.1f}" for row in rows)),
     )
     notes = Column("note", tuple(printable(row.note) for row in rows), numeric=False)
     kept = [column for column in found if any(cell != MISSING for cell in column.cells)]
@@ -75,7 +77,7 @@ def metric_text(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric in SHARES else f"{value:#.4g}"
 
 
-def count_cells(values: Sequence[int | None]) -> tuple[str, ...]:
+def count_cells(values: Sequence[float | None]) -> tuple[str, ...]:
     """Counts in the unit that suits the largest, such as `0.27 M`; the smallest keeps two digits where four do."""
     known = [value for value in values if value]
     _, scale, unit = next(u for u in reversed(UNITS) if max(known, default=0) >= u[0])

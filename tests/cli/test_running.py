@@ -69,7 +69,7 @@ def test_an_interrupted_training_goes_on(here, stopped, capsys):
 @pytest.mark.usefixtures("here")
 def test_every_command_that_trains_goes_on(stopped, capsys, command):
     tokens = {
-        "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--gate-epochs", "2", "--epochs", "2", "--no-control"],
+        "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--wide-epochs", "2", "--epochs", "2", "--no-control"],
         "grow": ["grow", "a.pt", "--by", "2x", "--data", "digits", "--epochs", "2", "--no-control"],
         "mimic": [
             *["mimic", "--teacher", "a.pt", "--student", "paper/mlp", "--data", "digits", "--epochs", "2"],

@@ -9,7 +9,8 @@ from rounding import alike
 import graphsurgery as gs
 from graphsurgery.passes.deepen import deepen_like
 from graphsurgery.recipes.grow import CONTROLS, Growth, default_plan, grow, grown, parse_factor, parse_sizes
-from graphsurgery.recipes.merge import MergePlan, merge
+from graphsurgery.recipes.merging.merge import merge
+from graphsurgery.recipes.merging.plan import MergePlan
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -76,9 +77,7 @@ def test_parents_of_unlike_depth_are_merged(digits):
     shallow = gs.trace(_shallow(), torch.zeros(2, 1, 8, 8))
     assert len(deepen_like(shallow, deep).module.graph.nodes) == len(deep.module.graph.nodes)
     stage = replace(PLAN, epochs=1)
-    merged = merge(
-        [shallow, deep], digits, MergePlan(gating=stage, fine_tuning=stage, control=False), reporter=SilentReporter()
-    )
+    merged = merge([shallow, deep], digits, MergePlan("gates", stage, stage, controls=()), reporter=SilentReporter())
     checks = {check.name: check.holds for check in merged.outcome.checks}
     assert checks["concatenated = mean of the parents"]
     assert merged.outcome.row("parent 1").parameters == merged.outcome.row("parent 2").parameters

@@ -32,17 +32,19 @@ def split(
     dim: int = 0,
     **options: Any,  # noqa: ARG001
 ) -> tuple[TensorType, ...]:
-    """Consecutive pieces of one axis; on a rebuild the call becomes a split by explicit sizes."""
+    """Consecutive pieces of one axis; where a rebuild changes them, the call becomes a split by explicit sizes."""
     pieces, position = [], 0
     for tensor in infer.value:
         pieces.append(ax.take(input[dim], position, position + tensor.shape[dim]))
         position += tensor.shape[dim]
     if not ax.is_fixed(input[dim]):
-        infer.on_rebuild(lambda node, new: _split_by_sizes(node, [new.size(piece) for piece in pieces]))
+        infer.on_rebuild(lambda node, new: _split_by_sizes(node, pieces, [new.size(piece) for piece in pieces]))
     return tuple(input.replace(dim, piece) for piece in pieces)
 
 
-def _split_by_sizes(node: fx.Node, sizes: list[int]) -> None:
+def _split_by_sizes(node: fx.Node, pieces: list[Axis], sizes: list[int]) -> None:
+    if sizes == [ax.size_of(piece) for piece in pieces]:
+        return  # as the model spells it
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes), {"dim": dim}
 
@@ -140,7 +142,9 @@ def _resize_slices(node: fx.Node, new: Resize, old: tuple[Any, ...], slices: dic
             index[position] = slice(start, None, step)
             continue
         before = new.size(ax.take(axis, 0, start)) if start else 0
-        index[position] = slice(before, before + new.size(ax.take(axis, start, stop)))
+        after = before + new.size(ax.take(axis, start, stop))
+        same = (before, after, new.size(axis)) == (start, stop, ax.size_of(axis))
+        index[position] = item if same else slice(before, after)
     node.update_arg(1, tuple(index) if isinstance(node.args[1], tuple) else index[0])
 
 

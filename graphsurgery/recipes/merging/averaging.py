@@ -18,6 +18,7 @@ from torch import Tensor
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.align import align
+from graphsurgery.recipes.merging.plan import PARENT
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.surgery.deviation import double
 from graphsurgery.surgery.merging.averages import average
@@ -33,7 +34,7 @@ STEPS = (0.25, 0.5, 0.75)
 def by_soup(work: Merging) -> ModelGraph:
     """The greedy soup: parents from the best on, each taken in if the average is no worse on validation data."""
     books = work.books
-    rows = [row for row in books.rows if row.name.startswith("parent ")]
+    rows = [row for row in books.rows if row.name.startswith(PARENT)]
     order = sorted(range(len(rows)), key=lambda n: books.rank(rows[n]), reverse=True)
     taken, soup, row = [order[0]], work.parents[order[0]], rows[order[0]]
     for number in order[1:]:

@@ -10,8 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.recipes.experiment import Effort
-from graphsurgery.recipes.merging.plan import CONTROLS, training_record
+from graphsurgery.recipes.merging.plan import CONTROL, CONTROLS, LABELS, PARENT, training_record
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
@@ -27,48 +26,52 @@ def controls(work: Merging) -> list[Control]:
     Raises:
         SurgeryError: one cannot be built as the first parent was.
     """
-    makers = dict(zip(CONTROLS, (_longer, _longer_at_rate, _one_more, _distilled, _wide), strict=True))
+    makers = dict(zip(CONTROLS, (_longer, _faster, _another, _distilled, _wide), strict=True))
     made = [makers[name](work) for name in work.plan.controls]
     return [control for control in made if control is not None]
 
 
-def _longer(work: Merging, rate: float | None = None, name: str = CONTROLS[0]) -> Control:
+def _longer(work: Merging) -> Control:
     graph, plan, note = _new(work, 1000)
-    plan = plan if rate is None else replace(plan, lr=rate)
 
     def train() -> None:
-        trained = replace(plan, epochs=round(_epochs(work.spent)))
-        _, effort = work.books.train(graph, trained, _stage(name))
-        work.books.measure(name, graph, effort, note if rate is None else f"the same at a rate of {rate:g}")
+        _, effort = work.books.train(graph, _as_long(work, plan), "control-longer")
+        work.books.measure(f"{CONTROL}longer", graph, effort, note)
 
     return train
 
 
-def _longer_at_rate(work: Merging) -> Control | None:
+def _faster(work: Merging) -> Control | None:
     """Nothing where the merge has the parents' rate."""
+    graph, plan, _ = _new(work, 1000)
     rate = work.plan.fine_tuning.lr
-    return None if not work.plan.trains or rate == _plan(work, 0).lr else _longer(work, rate, CONTROLS[1])
+    if not work.plan.trains or rate == plan.lr:
+        return None
+
+    def train() -> None:
+        _, effort = work.books.train(graph, _as_long(work, replace(plan, lr=rate)), "control-faster")
+        work.books.measure(f"{CONTROL}faster", graph, effort, f"the same at the merge's rate, {rate:g}")
+
+    return train
 
 
-def _one_more(work: Merging) -> Control:
+def _another(work: Merging) -> Control:
     graph, plan, _ = _new(work, 2000)
 
     def train() -> None:
         books = work.books
-        _, effort = books.train(graph, plan, _stage(CONTROLS[2]))
-        row = books.measured("another", graph, effort)
-        parents = [row for row in books.rows if row.name.startswith("parent ")]
-        best = max([*parents, row], key=books.rank)
+        _, effort = books.train(graph, plan, "control-another")
+        parents = [row for row in books.rows if row.name.startswith(PARENT)]
+        best = max([*parents, books.measured("another", graph)], key=books.rank)
         total = work.all_parents + effort
-        note = f"the best of {len(parents) + 1} on validation data"
         books.rows.append(
             replace(
                 best,
-                name=f"best of {len(parents) + 1}",
-                note=note,
+                name=f"{CONTROL}best of {len(parents) + 1}",
                 epochs=total.epochs,
                 training_macs=total.macs,
                 seconds=total.seconds,
+                note="the parents and one more; the best on validation data",
             )
         )
 
@@ -79,17 +82,16 @@ def _distilled(work: Merging) -> Control | None:
     """Nothing where the merge trains nothing, whose epochs it could have."""
     if not work.plan.trains:
         return None
-    first = work.parents[0]
-    graph = first.copy()
+    graph = work.parents[0].copy()
 
     def train() -> None:
         plan = work.plan
         epochs = plan.wide.epochs + plan.fine_tuning.epochs
-        objective, examples = work.taught(work.parents)
-        trained = replace(plan.fine_tuning, epochs=epochs, seed=plan.seed + 3000)
-        _, effort = work.books.train(graph, trained, _stage(CONTROLS[3]), objective=objective, dataset=examples)
-        note = "trained on what the ensemble says, for the epochs of the merge"
-        work.books.measure(CONTROLS[3], graph, work.all_parents + effort, note)
+        objective, examples = work.taught(work.parents, LABELS)
+        training = replace(plan.fine_tuning, epochs=epochs, seed=plan.seed + 3000)
+        _, effort = work.books.train(graph, training, "control-distilled", objective=objective, dataset=examples)
+        note = "parent 1, learning from the ensemble for the epochs of the merge"
+        work.books.measure(f"{CONTROL}distilled", graph, work.all_parents + effort, note)
 
     return train
 
@@ -102,17 +104,22 @@ def _wide(work: Merging) -> Control | None:
 
     def train() -> None:
         books, plan = work.books, work.plan
-        before = round(_epochs(work.all_parents)) + plan.wide.epochs
-        _, effort = books.train(wide, replace(_plan(work, 4000), epochs=before), _stage("wide"))
+        before = round(work.all_parents.epochs or 0) + plan.wide.epochs
+        _, effort = books.train(wide, replace(_plan(work, 4000), epochs=before), "control-wide")
         small = compress(wide, work.targets(wide))
         work.recalibrate(small)
-        objective, examples = work.taught([wide])
+        objective, examples = work.taught([wide], LABELS)
         training = replace(plan.fine_tuning, seed=plan.seed + 4000)
-        _, more = books.train(small, training, _stage(CONTROLS[4]), objective=objective, dataset=examples)
-        note = "a new network as wide as the parents together, trained, cut and distilled in the same epochs"
-        books.measure(CONTROLS[4], small, effort + more, note)
+        _, more = books.train(small, training, "control-wide-cut", objective=objective, dataset=examples)
+        note = "new, as wide as the parents together; trained, cut and distilled in the same epochs"
+        books.measure(f"{CONTROL}wide", small, effort + more, note)
 
     return train
+
+
+def _as_long(work: Merging, plan: TrainingPlan) -> TrainingPlan:
+    """A plan for as many epochs as everything together took."""
+    return replace(plan, epochs=round(work.spent.epochs or plan.epochs))
 
 
 def _new(work: Merging, offset: int) -> tuple[ModelGraph, TrainingPlan, str]:
@@ -141,12 +148,3 @@ def _plan(work: Merging, offset: int) -> TrainingPlan:
     if record is None or work.all_parents.epochs is None:
         return replace(work.plan.fine_tuning, seed=seed)
     return recorded_plan(record, device=work.plan.fine_tuning.device, seed=seed)
-
-
-def _epochs(effort: Effort) -> float:
-    return effort.epochs or 0.0
-
-
-def _stage(name: str) -> str:
-    """The name of a stage in a run folder."""
-    return "control-" + name.replace(",", "").replace("'", "").replace(" ", "-")

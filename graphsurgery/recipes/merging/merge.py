@@ -13,7 +13,7 @@ from graphsurgery.recipes.merging.averaging import by_average, by_soup, check_sa
 from graphsurgery.recipes.merging.closing_gates import by_gates
 from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
-from graphsurgery.recipes.merging.plan import MergePlan, default_plan
+from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.outcome import Outcome, Row, comparison
 from graphsurgery.surgery.merging.averages import average
@@ -101,7 +101,7 @@ def _best(work: Merging) -> ModelGraph:
     """What is best on validation data: a parent, a soup, the aligned average, or the joint recipe's network."""
     books = work.books
     best = work.best_parent()
-    rows = [row for row in books.rows if row.name == f"parent {best + 1}"]
+    rows = [row for row in books.rows if row.name == f"{PARENT}{best + 1}"]
     found: list[tuple[Row, ModelGraph]] = [(rows[0], work.lineage(work.parents[best], chosen=rows[0].name))]
     cheap = (by_soup, by_average) if _same_sizes(work.parents) else ()
     for way in cheap:
@@ -134,12 +134,16 @@ def _measure_plain_average(work: Merging) -> None:
 
 def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
     """One plain sentence on whether merging paid, by the test metric: the best parent, and the strongest control."""
-    scores = {row.name: row.test[metric] for row in rows}
     sign = 1.0 if higher_is_better else -1.0
-    best = max((v for n, v in scores.items() if n.startswith("parent") and n[7:].isdigit()), key=lambda v: sign * v)
-    against = {"the best parent": best}
-    after = [row for row in rows[[row.name for row in rows].index("merged") + 1 :]]
-    if after:
-        strongest = max(after, key=lambda row: sign * row.test[metric])
-        against[f"the strongest control ({strongest.name})"] = strongest.test[metric]
-    return comparison("the merged network", scores["merged"], against, metric, higher_is_better)
+
+    def strongest(kind: str) -> Row | None:
+        return max(
+            (row for row in rows if row.name.startswith(kind)), key=lambda row: sign * row.test[metric], default=None
+        )
+
+    merged = next(row for row in rows if row.name == "merged")
+    parent, control = strongest(PARENT), strongest(CONTROL)
+    against = {} if parent is None else {"the best parent": parent.test[metric]}
+    if control is not None:
+        against[f"the strongest control ({control.name.removeprefix(CONTROL)})"] = control.test[metric]
+    return comparison("the merged network", merged.test[metric], against, metric, higher_is_better)

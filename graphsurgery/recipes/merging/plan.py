@@ -14,12 +14,19 @@ from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.objectives.imitation import Imitation
 
 WAYS = ("auto", "joint", "gates", "average", "soup")
-CONTROLS = ("longer", "longer at the merge's rate", "one more parent", "parent 1 distilled", "wide, then cut")
+CONTROLS = ("longer", "faster", "another", "distilled", "wide")
+PARENT, CONTROL = "parent ", "control: "
+"""How the rows of parents and controls begin."""
+LABELS = 0.5
+"""The weight of labels beside what a network says."""
 RATE = 5.0
 """What the parents' learning rate is multiplied by where BatchNorm makes the scale of weights mean nothing."""
 
 JOINT, DISTILLED = 0.5, 1.5
 """How long the two stages of the joint recipe are, in trainings of the first parent."""
+
+_WIDE = TrainingPlan(epochs=10, lr=0.03)
+_FINE_TUNING = TrainingPlan(epochs=30, lr=0.03)
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,19 @@ class MergePlan:
             weight of the labels counts, and only in the fine-tuning.
         gate_lr: learning rate of the gates, constant and without decay.
         budget: size of every space of the result, as a multiple of the first parent's.
-        controls: which of `CONTROLS` are trained too.
+        controls: which of `CONTROLS` are trained too: one network trained as long as everything together, `longer` at
+            the parents' rate, `faster` at the merge's; `another` parent, and the best of all on validation data;
+            parent 1 `distilled` from the ensemble for the epochs of the merge; a new network as `wide` as the parents
+            together, trained, cut and distilled in the same epochs. Averages, which train nothing, have no epochs to
+            compare with but the parents', so that only `longer` and `another` stand beside them.
         parent_epochs: how long each parent was trained; None reads it from the parents' lineage.
         seed: of gates, shuffles and the controls' weights.
     """
 
     by: str = "joint"
-    wide: TrainingPlan = TrainingPlan(epochs=10, lr=0.05)
-    fine_tuning: TrainingPlan = TrainingPlan(epochs=30, lr=0.05)
-    imitation: Imitation = field(default_factory=lambda: Imitation("kl", temperature=2.0, labels=0.5))
+    wide: TrainingPlan = _WIDE
+    fine_tuning: TrainingPlan = _FINE_TUNING
+    imitation: Imitation = field(default_factory=lambda: Imitation("kl", temperature=2.0, labels=LABELS))
     gate_lr: float = 0.5
     budget: float = 1.0
     controls: tuple[str, ...] = CONTROLS

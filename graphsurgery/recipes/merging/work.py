@@ -17,7 +17,7 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.contracts.edit_checks import check_cut
 from graphsurgery.recipes.experiment import Effort, Experiment
-from graphsurgery.recipes.merging.plan import MergePlan, trained_epochs
+from graphsurgery.recipes.merging.plan import PARENT, MergePlan, trained_epochs
 from graphsurgery.recipes.outcome import GateEpoch
 from graphsurgery.surgery.deviation import double
 from graphsurgery.surgery.merging.averages import Ensemble
@@ -44,13 +44,13 @@ class Merging:
     def measure_parents(self) -> None:
         """A row for each parent, and for their ensemble."""
         for position, (parent, effort) in enumerate(zip(self.parents, self.parent_efforts, strict=True), 1):
-            self.books.measure(f"parent {position}", parent, effort)
+            self.books.measure(f"{PARENT}{position}", parent, effort)
         ensemble = Ensemble([parent.module for parent in self.parents])
         self.books.measure("ensemble", ensemble, self.all_parents, "the parents' outputs, averaged")
 
     def best_parent(self) -> int:
         """The number of the parent that is best on validation data."""
-        rows = [row for row in self.books.rows if row.name.startswith("parent ")]
+        rows = [row for row in self.books.rows if row.name.startswith(PARENT)]
         return max(range(len(rows)), key=lambda n: self.books.rank(rows[n]))
 
     def concatenated(self) -> ModelGraph:
@@ -73,7 +73,7 @@ class Merging:
         return targets
 
     def cut(self, big: ModelGraph, kept: Mapping[str, Any]) -> tuple[ModelGraph, str]:
-        """What is left of a network, and why the cut is not exact; the contract is checked, the origins written down."""
+        """What is left of a network, and why the cut is not exact; the contract is checked."""
         small = compress(big, kept)
         found = check_cut(big, small, self.plan.seed)
         if found.check is not None:
@@ -104,13 +104,14 @@ class Merging:
         """Find the statistics of a network's BatchNorms anew, in place; how many there are."""
         return recalibrate(graph.module, self.books.data.train, seed=self.plan.seed, device=self.books.device)
 
-    def taught(self, teachers: Sequence[ModelGraph]) -> tuple[Objective, Dataset[Any]]:
-        """What a network learns from labels and from what others say together, and the examples.
+    def taught(self, teachers: Sequence[ModelGraph], most: float = 1.0) -> tuple[Objective, Dataset[Any]]:
+        """What a network learns from labels, with `most` at the most as their weight, and from what others say.
 
         Of examples in memory the answers are computed once; others may be drawn anew in every epoch, such as shifted
         and mirrored images, and are answered as they come.
         """
-        data, imitation = self.books.data, self.plan.imitation
+        data = self.books.data
+        imitation = replace(self.plan.imitation, labels=min(self.plan.imitation.labels, most))
         if imitation.labels == 1:
             return self.books.objective, data.train
         answering = Teachers([copy.deepcopy(teacher.module) for teacher in teachers])

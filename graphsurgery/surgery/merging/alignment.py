@@ -116,7 +116,7 @@ class _Alignment:
         return alike
 
     def _summed(self, alike: Tensor, other: Dim) -> Tensor:
-        """`[n, n, m, m, ...]` to `[n, n, ...]`: the sum over the pairs of another dim's indices that belong together."""
+        """`[n, n, m, m, ...]` to `[n, n, ...]`: the sum over the pairs of another dim that belong together."""
         known = self._maps.get(other)
         if isinstance(known, ChannelMap):
             pairs = torch.arange(other.size)

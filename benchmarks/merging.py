@@ -1,0 +1,270 @@
+"""Merging against everything that the same epochs could buy: several tasks and architectures, several seeds.
+
+    python benchmarks/merging.py                      # what is missing, then the page
+    python benchmarks/merging.py --tasks digits/cnn   # one task
+    python benchmarks/merging.py --choose             # the rates of the joint recipe, on other seeds
+
+Every seed has its own split of the data, its own parents and controls. Results are kept in `runs/merging.jsonl`, a line
+for each run, so that an interrupted benchmark goes on. Nothing is selected on test data: `auto` and "best of three"
+look at validation, and the recipe's rates were chosen on seeds from 100 on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from document import DOCS, measured, table, write_section
+from torch.utils.data import TensorDataset
+
+from graphsurgery.recipes.merging.merge import merge
+from graphsurgery.recipes.merging.plan import CONTROLS, default_plan
+from graphsurgery.recipes.train import train
+from graphsurgery.training.data.dataset import Data, split
+from graphsurgery.training.data.loading import load_data
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.progress import SilentReporter
+
+RESULTS = Path(__file__).parents[1] / "runs" / "merging.jsonl"
+CHOOSING = 100
+"""The first seed of those that settings are chosen on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Parents of one kind on one kind of data.
+
+    Attributes:
+        spec: their architecture.
+        data: the data of a seed.
+        plan: how a parent trains.
+        seeds: how many are published.
+        what: the data in words.
+    """
+
+    spec: str
+    data: Callable[[int], Data]
+    plan: TrainingPlan
+    seeds: int
+    what: str
+
+
+def digits(seed: int) -> Data:
+    """850 digits to train, 300 to validate, 647 to test, in a split of their own."""
+    whole = load_data("digits")
+    parts = [getattr(whole, name).tensors for name in ("train", "validation", "test")]
+    together = TensorDataset(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return _split(whole, together, [850, 300, 647], seed)
+
+
+def fashion(train: int, validation: int) -> Callable[[int], Data]:
+    """So many images of Fashion-MNIST, drawn by the seed, and its 10,000 test images."""
+
+    def load(seed: int) -> Data:
+        whole = load_data("fashion-mnist")
+        pairs = zip(whole.train.tensors, whole.validation.tensors, strict=True)
+        parts = split(TensorDataset(*(torch.cat(pair) for pair in pairs)), [train, validation], seed=seed)
+        return replace(whole, train=parts[0], validation=parts[1])
+
+    return load
+
+
+def sine(seed: int) -> Data:
+    """2,000 noisy points to train, 1,000 to validate; the test is the sine itself."""
+    return load_data(f"sine?train=2000&split_seed={seed}", seed=seed)
+
+
+def _split(whole: Data, together: TensorDataset, sizes: list[int], seed: int) -> Data:
+    parts = split(together, sizes, seed=seed)
+    return replace(whole, train=parts[0], validation=parts[1], test=parts[2])
+
+
+_SGD = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
+_WIDE_BATCH = replace(_SGD, batch_size=128)
+TASKS = {
+    "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits"),
+    "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", digits, replace(_SGD, epochs=15), 5, "digits"),
+    "fashion/cnn": Task(
+        "paper/cnn?width=8", fashion(10_000, 2_000), replace(_WIDE_BATCH, epochs=8), 5, "12,000 of Fashion-MNIST"
+    ),
+    "fashion/lenet": Task(
+        "paper/lenet_300_100", fashion(54_000, 6_000), replace(_WIDE_BATCH, epochs=6, lr=0.05), 5, "Fashion-MNIST"
+    ),
+    "sine/mlp": Task(
+        "paper/mlp",
+        sine,
+        TrainingPlan(epochs=150, batch_size=32, lr=0.01, schedule="step:0.83", device="cpu"),
+        10,
+        "sine",
+    ),
+}
+
+
+def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]:
+    """Two parents of a seed, merged, with all controls where this is what the page shows."""
+    task, silent = TASKS[name], SilentReporter()
+    data = task.data(seed)
+    began = time.process_time()
+    parents = [
+        train(task.spec, data, replace(task.plan, seed=2 * seed + index), reporter=silent)[0] for index in (0, 1)
+    ]
+    trained = time.process_time() - began
+    controls = CONTROLS if rate is None and by == "auto" else ()
+    plan = default_plan(parents, seed, by=by, rate=rate, controls=controls)
+    outcome = merge(parents, data, plan, reporter=silent).outcome
+    rows = {
+        row.name: {
+            "test": row.test[outcome.metric],
+            "validation": row.validation[outcome.metric],
+            "epochs": row.epochs,
+            "macs": row.training_macs,
+            "seconds": row.seconds,
+            "note": row.note,
+        }
+        for row in outcome.rows
+    }
+    return {
+        "task": name, "seed": seed, "by": by, "rate": rate, "metric": outcome.metric,
+        "parents_seconds": trained, "rows": rows, "seconds": time.process_time() - began,
+    }  # fmt: skip
+
+
+def results() -> dict[tuple[str, int, str, float | None], dict[str, Any]]:
+    """What has been run."""
+    if not RESULTS.exists():
+        return {}
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return {(line["task"], line["seed"], line["by"], line["rate"]): line for line in lines}
+
+
+def run_missing(wanted: Sequence[tuple[str, int, str, float | None]]) -> None:
+    """Run what is not there yet, and write each down as it comes."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    for key in wanted:
+        if key in results():
+            continue
+        found = one_run(*key)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        shown = ", ".join(f"{name} {row['test']:.4f}" for name, row in found["rows"].items())
+        print(f"{key}: {shown} ({found['seconds']:.0f} s)", flush=True)
+
+
+def gains(runs: Sequence[dict[str, Any]], name: str, other: Callable[[dict[str, Any]], float]) -> list[float]:
+    """By how much a row is better than another one, by seed: points of accuracy, or per cent of its error."""
+    found = []
+    for run in runs:
+        ours, theirs = run["rows"][name]["test"], other(run)
+        found.append(100 * (ours - theirs) if run["metric"] == "accuracy" else 100 * (theirs - ours) / theirs)
+    return found
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean, and its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):+.2f} ± {error:.2f}"
+
+
+def score_of(row: str, run: dict[str, Any]) -> float:
+    """The test score of a row."""
+    return float(run["rows"][row]["test"])
+
+
+def better_parent(run: dict[str, Any]) -> float:
+    """The test score of the parent that is better on the test data: in its favour."""
+    scores = [run["rows"][f"parent {n}"]["test"] for n in (1, 2)]
+    return max(scores) if run["metric"] == "accuracy" else min(scores)
+
+
+ROWS = (
+    "parent 1", "parent 2", "ensemble", "weight average", "soup", "aligned average", "joint", "distilled", "merged",
+    "control: longer", "control: faster", "control: best of 3", "control: distilled", "control: wide",
+)  # fmt: skip
+
+
+def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
+    """The table of one task."""
+    task, rows = TASKS[name], []
+    accuracy = runs[0]["metric"] == "accuracy"
+    for row in ROWS:
+        if any(row not in run["rows"] for run in runs):
+            continue
+        scores = [run["rows"][row]["test"] for run in runs]
+        shown = f"{100 * statistics.mean(scores):.2f} %" if accuracy else f"{statistics.mean(scores):.4f}"
+        first = runs[0]["rows"][row]
+        own = statistics.mean(run["rows"][row]["seconds"] or 0.0 for run in runs)
+        less = "" if row == "merged" else mean_and_error(gains(runs, "merged", partial(score_of, row)))
+        epochs = "" if first["epochs"] is None else f"{first['epochs']:.0f}"
+        macs = "" if first["macs"] is None else f"{first['macs'] / 1e9:.2f}"
+        rows.append([f"**{row}**" if row == "merged" else row, shown, less, epochs, macs, f"{own:.0f}"])
+    score = "test accuracy" if accuracy else "test error (mse)"
+    head = ["network", score, "merged is better by", "epochs", "GMACs", "seconds"]
+    best = mean_and_error(gains(runs, "merged", better_parent))
+    wins = sum(gain >= 0 for gain in gains(runs, "merged", better_parent))
+    taken: dict[str, int] = {}
+    for run in runs:
+        way = run["rows"]["merged"]["note"].partition(":")[0]
+        taken[way] = taken.get(way, 0) + 1
+    words = ", ".join(f"{way} {count} times" for way, count in sorted(taken.items(), key=lambda pair: -pair[1]))
+    unit = "points" if accuracy else "% of its error"
+    return (
+        f"#### {task.what}: `{task.spec}`, {len(runs)} seeds\n\n{table(head, rows)}\n\n"
+        f"Against the parent that is better on the test data: {best} {unit}; at least as good on {wins} of {len(runs)} "
+        f"seeds. `auto` took: {words}."
+    )
+
+
+def page(seconds: float) -> str:
+    """The section of docs/benchmarks.md: every task whose seeds have all been run."""
+    found, parts = results(), []
+    for name, task in TASKS.items():
+        keys = [(name, seed, "auto", None) for seed in range(task.seeds)]
+        if all(key in found for key in keys):
+            parts.append(task_section(name, [found[key] for key in keys]))
+    seconds = sum(run["seconds"] for key, run in found.items() if key[2:] == ("auto", None))
+    return "\n\n".join([measured("python benchmarks/merging.py", seconds, "scikit-learn"), *parts])
+
+
+RATES = (1.0, 2.5, 5.0, 10.0)
+
+
+def choose(names: Sequence[str], seeds: int) -> str:
+    """The joint recipe at several rates, on seeds that are not published."""
+    rows = []
+    for name in names:
+        run_missing([(name, CHOOSING + seed, "joint", rate) for seed in range(seeds) for rate in RATES])
+        for rate in RATES:
+            runs = [results()[(name, CHOOSING + seed, "joint", rate)] for seed in range(seeds)]
+            validation = statistics.mean(run["rows"]["merged"]["validation"] for run in runs)
+            gain = mean_and_error(gains(runs, "merged", better_parent))
+            rows.append([name, f"{rate:g}", f"{validation:.4f}", gain])
+    return table(["task", "rate", "validation", "test, better than the better parent by"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--choose", action="store_true", help="try rates, on other seeds")
+    parser.add_argument("--seeds", type=int, help="instead of the task's number")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.choose:
+        print(choose(options.tasks, options.seeds or 3))
+        return
+    for name in options.tasks:
+        count = TASKS[name].seeds if options.seeds is None else options.seeds
+        run_missing([(name, seed, "auto", None) for seed in range(count)])
+    write_section("merging", page(0.0), DOCS / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()
