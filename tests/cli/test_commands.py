@@ -188,13 +188,13 @@ def test_doctor_fails_where_a_contract_does(capsys, monkeypatch):
 
 def test_merge_writes_network_onnx_and_report(here, capsys):
     command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "merged.pt", "--onnx", "m.onnx", "--report", "r.html"]
-    options = ["--gate-epochs", "5", "--epochs", "1", "--no-control", "--device", "cpu", "--json"]
+    options = ["--by", "gates", "--wide-epochs", "5", "--epochs", "1", "--no-control", "--device", "cpu", "--json"]
     code = run([*command, *options])
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["outcome"]["rows"]}
     assert code == (0 if all(c["measured"] <= c["allowed"] for c in found["outcome"]["checks"]) else 1)
     assert {"parent 1", "parent 2", "ensemble", "merged"} <= set(rows)
-    assert "control" not in rows
+    assert not [name for name in rows if name.startswith("control")]
     assert rows["merged"]["latency"] > 0
     assert rows["merged"]["parameters"] == rows["parent 1"]["parameters"]
     assert gs.check_onnx(gs.load("merged.pt"), "m.onnx").holds

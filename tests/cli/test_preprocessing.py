@@ -70,7 +70,7 @@ def test_an_exported_file_knows_too(folder, capsys):
 @pytest.mark.usefixtures("folder")
 def test_merged_parents_hand_it_on(capsys):
     data = "imagefolder:images"
-    command = ["merge", "own.pt", "own.pt", "--data", data, "--gate-epochs", "1", "--no-control", *QUICK]
+    command = ["merge", "own.pt", "own.pt", "--data", data, "--wide-epochs", "1", "--no-control", *QUICK]
     assert run([*command, "-o", "m.pt", "--json"]) in (0, 1)  # gates of one epoch on noise need not close
     assert json.loads(capsys.readouterr().out)["preprocessing"][data]["mean"] == [0.5]
     assert used(capsys, "export", "m.pt", "--data", data, "-o", "m.onnx")[data]["mean"] == [0.5]

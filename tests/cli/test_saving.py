@@ -12,14 +12,15 @@ from graphsurgery.cli import run
 from graphsurgery.cli.streams import _PLAIN
 from graphsurgery.errors import SpecError
 from graphsurgery.models.spec_text import anchored
-from graphsurgery.recipes import grow, merge, mimic
+from graphsurgery.recipes import experiment, grow, mimic
+from graphsurgery.recipes.merging import controls
 from graphsurgery.training.loop.fit import fit
 
 SPEC = "paper/cnn?width=3"
 QUICK = ["--epochs", "1", "--device", "cpu"]
 PYTHON = [sys.executable, "-m", "graphsurgery.cli"]
 COMPARING = {
-    "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--gate-epochs", "1", *QUICK],
+    "merge": ["merge", "a.pt", "b.pt", "--data", "digits", "--wide-epochs", "1", *QUICK],
     "grow": ["grow", "a.pt", "--data", "digits", "--by", "2x", *QUICK],
     "mimic": ["mimic", "--teacher", "a.pt", "b.pt", "--student", "paper/mlp?hidden=8", "--data", "digits", *QUICK],
 }
@@ -93,7 +94,7 @@ def test_a_full_disk_behind_standard_output_is_an_error_after_the_network_is_sav
 
 
 @pytest.mark.parametrize(("command", "recipe", "stage"), [
-    ("merge", merge, "control"),
+    ("merge", experiment, "control-longer"),
     ("grow", grow, "random-padding"),
     ("mimic", mimic, "labels"),
 ])  # fmt: skip
@@ -113,8 +114,8 @@ def test_a_control_that_cannot_be_built_is_found_before_training(fails, monkeypa
     def gone(spec, *_):
         raise SpecError(f"{spec}: is not there any more")
 
-    monkeypatch.setattr(merge, "fresh", gone)
-    monkeypatch.setattr(merge, "fit", lambda *_, **__: pytest.fail("trains"))
+    monkeypatch.setattr(controls, "fresh", gone)
+    monkeypatch.setattr(experiment, "fit", lambda *_, **__: pytest.fail("trains"))
     code, line = fails("merge", "a.pt", "b.pt", "--data", "digits", "-o", "x.pt")
     assert code == 2
     assert "the control cannot be built as the first parent was" in line
@@ -127,7 +128,7 @@ def test_specs_of_files_are_found_again_from_another_folder(here, monkeypatch):
     assert record["spec"] == f"{here / 'nets.py'}:other"
     (here / "deeper").mkdir()
     monkeypatch.chdir(here / "deeper")
-    command = ["merge", "../o.pt", "../other.pt", "--data", "digits", "--gate-epochs", "1", *QUICK]
+    command = ["merge", "../o.pt", "../other.pt", "--data", "digits", "--wide-epochs", "1", *QUICK]
     assert run([*command, "-o", "x.pt", "--quiet"]) == 0
     assert gs.load("x.pt").spaces
 

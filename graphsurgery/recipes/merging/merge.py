@@ -74,7 +74,7 @@ def merge(
     _measure_plain_average(work)
     graph = _best(work) if plan.by == "auto" else _WAYS[plan.by](work)
     if plan.by != "auto":
-        books.measure("merged", graph, work.spent, _NOTES[plan.by])
+        books.measure("merged", graph, work.spent, _note(plan))
     if made is not None:
         made(graph)
     for control in compared:
@@ -89,12 +89,14 @@ def merge(
     return Merged(graph, outcome)
 
 
-_NOTES = {
-    "joint": "fine-tuned on the labels and on what the joint network says",
-    "gates": "fine-tuned",
-    "average": "",
-    "soup": "",
-}
+def _note(plan: MergePlan) -> str:
+    """What the row of the merged network says."""
+    networks = {"joint": "what the joint network says", "gates": "what the parents say"}
+    if plan.by not in networks:
+        return ""
+    labels = ["labels"] if plan.imitation.labels > 0 else []
+    learnt = [networks[plan.by]] if plan.imitation.labels < 1 else []
+    return f"fine-tuned on {' and '.join(labels + learnt)}"
 
 
 def _best(work: Merging) -> ModelGraph:
@@ -108,7 +110,7 @@ def _best(work: Merging) -> ModelGraph:
         graph = way(work)
         found.append((books.rows[-1], graph))
     graph = by_joint(work)
-    found.append((books.measure("distilled", graph, work.spent, _NOTES["joint"]), graph))
+    found.append((books.measure("distilled", graph, work.spent, _note(replace(work.plan, by="joint"))), graph))
     row, graph = max(found, key=lambda pair: books.rank(pair[0]))
     note = f"{row.name}: the best of {len(found)} on validation data"
     books.rows.append(replace(row, name="merged", note=note))
