@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 TESTS ?= tests
 
-.PHONY: demo test test-portable lint types clean
+.PHONY: demo test test-portable lint types reference clean
 
 demo: $(STAMP)
 	$(BIN)/graphsurgery demo --overwrite
@@ -24,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+
+# The reference of everything that `import graphsurgery as gs` shows, from its docstrings.
+reference: $(STAMP)
+	$(BIN)/pdoc --docformat google --output-directory build/reference graphsurgery
 
 types: $(STAMP)
 	$(BIN)/mypy

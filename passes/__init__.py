@@ -9,14 +9,16 @@ widen.widen               the outputs are the same, with unequal or equal shares
 deepen.deepen             the outputs are the same
 factorize.factorize       at full rank the outputs are the same
 factorize.unfactorize     the outputs are the same
+align.align               the outputs are the same, and the channels are in the order of another network
 slim.slim                 the outputs are the same, and important channels come first
 mask.mask                 the outputs are those of the network with its dead weights 0
 prune_dead.prune_dead     in evaluation the outputs are the same, and channels of zeros are gone
 """
 
-from graphsurgery.passes import compress, concatenate, deepen, factorize, gate, mask, prune_dead, slim, widen
+from graphsurgery.passes import align, compress, concatenate, deepen, factorize, gate, mask, prune_dead, slim, widen
 
 PASSES = {
+    "align": align,
     "compress": compress,
     "concatenate": concatenate,
     "deepen": deepen,
@@ -30,6 +32,7 @@ PASSES = {
 
 __all__ = [
     "PASSES",
+    "align",
     "compress",
     "concatenate",
     "deepen",
