@@ -25,7 +25,8 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import as_deep
 from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.compression.shrink import recovery
-from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison
+from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean, unchanged
+from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation, double
@@ -116,18 +117,33 @@ def merge(
     Raises:
         SurgeryError: the parents do not fit together or do not fit the data, the control cannot be built, or training
             fails.
-        CheckFailedError: never; contracts that do not hold are rows of the outcome.
+        CheckFailedError: a pass does not hold its contract on these networks: the deepened parents, the concatenated
+            network, the gated or the cut one; what comes after it is not trained. Gates that do not close to the
+            budget are a row of the outcome.
     """
     plan = plan or default_plan(parents)
-    parents = as_deep(parents)
+    deep = as_deep(parents)
+    checks = deepened(parents, deep)
+    parents = deep
     if not plan.budget > 0:
         raise SurgeryError(f"merge: budget is {plan.budget:g}, expected a multiple of the first parent's size above 0")
     began = time.perf_counter()
     for position, parent in enumerate(parents, 1):
         check_fits(data, parent.module, name=f"parent {position}")
     work = _Merge(parents, data, plan, run, reporter, made)
+    work.checks += [required(check) for check in checks]
     graph = work.go()
     return Merged(graph, replace(work.outcome(), seconds=time.perf_counter() - began))
+
+
+def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[Check]:
+    """The contract of each parent that has become deeper."""
+    pairs = zip(before, after, strict=True)
+    return [
+        unchanged(f"deepened = original, parent {position}", old, new)
+        for position, (old, new) in enumerate(pairs, 1)
+        if new is not old
+    ]
 
 
 class _Merge:
@@ -182,9 +198,7 @@ class _Merge:
 
     def _concatenate(self) -> ModelGraph:
         big = concatenate(self.parents)
-        probe, doubles = self._probe(), [double(parent) for parent in self.parents]
-        expected = torch.stack([parent(probe) for parent in doubles]).mean(0)
-        self._check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
+        self.checks.append(required(check_mean(self.parents, big, self.plan.seed)))
         self._row("concatenated", big, self.spent)
         return big
 
@@ -234,16 +248,10 @@ class _Merge:
             kept[name] = module.loc.detach().cpu().topk(targets[name]).indices.sort().values
             self.origins[name] = self._origin(name, kept[name])
         small = compress(gated, kept)
-        exact = not any(space.mixed for space in big.spaces) and set(modules) == set(targets)
-        if exact:
-            probe, masked = self._probe(), double(gated)
-            expected = compress(masked, kept)(probe)
-            for name, module in gates(masked).items():
-                closed = torch.ones(module.channels, dtype=torch.bool)
-                closed[kept[name]] = False
-                module.loc.data[closed] = -50.0
-            self._check("cut = gates closed", expected, masked(probe), 1e-10)
-        self._row("cut", small, self.spent, note="" if exact else "a norm mixes channels, so the cut is not exact")
+        found = check_cut(gated, small, self.plan.seed)
+        if found.check is not None:
+            self.checks.append(required(replace(found.check, name="cut = gates closed")))
+        self._row("cut", small, self.spent, note=f"not exact, as {found.why}" if found.why else "")
         return small
 
     def _origin(self, name: str, kept: Tensor) -> tuple[int, ...]:
@@ -333,7 +341,7 @@ class _Merge:
         )
 
     def _check(self, name: str, found: Tensor, expected: Tensor, allowed: float) -> None:
-        self.checks.append(Check(name, deviation(found, expected), allowed))
+        self.checks.append(required(Check(name, deviation(found, expected), allowed)))
 
     def _probe(self) -> Tensor:
         """A few real inputs, float64."""
