@@ -21,7 +21,7 @@ from torch.utils import _pytree
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.assembly import as_evaluated, passing_sources
+from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
 from graphsurgery.onnx.exporting.plain import make_plain
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
@@ -108,6 +108,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     make_plain(network.module)
+    without_keywords(network.module)
     batch = torch.export.Dim("batch")
     with quiet(), passing_sources():
         program = torch.onnx.export(
