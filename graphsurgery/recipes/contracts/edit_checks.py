@@ -18,7 +18,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
 from graphsurgery.network.outputs import run
 from graphsurgery.recipes.outcome import Check
-from graphsurgery.surgery.deviation import InDouble, apart, changed_by
+from graphsurgery.surgery.deviation import InDouble, apart, changed_by, mean_of
 from graphsurgery.surgery.gates import bare
 from graphsurgery.surgery.masks.mask_set import MaskSet
 
@@ -104,7 +104,7 @@ def check_mean(parents: Sequence[ModelGraph], both: ModelGraph, seed: int = 0) -
     """
     x = both.example_inputs(4, seed=seed)
     single = [run(InDouble(parent), x, seed) for parent in parents]
-    mean = {name: torch.stack([outputs[name] for outputs in single]).mean(0) for name in single[0]}
+    mean = {name: mean_of([outputs[name] for outputs in single]) for name in single[0]}
     return Check("concatenated = mean of the parents", _apart(run(InDouble(both), x, seed), mean), _allowed(both))
 
 
