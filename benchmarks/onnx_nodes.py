@@ -26,10 +26,10 @@ from document import DOCS
 from onnx import numpy_helper
 
 from graphsurgery.errors import SurgeryError, one_line
+from graphsurgery.network.outputs import tensors_of
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.onnx.runtime.sessions import open_session
-from graphsurgery.surgery.deviation import tensors_of
 
 VERDICTS = ("right", "runtime", "refused", "wrong", "crashed")
 _PAGE = DOCS / "onnx_operators.md"

@@ -96,7 +96,7 @@ def training(seed: int, epochs: int) -> TrainingPlan:
 def slimmed(spec: str, data: Data, seed: int, epochs: int, **options: Any) -> dict[str, Any]:
     """Test accuracies of a slimmable network by width: with statistics of its own, and with the whole network's."""
     plan = SlimPlan(training(seed, epochs), **options)
-    slimmable, _ = train_slimmable(fresh(spec, data, seed), data, plan, reporter=SILENT)
+    slimmable, *_ = train_slimmable(fresh(spec, data, seed), data, plan, reporter=SILENT)
     known = Statistics(slimmable)
     found = {"own": {f"{width}": accuracy(known.network(width, data), data) for width in WIDTHS}}
     if not slimmable.switchable:

@@ -84,14 +84,11 @@ class Output:
         Raises:
             CheckFailedError: it names the first that does not.
         """
-        from graphsurgery.errors import CheckFailedError
+        from graphsurgery.recipes.outcome import required
 
         self.checks(checks)
         for check in checks:
-            if not check.holds:
-                raise CheckFailedError(
-                    f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}; nothing was written"
-                )
+            required(check)
 
     def costs(self, before: ModelGraph, after: ModelGraph) -> dict[str, Any]:
         """Print what a network costs before and after an edit; the same for the JSON document."""

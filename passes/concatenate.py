@@ -9,6 +9,7 @@ from graphsurgery.axes.algebra import resolve
 from graphsurgery.axes.types import TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.records import ends
 from graphsurgery.surgery.merging.direct_sum import why_not_the_mean
 from graphsurgery.surgery.merging.segments import segment_norms
 from graphsurgery.surgery.merging.side_by_side import Family
@@ -55,9 +56,9 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
 def _average_outputs(family: Family, new: ModelGraph) -> None:
     """Where something that is not linear follows the last weights, the streams stay apart up to the outputs."""
     first = family.graphs[0]
-    old_output, output = (next(iter(reversed(g.module.graph.nodes))) for g in (first, new))
+    old_ends, new_ends = (ends(g.module.graph) for g in (first, new))
     copies = {node.name: node for node in new.module.graph.nodes}
-    for node in old_output.all_input_nodes:
+    for node in dict.fromkeys(source for end in old_ends for source in end.all_input_nodes if source not in old_ends):
         typed = first.types.types[node]
         if not isinstance(typed, TensorType):
             raise SurgeryError(f"concatenate: {node.name} gives several outputs that cannot be averaged")
@@ -70,10 +71,12 @@ def _average_outputs(family: Family, new: ModelGraph) -> None:
             if len(resolve(axis)) > 1 or len(resolve(axis)[0]) > 1 or len(sizes) > 1:
                 raise SurgeryError(f"concatenate: output axis {index} has sizes {sorted(sizes)} in the networks")
             source = copies[node.name]
-            with new.module.graph.inserting_before(output):
+            with new.module.graph.inserting_after(source):
                 apart = new.module.graph.call_method("unflatten", (source, index, (len(family.graphs), *sizes)))
+            with new.module.graph.inserting_after(apart):
                 mean = new.module.graph.call_method("mean", (apart, index))
-            output.replace_input_with(source, mean)
+            for end in new_ends:
+                end.replace_input_with(source, mean)
             value = source.meta["value"]
             apart.meta["value"] = value.unflatten(index, (len(family.graphs), *sizes))
             mean.meta["value"] = apart.meta["value"].mean(index)

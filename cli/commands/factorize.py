@@ -66,7 +66,7 @@ def factorize(
     from graphsurgery.cli.output import columns, data_of, show_moved, write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
-    from graphsurgery.recipes.grow import unchanged
+    from graphsurgery.recipes.contracts.edit_checks import unchanged
     from graphsurgery.surgery.deviation import changed_by
 
     writes_to(output, model, writing, reads=[opening.arch])

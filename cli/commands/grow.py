@@ -83,7 +83,6 @@ def grow(
 
     from graphsurgery.checkpoint.files import save
     from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.errors import CheckFailedError
     from graphsurgery.recipes.grow import CONTROLS, Growth, default_plan, grown
     from graphsurgery.recipes.grow import grow as recipe
     from graphsurgery.reports.html import write_report
@@ -131,5 +130,3 @@ def grow(
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
     screen.finish({**document, "outcome": outcome.as_dict()}, "export", output, "-o", output.with_suffix(".onnx"))
-    if not all(held.holds for held in outcome.checks):
-        raise CheckFailedError("grow: the grown network does not give what the teacher gives; see the lines above")

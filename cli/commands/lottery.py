@@ -174,6 +174,7 @@ def lottery(
             partial.write_text(text)
     draw_lottery(found, picture)
     screen.show(lottery_table(found))
+    screen.checks(found.checks)
     number = found.chosen or tickets.rounds
     ticket = output / "seed-0" / f"round-{number:02d}.pt"
     screen.line("chosen", _words(found.chosen, found.metric))

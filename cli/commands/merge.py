@@ -209,8 +209,10 @@ def merge(
 def _as_deep(screen: Screen, sources: Sequence[str], parents: Sequence[ModelGraph]) -> list[ModelGraph]:
     """The parents, the shallower ones deepened."""
     from graphsurgery.passes.deepen import as_deep
+    from graphsurgery.recipes.merging.merge import deepened
 
     deep = as_deep(parents)
+    screen.require(*deepened(parents, deep))
     for source, before, after in zip(sources, parents, deep, strict=True):
         added = len(after.lineage) - len(before.lineage)
         if added:

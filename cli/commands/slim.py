@@ -121,15 +121,16 @@ def slim(
         return
     settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
     folder = run.open(screen, settings)
-    slimmable, curves = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
+    slimmable, curves, checks = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
     statistics = Statistics(slimmable)
-    outcome = measure_widths(statistics, examples, curves=curves)
+    outcome = measure_widths(statistics, examples, curves=curves, checks=checks)
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path}, config=asdict(plan))
     save_slimmable(statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
     if report is not None:
         write_report(outcome, report)
     screen.show(outcome_table(outcome))
+    screen.checks(outcome.checks)
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
     narrow = f"{outcome.widths[len(outcome.widths) // 2]:g}"

@@ -140,6 +140,7 @@ def supermask(
     found, outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter())
     size = save_supermask(found, output)
     screen.show(outcome_table(outcome))
+    screen.checks(outcome.checks)
     screen.line("mask", outcome.verdict)
     screen.line("wrote", f"{output}: {size / 1e3:.1f} kB; the weights would take {4 * found.masks.total / 1e3:,.0f} kB")
     results = {"outcome": outcome.as_dict(), "bytes": size, "density": found.masks.density, "files": {"mask": output}}

@@ -19,6 +19,7 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.types import Access, Frozen, Mixing, ParameterType, Resize, TensorType, tensor_types
 from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
+from graphsurgery.network.records import held_by, is_record
 
 Rewrite = Callable[[fx.Node, Resize], None]
 ModuleRewrite = Callable[[nn.Module, Resize], None]
@@ -287,6 +288,8 @@ class Inference:
         if not has_tensors(self.value) and key is not operator.setitem:
             return self.value
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
+        if is_record(key):
+            return held_by(key, args, kwargs)
         function = RULES.get(key)
         if function is None:
             unfollowed = self.node.meta.get("unfollowed")

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.checkpoint import vocabulary
 from graphsurgery.checkpoint.encoding import dtype_name, encode
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.records import held_by, is_record
 
 CONTAINER = "torch.nn.Module"
 """The stored class of a module that only holds others."""
@@ -148,7 +149,7 @@ def _describe_nodes(module: fx.GraphModule) -> list[dict[str, Any]]:
         raise SurgeryError("the graph regroups its inputs (a pytree); trace the model with plain tensor inputs")
     nodes = []
     for node in module.graph.nodes:
-        if _is_named_tuple(node):
+        if is_record(node.target):
             continue
         try:
             vocabulary.check_target(node.op, _target_name(node), node.args)
@@ -169,19 +170,14 @@ def _describe_nodes(module: fx.GraphModule) -> list[dict[str, Any]]:
 
 
 def _reference(node: fx.Node) -> Any:
-    """A node's name; a named tuple is stored as the tuple of its fields."""
-    if _is_named_tuple(node):
-        return {"tuple": [encode(value, _reference) for value in (*node.args, *node.kwargs.values())]}
+    """A node's name; a named tuple is stored as the tuple of its fields, a dataclass as a dict."""
+    if is_record(node.target):
+        return encode(held_by(node.target, node.args, node.kwargs), _reference)
     return {"node": node.name}
 
 
 def _no_node(node: fx.Node) -> Any:
     raise SurgeryError(f"a layer's argument cannot be the node {node.name}")
-
-
-def _is_named_tuple(node: fx.Node) -> bool:
-    target = node.target
-    return isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields")
 
 
 def _target_name(node: fx.Node) -> str:

@@ -56,7 +56,7 @@ class Network(fx.GraphModule):
 
     def _written(self) -> PythonCode:
         usual = self._graph._codegen
-        if type(usual) is not fx.graph.CodeGen or not any(map(_has_keyword, self._graph.nodes)):
+        if type(usual) is not fx.graph.CodeGen or not _has_keywords(self._graph):
             return super().recompile()
         self._graph.set_codegen(_Spelling())
         try:
@@ -72,7 +72,9 @@ class Network(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.recompile()
-        return super().__reduce__()
+        function, state = super().__reduce__()
+        # What fx restores is a GraphModule, whose code cannot spell a keyword.
+        return (_restored if _has_keywords(self._graph) else function), state
 
 
 class _Graph(fx.Graph):
@@ -115,6 +117,50 @@ class _Spelling(fx.graph.CodeGen):
             plain, spelt = _spelt(root_module, path, lambda _: False), _spelt(root_module, path, keyword.iskeyword)
             code.src = re.sub(re.escape(plain) + r"(?!\w)", spelt.replace("\\", r"\\"), code.src)
         return code
+
+
+def _restored(body: dict[str, Any], imports: str) -> fx.GraphModule:
+    """As `fx.graph_module.reduce_graph_module`, but a `Network`."""
+    forward = graph_module._forward_from_src(imports + body["_code"], {})
+    return graph_module._deserialize_graph_module(forward, body, graph_module_cls=Network)  # type: ignore[return-value]
+
+
+def without_keywords(module: fx.GraphModule) -> None:
+    """Give every module and tensor whose name is a keyword another name, in place: `class` becomes `class_`.
+
+    Tools that write code of their own, such as the ONNX exporter, cannot spell it.
+    """
+    if not _has_keywords(module.graph):
+        return
+    renamed = {"": ""}
+    for path, part in list(module.named_modules(remove_duplicate=False)):
+        every: tuple[dict[str, Any], ...] = (part._modules, part._parameters, part._buffers)
+        taken = {name for slots in every for name in slots}
+        for slots in every:
+            entries = [(_free(name, taken), name, value) for name, value in slots.items()]
+            slots.clear()
+            slots.update({new: value for new, _, value in entries})
+            for new, name, _ in entries:
+                around = f"{renamed[path]}." if path else ""
+                renamed[f"{path}.{name}" if path else name] = around + new
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = renamed.get(str(node.target), node.target)
+    module.recompile()
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name itself, or one with a line behind it that nothing has."""
+    if not keyword.iskeyword(name):
+        return name
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _has_keywords(graph: fx.Graph) -> bool:
+    return any(map(_has_keyword, graph.nodes))
 
 
 def _has_keyword(node: fx.Node) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -34,6 +35,19 @@ def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Mo
     state["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
     state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     return new
+
+
+_NESTED = 4
+"""How deep in lists and dicts of a module tensors are looked for."""
+
+
+def laid_out_like(new: Tensor, old: Tensor) -> Tensor:
+    """A tensor whose channels lie last in memory where those of the old one do, which convolutions are faster with."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = formats.get(old.dim())
+    if form is None or new.dim() != old.dim() or old.is_contiguous() or not old.is_contiguous(memory_format=form):
+        return new
+    return new.contiguous(memory_format=form)
 
 
 class Twin(NamedTuple):
@@ -93,10 +107,8 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if isinstance(tensor, Tensor):
                 replace(tensor)
-        for value in module.__dict__.values() if not _is_torch_leaf(module) else ():
-            # Plain attributes keep their values: what the forward computes from them alone is a constant.
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
+    # Plain attributes keep their values: what the forward computes from them alone is a constant.
+    detach_attributes(model, memo)
     return _deep_copy(model, memo)
 
 
@@ -111,11 +123,27 @@ def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
         for parameter in module._parameters.values():
             if isinstance(parameter, Tensor) and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-        values = module.__dict__.values() if not _is_torch_leaf(module) else ()
-        for tensor in (*module._buffers.values(), *values):
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
+    detach_attributes(model, memo)
     return _deep_copy(model, memo), memo
+
+
+def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Put copies of buffers and of tensors in plain attributes into the memo, but for those that are there already.
+
+    What a forward has kept of its results has a history, and `copy.deepcopy` refuses it.
+    """
+    for module in model.modules():
+        for value in (module._buffers, *(module.__dict__.values() if not _is_torch_leaf(module) else ())):
+            _detach(value, memo, _NESTED)
+
+
+def _detach(value: Any, memo: dict[int, Any], depth: int) -> None:
+    if isinstance(value, Tensor):
+        if id(value) not in memo:
+            memo[id(value)] = value.detach().clone()
+    elif depth and isinstance(value, list | tuple | set | deque | Mapping):
+        for item in list(value.values() if isinstance(value, Mapping) else value):
+            _detach(item, memo, depth - 1)
 
 
 def _is_torch_leaf(module: nn.Module) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,14 +17,20 @@ from torch import Tensor
 def named_outputs(output: Any) -> dict[str, Tensor]:
     """The tensors of an output by their place in it: `0`, `out`, `1.aux`.
 
-    Tuples, named tuples and lists count their items, mappings and dataclasses name them; what is None is left out.
+    Tuples, named tuples and lists count their items, mappings and dataclasses name them. Numbers are tensors of no
+    axes; what is neither, such as None or a text, is left out.
     """
-    return dict(_named(output, ""))
+    return {place: torch.as_tensor(found) for place, found in _named(output, "")}
 
 
-def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:
-    if output is None:
-        return
+def tensors_of(output: Any, *, numbers: bool = True) -> list[Tensor]:
+    """The same without names; without numbers, too, if asked for."""
+    found = [value for _, value in _named(output, "")]
+    return [torch.as_tensor(value) for value in found if numbers or isinstance(value, Tensor)]
+
+
+def _named(output: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The tensors and numbers of an output."""
     if isinstance(output, Mapping):
         items = [(str(key), value) for key, value in output.items()]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -30,7 +38,8 @@ def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(output, (tuple, list)):
         items = [(str(index), value) for index, value in enumerate(output)]
     else:
-        yield place or "0", torch.as_tensor(output)
+        if isinstance(output, Tensor | Number | np.ndarray | np.number | np.bool_):
+            yield place or "0", output
         return
     for key, value in items:
         yield from _named(value, f"{place}.{key}" if place else key)

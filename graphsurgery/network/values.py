@@ -16,6 +16,7 @@ from graphsurgery.network.copying import copy_module, meta_of
 from graphsurgery.network.custom_gradients import KeptFunction
 from graphsurgery.network.layers import TrainingFlag, hold
 from graphsurgery.network.paths import map_values
+from graphsurgery.network.records import held_by, is_record
 from graphsurgery.network.shapes import result_of
 
 Shortened = Callable[[Any], bool]
@@ -41,6 +42,8 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
     kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
     if node.op == "output":
         return args[0]
+    if is_record(node.target):
+        return held_by(node.target, args, kwargs)
     if node.op == "get_attr":
         return attribute(str(node.target))
     if node.op == "call_module":
@@ -78,7 +81,12 @@ def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
     except Exception:
         if not is_foreign(module):
             raise
-    with torch.random.fork_rng(devices=[]):
+    return run_on_numbers(module, args, kwargs)
+
+
+def run_on_numbers(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a module gives on meta tensors, whose values it needs: it is run on random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         filled = copy_module(module, _filled)
         return map_values(filled(*map_values(args, _filled), **map_values(kwargs, _filled)), meta_of)
 

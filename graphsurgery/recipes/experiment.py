@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.recipes.outcome import Check, Outcome, Row
+from graphsurgery.recipes.outcome import Check, Outcome, Row, required
 from graphsurgery.surgery.channels.cost import cost
-from graphsurgery.surgery.deviation import deviation
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.fit import fit
@@ -22,9 +20,6 @@ from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import EpochRecord, History, Run
 from graphsurgery.training.objectives.tasks import Objective, objective_for
-
-PROBES = 8
-"""Real inputs on which contracts are measured."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +126,14 @@ class Experiment:
         score = row.validation[self.objective.score]
         return (score if self.objective.higher_is_better else -score, -row.validation.get("loss", 0.0))
 
-    def check(self, name: str, found: Tensor, expected: Tensor, allowed: float) -> None:
-        """A contract, measured as a relative deviation."""
-        self.checks.append(Check(name, deviation(found, expected), allowed))
+    def require(self, check: Check | None) -> None:
+        """A contract that nothing is trained behind where it does not hold.
 
-    def probe(self) -> Tensor:
-        """A few real inputs in float64."""
-        count = min(PROBES, size_of(self.data.validation))
-        return torch.stack([self.data.validation[i][0] for i in range(count)]).double()
+        Raises:
+            CheckFailedError: it does not.
+        """
+        if check is not None:
+            self.checks.append(required(check))
 
     def outcome(self, title: str, verdict: str, config: Mapping[str, Any], **more: Any) -> Outcome:
         """Everything that was found out, with the seconds since the experiment began."""

@@ -21,9 +21,9 @@ from graphsurgery.models.spec_text import parse_value
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import EXACT, widen
 from graphsurgery.recipes.compression.shrink import fine_tuning
-from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
+from graphsurgery.recipes.contracts.edit_checks import unchanged
+from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison, required
 from graphsurgery.surgery.channels.cost import cost
-from graphsurgery.surgery.deviation import changed_by
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data
@@ -37,8 +37,6 @@ from graphsurgery.training.loop.run import EpochRecord, Run
 from graphsurgery.training.objectives.tasks import objective_for
 
 CONTROLS = ("random-pad", "scratch", "teacher continued")
-ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
-"""The largest relative change of the outputs, by the precision of the weights, into which shares are rounded."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +139,6 @@ def check(before: ModelGraph, after: ModelGraph, growth: Growth) -> Check | None
     return unchanged("grown = original", before, after, growth.seed)
 
 
-def unchanged(name: str, before: ModelGraph, after: ModelGraph, seed: int = 0) -> Check:
-    """The contract of this name: the same outputs, to what the precision of the weights allows."""
-    dtype = next((p.dtype for p in before.module.parameters() if p.is_floating_point()), torch.float32)
-    return Check(name, changed_by(before, after, seed), ALLOWED.get(dtype, 1e-2))
-
-
 @dataclass(frozen=True)
 class GrowPlan:
     """How to grow and how to compare.
@@ -195,6 +187,7 @@ def grow(
 
     Raises:
         SurgeryError: as for `grown`, an unknown control, the data do not fit, or training fails.
+        CheckFailedError: what has grown does not give what the teacher gives; nothing is trained then.
     """
     unknown = [name for name in plan.controls if name not in CONTROLS]
     if unknown:
@@ -231,7 +224,7 @@ class _Growing:
         self._row("teacher", self.teacher)
         start = grown(self.teacher, growth, self.data)
         held = check(self.teacher, start, growth)
-        self.checks += [] if held is None else [held]
+        self.checks += [] if held is None else [required(held)]
         self._row("grown, untrained", start, note="" if held else f"{growth.init} changes the outputs")
         # What cannot be built is found before anything is trained.
         padded = again = fresh = None

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
-from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
+from graphsurgery.recipes.contracts.edit_checks import unchanged
+from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison, required
 from graphsurgery.surgery.channels.cost import cost
-from graphsurgery.surgery.deviation import deviation, double
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
@@ -37,8 +37,6 @@ from graphsurgery.training.loop.run import EpochRecord, Run
 from graphsurgery.training.objectives.imitation import Imitation, Mimicry
 from graphsurgery.training.objectives.tasks import Objective, objective_for
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
-
-ALLOWED = 1e-10
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,7 @@ def mimic(
 
     Raises:
         SurgeryError: no teacher, data of other shapes, other numbers of classes, or training fails.
+        CheckFailedError: the factors of the bottleneck do not multiply back; the student is not given out then.
     """
     if not teachers:
         raise SurgeryError("mimic: no teacher; give one or more")
@@ -204,10 +203,7 @@ class _Mimicking:
         if self.plan.keep_bottleneck:
             return network
         one = unfactorize(network)
-        before, after = double(network), double(unfactorize(double(network)))
-        x = before.example_inputs(4)
-        with torch.no_grad():
-            self.checks.append(Check("multiplied back = with bottleneck", deviation(after(*x), before(*x)), ALLOWED))
+        self.checks.append(required(unchanged("multiplied back = with bottleneck", network, one)))
         return one
 
     def _fit(self, graph: ModelGraph, dataset: Dataset[Any], objective: Objective, stage: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from graphsurgery.errors import CheckFailedError
 from graphsurgery.training.loop.run import EpochRecord
 
 
@@ -48,6 +49,17 @@ class Check:
     @property
     def holds(self) -> bool:
         return self.measured <= self.allowed
+
+
+def required(check: Check) -> Check:
+    """The contract of a pass, where it holds: nothing is trained, or written, behind one that does not.
+
+    Raises:
+        CheckFailedError: it does not hold.
+    """
+    if not check.holds:
+        raise CheckFailedError(f"{check.name}: {check.measured:.1e}, allowed {check.allowed:.0e}; nothing was written")
+    return check
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs import run, tensors_of
 from graphsurgery.network.paths import place_of
 
 
@@ -46,11 +46,6 @@ def deviation(found: Any, expected: Any) -> float:
     if difference == 0:
         return 0.0
     return difference / scale if scale > 0 else math.inf
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of a nested output, in order."""
-    return [torch.as_tensor(leaf) for leaf in _pytree.tree_leaves(output)]
 
 
 def _largest(tensor: Tensor) -> float:
@@ -152,6 +147,12 @@ class InDouble(fx.Interpreter):
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+
+
+def mean_of(outputs: Sequence[Tensor]) -> Tensor:
+    """The mean of what several networks give for one output; indices and flags have one in float64."""
+    numbers = torch.stack(list(outputs))
+    return (numbers if numbers.is_floating_point() or numbers.is_complex() else numbers.double()).mean(0)
 
 
 class UnlikeError(Exception):

@@ -19,7 +19,7 @@ from graphsurgery.axes.types import ParameterType, Resize, TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
-from graphsurgery.network.copying import copy_module
+from graphsurgery.network.copying import copy_module, laid_out_like
 from graphsurgery.network.layers import hold, weigh
 from graphsurgery.network.paths import has_tensors, modules_of
 from graphsurgery.network.values import evaluate
@@ -155,7 +155,7 @@ def rebuild(
         name = names[id(old)]
         if name not in made:
             typed = types.parameters.get(name)
-            new = old.detach().clone() if typed is None else new_tensor(typed, old.detach())
+            new = old.detach().clone() if typed is None else laid_out_like(new_tensor(typed, old.detach()), old)
             made[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         return made[name]
 

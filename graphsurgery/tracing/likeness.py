@@ -227,9 +227,10 @@ class Likeness:
         self.stays = [path for path, module in self.model.named_modules() if not module.training]
         _same_modes(self.model, self.traced)
         own = dict(self.traced.named_parameters(remove_duplicate=False))
-        pairs = [(p, self.names.get(id(old))) for p, old in self._parameters() if p.requires_grad]
-        trained = [p for p, name in pairs if name is not None]
-        mine = [own[name] for _, name in pairs if name is not None]
+        pairs = [(p, self.names.get(id(old), "")) for p, old in self._parameters() if p.requires_grad]
+        trained = [p for p, _ in pairs]
+        # What the trace lacks has no gradient there, which is right only where it has none in the model.
+        mine = [own.get(name, torch.zeros((), requires_grad=True)) for _, name in pairs]
         self._reset()
         try:
             expected, slopes, drawn = _with_gradients(self.model, self.x, trained)

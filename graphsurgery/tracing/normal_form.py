@@ -22,6 +22,7 @@ from graphsurgery.errors import TraceError
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
+from graphsurgery.network.records import ends, held_by, is_record
 from graphsurgery.tracing.modes import FLAG
 
 
@@ -175,8 +176,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             continue
         if node.target is torch._assert:
             graph.erase_node(node)
-        elif isinstance(node.target, type) and hasattr(node.target, "_fields"):
-            _plain_tuple(node)
+        elif is_record(node.target):
+            _only_at_the_end(node)
         elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
         elif node.target in _DROPOUTS:
@@ -191,16 +192,19 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             graph.erase_node(node)
 
 
-def _plain_tuple(node: fx.Node) -> None:
-    """A named tuple (torchvision's outputs with auxiliary heads) becomes a tuple."""
-    values = (*node.args, *node.kwargs.values())
+def _only_at_the_end(node: fx.Node) -> None:
+    """A named tuple or a dataclass that is no part of what the network gives becomes a tuple or a dict."""
+    values = held_by(node.target, node.args, node.kwargs)
 
     def opened(operand: fx.Node) -> Any:
         return values if operand is node else operand
 
+    given = ends(node.graph)
     for user in list(node.users):
-        user.args, user.kwargs = fx.map_arg(user.args, opened), fx.map_arg(user.kwargs, opened)
-    node.graph.erase_node(node)
+        if user not in given:
+            user.args, user.kwargs = fx.map_arg(user.args, opened), fx.map_arg(user.kwargs, opened)
+    if not node.users:
+        node.graph.erase_node(node)
 
 
 def _may_be_new(root: nn.Module, node: fx.Node) -> bool:

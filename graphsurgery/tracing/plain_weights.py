@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from graphsurgery.network.copying import detach_attributes
+
 _OLD = (WeightNorm, SpectralNorm)
 
 
@@ -29,6 +31,7 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
         # Last results stay in plain attributes, or in the lists of recurrent layers, and such tensors refuse a copy.
         lists = (value if isinstance(value, list) else [value] for value in vars(part).values())
         shared |= {id(value): value for values in lists for value in values if isinstance(value, Tensor)}
+    detach_attributes(model, shared)
     plain = copy.deepcopy(model, shared)
     ties: dict[Any, Tensor] = {}
     lines = []

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.assembly import Network
 from graphsurgery.network.layers import Boundary, ChannelGate, hold
 from graphsurgery.network.paths import place_of
 from graphsurgery.tracing.leaves import is_leaf
@@ -120,7 +121,9 @@ def replaced(original: nn.Module, part: Part) -> nn.Module:
     shell = nn.Module().train(original.training) if is_leaf(original) else original
     for path, thing in part.state.items():
         _put(shell, path, thing)
-    forward = type(fx.GraphModule(shell, part.graph)).forward
+    network = Network(shell, part.graph)
+    network.recompile()
+    forward = type(network).forward
     kind = next(base for base in type(shell).__mro__ if not getattr(base, "_runs_a_part", False))
     shell.__class__ = type(kind.__name__, (kind,), {"forward": forward, "_runs_a_part": True, "__doc__": kind.__doc__})
     return shell

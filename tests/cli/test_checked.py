@@ -1,5 +1,6 @@
 """Every command that writes a network has checked its pass on that network."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -8,8 +9,18 @@ import torch
 import graphsurgery as gs
 from graphsurgery import cli
 from graphsurgery.passes import factorize
+from graphsurgery.passes.compress import compress
+from graphsurgery.recipes import merge
+from graphsurgery.recipes.lottery import lottery as tickets
+from graphsurgery.recipes.slimming import slimmable
 from graphsurgery.surgery import remap
 
+SHORT = ("--data", "digits?train=200", "--device", "cpu", "--epochs", "1")
+MERGE = ("merge", "a.pt", "b.pt", "--no-control", "--data", "digits", "--device", "cpu", "--epochs", "1")
+GROW = ("grow", "a.pt", "--by", "1.5x", "--no-control", *SHORT)
+MIMIC = ("mimic", "--teacher", "a.pt", "--student", "paper/mlp?hidden=20", "--bottleneck", "4", "--no-control", *SHORT)
+LOTTERY = ("lottery", "a.pt", "--rounds", "1", "--density", "0.5", *SHORT)
+SUPERMASK = ("supermask", "paper/lenet_300_100?in_features=64", *SHORT)
 MASKED = ("masks", "m.pt", "--apply", "a.pt")
 COMMANDS = {
     "compress by share": (("compress", "a.pt", "--keep", "0.5"), "cut = reads masked"),
@@ -22,13 +33,22 @@ COMMANDS = {
     "factorize back": (("factorize", "f.pt", "--back"), "multiplied back = with factors"),
     "masks": (MASKED, "masked = weights zeroed"),
 }
+RECIPES = {
+    "grow": (GROW, "grown = original"),
+    "mimic": (MIMIC, "multiplied back = with bottleneck"),
+    "slim": (("slim", "a.pt", *SHORT), "channels in order = original"),
+    "merge": (MERGE, "concatenated = mean of the parents"),
+    "supermask": (SUPERMASK, "drawn by the seed and masked = measured"),
+    "lottery": (LOTTERY, "dead weights = what the mask makes of them"),
+}
 
 
 @pytest.fixture(scope="module")
 def made(trained, tmp_path_factory):
-    """a.pt, a masked m.pt with a dead channel, and f.pt of factors."""
+    """a.pt and b.pt, a masked m.pt with a dead channel, and f.pt of factors."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copy(trained / "a.pt", folder)
+    shutil.copy(trained / "b.pt", folder)
     graph = gs.load(folder / "a.pt")
     gs.save(factorize.factorize(graph, rank=0.5), folder / "f.pt")
     with torch.no_grad():
@@ -42,12 +62,12 @@ def made(trained, tmp_path_factory):
 def at(made, monkeypatch):
     monkeypatch.chdir(made)
     yield made
-    (made / "new.pt").unlink(missing_ok=True)
+    shutil.rmtree(made / "new.pt") if (made / "new.pt").is_dir() else (made / "new.pt").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("case", COMMANDS)
+@pytest.mark.parametrize("case", COMMANDS | RECIPES)
 def test_it_says_so(case, at, capsys):
-    tokens, name = COMMANDS[case]
+    tokens, name = (COMMANDS | RECIPES)[case]
     assert cli.run([*tokens, "-o", "new.pt"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if name in line]
     assert len(lines) == 1
@@ -64,6 +84,39 @@ def test_a_pass_that_is_wrong_writes_nothing(case, at, capsys, monkeypatch):
     assert "FAIL" in captured.out
     assert f"{name}: " in captured.err
     assert "nothing was written" in captured.err
+    assert not (at / "new.pt").exists()
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_a_recipe_ends_where_a_pass_is_wrong(case, at, capsys, monkeypatch):
+    tokens, name = RECIPES[case]
+    spoil_the_next_network(monkeypatch)
+    # Dead weights are trained like the others, as if there were no mask.
+    monkeypatch.setattr(tickets, "masked", lambda graph, *_: contextlib.nullcontext(graph.module))
+    assert cli.run([*tokens, "-o", "new.pt"]) == 1
+    found = capsys.readouterr().err.splitlines()[-1]
+    assert found.startswith(f"error  {name}: ")
+    assert found.endswith("; nothing was written")
+    assert not list(at.glob("new.pt/seed-*/*.pt")) if case == "lottery" else not (at / "new.pt").exists()
+
+
+CUTS = {"merge": "cut = gates closed: ", "slim": "slim at width 0.25 = compressed to the first channels: "}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_the_cut_behind_a_training_is_checked(case, at, capsys, monkeypatch):
+    tokens, name = RECIPES[case][0], CUTS[case]
+    module = merge if case == "merge" else slimmable
+
+    def spoilt(*args, **options):
+        small = compress(*args, **options)
+        with torch.no_grad():
+            next(small.module.parameters()).add_(1)
+        return small
+
+    monkeypatch.setattr(module, "compress", spoilt)
+    assert cli.run([*tokens, "-o", "new.pt"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error  {name}")
     assert not (at / "new.pt").exists()
 
 

@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy, own_tensors
+from graphsurgery.network.copying import Replicas, Twin, alias_copy, copy_module, meta_copy, own_tensors
 from graphsurgery.passes import compress
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.mask import mask
+from graphsurgery.passes.slim import slim
+from graphsurgery.passes.widen import widen
+from graphsurgery.recipes.contracts.doctor import examine
+from graphsurgery.recipes.contracts.subjects import light_copy
+from graphsurgery.surgery.masks.mask_set import MaskSet
 
 
 class Tied(nn.Module):
@@ -31,6 +38,53 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.norm(self.second(self.first(x)))
+
+
+class Remembers(nn.Module):
+    """Keeps results of its last call, which have a history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.weight_norm(nn.Linear(4, 4))
+        self.last = None
+        self.states: list[object] = [[], {}]
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        self.states = [[self.last], {"x": (self.last * 2,)}]
+        return torch.relu(self.last)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_a_forward_has_kept_is_copied():
+    model, x = Remembers(), torch.randn(2, 4)
+    expected = model(x).detach()
+    for new in (alias_copy(model)[0], light_copy(model)):
+        torch.testing.assert_close(new.states[1]["x"][0], model.last.detach() * 2)
+        torch.testing.assert_close(new(x), expected)
+        assert new.layer.weight_g.data_ptr() == model.layer.weight_g.data_ptr()
+    graph = gs.trace(model, x)
+    assert examine(graph, model, onnx=False).holds
+
+
+@pytest.mark.parametrize("edit", ["cut", "widened", "in order", "masked", "concatenated"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_channels_stay_last_in_memory(edit, rank):
+    torch.manual_seed(0)
+    conv, form = (nn.Conv2d, torch.channels_last) if rank == 2 else (nn.Conv3d, torch.channels_last_3d)
+    model = nn.Sequential(conv(4, 8, 3, padding=1), nn.ReLU(), conv(8, 6, 3, padding=1)).to(memory_format=form)
+    graph = gs.trace(model, torch.zeros(2, 4, *[5] * rank))
+    new = {
+        "cut": lambda: compress.compress(graph, 0.5),
+        "widened": lambda: widen(graph, 1.5),
+        "in order": lambda: slim(graph),
+        "masked": lambda: mask(graph, MaskSet.ones(graph)),
+        "concatenated": lambda: concatenate([graph, graph]),
+    }[edit]()
+    for module in (graph.module, new.module):
+        weights = [p for p in module.parameters() if p.dim() == rank + 2]
+        assert len(weights) == 2
+        assert all(w.is_contiguous(memory_format=form) and not w.is_contiguous() for w in weights)
 
 
 def test_a_meta_copy_has_the_structure_of_a_deep_copy():

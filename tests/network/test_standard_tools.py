@@ -11,9 +11,11 @@ import torch
 from torch import fx, nn
 
 import graphsurgery as gs
+from graphsurgery.models.detection.parts import Part, replaced
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import widen
+from graphsurgery.recipes.delivery.deliver import deliver
 
 
 class Decides(nn.Module):
@@ -94,3 +96,25 @@ def test_modules_may_have_names_that_are_no_python_names(keys, tmp_path):
             gs.save(new, tmp_path / "new.pt")
             again = gs.load(tmp_path / "new.pt").module
             torch.testing.assert_close(again.eval()(x), new.module.eval()(x), rtol=0, atol=0)
+            for tool in ("pickle", "torch.save", "deepcopy", "trace"):
+                found = TOOLS[tool](again) if tool != "trace" else gs.trace(again, torch.zeros(2, 4)).module
+                torch.testing.assert_close(found(x), again(x), rtol=0, atol=0)
+                assert dict(found.named_parameters()).keys() == dict(again.named_parameters()).keys()
+
+
+def test_a_part_of_a_detector_may_have_such_names():
+    torch.manual_seed(0)
+    network, x = Named(("class", "for")), torch.randn(3, 4)
+    module = gs.trace(network, torch.zeros(2, 4)).module
+    layers = {str(n.target): module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"}
+    found = replaced(copy.deepcopy(network), Part(module.graph, layers))
+    torch.testing.assert_close(found(x), network(x))
+
+
+@pytest.mark.parametrize("keys", [("class", "class_"), ("a b", "for"), ("None", "is")])
+def test_networks_with_such_names_are_exported(keys, tmp_path):
+    torch.manual_seed(0)
+    graph = compress(gs.trace(Named(keys), torch.zeros(2, 4)), 0.5)
+    names = list(graph.tensors())
+    assert deliver(graph, tmp_path / "m.onnx").check.holds
+    assert list(graph.tensors()) == names

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs import tensors_of
 from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, NOT_FINITE, Judgement, Run, judge, worst_example
 from graphsurgery.onnx.exporting.locating import Difference, first_difference
 from graphsurgery.onnx.exporting.probing import GIVEN, Feed, feeds
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
-from graphsurgery.surgery.deviation import InDouble, beginning_of_nan, shapes_text, tensors_of
+from graphsurgery.surgery.deviation import InDouble, beginning_of_nan, shapes_text
 
 _MOST = 0.1
 """No advice to allow more than this share of what an output varies by."""
@@ -238,7 +239,7 @@ class _Compared:
     def __init__(self, runtime: _Runtime, network: ModelGraph, feed: Feed) -> None:
         self.runtime, self.network, self.feed = runtime, network, feed
         with torch.no_grad():
-            self.expected = tensors_of(network.module(*feed.tensors))
+            self.expected = tensors_of(network.module(*feed.tensors), numbers=False)
         self.found = runtime.run(feed.tensors, feed.label)
         if [t.shape for t in self.found] != [t.shape for t in self.expected]:
             raise CheckFailedError(
@@ -266,7 +267,7 @@ class _Compared:
             apart.append((self.found, run_session(session, feed_by_name, f"{runtime.path}: {feed.label}")))
         try:
             with torch.no_grad():
-                apart.append((self.expected, tensors_of(InDouble(self.network)(*feed.tensors))))
+                apart.append((self.expected, tensors_of(InDouble(self.network)(*feed.tensors), numbers=False)))
         except Exception:  # an operator that there is in float32 alone; the others have to do
             pass
         found = [torch.zeros(t.shape, dtype=torch.float64) for t in self.found]

@@ -16,12 +16,15 @@ from typing import Any
 
 import onnx
 import torch
-from torch.utils import _pytree
+from torch import fx
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.assembly import as_evaluated, passing_sources
+from graphsurgery.network.aliasing import is_harmless
+from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
+from graphsurgery.network.paths import has_tensors
+from graphsurgery.network.records import opened
 from graphsurgery.onnx.exporting.plain import make_plain
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
@@ -107,7 +110,9 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     """
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
+    _give_tensors(network.module, _given(graph))
     make_plain(network.module)
+    without_keywords(network.module)
     batch = torch.export.Dim("batch")
     with quiet(), passing_sources():
         program = torch.onnx.export(
@@ -123,6 +128,37 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     if program is None:
         raise SurgeryError("the exporter gave no program")
     return program
+
+
+def _given(graph: ModelGraph) -> Any:
+    """The tensors that a network gives in evaluation, as nodes in tuples and dicts; a file gives nothing else."""
+    if any("value" not in node.meta for node in graph.module.graph.nodes):
+        graph.types  # noqa: B018  (gives every node its value, for graphs that come from a file)
+    output = next(node for node in as_evaluated(graph.module).graph.nodes if node.op == "output").args[0]
+    return _tensors_alone(opened(output))
+
+
+def _tensors_alone(output: Any) -> Any:
+    if isinstance(output, fx.Node):
+        return output if has_tensors(output.meta["value"]) else None
+    if isinstance(output, dict):
+        parts = {key: _tensors_alone(part) for key, part in output.items()}
+        return {key: part for key, part in parts.items() if part is not None} or None
+    if isinstance(output, (tuple, list)):
+        return tuple(part for part in map(_tensors_alone, output) if part is not None) or None
+    return None
+
+
+def _give_tensors(module: fx.GraphModule, given: Any) -> None:
+    """Let a copy of a network give these nodes of the original alone, in place."""
+    if given is None:
+        raise SurgeryError("it gives no tensor in evaluation, and an ONNX file gives tensors")
+    copies = {node.name: node for node in module.graph.nodes}
+    output = next(iter(reversed(module.graph.nodes)))
+    output.args = (fx.map_arg(given, lambda node: copies[node.name]),)
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and is_harmless(module, node):
+            module.graph.erase_node(node)
 
 
 def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
@@ -165,8 +201,8 @@ def _output_names(graph: ModelGraph, ranks: list[int | None]) -> list[str]:
     """`logits` for a single `[batch, classes]`, the keys of a dict, else `output_0`, …"""
     if ranks == [2]:
         return ["logits"]
-    output = next(node for node in as_evaluated(graph.module).graph.nodes if node.op == "output").args[0]
-    if isinstance(output, dict) and len(output) == len(ranks) and len(_pytree.tree_leaves(dict(output))) == len(ranks):
+    output = _given(graph)
+    if isinstance(output, dict) and len(output) == len(ranks) and all(isinstance(v, fx.Node) for v in output.values()):
         return [str(key) for key in output]
     return [f"output_{i}" for i in range(len(ranks))]
 

@@ -1,4 +1,4 @@
-"""What a cut and a mask promise, measured on the very network that is to be written, a layer at a time."""
+"""What edits promise, measured on the very network that is to be written, a layer at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
 from graphsurgery.network.outputs import run
 from graphsurgery.recipes.outcome import Check
-from graphsurgery.surgery.deviation import InDouble, apart
+from graphsurgery.surgery.deviation import InDouble, apart, changed_by, mean_of
 from graphsurgery.surgery.gates import bare
 from graphsurgery.surgery.masks.mask_set import MaskSet
 
@@ -28,6 +28,9 @@ precision of their own."""
 
 BLURRED = 1e-3
 """The most that rounding may excuse of a network that enlarges it."""
+
+_ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""The largest relative change of the outputs, by the precision of the weights, into which shares are rounded."""
 
 _Outputs = Callable[..., Any]
 
@@ -81,6 +84,33 @@ def check_cut(before: ModelGraph, small: ModelGraph, seed: int = 0) -> CutCheck:
     if deviation > allowed:
         allowed = max(allowed, min(10 * _rounding(masked, x, expected, seed), BLURRED))
     return CutCheck(Check("cut = reads masked", deviation, allowed), deviation)
+
+
+def unchanged(name: str, before: ModelGraph, after: ModelGraph, seed: int = 0) -> Check:
+    """The contract of this name: the same outputs, to what the precision of the weights allows."""
+    return Check(name, changed_by(before, after, seed), _allowed(before))
+
+
+def check_mean(parents: Sequence[ModelGraph], both: ModelGraph, seed: int = 0) -> Check:
+    """Compare a direct sum with the mean of its networks' outputs, on random inputs, in float64.
+
+    Args:
+        parents: the networks, of one topology.
+        both: what `concatenate` made of them.
+        seed: of the inputs.
+
+    Raises:
+        UnlikeError: they do not give the same outputs at all.
+    """
+    x = both.example_inputs(4, seed=seed)
+    single = [run(InDouble(parent), x, seed) for parent in parents]
+    mean = {name: mean_of([outputs[name] for outputs in single]) for name in single[0]}
+    return Check("concatenated = mean of the parents", _apart(run(InDouble(both), x, seed), mean), _allowed(both))
+
+
+def _allowed(graph: ModelGraph) -> float:
+    dtype = next((p.dtype for p in graph.module.parameters() if p.is_floating_point()), torch.float32)
+    return _ALLOWED.get(dtype, 1e-2)
 
 
 def check_masked(before: ModelGraph, after: ModelGraph, masks: MaskSet, seed: int = 0) -> Check:

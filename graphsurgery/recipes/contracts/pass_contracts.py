@@ -42,7 +42,7 @@ from graphsurgery.recipes.contracts.subjects import (
 )
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.slimming import Slimmable, Width
-from graphsurgery.surgery.deviation import apart, double
+from graphsurgery.surgery.deviation import apart, double, mean_of
 from graphsurgery.surgery.gates import gates, why_nothing
 from graphsurgery.surgery.growth.places import places
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
@@ -444,4 +444,4 @@ class PassContracts:
 
 
 def _mean(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: (a[name] + b[name]) / 2 for name in a}
+    return {name: mean_of([a[name], b[name]]) for name in a}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from graphsurgery.axes.algebra import dims_of
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.network.copying import alias_copy, meta_of
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.masks.dead_channels import labels
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
@@ -35,16 +36,12 @@ def light_copy(module: Network) -> Network:
 
     `randomize` and a cast give a parameter new memory, so the original keeps its values.
     """
-    return _copy_with(module, lambda p: p.detach())
+    return cast(Network, alias_copy(module)[0])
 
 
 def skeleton(module: Network) -> Network:
     """A copy whose parameters hold no values (meta tensors); its buffers, such as tables of indices, keep theirs."""
-    return _copy_with(module, lambda p: torch.empty_like(p, device="meta"))
-
-
-def _copy_with(module: Network, value: Callable[[Tensor], Tensor]) -> Network:
-    memo = {id(p): nn.Parameter(value(p), requires_grad=p.requires_grad) for p in module.parameters()}
+    memo = {id(p): nn.Parameter(meta_of(p), requires_grad=p.requires_grad) for p in module.parameters()}
     return copy.deepcopy(module, memo)
 
 

@@ -13,9 +13,11 @@ import inspect
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from graphsurgery.checkpoint.files import save
@@ -24,6 +26,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, LotteryPlan, Point
+from graphsurgery.recipes.outcome import Check, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
@@ -40,6 +43,8 @@ from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.loop.snapshots import LossReadings, Snapshot
 from graphsurgery.training.objectives.tasks import Objective, objective_for
+
+_CONTRACT = "dead weights = what the mask makes of them"
 
 
 def lottery(
@@ -67,6 +72,7 @@ def lottery(
     Raises:
         SurgeryError: a density that empties a tensor, a step to go back to that training does not reach, the data do
             not fit, a start with gates, or training fails.
+        CheckFailedError: the dead weights of a ticket are not what its mask makes of them; it is not written.
     """
     began = time.perf_counter()
     if start is not None:
@@ -86,6 +92,7 @@ def lottery(
         masks={(number, index): masks for number, one in enumerate(seeds) for index, masks in one.masks.items()},
         config={"spec": spec, "data": data.name, "plan": asdict(plan)},
         seconds=time.perf_counter() - began,
+        checks=(max((one.check for one in seeds), key=lambda check: check.measured),),
     )
     return replace(found, chosen=_choice(found))
 
@@ -96,6 +103,16 @@ def _choice(found: Lottery) -> int | None:
     dense = sign * found.mean(0, test=False)[0]
     good = [number for number in found.rounds[1:] if sign * found.mean(number, test=False)[0] >= dense]
     return max(good, default=None)
+
+
+def _moved(weights: Mapping[str, Tensor], start: Start) -> float:
+    """How far dead weights are from their constants, at most."""
+    apart = [0.0]
+    for name, living in start.masks.items():
+        weight = weights[name].detach().cpu()
+        constant = start.dead[name].to(weight) if name in start.dead else torch.zeros_like(weight)
+        apart.append(float((weight - constant)[~living].abs().max()) if not bool(living.all()) else 0.0)
+    return max(apart)
 
 
 class _Seed:
@@ -118,6 +135,7 @@ class _Seed:
         self.steps = math.ceil(len(data.train) / plan.training.batch_size)  # type: ignore[arg-type]
         self.points: list[Point] = []
         self.masks: dict[int, MaskSet] = {}
+        self.check = Check(_CONTRACT, 0.0, 0.0)
 
     def go(self) -> None:
         """The dense network, then every round."""
@@ -138,9 +156,11 @@ class _Seed:
             last = self._values()
             for name, how in starts.items():
                 put(self.graph, last)
-                self._train(number, name, self._start(number, name, how, masks, before))
+                start = self._start(number, name, how, masks, before)
+                self._train(number, name, start)
                 if name == TICKET:
                     trained = self._values()
+                    self._check(start)
                     self._keep(number, masks)
 
     def _begun(self) -> ModelGraph:
@@ -209,6 +229,11 @@ class _Seed:
         losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
         stop = min(losses, key=lambda step: losses[step], default=0)
         self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
+
+    def _check(self, start: Start) -> None:
+        """What was trained has dead weights that are 0, or the constants that the plan makes of them."""
+        found = required(Check(_CONTRACT, _moved(maskable(self.graph), start), 0.0))
+        self.check = max(self.check, found, key=lambda check: check.measured)
 
     def _keep(self, number: int, masks: MaskSet) -> None:
         """Write the ticket of a round."""

@@ -23,7 +23,8 @@ from graphsurgery.models.spec_text import anchored
 from graphsurgery.models.supermasks import Supermask, prepare
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
-from graphsurgery.recipes.outcome import Outcome, Row
+from graphsurgery.recipes.contracts.edit_checks import unchanged
+from graphsurgery.recipes.outcome import Check, Outcome, Row, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 from graphsurgery.surgery.masks.selection import CRITERIA, Selection, select
@@ -92,6 +93,7 @@ def supermask(
 
     Raises:
         SurgeryError: a density that empties a tensor, the data do not fit, or training fails.
+        CheckFailedError: what the seed and the mask give is not the network that was measured.
     """
     began = time.perf_counter()
     graph = fresh(spec, data, plan.training.seed)
@@ -103,6 +105,7 @@ def supermask(
         metric=work.objective.score,
         higher_is_better=work.objective.higher_is_better,
         curves=work.curves,
+        checks=work.checks,
         verdict=work.verdict,
         config={"spec": spec, "data": data.name, "plan": asdict(plan)},
         seconds=time.perf_counter() - began,
@@ -126,6 +129,7 @@ class _Masking:
         self.objective: Objective = objective_for(data)
         self.rows: list[Row] = []
         self.curves: tuple[EpochRecord, ...] = ()
+        self.checks: tuple[Check, ...] = ()
         self.verdict = ""
 
     def learned(self) -> Supermask:
@@ -157,7 +161,7 @@ class _Masking:
             masks = MaskSet({name: part.mask().cpu() for name, part in parts.items()})
         rescaled = {name: living.numel() / max(1, int(living.sum())) for name, living in masks.items()}
         self.verdict = f"{100 * masks.density:.1f} % of the weights live"
-        return self._found(masks, drawn, rescaled if plan.rescaled else {})
+        return self._found(masks, drawn, rescaled if plan.rescaled else {}, graph)
 
     def _part(self, name: str, weight: torch.Tensor) -> BernoulliMask | TopKMask:
         if self.plan.method == "learned":
@@ -224,15 +228,21 @@ class _Masking:
             self._row(criterion, mask(first, masks).module, f"{100 * density:g} % live")
         _, masks, words = max(best, key=lambda one: one[0])
         self.verdict = f"best on validation data: {words} of each tensor"
-        return self._found(masks, drawn, {})
+        return self._found(masks, drawn, {}, mask(first, masks))
 
-    def _found(self, masks: MaskSet, drawn: Mapping[str, torch.Tensor], factors: Mapping[str, float]) -> Supermask:
-        """The mask, with what no seed draws."""
+    def _found(
+        self,
+        masks: MaskSet,
+        drawn: Mapping[str, torch.Tensor],
+        factors: Mapping[str, float],
+        measured: ModelGraph,
+    ) -> Supermask:
+        """The mask, with what no seed draws; what they give is the network that was measured."""
         parameters = {name for name, _ in self.graph.module.named_parameters(remove_duplicate=False)}
         # A heuristic mask is for the untrained network, whose statistics are those of the start.
         now = {} if self.plan.method == "heuristic" else self.graph.tensors()
         buffers = {n: t for n, t in now.items() if n not in parameters and not torch.equal(t.cpu(), drawn[n].cpu())}
-        return Supermask(
+        found = Supermask(
             anchored(self.spec),
             self.plan.training.seed,
             self.data.input_shape,
@@ -242,6 +252,9 @@ class _Masking:
             buffers,
             {"data": self.data.name, "method": self.plan.method, "density": masks.density},
         )
+        name = "drawn by the seed and masked = measured"
+        self.checks = (required(unchanged(name, measured, found.network(), self.plan.training.seed)),)
+        return found
 
     def _score(self, module: nn.Module) -> float:
         """On validation data, higher is better."""

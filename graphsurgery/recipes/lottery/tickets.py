@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.recipes.outcome import Check
 from graphsurgery.surgery.masks.mask_set import MaskSet
 from graphsurgery.surgery.masks.restarts import CONTROLS, Restart
 from graphsurgery.surgery.masks.selection import Selection
@@ -102,6 +103,7 @@ class Lottery:
         chosen: the last round whose mean validation metric is not below that of the dense network; None where the first
             is already worse.
         masks: those of each seed and round.
+        checks: what the tickets promise, of the worst of them.
         config: what was run, resolved.
         seconds: wall-clock time.
     """
@@ -114,6 +116,7 @@ class Lottery:
     masks: Mapping[tuple[int, int], MaskSet]
     config: Mapping[str, Any]
     seconds: float
+    checks: tuple[Check, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +143,7 @@ class Lottery:
             "metric": self.metric,
             "chosen": self.chosen,
             "points": [asdict(point) for point in self.points],
+            "checks": [asdict(check) for check in self.checks],
             "config": dict(self.config),
             "seconds": self.seconds,
         }

@@ -18,9 +18,9 @@ from torch import Tensor
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.align import align
+from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.merging.plan import PARENT
 from graphsurgery.recipes.merging.work import Merging
-from graphsurgery.surgery.deviation import double
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.loop.evaluation import evaluate
@@ -64,9 +64,7 @@ def aligned_to_first(work: Merging, number: int) -> ModelGraph:
     """A parent whose channels are in the order of the first one's; that its outputs stay is checked."""
     parent = work.parents[number]
     aligned = align(parent, work.parents[0], list(_examples(work)))
-    probe = work.books.probe()
-    name = f"parent {number + 1} aligned = parent {number + 1}"
-    work.books.check(name, double(aligned)(probe), double(parent)(probe), 1e-5)
+    work.books.require(unchanged(f"parent {number + 1} aligned = parent {number + 1}", parent, aligned, work.plan.seed))
     return aligned
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.gate import gate
+from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.outcome import Check, GateEpoch
-from graphsurgery.surgery.deviation import double
 from graphsurgery.surgery.gates import gates
 from graphsurgery.training.loop.run import EpochRecord
 from graphsurgery.training.objectives.gating import GateBudget
@@ -43,10 +43,10 @@ def _closed(work: Merging, big: ModelGraph) -> ModelGraph:
     """The gated network when its gates have closed."""
     plan, books = work.plan, work.books
     gated = gate(big, seed=plan.seed)
-    probe, wide_open = books.probe(), double(gated)
+    wide_open = gated.copy()
     for module in gates(wide_open).values():
         module.loc.data.fill_(50.0)
-    books.check("gates open = no gates", wide_open(probe), double(big)(probe), 1e-12)
+    books.require(unchanged("gates open = no gates", big, wide_open, plan.seed))
     targets, modules = work.targets(big), gates(gated)
     budgets = {name: targets[name] / modules[name].channels for name in modules}
     objective = GateBudget(books.objective, modules, budgets, lr=plan.gate_lr)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.deepen import as_deep
+from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.merging.averaging import by_average, by_soup, check_same_sizes
 from graphsurgery.recipes.merging.closing_gates import by_gates
@@ -15,7 +16,7 @@ from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import Merging
-from graphsurgery.recipes.outcome import Outcome, Row, comparison
+from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
 from graphsurgery.training.data.dataset import Data
@@ -57,10 +58,13 @@ def merge(
     Raises:
         SurgeryError: the parents do not fit together or do not fit the data, a control cannot be built, or training
             fails.
-        CheckFailedError: never; contracts that do not hold are rows of the outcome.
+        CheckFailedError: a pass does not hold its contract on these networks: the deepened parents, the aligned ones,
+            the concatenated network, the gated or the cut one; what comes after it is not trained. Gates that do not
+            close to the budget are a row of the outcome.
     """
     plan = plan or default_plan(parents)
-    parents = as_deep(parents)
+    deep = as_deep(parents)
+    checks, parents = deepened(parents, deep), deep
     for position, parent in enumerate(parents, 1):
         check_fits(data, parent.module, name=f"parent {position}")
     for position, parent in enumerate(parents[1:], 2):
@@ -68,6 +72,8 @@ def merge(
     if plan.by in ("average", "soup"):
         check_same_sizes(parents, plan.by)
     books = Experiment(data, device=plan.fine_tuning.device, run=run, reporter=reporter)
+    for check in checks:
+        books.require(check)
     work = Merging(parents, plan, books)
     compared = controls(work)  # what cannot be built is found before anything is trained
     work.measure_parents()
@@ -87,6 +93,16 @@ def merge(
         origins=work.origins,
     )
     return Merged(graph, outcome)
+
+
+def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[Check]:
+    """The contract of each parent that has become deeper."""
+    pairs = zip(before, after, strict=True)
+    return [
+        unchanged(f"deepened = original, parent {position}", old, new)
+        for position, (old, new) in enumerate(pairs, 1)
+        if new is not old
+    ]
 
 
 def _note(plan: MergePlan) -> str:

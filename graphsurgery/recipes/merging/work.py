@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -15,11 +14,10 @@ from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.recipes.contracts.edit_checks import check_cut
+from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.merging.plan import PARENT, MergePlan, trained_epochs
 from graphsurgery.recipes.outcome import GateEpoch
-from graphsurgery.surgery.deviation import double
 from graphsurgery.surgery.merging.averages import Ensemble
 from graphsurgery.training.data.loading import recorded
 from graphsurgery.training.data.transfer import answered
@@ -56,9 +54,7 @@ class Merging:
     def concatenated(self) -> ModelGraph:
         """The parents side by side; the contract is checked and the row written."""
         big = concatenate(self.parents)
-        probe, doubles = self.books.probe(), [double(parent) for parent in self.parents]
-        expected = torch.stack([parent(probe) for parent in doubles]).mean(0)
-        self.books.check("concatenated = mean of the parents", concatenate(doubles)(probe), expected, 1e-12)
+        self.books.require(check_mean(self.parents, big, self.plan.seed))
         self.books.measure("concatenated", big, self.spent)
         return big
 
@@ -76,8 +72,7 @@ class Merging:
         """What is left of a network, and why the cut is not exact; the contract is checked."""
         small = compress(big, kept)
         found = check_cut(big, small, self.plan.seed)
-        if found.check is not None:
-            self.books.checks.append(found.check)
+        self.books.require(found.check)
         assert small.origin is not None
         for dim, name in small.origin.spaces.items():
             chosen = small.origin.edit.maps.get(dim)

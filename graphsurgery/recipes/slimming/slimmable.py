@@ -14,8 +14,10 @@ from typing import Any
 from graphsurgery.checkpoint.files import load, read_metadata, save
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.compress import compress
 from graphsurgery.passes.slim import slim
-from graphsurgery.recipes.outcome import Outcome, Row
+from graphsurgery.recipes.contracts.edit_checks import unchanged
+from graphsurgery.recipes.outcome import Check, Outcome, Row, required
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.slimming import Slimmable, Width, batch_norms, key_of, pack_norms, unpack_norms
 from graphsurgery.training.data.dataset import Data
@@ -61,7 +63,7 @@ class SlimPlan:
 
 def train_slimmable(
     graph: ModelGraph, data: Data, plan: SlimPlan, *, run: Run | None = None, reporter: Reporter | None = None
-) -> tuple[Slimmable, tuple[EpochRecord, ...]]:
+) -> tuple[Slimmable, tuple[EpochRecord, ...], tuple[Check, ...]]:
     """Train a network for every width.
 
     Args:
@@ -72,13 +74,16 @@ def train_slimmable(
         reporter: told about progress.
 
     Returns:
-        The trained network, and every epoch.
+        The trained network, every epoch, and the contracts of what was done to it.
 
     Raises:
         SurgeryError: the data do not fit, nothing can be slimmed, or training fails.
+        CheckFailedError: channels in another order change the outputs, or a narrow network is not the trained one cut
+            to its first channels.
     """
     check_fits(data, graph.module)
     sorted_first = slim(graph) if plan.sort else slim(graph, importance="random", seed=plan.training.seed)
+    ordered = required(unchanged("channels in order = original", graph, sorted_first, plan.training.seed))
     record = {"pass": "slimmable", **recorded(data), "plan": asdict(plan)}
     whole = replace(sorted_first, lineage=(*sorted_first.lineage, record))
     slimmable = Slimmable(whole, minimum=plan.minimum, divisor=plan.divisor, switchable=plan.switchable)
@@ -100,7 +105,22 @@ def train_slimmable(
         stage="slim",
         reporter=reporter,
     )
-    return slimmable, history.records
+    return slimmable, history.records, (ordered, *check_narrow(slimmable, plan.training.seed))
+
+
+def check_narrow(slimmable: Slimmable, seed: int = 0) -> tuple[Check, ...]:
+    """The contract of the narrowest width; none where widths have BatchNorms of their own, which no cut has.
+
+    Raises:
+        CheckFailedError: it does not hold.
+    """
+    if slimmable.switchable:
+        return ()
+    sizes = slimmable.sizes(slimmable.minimum)
+    keep = {name: list(range(size)) for name, size in sizes.items() if size < slimmable.spaces[name].size}
+    cut = compress(slimmable.graph, keep) if keep else slimmable.graph
+    name = f"slim at width {slimmable.minimum:g} = compressed to the first channels"
+    return (required(unchanged(name, cut, slimmable.extract(slimmable.minimum), seed)),)
 
 
 class Statistics:
@@ -191,7 +211,12 @@ def usual_widths(slimmable: Slimmable) -> tuple[float, ...]:
 
 
 def measure_widths(
-    statistics: Statistics, data: Data, widths: Sequence[float] = (), *, curves: tuple[EpochRecord, ...] = ()
+    statistics: Statistics,
+    data: Data,
+    widths: Sequence[float] = (),
+    *,
+    curves: tuple[EpochRecord, ...] = (),
+    checks: tuple[Check, ...] = (),
 ) -> Outcome:
     """What the network does at several widths, or the usual ones, each with statistics of its own."""
     began = time.perf_counter()
@@ -217,6 +242,7 @@ def measure_widths(
         metric=objective.score,
         higher_is_better=objective.higher_is_better,
         curves=curves,
+        checks=checks,
         widths=widths,
         verdict=f"One set of weights at {len(rows)} widths, each with its own statistics.",
         seconds=time.perf_counter() - began,

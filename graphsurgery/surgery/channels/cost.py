@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
-from graphsurgery.network.values import is_foreign, run_on_meta
+from graphsurgery.network.values import is_foreign, run_on_numbers
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
     stand_ins = {id(t): _stand_in(t) for t in (*module.parameters(), *module.buffers())}
     shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
-    _open_foreign(shadow)
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(
@@ -97,6 +96,7 @@ class _Counting(fx.Interpreter):
         self.extra_traceback = False
         self.counter = FlopCounterMode(display=False)
         self.macs: dict[fx.Node, int] = {}
+        _open_foreign(module, self.counter)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
@@ -105,22 +105,31 @@ class _Counting(fx.Interpreter):
         return result
 
 
-def _open_foreign(shadow: Any) -> None:
+def _open_foreign(shadow: Any, counter: FlopCounterMode) -> None:
     """Modules that a trace has kept whole may need values to run."""
     for path in dict.fromkeys(str(node.target) for node in shadow.graph.nodes if node.op == "call_module"):
         leaf = shadow.get_submodule(path)
         if is_foreign(leaf):
             parent, _, name = path.rpartition(".")
-            setattr(shadow.get_submodule(parent), name, _Foreign(leaf))
+            setattr(shadow.get_submodule(parent), name, _Foreign(leaf, counter))
 
 
 class _Foreign(nn.Module):
-    def __init__(self, leaf: nn.Module) -> None:
+    """Counts nothing of an attempt that fails for want of values."""
+
+    def __init__(self, leaf: nn.Module, counter: FlopCounterMode) -> None:
         super().__init__()
         self.leaf = leaf
+        self.counter = counter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return run_on_meta(self.leaf, args, kwargs)
+        before = copy.deepcopy(dict(self.counter.flop_counts))
+        try:
+            return self.leaf.forward(*args, **kwargs)
+        except Exception:  # whatever the module's own code raises
+            self.counter.flop_counts.clear()
+            self.counter.flop_counts.update(before)
+            return run_on_numbers(self.leaf, args, kwargs)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.network.paths import place_of
+from graphsurgery.network.records import is_record
 
 _SEPARABLE = frozenset(
     {"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize", "segmented_group_norm"}
@@ -133,7 +134,7 @@ def _state(
     sources = [states[n] for n in node.all_input_nodes]
     weights = _weights(module, types, node)
     if beside:
-        if _State.MEAN in sources and node.op != "output":
+        if _State.MEAN in sources and not _hands_on(node):
             raise _refusal(node, "combines a mean of the parents with their streams")
         if any(sum(any(dim in summed for dim in dims_of(axis)) for axis in typed.axes) > 1 for typed in tensors):
             raise _refusal(node, "has the parents' streams on two axes")
@@ -141,7 +142,7 @@ def _state(
             raise _refusal(node, "has one weight for the streams of all parents")
         return _State.BESIDE
     if _State.BESIDE in sources:
-        if node.op == "output" or node.target is operator.getitem or any(a.node is node for a in types.readers):
+        if _hands_on(node) or node.target is operator.getitem or any(a.node is node for a in types.readers):
             return _State.MEAN
         raise _refusal(node, "mixes the parents' streams")
     if _State.MEAN not in sources:
@@ -169,12 +170,17 @@ def _weights(module: fx.GraphModule, types: Inference, node: fx.Node) -> list[st
 
 def _keeps_means(module: fx.GraphModule, node: fx.Node, sources: list[_State], weights: list[str]) -> bool:
     """Whether a node maps the mean of its inputs to the mean of its outputs."""
-    if node.op == "output":
+    if _hands_on(node):
         return True
     if weights:
         return False
     key: Any = type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
     return key in _LINEAR or (key in _SCALING and sources.count(_State.MEAN) == 1)
+
+
+def _hands_on(node: fx.Node) -> bool:
+    """Whether a node is the output, or a named tuple or dataclass of what is given."""
+    return node.op == "output" or is_record(node.target)
 
 
 def _is_position(typed: Any) -> bool:

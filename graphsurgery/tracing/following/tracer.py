@@ -27,6 +27,7 @@ from graphsurgery.network.copying import meta_of
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
 from graphsurgery.network.paths import modules_of, named_tensors
+from graphsurgery.network.records import with_records
 from graphsurgery.network.values import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
@@ -36,6 +37,8 @@ from graphsurgery.tracing.following.questions import truthful
 from graphsurgery.tracing.leaves import has_hooks, is_leaf
 from graphsurgery.tracing.modes import FLAG
 
+_DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
+"""In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -216,6 +219,8 @@ class ValueTracer(HoldingTracer):
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
         """As fx does, but without a record of the modules that were running, which costs more the deeper they nest."""
+        if kind == "output":
+            args = tuple(with_records(part, self.graph) for part in args)
         node = self.graph.create_node(kind, target, args, kwargs, *more, **options)
         if not torch.is_grad_enabled():
             node.meta[NO_GRADIENT] = True
@@ -355,12 +360,19 @@ def _is_bare(module: nn.Module) -> bool:
     return not any(t is not None for t in (*module._parameters.values(), *module._buffers.values()))
 
 
+def _reason(error: Exception) -> str:
+    """Why a forward could not be followed."""
+    if any(words in str(error) for words in _DATA_DEPENDENT):
+        return "what it gives has a size that depends on the values of a tensor"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _where(error: Exception, root: nn.Module) -> str:
     """The innermost line of the model's own code, and why it could not be followed."""
     own = [str(Path(torch.__file__).parent), str(Path(errors.__file__).parent), "<frozen", "<eval", "<string>"]
     own.append(str(Path(contextlib.__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(own))]
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     if not frames:
         return f"{type(root).__name__}: {reason}"
     frame = frames[-1]

@@ -264,7 +264,11 @@ def test_verdict_names_the_strongest_control(merged, control, words):
 
 
 def test_default_plans():
-    names = [("paper/cnn?width=3", "sgd", 5), ("paper/lenet_300_100?in_features=64", "sgd", 1), ("paper/cnn?width=3", "adam", 1)]
+    names = [
+        ("paper/cnn?width=3", "sgd", 5),
+        ("paper/lenet_300_100?in_features=64", "sgd", 1),
+        ("paper/cnn?width=3", "adam", 1),
+    ]
     for spec, optimizer, factor in names:
         data = load_data("digits")
         plan = replace(PLAN, epochs=0, optimizer=optimizer)

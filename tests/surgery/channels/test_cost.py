@@ -72,6 +72,29 @@ def test_cost_of_a_layer_that_reads_a_parameter():
     assert cost(gs.trace(Query(), torch.zeros(2, 4))).macs == 3 * 4
 
 
+class Experts(nn.Module):
+    """Two of three experts for each token; how many tokens each gets depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares, chosen = torch.softmax(self.gate(x), 1).topk(2, 1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            out.index_add_(0, token, expert(x[token]) * shares[token, place, None])
+        return out
+
+
+def test_cost_of_a_part_that_needs_values():
+    graph = gs.trace(nn.Sequential(nn.Linear(5, 4), Experts()), torch.randn(2, 5))
+    assert "what it gives has a size that depends on the values of a tensor" in graph.frozen[0].reason
+    assert cost(graph).macs == 5 * 4 + 4 * 3 + 2 * 4 * 4
+
+
 def test_cost_names_the_shape_that_does_not_run():
     with pytest.raises(SurgeryError, match=r"cost: the network does not run on inputs of shape \[\(1, 4\)\]"):
         cost(graph_of(nn.Sequential(nn.Linear(3, 2)), 2, 4))

@@ -23,6 +23,7 @@ from asking import (
     pattern_of_a_tensor,
     straight_through,
 )
+from contracts import Network
 from torch import nn
 
 import graphsurgery as gs
@@ -61,6 +62,31 @@ def test_is_refused(forward, message):
 def test_is_found_by_comparison(forward):
     with pytest.raises(gs.TraceError, match=r"its trace (differs from|has no gradient|has a gradient|does not)"):
         follow(forward, check=True)
+
+
+def scaled_behind_a_pattern(net, x):
+    """The scale is 1, so that values tell nothing."""
+    match x:
+        case torch.Tensor():
+            return net.b(net.a(x) * net.scale)
+        case _:
+            return net.b(net.a(x))
+
+
+def unused(net, x):
+    return net.b(net.a(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parameter_that_the_trace_lacks_is_missed_where_it_has_a_gradient(dtype):
+    layers = {"a": nn.Linear(4, WIDTH), "b": nn.Linear(WIDTH, 3)}
+    network = Network(scaled_behind_a_pattern, {"scale": torch.ones(())}, **layers).to(dtype)
+    with pytest.raises(gs.TraceError, match="in training scale has no gradient in its trace, and one in the model"):
+        gs.trace(network, example().to(dtype))
+    network.scale.requires_grad = False
+    gs.trace(network, example().to(dtype))
+    network.scale.requires_grad, network.rule = True, unused
+    gs.trace(network, example().to(dtype))
 
 
 def test_a_message_with_a_size_holds_nothing():
