@@ -10,8 +10,8 @@ import graphsurgery as gs
 from graphsurgery import cli
 from graphsurgery.passes import factorize
 from graphsurgery.passes.compress import compress
-from graphsurgery.recipes import merge
 from graphsurgery.recipes.lottery import lottery as tickets
+from graphsurgery.recipes.merging import work
 from graphsurgery.recipes.slimming import slimmable
 from graphsurgery.surgery import remap
 
@@ -100,13 +100,13 @@ def test_a_recipe_ends_where_a_pass_is_wrong(case, at, capsys, monkeypatch):
     assert not list(at.glob("new.pt/seed-*/*.pt")) if case == "lottery" else not (at / "new.pt").exists()
 
 
-CUTS = {"merge": "cut = gates closed: ", "slim": "slim at width 0.25 = compressed to the first channels: "}
+CUTS = {"merge": "cut = reads masked: ", "slim": "slim at width 0.25 = compressed to the first channels: "}
 
 
 @pytest.mark.parametrize("case", CUTS)
 def test_the_cut_behind_a_training_is_checked(case, at, capsys, monkeypatch):
     tokens, name = RECIPES[case][0], CUTS[case]
-    module = merge if case == "merge" else slimmable
+    module = work if case == "merge" else slimmable
 
     def spoilt(*args, **options):
         small = compress(*args, **options)

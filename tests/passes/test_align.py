@@ -82,7 +82,7 @@ def test_heads_are_matched_as_wholes_and_what_is_inside_in_each():
 
 def test_more_alike_than_before():
     """Of two networks that have learnt nothing in common, the inner product of the weights grows."""
-    graph, x = zoo.traced("paper/cnn", seed=0)
+    graph, _ = zoo.traced("paper/cnn", seed=0)
     other, _ = zoo.traced("paper/cnn", seed=1)
 
     def alike(a, b):
