@@ -117,7 +117,7 @@ def grow(
         save(graph, output, **document)
         screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
 
-    result, outcome = recipe(graph, examples, plan, folder=folder, reporter=screen.reporter(), made=keep)
+    result, outcome = recipe(graph, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
     files = {"network": output, "report": report}
     outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})
     document |= show_growth(screen, graph, result)

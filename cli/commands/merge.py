@@ -43,7 +43,7 @@ class Merging:
     epochs: int | None = None
     """Epochs of fine-tuning after the cut."""
     rate: float | None = None
-    """What the parents' learning rate is multiplied by; by default 5 with BatchNorm and SGD, else 1 (gates: 1)."""
+    """What the parents' learning rate is multiplied by; by default 2.5 with BatchNorm and SGD, else 1 (gates: 1)."""
     lr: float | None = None
     """Learning rate of both stages, instead; while gates close it is 0.3 times this."""
     labels: float | None = None

@@ -52,13 +52,20 @@ class Experiment:
         device: where to train and measure.
         run: folder for metrics and states; an interrupted run goes on from it.
         reporter: told about progress.
+        objective: what is measured, and learnt where a training says nothing else; by default the task's.
     """
 
     def __init__(
-        self, data: Data, *, device: str = "auto", run: Run | None = None, reporter: Reporter | None = None
+        self,
+        data: Data,
+        *,
+        device: str = "auto",
+        run: Run | None = None,
+        reporter: Reporter | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.data, self.device, self.run, self.reporter = data, device, run, reporter
-        self.objective = objective_for(data)
+        self.objective = objective or objective_for(data)
         self.rows: list[Row] = []
         self.checks: list[Check] = []
         self.curves: list[EpochRecord] = []
@@ -104,7 +111,7 @@ class Experiment:
             name,
             test=evaluate(module, self.data.test, self.objective, device=self.device),
             validation=evaluate(module, self.data.validation, self.objective, device=self.device),
-            parameters=size.parameters if size else None,
+            parameters=size.parameters if size else sum(p.numel() for p in module.parameters()) or None,
             macs=size.macs if size else None,
             epochs=effort.epochs,
             training_macs=effort.macs,
@@ -116,6 +123,10 @@ class Experiment:
         """A row of the table."""
         self.rows.append(self.measured(name, network, effort, note))
         return self.rows[-1]
+
+    def scores(self) -> dict[str, float]:
+        """The test score of every row by its name."""
+        return {row.name: row.test[self.objective.score] for row in self.rows}
 
     def better(self, one: Row, other: Row) -> bool:
         """Whether one scores more than another on validation data; of equal scores the smaller loss counts."""

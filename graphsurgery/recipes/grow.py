@@ -8,7 +8,6 @@ Source: Chen, Goodfellow, Shlens, "Net2Net", arXiv:1511.05641, sections 2 and 3.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,19 +21,16 @@ from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import EXACT, widen
 from graphsurgery.recipes.compression.shrink import fine_tuning
 from graphsurgery.recipes.contracts.edit_checks import unchanged
-from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison, required
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.outcome import Check, Result, comparison
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of
-from graphsurgery.training.loop.evaluation import evaluate
-from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
-from graphsurgery.training.objectives.tasks import objective_for
+from graphsurgery.training.loop.run import Run
 
 CONTROLS = ("random-pad", "scratch", "teacher continued")
 
@@ -171,17 +167,17 @@ def grow(
     data: Data,
     plan: GrowPlan,
     *,
-    folder: Run | None = None,
+    run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> tuple[ModelGraph, Outcome]:
+) -> Result:
     """Widen and deepen a trained network and train it on, next to its controls.
 
     Args:
         teacher: a trained network; it is not modified.
         data: what it was trained on; only measured on `data.test`.
         plan: how.
-        folder: for metrics and states; an interrupted run goes on from it.
+        run: folder for metrics and states; an interrupted run goes on from it.
         reporter: told about progress.
         made: given the grown and trained network as soon as it is there, before the controls are trained.
 
@@ -192,107 +188,62 @@ def grow(
     unknown = [name for name in plan.controls if name not in CONTROLS]
     if unknown:
         raise SurgeryError(f"grow: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
-    began = time.perf_counter()
     check_fits(data, teacher.module)
-    work = _Growing(teacher, data, plan, folder, reporter, made)
-    graph = work.go()
-    return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
+    books = Experiment(data, device=plan.training.device, run=run, reporter=reporter)
+    growth = plan.growth
+    books.measure("teacher", teacher)
+    start = grown(teacher, growth, data)
+    held = check(teacher, start, growth)
+    books.require(held)
+    books.measure("grown, untrained", start, note="" if held else f"{growth.init} changes the outputs")
+    compared = _controls(teacher, start, plan, books)  # what cannot be built is found before anything is trained
+    _trained(books, "grown", start, plan.training)
+    record = {"pass": "grow", **recorded(data), "plan": asdict(plan.training)}
+    result = replace(start, lineage=(*start.lineage, record))
+    if made is not None:
+        made(result)
+    for control in compared:
+        control()
+    config = {
+        "growth": growth.as_dict(),
+        "training": asdict(plan.training),
+        "scratch": asdict(plan.scratch),
+        "controls": list(plan.controls),
+    }
+    return Result(result, books.outcome(f"grown on {data.name}", _verdict(books), config))
 
 
-class _Growing:
-    """One growth in progress."""
-
-    def __init__(
-        self,
-        teacher: ModelGraph,
-        data: Data,
-        plan: GrowPlan,
-        folder: Run | None,
-        reporter: Reporter | None,
-        made: Callable[[ModelGraph], None] | None,
-    ) -> None:
-        self.made = made
-        self.teacher, self.data, self.plan, self.folder, self.reporter = teacher, data, plan, folder, reporter
-        self.objective = objective_for(data)
-        self.rows: list[Row] = []
-        self.curves: list[EpochRecord] = []
-        self.checks: list[Check] = []
-
-    def go(self) -> ModelGraph:
-        """All steps, in order."""
-        growth = self.plan.growth
-        self._row("teacher", self.teacher)
-        start = grown(self.teacher, growth, self.data)
-        held = check(self.teacher, start, growth)
-        self.checks += [] if held is None else [required(held)]
-        self._row("grown, untrained", start, note="" if held else f"{growth.init} changes the outputs")
-        # What cannot be built is found before anything is trained.
-        padded = again = fresh = None
-        if "random-pad" in self.plan.controls and growth.widens:
-            padded = grown(self.teacher, replace(growth, init="random-pad"), self.data)
-        if "scratch" in self.plan.controls:
-            fresh = reinitialized(start, growth.seed + 1)
-        if "teacher continued" in self.plan.controls:
-            again = self.teacher.copy()
-        result = self._trained("grown", start, self.plan.training)
-        record = {"pass": "grow", **recorded(self.data), "plan": asdict(self.plan.training)}
-        result = replace(result, lineage=(*result.lineage, record))
-        if self.made is not None:
-            self.made(result)
-        if padded is not None:
-            self._row("random padding, untrained", padded)
-            self._trained("random padding", padded, self.plan.training)
-        if fresh is not None:
-            self._trained("from scratch", fresh, self.plan.scratch, note="the same architecture, at the full rate")
-        if again is not None:
-            self._trained("teacher continued", again, self.plan.training)
-        return result
-
-    def _trained(self, name: str, graph: ModelGraph, plan: TrainingPlan, note: str = "") -> ModelGraph:
-        history = fit(
-            graph.module,
-            self.data.train,
-            plan,
-            objective=self.objective,
-            validation=self.data.validation,
-            run=self.folder,
-            stage=name.replace(" ", "-"),
-            reporter=self.reporter,
-        )
-        self.curves.extend(history.records)
-        epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-        self._row(name, graph, note=note or f"{epochs} at {plan.lr:g}")
-        return graph
-
-    def _row(self, name: str, graph: ModelGraph, note: str = "") -> None:
-        size, device = cost(graph), self.plan.training.device
-        test = evaluate(graph.module, self.data.test, self.objective, device=device)
-        validation = evaluate(graph.module, self.data.validation, self.objective, device=device)
-        self.rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
-
-    def outcome(self) -> Outcome:
-        """What was found out."""
-        score, higher = self.objective.score, self.objective.higher_is_better
-        return Outcome(
-            title=f"grown on {self.data.name}",
-            rows=tuple(self.rows),
-            metric=score,
-            higher_is_better=higher,
-            curves=tuple(self.curves),
-            checks=tuple(self.checks),
-            verdict=_verdict(self.rows, score, higher),
-            config={
-                "growth": self.plan.growth.as_dict(),
-                "training": asdict(self.plan.training),
-                "scratch": asdict(self.plan.scratch),
-                "controls": list(self.plan.controls),
-            },
-        )
+def _controls(teacher: ModelGraph, start: ModelGraph, plan: GrowPlan, books: Experiment) -> list[Callable[[], None]]:
+    """The controls of a plan, ready to be trained."""
+    growth, found = plan.growth, list[Callable[[], None]]()
+    if "random-pad" in plan.controls and growth.widens:
+        padded = grown(teacher, replace(growth, init="random-pad"), books.data)
+        found.append(lambda: _padded(books, padded, plan))
+    if "scratch" in plan.controls:
+        fresh = reinitialized(start, growth.seed + 1)
+        note = "the same architecture, at the full rate"
+        found.append(lambda: _trained(books, "from scratch", fresh, plan.scratch, note))
+    if "teacher continued" in plan.controls:
+        again = teacher.copy()
+        found.append(lambda: _trained(books, "teacher continued", again, plan.training))
+    return found
 
 
-def _verdict(rows: Sequence[Row], metric: str, higher: bool) -> str:
+def _padded(books: Experiment, padded: ModelGraph, plan: GrowPlan) -> None:
+    books.measure("random padding, untrained", padded)
+    _trained(books, "random padding", padded, plan.training)
+
+
+def _trained(books: Experiment, name: str, graph: ModelGraph, plan: TrainingPlan, note: str = "") -> None:
+    """Train a network in place, and write its row."""
+    books.train(graph, plan, name.replace(" ", "-"))
+    epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
+    books.measure(name, graph, note=note or f"{epochs} at {plan.lr:g}")
+
+
+def _verdict(books: Experiment) -> str:
     """One sentence on whether growing paid, by the test metric."""
-    scores = {row.name: row.test[metric] for row in rows}
+    scores = books.scores()
     names = {
         "teacher": "the teacher",
         "teacher continued": "the teacher trained as long",
@@ -300,4 +251,4 @@ def _verdict(rows: Sequence[Row], metric: str, higher: bool) -> str:
         "from scratch": "the same architecture from scratch",
     }
     others = {shown: scores[name] for name, shown in names.items() if name in scores}
-    return comparison("the grown network", scores["grown"], others, metric, higher)
+    return comparison("the grown network", scores["grown"], others, books.objective)

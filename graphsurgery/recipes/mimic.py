@@ -8,7 +8,6 @@ Source: Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,21 +21,22 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
-from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison, required
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.outcome import Result, Row, comparison
 from graphsurgery.training.data.batches import Examples, in_order
-from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.data.transfer import answered, augmented, unlabelled
 from graphsurgery.training.devices import choose_device, evaluating, placed
-from graphsurgery.training.loop.evaluation import evaluate
-from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.imitation import Imitation, Mimicry
-from graphsurgery.training.objectives.tasks import Objective, objective_for
+from graphsurgery.training.objectives.tasks import Objective
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
+
+CONTROL = "student on labels"
+"""The row of the control."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def mimic(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> tuple[ModelGraph, Outcome]:
+) -> Result:
     """Train a student on the logits of its teachers.
 
     Args:
@@ -99,7 +99,6 @@ def mimic(
     """
     if not teachers:
         raise SurgeryError("mimic: no teacher; give one or more")
-    began = time.perf_counter()
     check_fits(data, student.module, name="the student")
     for name, teacher in teachers.items():
         check_fits(data, teacher, name=name)
@@ -109,77 +108,63 @@ def mimic(
             raise SurgeryError(
                 f"mimic: the transfer set has inputs {list(shape)}, {data.name} {list(data.input_shape)}"
             )
-    work = _Mimicking(student, teachers, data, plan, transfer, cache, run, reporter, made)
-    graph = work.go()
-    return graph, replace(work.outcome(), seconds=time.perf_counter() - began)
+    books = Experiment(data, device=plan.training.device, run=run, reporter=reporter)
+    work = _Mimicking(student, teachers, plan, books)
+    graph = work.go(transfer, cache, made)
+    config = {"teachers": list(teachers), **asdict(plan)}
+    return Result(graph, books.outcome(f"{work.best} mimicked on {data.name}", work.verdict(), config))
 
 
 class _Mimicking:
     """One mimicry in progress."""
 
     def __init__(
-        self,
-        student: ModelGraph,
-        teachers: Mapping[str, nn.Module],
-        data: Data,
-        plan: MimicPlan,
-        transfer: Dataset[Any] | None,
-        cache: Path | None,
-        run: Run | None,
-        reporter: Reporter | None,
-        made: Callable[[ModelGraph], None] | None,
+        self, student: ModelGraph, teachers: Mapping[str, nn.Module], plan: MimicPlan, books: Experiment
     ) -> None:
-        self.made = made
-        self.student, self.members, self.data, self.plan = student, teachers, data, plan
-        self.transfer, self.cache, self.run, self.reporter = transfer, cache, run, reporter
+        self.student, self.members, self.plan, self.books = student, teachers, plan, books
         self.teachers = Teachers(list(teachers.values()))
-        self.objective = objective_for(data)
-        self.rows: list[Row] = []
-        self.curves: list[EpochRecord] = []
-        self.checks: list[Check] = []
         self.best = "ensemble" if len(teachers) > 1 else next(iter(teachers))
 
-    def go(self) -> ModelGraph:
+    def go(
+        self, transfer: Dataset[Any] | None, cache: Path | None, made: Callable[[ModelGraph], None] | None
+    ) -> ModelGraph:
         """All steps, in order."""
+        books, training = self.books, self.plan.training
         network = self._narrowed()
         for name, teacher in self.members.items():
-            self._row(name, teacher)
+            books.measure(name, teacher)
         if len(self.members) > 1:
-            self._row("ensemble", self.teachers, note="the teachers' logits, averaged")
-        control, place = self._copy() if self.plan.control else None, len(self.rows)
-        dataset, spread = self._answers()
-        objective = Mimicry(self.data.classes, self.plan.imitation, spread=spread)
-        self._fit(network, dataset, objective, "mimic")
+            books.measure("ensemble", self.teachers, note="the teachers' logits, averaged")
+        control, place = self.student.copy() if self.plan.control else None, len(books.rows)
+        dataset, spread = self._answers(transfer, cache)
+        objective = Mimicry(books.data.classes, self.plan.imitation, spread=spread)
+        books.train(network, training, "mimic", objective=objective, dataset=dataset)
         result = self._widened(network)
-        examples = len(dataset)  # type: ignore[arg-type]
-        self._row("mimic", result, note=f"{examples:,} answered examples, {self._agreement(result)}")
-        record = {"pass": "mimic", "teachers": list(self.members), **recorded(self.data)}
+        books.measure("mimic", result, note=f"{size_of(dataset):,} answered examples, {self._agreement(result)}")
+        record = {"pass": "mimic", "teachers": list(self.members), **recorded(books.data)}
         result = replace(result, lineage=(*result.lineage, {**record, "plan": asdict(self.plan)}))
-        if self.made is not None:
-            self.made(result)
+        if made is not None:
+            made(result)
         if control is not None:
-            self._fit(control, self.data.train, self.objective, "labels")
-            self._row("student on labels", control, note=self._agreement(control))
-            self.rows.insert(place, self.rows.pop())  # in the table the control stands before what it controls
+            books.train(control, training, "labels")
+            books.measure(CONTROL, control, note=self._agreement(control))
+            books.rows.insert(place, books.rows.pop())  # in the table it stands before what it controls
         return result
 
-    def _answers(self) -> tuple[Dataset[Any], Tensor | None]:
+    def _answers(self, transfer: Dataset[Any] | None, cache: Path | None) -> tuple[Dataset[Any], Tensor | None]:
         """The transfer set with the teachers' logits, and the deviation of each class."""
-        parts = [augmented(self.data.train, self.plan.copies, self.plan.training.seed)]
-        parts += [] if self.transfer is None else [unlabelled(self.transfer)]
+        parts = [augmented(self.books.data.train, self.plan.copies, self.plan.training.seed)]
+        parts += [] if transfer is None else [unlabelled(transfer)]
         device = self.plan.training.device
-        logits = [logits_of(self.teachers, part, self.cache, device=device) for part in parts]
+        logits = [logits_of(self.teachers, part, cache, device=device) for part in parts]
         whole = [answered(part, found) for part, found in zip(parts, logits, strict=True)]
         spread = torch.cat(logits).std(0).clamp_min(1e-6) if self.plan.standardise else None
         return whole[0] if len(whole) == 1 else torch.utils.data.ConcatDataset(whole), spread
 
-    def _copy(self) -> ModelGraph:
-        return self.student.copy()
-
     def _narrowed(self) -> ModelGraph:
         """The student as it trains: with a bottleneck in its largest linear layer, if the plan has one."""
         if self.plan.bottleneck is None:
-            return self._copy()
+            return self.student.copy()
         layers = {
             str(n.target): module
             for n in self.student.module.graph.nodes
@@ -199,87 +184,44 @@ class _Mimicking:
         if self.plan.bottleneck is None:
             return network
         note = f"factors of {self.plan.bottleneck} channels, {self._agreement(network)}"
-        self._row("mimic with its bottleneck", network, note=note)
+        self.books.measure("mimic with its bottleneck", network, note=note)
         if self.plan.keep_bottleneck:
             return network
         one = unfactorize(network)
-        self.checks.append(required(unchanged("multiplied back = with bottleneck", network, one)))
+        self.books.require(unchanged("multiplied back = with bottleneck", network, one))
         return one
-
-    def _fit(self, graph: ModelGraph, dataset: Dataset[Any], objective: Objective, stage: str) -> None:
-        history = fit(
-            graph.module,
-            dataset,
-            self.plan.training,
-            objective=objective,
-            validation=self.data.validation,
-            run=self.run,
-            stage=stage,
-            reporter=self.reporter,
-        )
-        self.curves.extend(history.records)
 
     def _agreement(self, graph: ModelGraph) -> str:
         """How often a student and its teachers have the same first class, on validation data."""
-        if self.data.classes is None:
+        if self.books.data.classes is None:
             return ""
         device = choose_device(self.plan.training.device)
-        examples = Examples(self.data.validation, device)
+        examples = Examples(self.books.data.validation, device)
         same = 0
         with placed(graph.module, device), placed(self.teachers, device), evaluating(graph.module), torch.no_grad():
             for batch in examples.batches(in_order(len(examples), 256)):
                 same += int((graph.module(batch[0]).argmax(1) == self.teachers(batch[0]).argmax(1)).sum())
         return f"agrees with the teachers on {same / len(examples):.1%}"
 
-    def _row(self, name: str, network: ModelGraph | nn.Module, note: str = "") -> None:
-        module = network.module if isinstance(network, ModelGraph) else network
-        size = cost(network) if isinstance(network, ModelGraph) else None
-        parameters = sum(p.numel() for p in module.parameters()) or None
-        device = self.plan.training.device
-        self.rows.append(
-            Row(
-                name,
-                test=evaluate(module, self.data.test, self.objective, device=device),
-                validation=evaluate(module, self.data.validation, self.objective, device=device),
-                parameters=size.parameters if size else parameters,
-                macs=size.macs if size else None,
-                note=note,
-            )
-        )
-
-    def outcome(self) -> Outcome:
-        """What was found out."""
-        score, higher = self.objective.score, self.objective.higher_is_better
-        return Outcome(
-            title=f"{self.best} mimicked on {self.data.name}",
-            rows=tuple(self.rows),
-            metric=score,
-            higher_is_better=higher,
-            curves=tuple(self.curves),
-            checks=tuple(self.checks),
-            verdict=self._verdict(score, higher),
-            config={"teachers": list(self.members), **asdict(self.plan)},
-        )
-
-    def _verdict(self, score: str, higher: bool) -> str:
-        scores = {row.name: row.test[score] for row in self.rows}
+    def verdict(self) -> str:
+        """One sentence on whether mimicry paid, by the test metric; and why it cannot, if so."""
+        scores = self.books.scores()
         others = {f"its teacher ({self.best})": scores[self.best]}
-        if "student on labels" in scores:
-            others["the same student on labels"] = scores["student on labels"]
-        sentence = comparison("the mimic", scores["mimic"], others, score, higher)
-        warning = hopeless(self.rows, self.best, score, higher, self.plan.margin)
-        return f"{sentence} {warning}".strip()
+        if CONTROL in scores:
+            others["the same student on labels"] = scores[CONTROL]
+        sentence = comparison("the mimic", scores["mimic"], others, self.books.objective)
+        return f"{sentence} {hopeless(self.books.rows, self.best, self.books.objective, self.plan.margin)}".strip()
 
 
-def hopeless(rows: Sequence[Row], best: str, score: str, higher: bool, margin: float) -> str:
+def hopeless(rows: Sequence[Row], best: str, objective: Objective, margin: float) -> str:
     """Why mimicry cannot help, if the teachers do not beat the student on labels by a margin on validation data."""
-    found = {row.name: row.validation[score] for row in rows}
-    if "student on labels" not in found:
+    found = {row.name: row.validation[objective.score] for row in rows}
+    if CONTROL not in found:
         return ""
-    gain = (found[best] - found["student on labels"]) * (1 if higher else -1)
+    gain = (found[best] - found[CONTROL]) * (1 if objective.higher_is_better else -1)
     if gain > margin:
         return ""
     return (
         f"The teachers do not beat the student on labels by more than {margin:g} on validation data "
-        f"({found[best]:.4g} against {found['student on labels']:.4g}), so mimicry cannot be expected to help."
+        f"({found[best]:.4g} against {found[CONTROL]:.4g}), so mimicry cannot be expected to help."
     )

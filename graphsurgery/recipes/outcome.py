@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphsurgery.errors import CheckFailedError
+from graphsurgery.graph import ModelGraph
 from graphsurgery.training.loop.run import EpochRecord
+from graphsurgery.training.objectives.tasks import Objective
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,22 @@ class Outcome:
         return asdict(self)
 
 
-def comparison(name: str, score: float, others: Mapping[str, float], metric: str, higher_is_better: bool) -> str:
+class Result(NamedTuple):
+    """What a recipe returns: the network, and everything that was found out on the way."""
+
+    graph: ModelGraph
+    outcome: Outcome
+
+
+def comparison(name: str, score: float, others: Mapping[str, float], objective: Objective) -> str:
     """One plain sentence on how much better or worse a network is than others, by the test metric."""
-    sign = 1.0 if higher_is_better else -1.0
+    sign = 1.0 if objective.higher_is_better else -1.0
     words = []
     for other, theirs in others.items():
         gain = sign * (score - theirs)
-        size = f"{abs(gain) * 100:.2f} points" if metric == "accuracy" else f"{abs(gain):.4g} {metric}"
+        size = (
+            f"{abs(gain) * 100:.2f} points" if objective.score == "accuracy" else f"{abs(gain):.4g} {objective.score}"
+        )
         relation = "as good as" if gain == 0 else f"{size} better than" if gain > 0 else f"{size} worse than"
         words.append(f"{relation} {other}")
     *most, last = words

@@ -116,7 +116,7 @@ def test_a_folder_of_images_recovers_a_checkpoint(here, capsys):
     command = ["compress", "a.pt", "--keep", "0.7", "--calib", "images", "--recover", "mimic", "--epochs", "1"]
     assert run([*command, "--device", "cpu", "-o", "small.pt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["outcome"]
-    assert [row["name"] for row in found["rows"]] == ["original", "cut", "recalibrated", "mimicked"]
+    assert [row["name"] for row in found["rows"]] == ["original", "cut", "recalibrated", "fine-tuned"]
     assert found["metric"] == "agreement"
 
 

@@ -12,7 +12,7 @@ from graphsurgery.cli import run
 from graphsurgery.cli.streams import _PLAIN
 from graphsurgery.errors import SpecError
 from graphsurgery.models.spec_text import anchored
-from graphsurgery.recipes import experiment, grow, mimic
+from graphsurgery.recipes import experiment
 from graphsurgery.recipes.merging import controls
 from graphsurgery.training.loop.fit import fit
 
@@ -93,19 +93,17 @@ def test_a_full_disk_behind_standard_output_is_an_error_after_the_network_is_sav
     assert gs.load(here / "s.pt").spaces
 
 
-@pytest.mark.parametrize(("command", "recipe", "stage"), [
-    ("merge", experiment, "control-longer"),
-    ("grow", grow, "random-padding"),
-    ("mimic", mimic, "labels"),
-])  # fmt: skip
-def test_the_network_is_saved_before_its_controls_are_trained(here, monkeypatch, command, recipe, stage):
+@pytest.mark.parametrize(
+    ("command", "stage"), [("merge", "control-longer"), ("grow", "random-padding"), ("mimic", "labels")]
+)
+def test_the_network_is_saved_before_its_controls_are_trained(here, monkeypatch, command, stage):
     def fitting(*args, **options):
         if options["stage"] == stage:
             assert gs.load(here / "x.pt").lineage[-1]["pass"] == command
             raise KeyboardInterrupt
         return fit(*args, **options)
 
-    monkeypatch.setattr(recipe, "fit", fitting)
+    monkeypatch.setattr(experiment, "fit", fitting)
     assert run([*COMPARING[command], "-o", "x.pt", "--quiet"]) == 130
     assert gs.load(here / "x.pt").lineage[-1]["pass"] == command
 

@@ -17,6 +17,7 @@ from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.objectives.imitation import Imitation
+from graphsurgery.training.objectives.tasks import CrossEntropy
 
 PLAN = TrainingPlan(epochs=2, lr=0.05, device="cpu")
 STUDENT = "paper/lenet_300_100?in_features=64"
@@ -74,8 +75,8 @@ def test_other_examples_without_labels_are_answered_too(digits, teachers):
 @pytest.mark.parametrize(("gain", "warns"), [(0.02, False), (0.0, True), (-0.01, True)])
 def test_teachers_that_do_not_beat_the_student_are_hopeless(gain, warns):
     rows = [Row("t", {}, {"accuracy": 0.9 + gain}), Row("student on labels", {}, {"accuracy": 0.9})]
-    assert bool(hopeless(rows, "t", "accuracy", True, 0.0)) == warns
-    assert bool(hopeless(rows, "t", "accuracy", True, 0.05))
+    assert bool(hopeless(rows, "t", CrossEntropy(10), 0.0)) == warns
+    assert bool(hopeless(rows, "t", CrossEntropy(10), 0.05))
 
 
 def test_a_cut_network_learns_from_what_it_was(digits):

@@ -5,29 +5,26 @@ Source: Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184, f
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.recipes.outcome import Outcome, Row
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.recipes.compression.shrink import bring_back
+from graphsurgery.recipes.experiment import Effort, Experiment
+from graphsurgery.recipes.outcome import Result, Row
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
 from graphsurgery.training.devices import device_of, evaluating
-from graphsurgery.training.loop.evaluation import evaluate, recalibrate
-from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.agreement import Agreement
 from graphsurgery.training.objectives.tasks import objective_for
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
@@ -76,7 +73,7 @@ def recover_without_labels(
     data: Data | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
-) -> tuple[ModelGraph, Outcome]:
+) -> Result:
     """Recalibrate BatchNorm and learn what the network said before the cut; every step is measured.
 
     Args:
@@ -95,55 +92,47 @@ def recover_without_labels(
         SpecError: the examples do not fit.
         SurgeryError: training fails.
     """
-    began = time.perf_counter()
     objective = Agreement(check_calibration(calibration, graph))
-    teachers = Teachers([copy.deepcopy(graph.module)])
+    teachers = Teachers([graph.copy().module])
     parts = (calibration.train, calibration.held)
     train, held = (answered(part, logits_of(teachers, part, device=training.device)) for part in parts)
-    shown = objective if data is None else objective_for(data)
-    rows: list[Row] = []
-    curves: tuple[EpochRecord, ...] = ()
-
-    def measure(name: str, network: ModelGraph, note: str = "") -> None:
-        size = cost(network)
-        found = evaluate(network.module, held, objective, device=training.device)
-        words = [note] if note else []
-        words += [f"agrees on {found['agreement']:.1%}"] if data is not None and "agreement" in found else []
-        words += [f"outputs deviate by {found['deviation']:.1%}"]
-        test, validation = found, {}
-        if data is not None:
-            test = evaluate(network.module, data.test, shown, device=training.device)
-            validation = evaluate(network.module, data.validation, shown, device=training.device)
-        rows.append(Row(name, test, validation, size.parameters, size.macs, note="; ".join(words)))
-
-    measure("original", graph)
-    measure("cut", small, "expected to be low: not yet recovered")
-    norms = recalibrate(small.module, calibration.train, seed=training.seed, device=training.device)
-    if norms:
-        measure("recalibrated", small, f"{norms} BatchNorms, 1,000 examples")
+    shape = tuple(graph.inputs[0].shape[1:])
+    examples = Data(train, held, held, shape, objective.classes, calibration.name, calibration.preprocessing)
+    books = _Agreeing(examples, objective, data, device=training.device, run=run, reporter=reporter)
+    bring_back(books, graph, small, training, source=" on what the original says, no labels")
     if training.epochs:
-        history = fit(
-            small.module,
-            train,
-            training,
-            objective=objective,
-            validation=held,
-            run=run,
-            stage="mimic",
-            reporter=reporter,
-        )
-        curves = history.records
-        measure("mimicked", small, f"{training.epochs} epochs on what the original says, no labels")
         record = {"pass": "fine-tune", "data": calibration.name, "recover": "mimic", "plan": asdict(training)}
         small = replace(small, lineage=(*small.lineage, record))
-    metric = ("agreement" if objective.classes else "deviation") if data is None else shown.score
-    outcome = Outcome(
-        title=f"compressed, recovered on {calibration.name} without labels",
-        rows=tuple(rows),
-        metric=metric,
-        higher_is_better=metric == "agreement" if data is None else shown.higher_is_better,
-        curves=curves,
-        config={"training": asdict(training), "calibration": calibration.name},
-        seconds=time.perf_counter() - began,
-    )
-    return small, outcome
+    config = {"training": asdict(training), "calibration": calibration.name}
+    outcome = books.outcome(f"compressed, recovered on {calibration.name} without labels", "", config)
+    if data is None:
+        metric = "agreement" if objective.classes else "deviation"
+        return Result(small, replace(outcome, metric=metric, higher_is_better=metric == "agreement"))
+    task = objective_for(data)
+    return Result(small, replace(outcome, metric=task.score, higher_is_better=task.higher_is_better))
+
+
+class _Agreeing(Experiment):
+    """Books in which a network is measured by how far it agrees; with labelled data by its score too."""
+
+    def __init__(
+        self,
+        examples: Data,
+        objective: Agreement,
+        labelled: Data | None,
+        *,
+        device: str,
+        run: Run | None,
+        reporter: Reporter | None,
+    ) -> None:
+        super().__init__(examples, device=device, run=run, reporter=reporter, objective=objective)
+        self.labelled = None if labelled is None else Experiment(labelled, device=device)
+
+    def measured(self, name: str, network: ModelGraph | nn.Module, effort: Effort | None = None, note: str = "") -> Row:
+        row = super().measured(name, network, effort)
+        words = [note] if note else []
+        if self.labelled is not None and "agreement" in row.test:
+            words.append(f"agrees on {row.test['agreement']:.1%}")
+        words.append(f"outputs deviate by {row.test['deviation']:.1%}")
+        shown = replace(row, validation={}) if self.labelled is None else self.labelled.measured(name, network, effort)
+        return replace(shown, note="; ".join(words))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,19 +13,18 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import parse_value
 from graphsurgery.passes.compress import EVERY, compress
-from graphsurgery.recipes.outcome import Outcome, Row
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.outcome import Result
 from graphsurgery.surgery.channels.planning import Price
 from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of, evaluating
-from graphsurgery.training.loop.evaluation import evaluate, recalibrate
-from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.imitation import Imitation, Mimicry
 from graphsurgery.training.objectives.tasks import Objective, objective_for
 from graphsurgery.training.objectives.teachers import Teachers
@@ -120,7 +118,7 @@ def shrink(
     small: ModelGraph | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
-) -> tuple[ModelGraph, Outcome]:
+) -> Result:
     """Cut, recalibrate BatchNorm and fine-tune with a fresh optimizer; every step is measured.
 
     Args:
@@ -136,51 +134,46 @@ def shrink(
     Raises:
         SurgeryError: as for `cut`, the data do not fit, or training fails.
     """
-    began = time.perf_counter()
     check_fits(data, graph.module)
-    objective = objective_for(data)
+    books = Experiment(data, device=training.device, run=run, reporter=reporter)
     learnt = recovery(recover, data, [graph])
-    rows: list[Row] = []
-    curves: tuple[EpochRecord, ...] = ()
-
-    def measure(name: str, network: ModelGraph, note: str = "") -> None:
-        size = cost(network)
-        test = evaluate(network.module, data.test, objective, device=training.device)
-        validation = evaluate(network.module, data.validation, objective, device=training.device)
-        rows.append(Row(name, test, validation, size.parameters, size.macs, note=note))
-
     small = cut(graph, plan, data) if small is None else small
-    measure("original", graph)
-    measure("cut", small, "expected to be low: not yet recovered")
-    norms = recalibrate(small.module, data.train, seed=training.seed, device=training.device)
-    if norms:
-        measure("recalibrated", small, f"{norms} BatchNorms, 1,000 images")
+    source = "" if recover == "labels" else ", on what the original says"
+    bring_back(books, graph, small, training, objective=learnt, source=source)
     if training.epochs:
-        history = fit(
-            small.module,
-            data.train,
-            training,
-            objective=learnt,
-            validation=data.validation,
-            run=run,
-            stage="fine-tune",
-            reporter=reporter,
-        )
-        curves = history.records
-        source = "" if recover == "labels" else ", on what the original says"
-        measure("fine-tuned", small, f"{training.epochs} epochs{source}")
         record = {"pass": "fine-tune", **recorded(data), "recover": recover, "plan": asdict(training)}
         small = replace(small, lineage=(*small.lineage, record))
-    outcome = Outcome(
-        title=f"compressed on {data.name}",
-        rows=tuple(rows),
-        metric=objective.score,
-        higher_is_better=objective.higher_is_better,
-        curves=curves,
-        config={"cut": asdict(plan), "target": removal(small).get("target"), "training": asdict(training)},
-        seconds=time.perf_counter() - began,
-    )
-    return small, outcome
+    config = {"cut": asdict(plan), "target": removal(small).get("target"), "training": asdict(training)}
+    return Result(small, books.outcome(f"compressed on {data.name}", "", config))
+
+
+def bring_back(
+    books: Experiment,
+    graph: ModelGraph,
+    small: ModelGraph,
+    training: TrainingPlan,
+    *,
+    objective: Objective | None = None,
+    source: str = "",
+) -> None:
+    """Recalibrate BatchNorm and fine-tune with a fresh optimizer, in place; every step is measured.
+
+    Args:
+        books: where the steps are written, with the data.
+        graph: the network before the cut.
+        small: the one that is brought back.
+        training: 0 epochs leave the fine-tuning out.
+        objective: what is learnt, where it is not what is measured.
+        source: what the row says on that.
+    """
+    books.measure("original", graph)
+    books.measure("cut", small, note="expected to be low: not yet recovered")
+    norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
+    if norms:
+        books.measure("recalibrated", small, note=f"{norms} BatchNorms, 1,000 examples")
+    if training.epochs:
+        _, effort = books.train(small, training, "fine-tune", objective=objective)
+        books.measure("fine-tuned", small, effort, f"{training.epochs} epochs{source}")
 
 
 def recovery(recover: str, data: Data, originals: Sequence[ModelGraph]) -> Objective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
@@ -16,23 +16,16 @@ from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import Merging
-from graphsurgery.recipes.outcome import Check, Outcome, Row, comparison
+from graphsurgery.recipes.outcome import Check, Result, Row, comparison
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
+from graphsurgery.training.objectives.tasks import Objective
 
 _WAYS = {"joint": by_joint, "gates": by_gates, "average": by_average, "soup": by_soup}
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The merged network and everything that was found out on the way."""
-
-    graph: ModelGraph
-    outcome: Outcome
 
 
 def merge(
@@ -43,7 +36,7 @@ def merge(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Merged:
+) -> Result:
     """Merge trained networks of one topology into one.
 
     Args:
@@ -87,12 +80,12 @@ def merge(
         control()
     outcome = books.outcome(
         f"{len(parents)} networks merged on {data.name}",
-        verdict(books.rows, books.objective.score, books.objective.higher_is_better),
+        verdict(books.rows, books.objective),
         asdict(plan),
         gates=tuple(work.gate_epochs),
         origins=work.origins,
     )
-    return Merged(graph, outcome)
+    return Result(graph, outcome)
 
 
 def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[Check]:
@@ -150,9 +143,9 @@ def _measure_plain_average(work: Merging) -> None:
     work.books.measure("weight average", mean, work.all_parents, "no alignment of channels")
 
 
-def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
+def verdict(rows: Sequence[Row], objective: Objective) -> str:
     """One plain sentence on whether merging paid, by the test metric: the best parent, and the strongest control."""
-    sign = 1.0 if higher_is_better else -1.0
+    sign, metric = (1.0 if objective.higher_is_better else -1.0), objective.score
 
     def strongest(kind: str) -> Row | None:
         return max(
@@ -164,4 +157,4 @@ def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
     against = {} if parent is None else {"the best parent": parent.test[metric]}
     if control is not None:
         against[f"the strongest control ({control.name.removeprefix(CONTROL)})"] = control.test[metric]
-    return comparison("the merged network", merged.test[metric], against, metric, higher_is_better)
+    return comparison("the merged network", merged.test[metric], against, objective)

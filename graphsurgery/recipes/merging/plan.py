@@ -19,7 +19,7 @@ PARENT, CONTROL = "parent ", "control: "
 """How the rows of parents and controls begin."""
 LABELS = 0.5
 """The weight of labels beside what a network says."""
-RATE = 5.0
+RATE = 2.5
 """What the parents' learning rate is multiplied by where BatchNorm makes the scale of weights mean nothing."""
 
 JOINT, DISTILLED = 0.5, 1.5
@@ -86,7 +86,7 @@ def default_plan(
     """A plan for these parents: both stages train as the first parent did, but for their length and rate.
 
     The joint recipe takes half as many epochs for the concatenated network and one and a half times as many for the
-    cut one, at `rate` times its learning rate: 5 where there is BatchNorm and SGD, else 1. The paper's recipe takes as
+    cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. The paper's recipe takes as
     many for each; the gates close at 0.3 times its rate, held constant. Both cost two trainings of a parent.
 
     Args:

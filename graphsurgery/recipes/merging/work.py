@@ -110,8 +110,8 @@ class Merging:
         if imitation.labels == 1:
             return self.books.objective, data.train
         answering = Teachers([copy.deepcopy(teacher.module) for teacher in teachers])
-        in_memory = type(data.train) is TensorDataset
-        if in_memory and (data.classes is not None or data.train.tensors[1].dim() == 2):
+        stored = data.train if type(data.train) is TensorDataset else None
+        if stored is not None and (data.classes is not None or stored.tensors[1].dim() == 2):
             logits = logits_of(answering, data.train, device=self.books.device)
             return Mimicry(data.classes, imitation), answered(data.train, logits)
         return Mimicry(data.classes, imitation, teacher=answering), data.train

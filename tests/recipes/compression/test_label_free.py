@@ -56,8 +56,8 @@ def test_agreement_comes_back_and_the_original_stays(graph, digits):
         1, abs=1.5 / len(digits.validation)
     )  # answered in other batches
     assert rows["original"]["deviation"] < 1e-5
-    assert rows["mimicked"]["deviation"] < 0.9 * rows["cut"]["deviation"]
-    assert rows["mimicked"]["agreement"] > rows["cut"]["agreement"]
+    assert rows["fine-tuned"]["deviation"] < 0.9 * rows["cut"]["deviation"]
+    assert rows["fine-tuned"]["agreement"] > rows["cut"]["agreement"]
     assert small.lineage[-1]["recover"] == "mimic"
     for name, tensor in graph.tensors().items():
         assert torch.equal(tensor, before[name])

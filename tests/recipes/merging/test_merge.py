@@ -18,6 +18,7 @@ from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.loop.run import Run
+from graphsurgery.training.objectives.tasks import CrossEntropy
 
 PLAN = TrainingPlan(epochs=4, lr=0.1, batch_size=64, device="cpu")
 SPEC = "paper/cnn?width=3"
@@ -260,12 +261,12 @@ def test_average_and_new_weights(parents):
 def test_verdict_names_the_strongest_control(merged, control, words):
     scores = {"parent 1": 0.85, "merged": merged, "control: longer": control, "control: wide": 0.1}
     rows = [Row(name, {"accuracy": value}, {}) for name, value in scores.items()]
-    assert words in verdict(rows, "accuracy", True)
+    assert words in verdict(rows, CrossEntropy(10))
 
 
 def test_default_plans():
     names = [
-        ("paper/cnn?width=3", "sgd", 5),
+        ("paper/cnn?width=3", "sgd", 2.5),
         ("paper/lenet_300_100?in_features=64", "sgd", 1),
         ("paper/cnn?width=3", "adam", 1),
     ]
