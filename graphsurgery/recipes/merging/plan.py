@@ -86,8 +86,8 @@ def default_plan(
     """A plan for these parents: both stages train as the first parent did, but for their length and rate.
 
     The joint recipe takes half as many epochs for the concatenated network and one and a half times as many for the
-    cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. The paper's recipe takes as
-    many for each; the gates close at 0.3 times its rate, held constant. Both cost two trainings of a parent.
+    cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. The paper's recipe takes
+    as many for each; the gates close at 0.3 times its rate, held constant. Both cost two trainings of a parent.
 
     Args:
         parents: whose lineage tells how they were trained; else the plan has the defaults of `TrainingPlan`.
