@@ -1,0 +1,26 @@
+"""What the documents name is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "docs" / "tests.md"
+"""Lists the tests as they were when they were measured."""
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path != MEASURED)
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}" for name in PAGES)]
+ROOMS = ("", "graphsurgery/", "docs/", "tests/")
+MADE = ("build/", "runs/", "demo/", "tickets/", "images/", "path/", "DIR/")
+"""Folders that commands make, and stand-ins."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*\.(?:py|md|toml|sh|c|svg|png))`", text))
+    named |= set(re.findall(r"\]\(([\w./-]+\.(?:md|svg|png))[)#]", text))
+    here = str(Path(document).parent)
+    rooms = [*ROOMS, "" if here == "." else f"{here}/"]
+    lost = [name for name in named if not any((ROOT / room / name).exists() for room in rooms)]
+    assert not [name for name in sorted(lost) if not name.startswith(MADE)]
