@@ -18,7 +18,7 @@ from graphsurgery.axes.algebra import Axis, Dim, resolve
 from graphsurgery.axes.inference import Inference
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.positions import positions
-from graphsurgery.axes.types import Frozen, ParameterType
+from graphsurgery.axes.types import Frozen, ParameterType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.paths import named_tensors, place_of
 from graphsurgery.network.values import propagate
@@ -130,7 +130,7 @@ class ModelGraph:
         return self.module(*args, **kwargs)
 
     @cached_property
-    def types(self) -> Inference:
+    def types(self) -> Typing:
         """The types of all nodes and parameters; inferred once."""
         if any("value" not in node.meta for node in self.module.graph.nodes):
             propagate(self.module, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in self.inputs])
@@ -155,7 +155,7 @@ class ModelGraph:
     @property
     def frozen(self) -> tuple[Frozen, ...]:
         """The nodes around which axes may not change, with the reason; network inputs and outputs go without saying."""
-        return tuple(self.types.frozen)
+        return self.types.frozen
 
     def space(self, name: str) -> Space:
         """The space of this name.
@@ -186,7 +186,7 @@ class ModelGraph:
         return tuple(t.to(reference) if t.is_floating_point() else t.to(reference.device) for t in drawn)
 
 
-def _spaces(types: Inference) -> Iterator[Space]:
+def _spaces(types: Typing) -> Iterator[Space]:
     writers = _by_dim((a.axis, place_of(a.node)) for a in types.writers)
     owners = _by_dim(
         (axis, typed.name.rpartition(".")[0] or typed.name)
@@ -228,7 +228,7 @@ def _by_dim(pairs: Any) -> dict[Dim, dict[str, None]]:
     return found
 
 
-def _inner_dims(types: Inference) -> set[Dim]:
+def _inner_dims(types: Typing) -> set[Dim]:
     """The free dims that stand inside an outer one; of two that stand inside each other the first is the outer one."""
     around: dict[Dim, set[Dim]] = {}
     for axis in types.axes():

@@ -17,12 +17,21 @@ from torch.nn.utils import parametrize
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
-from graphsurgery.axes.types import Access, Frozen, Mixing, ParameterType, Resize, TensorType, tensor_types
+from graphsurgery.axes.types import (
+    Access,
+    Frozen,
+    Mixing,
+    ModuleRewrite,
+    ParameterType,
+    Rewrite,
+    TensorType,
+    Typing,
+    all_axes,
+    tensor_types,
+)
 from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
 from graphsurgery.network.records import held_by, is_record
 
-Rewrite = Callable[[fx.Node, Resize], None]
-ModuleRewrite = Callable[[nn.Module, Resize], None]
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
@@ -42,19 +51,7 @@ def rule(*keys: Any) -> Callable[[Rule], Rule]:
 
 
 class Inference:
-    """The state of one typing run; what rules call.
-
-    Attributes:
-        types: the type of every node's value; sizes and other plain values stand for themselves.
-        parameters: the type of every parameter and buffer that the graph uses, by name.
-        writers, readers: where channels are written and read with parameters.
-        mixings: where indices are mixed without parameters.
-        products: the multiply-accumulates of nodes, each as a sum of products of axes, up to a fixed factor.
-        frozen: what could not be typed, and why.
-        rewrites: how a node's literal sizes follow from its types.
-        attributes: how a module's attributes follow from its types.
-        sized: the arguments of nodes that are sizes, by position or name; all others keep their values on a rebuild.
-    """
+    """One typing run: what rules call, and what it has found so far, under the names of `Typing`."""
 
     def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
         self.module = module
@@ -206,28 +203,29 @@ class Inference:
 
     # The walk -------------------------------------------------------------------------------------------------------
 
-    def run(self) -> Inference:
+    def run(self) -> Typing:
         """Type every node."""
         for node in self.module.graph.nodes:
             self.node = node
             self.types[node] = getattr(self, node.op)()
-        self._settle()
-        self._check_weights()
-        return self
-
-    def _settle(self) -> None:
-        """Follow every refinement: a product with a dim that became a sum later fixes its outer dims only then."""
-        for axis in self.axes():
+        # Every refinement is followed: a product with a dim that became a sum later fixes its outer dims only then.
+        for axis in all_axes(self.parameters, self.types):
             ax.resolve(axis)
-
-    def axes(self) -> list[Axis]:
-        """Every axis of the parameters and of the values of nodes; one that many share is there once."""
-        found = {id(axis): axis for typed in self.parameters.values() for axis in typed.axes}
-        for value in self.types.values():
-            for typed in (value,) if isinstance(value, TensorType) else tensor_types(value):
-                for axis in typed.axes:
-                    found[id(axis)] = axis
-        return list(found.values())
+        self._check_weights()
+        return Typing(
+            module=self.module,
+            types=self.types,
+            parameters=self.parameters,
+            canonical=self.canonical,
+            writers=tuple(self.writers),
+            readers=tuple(self.readers),
+            mixings=tuple(self.mixings),
+            products=self.products,
+            frozen=tuple(self.frozen),
+            rewrites=self.rewrites,
+            attributes=self.attributes,
+            sized=self.sized,
+        )
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis so."""

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from graphsurgery.axes.algebra import Axis, Dim, resolve
-from graphsurgery.axes.inference import Inference
+from graphsurgery.axes.types import Typing
 from graphsurgery.network.paths import named_tensors
 
 _FEWEST = 3
 """Any two numbers are in order."""
 
 
-def positions(types: Inference) -> Mapping[Dim, str]:
+def positions(types: Typing) -> Mapping[Dim, str]:
     """The spaces whose channels have a meaning, with what gives it to them.
 
     - A softmax makes shares of the channels, and a vector that no training changes, or whose numbers rise or fall,
@@ -57,7 +57,7 @@ def _only(axis: Axis) -> Dim | None:
     return terms[0][0] if len(terms) == 1 and len(terms[0]) == 1 and not terms[0][0].fixed else None
 
 
-def _readers(types: Inference) -> dict[Dim, list[str | None]]:
+def _readers(types: Typing) -> dict[Dim, list[str | None]]:
     """The names of the weights that read each dim; None for what reads it without one."""
     found: dict[Dim, list[str | None]] = {}
     for access in types.readers:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from torch import fx
+from torch import fx, nn
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis
@@ -114,6 +114,56 @@ class Resize(Protocol):
 
     def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """New sizes of consecutive old segments of the axis."""
+
+
+Rewrite = Callable[[fx.Node, Resize], None]
+ModuleRewrite = Callable[[nn.Module, Resize], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Typing:
+    """What is known of a graph when all of it has been typed.
+
+    Attributes:
+        module: the network.
+        types: the type of every node's value; sizes and other plain values stand for themselves.
+        parameters: the type of every parameter and buffer that the graph uses, by its first name.
+        canonical: the first name of every parameter and buffer, by each of its names.
+        writers, readers: where channels are written and read with parameters.
+        mixings: where indices are mixed without parameters.
+        products: the multiply-accumulates of nodes, each as a sum of products of axes, up to a fixed factor.
+        frozen: what could not be typed, and why.
+        rewrites: how a node's literal sizes follow from its types.
+        attributes: how a module's attributes follow from its types.
+        sized: the arguments of nodes that are sizes, by position or name; all others keep their values on a rebuild.
+    """
+
+    module: fx.GraphModule
+    types: Mapping[fx.Node, Any]
+    parameters: Mapping[str, ParameterType]
+    canonical: Mapping[str, str]
+    writers: tuple[Access, ...]
+    readers: tuple[Access, ...]
+    mixings: tuple[Mixing, ...]
+    products: Mapping[fx.Node, list[tuple[Axis, ...]]]
+    frozen: tuple[Frozen, ...]
+    rewrites: Mapping[fx.Node, list[Rewrite]]
+    attributes: Mapping[str, list[ModuleRewrite]]
+    sized: Mapping[fx.Node, frozenset[int | str]]
+
+    def axes(self) -> list[Axis]:
+        """Every axis of the parameters and of the values of nodes; one that many share is there once."""
+        return all_axes(self.parameters, self.types)
+
+
+def all_axes(parameters: Mapping[str, ParameterType], types: Mapping[fx.Node, Any]) -> list[Axis]:
+    """Every axis of parameters and of the values of nodes; one that many share is there once."""
+    found = {id(axis): axis for typed in parameters.values() for axis in typed.axes}
+    for value in types.values():
+        for typed in (value,) if isinstance(value, TensorType) else tensor_types(value):
+            for axis in typed.axes:
+                found[id(axis)] = axis
+    return list(found.values())
 
 
 def tensor_types(value: Any) -> list[TensorType]:

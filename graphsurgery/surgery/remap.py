@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.axes.algebra import Axis, Dim
-from graphsurgery.axes.inference import Inference
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
-from graphsurgery.axes.types import ParameterType, Resize, TensorType
+from graphsurgery.axes.types import ParameterType, Resize, TensorType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
@@ -203,7 +202,7 @@ def _numbers(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.all_input_nodes if not has_tensors(source.meta["value"])]
 
 
-def _new_value(node: fx.Node, copy: fx.Node, types: Inference, resize: Resize) -> Any:
+def _new_value(node: fx.Node, copy: fx.Node, types: Typing, resize: Resize) -> Any:
     """The value of a rebuilt node: tensors as their types say, sizes computed anew and compared with the types."""
     old = node.meta["value"]
     if node.op in ("placeholder", "output") or (node.op == "call_module" and not has_tensors(old)):

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes.algebra import Dim, dims_of, resolve
-from graphsurgery.axes.inference import Inference
-from graphsurgery.axes.types import Mixing, tensor_types
+from graphsurgery.axes.types import Mixing, Typing, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import Boundary, either, shift_mask
@@ -115,7 +114,7 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
 
 def _state(
     module: fx.GraphModule,
-    types: Inference,
+    types: Typing,
     node: fx.Node,
     states: dict[fx.Node, _State],
     summed: set[Dim],
@@ -155,12 +154,12 @@ def _state(
     raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
 
 
-def _is_beside(types: Inference, name: str, summed: set[Dim]) -> bool:
+def _is_beside(types: Typing, name: str, summed: set[Dim]) -> bool:
     """Whether the parents stand side by side in a parameter."""
     return any(dim in summed for axis in types.parameters[name].axes for dim in dims_of(axis))
 
 
-def _weights(module: fx.GraphModule, types: Inference, node: fx.Node) -> list[str]:
+def _weights(module: fx.GraphModule, types: Typing, node: fx.Node) -> list[str]:
     if node.op != "call_module":
         return []
     leaf = module.get_submodule(str(node.target))
