@@ -219,7 +219,7 @@ class _Traces:
                 if name in owner._non_persistent_buffers_set:
                     transient.append((prefix, name))
                 continue
-            parts[path] = plain(copy_module(getattr(owner, name), real))
+            parts[path] = plain(copy_module(getattr(owner, name), real), node.meta["value"])
             for below, submodule in modules_of(parts[path]).items():
                 mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
                 submodule.__dict__["training"] = mode
