@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphsurgery.checkpoint.files import is_checkpoint, load
-from graphsurgery.checkpoint.foreign import read_weights
+from graphsurgery.checkpoint.foreign import Contents, read_contents
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
+from graphsurgery.models.weights import chosen, load_weights
+from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace
 
 
@@ -23,6 +24,7 @@ def open_model(
     source: str,
     *,
     arch: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
     example_shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -33,7 +35,8 @@ def open_model(
         source: a graphsurgery checkpoint or supermask; an `.onnx` file; a file with a state_dict, which needs `arch`;
             a pickled module, which needs `trust_pickle`; or a model spec such as `torchvision/resnet18` or
             `file.py:function`.
-        arch: model spec whose constructor makes the network that a state_dict belongs to; checkpoints need none.
+        arch: what the network is that a state_dict belongs to: a model spec, or a checkpoint; checkpoints need none.
+        key: which weights of a file that holds several: the path of keys that leads to them, such as `state_dict_ema`.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
         example_shape: shape of one input, without the batch; by default what the spec is made for, or the
             `EXAMPLE_INPUTS` of its file.
@@ -45,7 +48,7 @@ def open_model(
         TraceError: the network's forward cannot be followed.
         UnsupportedError: an `.onnx` file that is quantised, in half precision, or has control flow.
     """
-    graph, _ = open_pair(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
+    graph, _ = open_pair(source, arch=arch, key=key, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
     return graph
 
 
@@ -53,6 +56,7 @@ def open_pair(
     source: str,
     *,
     arch: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
     example_shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -79,45 +83,61 @@ def open_pair(
         return load(source), None
     if is_supermask(source):
         return load_supermask(source, trust_files=trust_pickle).network(), None
-    weights = read_weights(source, trust_pickle=trust_pickle)
-    if isinstance(weights, nn.Module):
-        module = followable(weights)
+    contents = read_contents(source, trust_pickle=trust_pickle)
+    if contents.modules:
+        module = followable(_pickled(contents, source, key))
         return _traced(module, arch, source, example_shape), module
     if arch is None:
         raise CheckpointError(
-            f"{source}: holds {len(weights)} tensors and not their architecture; give --arch SPEC, "
-            "such as torchvision/resnet18 or file.py:function"
+            f"{source}: holds {len(contents.tensors)} tensors and not their architecture; give --arch SPEC, "
+            "such as torchvision/resnet18, file.py:function, or a checkpoint of the same network"
         )
-    module = _built(arch, seed)
-    fill(module, weights, f"{source}: does not fit {arch}")
-    return _traced(module, arch, source, example_shape), module
+    return _filled(contents, source, arch, key, example_shape, seed)
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a module; each name and shape must be there on both sides.
+def _filled(
+    contents: Contents, source: str, arch: str, key: str | None, example_shape: tuple[int, ...] | None, seed: int
+) -> tuple[ModelGraph, nn.Module | None]:
+    """The network that `arch` names with weights of a file; what else the file holds is in its lineage."""
+    described = _described(arch)
+    module: nn.Module = _built(arch, seed) if described is None else described.module
+    taken = load_weights(module, contents, source, arch, key)
+    graph = _traced(module, arch, source, example_shape) if described is None else _with_plain_weights(described)
+    if taken.others or key is not None:
+        record = {"pass": "open", "source": source, "weights": taken.path, "beside": list(taken.others)}
+        graph = replace(graph, lineage=(*graph.lineage, record))
+    return graph, module if described is None else None
+
+
+def _with_plain_weights(graph: ModelGraph) -> ModelGraph:
+    """A network of a checkpoint whose weights have come in parts, in normal form again."""
+    module, lines = with_plain_weights(graph.module)
+    if not lines:
+        return graph
+    assert isinstance(module, fx.GraphModule)
+    record = {"pass": "open", "weights that were computed": lines}
+    return replace(graph, module=module, lineage=(*graph.lineage, record))
+
+
+def _described(arch: str) -> ModelGraph | None:
+    """The network that a checkpoint or a supermask describes; None for a spec.
 
     Raises:
-        CheckpointError: counts the names that are missing, unexpected or of another shape, with the first of each.
+        CheckpointError: another file, which has no architecture.
     """
-    own = module.state_dict()
-    # A norm's counter was not saved by old versions of torch, and nothing reads it.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in own]
-    unlike = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    found = []
-    if missing:
-        found.append(f"{len(missing)} missing (first {missing[0]})")
-    if unexpected:
-        found.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
-    if unlike:
-        name = unlike[0]
-        shapes = f"{list(weights[name].shape)} in the file, {list(own[name].shape)} in the model"
-        found.append(f"{len(unlike)} of another shape (first {name}: {shapes})")
-    if found:
-        raise CheckpointError(
-            f"{where}: of {len(own)} tensors {', '.join(found)}; give the spec and ?options it was trained with"
-        )
-    module.load_state_dict(dict(weights), strict=False)
+    if not names_file(arch):
+        return None
+    if is_checkpoint(arch):
+        return load(arch)
+    raise CheckpointError(f"--arch {arch}: describes no network; give a graphsurgery checkpoint or a model spec")
+
+
+def _pickled(contents: Contents, source: str, key: str | None) -> nn.Module:
+    """The one module that a file pickles, or that the key says."""
+    found = chosen(contents, source, key).modules
+    if len({id(module) for module in found.values()}) != 1:
+        raise CheckpointError(f"{source}: holds {contents.listed()}; choose one module with --key")
+    return next(iter(found.values()))
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

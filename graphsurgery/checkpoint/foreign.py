@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +15,89 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, one_line
 
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
-_PREFIXES = ("module.", "_orig_mod.")
+_DEEPEST = 8
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def read_weights(path: Path | str, *, trust_pickle: bool = False) -> dict[str, Tensor] | nn.Module:
-    """The parameters and buffers in a file of `torch.save`, by name, or the module that it pickles.
+@dataclass(frozen=True)
+class Contents:
+    """What a file of `torch.save` holds, by the path of dictionary keys that lead to it, joined by dots.
 
-    A state_dict is found inside `state_dict`, `model`, `module` and the like, and loses the prefixes that
-    `DataParallel` and `torch.compile` put in front of all names.
+    Attributes:
+        tensors: on the CPU; those of a state_dict have its keys in their path: `state_dict.conv.weight`.
+        sets: the dictionaries that hold tensors themselves; the empty path is the file.
+        modules: whole modules, only of trusted files.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sets: tuple[str, ...]
+    modules: Mapping[str, nn.Module]
+
+    def below(self, key: str) -> Contents:
+        """What lies at or below a path; its paths stay."""
+
+        def inside(path: str) -> bool:
+            return path == key or path.startswith(f"{key}.")
+
+        tensors = {name: tensor for name, tensor in self.tensors.items() if inside(name)}
+        modules = {name: module for name, module in self.modules.items() if inside(name)}
+        sets = tuple(path for path in self.sets if inside(path) or (tensors and key.startswith(f"{path}.")))
+        return Contents(tensors, sets, modules)
+
+    def listed(self, most: int = 6) -> str:
+        """The sets of weights and the modules, for a message."""
+        counts = {path: sum(self.set_of(name) == path for name in self.tensors) for path in self.sets}
+        parts = [f"{path or 'the file itself'} ({counts[path]} tensors)" for path in self.sets]
+        parts += [f"{path or 'the file itself'} ({type(module).__name__})" for path, module in self.modules.items()]
+        more = len(parts) - most
+        return ", ".join(parts[:most]) + (f" and {more} more" if more > 0 else "")
+
+    def set_of(self, name: str) -> str:
+        """The set that a tensor is in."""
+        inside = [path for path in self.sets if not path or name.startswith(f"{path}.")]
+        return max(inside, key=len, default="")
+
+
+def read_contents(path: Path | str, *, trust_pickle: bool = False) -> Contents:
+    """All parameters and buffers in a file of `torch.save`, and the modules that it pickles.
+
+    What is not found by names alone, such as the state of an optimizer, is left out.
 
     Args:
         path: the file.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
 
-    Returns:
-        The tensors by name, on the CPU; or an `nn.Module`, only with `trust_pickle`.
-
     Raises:
         CheckpointError: the file is missing, damaged, holds no weights, or holds pickled objects untrusted.
     """
     content = _opened(Path(path), trust_pickle)
-    while isinstance(content, Mapping):
-        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping | nn.Module)), None)
-        if nested is None:
-            break
-        content = nested
-    if isinstance(content, nn.Module):
-        return content
-    named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {name: tensor for name, tensor in named if isinstance(name, str) and isinstance(tensor, Tensor)}
-    if not tensors:
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, nn.Module] = {}
+    sets: list[str] = []
+    _collect(content, "", tensors, modules, sets)
+    if not tensors and not modules:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__} without tensors, expected a state_dict; save model.state_dict()"
         )
-    return _unprefixed(tensors)
+    return Contents(tensors, tuple(sets), modules)
 
 
-def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _unprefixed({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-    return tensors
+def _collect(
+    content: Any, path: str, tensors: dict[str, Tensor], modules: dict[str, nn.Module], sets: list[str], deep: int = 0
+) -> None:
+    """Note what lies at a path and below it; a file may nest dictionaries without end."""
+    if isinstance(content, nn.Module):
+        modules[path] = content
+    if not isinstance(content, Mapping) or deep > _DEEPEST:
+        return
+    prefix = f"{path}." if path else ""
+    named = {f"{prefix}{key}": value for key, value in content.items() if isinstance(key, str)}
+    own = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if own:
+        sets.append(path)
+        tensors |= own
+    for below, value in named.items():
+        _collect(value, below, tensors, modules, sets, deep + 1)
 
 
 def _opened(path: Path, trust_pickle: bool) -> Any:

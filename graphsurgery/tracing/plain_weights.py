@@ -1,4 +1,4 @@
-"""Weights that a module computes from others before each call, made plain: weight norm, spectral norm and the like."""
+"""Weights that a module computes from others before each call, made plain: weight norm, spectral norm, masks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-_OLD = (WeightNorm, SpectralNorm)
+_OLD = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 @torch.no_grad()
@@ -19,7 +20,8 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A model whose weights are parameters with the values that they have in evaluation, and what computed each.
 
     The model is not modified, and is returned itself where it computes none; else a copy that shares all other tensors.
-    Both forms of torch are known: parametrizations, and the older hooks of `torch.nn.utils`.
+    Parametrizations are known, the older hooks of `torch.nn.utils`, and masks of `torch.nn.utils.prune` that are not
+    removed: what they mask is 0, and trains from then on where it is not trained under a `MaskSet`.
     """
     found = {path: part for path, part in model.named_modules() if _computes(part)}
     if not found:
@@ -76,14 +78,23 @@ def _hooked(module: nn.Module) -> dict[str, tuple[Tensor, str]]:
     for key, hook in list(module._forward_pre_hooks.items()):
         if not isinstance(hook, _OLD):
             continue
-        value = hook.compute_weight(module) if isinstance(hook, WeightNorm) else hook.compute_weight(module, False)
-        own = [f"{hook.name}{end}" for end in ("_g", "_v", "_orig", "_u")]
-        sources = [module._parameters.pop(name) for name in own if name in module._parameters]
-        for name in own:
-            module._buffers.pop(name, None)
+        name, value = _computed(module, hook)
+        own = [f"{name}{end}" for end in ("_g", "_v", "_orig", "_u", "_mask")]
+        sources = [module._parameters.pop(part) for part in own if part in module._parameters]
+        for part in own:
+            module._buffers.pop(part, None)
         del module._forward_pre_hooks[key]
-        found[hook.name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
+        found[name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
     return found
+
+
+def _computed(module: nn.Module, hook: Any) -> tuple[str, Tensor]:
+    """The name of the weight that a hook computes, and its value in evaluation."""
+    if isinstance(hook, BasePruningMethod):
+        return hook._tensor_name, hook.apply_mask(module)
+    return hook.name, hook.compute_weight(module) if isinstance(hook, WeightNorm) else hook.compute_weight(
+        module, False
+    )
 
 
 def _plain(value: Tensor, sources: list[nn.Parameter]) -> Tensor:
