@@ -18,7 +18,9 @@ _CONTAINERS = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
+    nn.modules.loss._Loss,
 )
+"""Layers of torch that are traced through: they call others, or are a function of tensors."""
 _OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
 
 

@@ -30,6 +30,7 @@ from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.network.values import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
 from graphsurgery.tracing.following.questions import truthful
@@ -108,6 +109,7 @@ class ValueTracer(HoldingTracer):
         self._flags: dict[str, ValueProxy] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[type, bool] = {}
+        self._installed: set[int] = set()
         self._functions = 0
         self._recorder = Recorder(self._recorded, self._custom, lambda: self.evaluating)
         self.kept_functions: dict[str, str] = {}
@@ -118,6 +120,7 @@ class ValueTracer(HoldingTracer):
         self._check_arguments(root)
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
         self._modules = modules_of(root)
+        self._installed = {id(module) for module in self._modules.values()}
         slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
@@ -269,6 +272,8 @@ class ValueTracer(HoldingTracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.evaluating or m is self.root:
             return forward(*args, **kwargs)
+        if id(m) not in self._installed:
+            return without_fresh_weights(m).forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
         self._check_precision()
