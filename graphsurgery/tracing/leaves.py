@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from graphsurgery.network import layers
+from graphsurgery.network.training_only import InTraining
 
 _CONTAINERS = (
     nn.Sequential,
@@ -21,7 +22,7 @@ _CONTAINERS = (
     nn.modules.loss._Loss,
 )
 """Layers of torch that are traced through: they call others, or are a function of tensors."""
-_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
+_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, InTraining)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -21,6 +21,7 @@ from graphsurgery.tracing.modes import ModesDifferError, join, same_graph
 from graphsurgery.tracing.normal_form import lower, normalize
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.shuffles.removal import unshuffle
+from graphsurgery.tracing.training_only import in_training
 
 DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
 """Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
@@ -220,6 +221,8 @@ class _Traces:
                     transient.append((prefix, name))
                 continue
             parts[path] = plain(copy_module(getattr(owner, name), real), node.meta["value"])
+            if path in self.identities:
+                parts[path] = in_training(parts[path], node.meta["value"])
             for below, submodule in modules_of(parts[path]).items():
                 mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
                 submodule.__dict__["training"] = mode
