@@ -160,7 +160,7 @@ def _built(spec: str, seed: int) -> nn.Module:
 def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tuple[int, ...] | None) -> ModelGraph:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     if example_shape is not None:
-        examples: tuple[Tensor, ...] | None = (blank(example_shape, dtype),)
+        examples: tuple[Tensor | None, ...] | None = (blank(example_shape, dtype),)
     else:
         examples = None if spec is None else example_inputs(spec, dtype)
     in_file = spec is not None and is_function_spec(parse_spec(spec).name)

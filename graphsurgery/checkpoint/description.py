@@ -89,7 +89,7 @@ def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
     if name is None:
         raise SurgeryError(
             f"{path}: a layer of class {cls.__module__}.{cls.__qualname__} cannot be stored; "
-            f"use a layer of torch.nn or graphsurgery.network.layers, or one that acts in training only and can be followed"
+            f"use a layer of torch.nn or graphsurgery.network.layers, or one that acts in training only and is followed"
         )
     try:
         arguments = {key: encode(value, _no_node) for key, value in _arguments(layer).items()}

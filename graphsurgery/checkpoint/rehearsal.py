@@ -70,7 +70,7 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
 
 
 def _rehearse_training(node: fx.Node, layer: InTraining) -> None:
-    """Run what a layer does in training, which gives a tensor of the shape that it is given, as it does in evaluation."""
+    """Run what a layer does in training: it gives a tensor of the shape that it is given, as in evaluation."""
     value, found = node.meta["value"], None
     try:
         with torch.device("meta"), torch.no_grad():

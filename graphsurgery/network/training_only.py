@@ -78,7 +78,8 @@ class _Reference:
 def _written(node: fx.Node) -> tuple[str, str, str, Any]:
     """A node without references to others, and without functions."""
     target = str(node.target) if not callable(node.target) else _get_qualified_name(node.target)
-    return node.name, node.op, target, fx.map_arg((node.args, node.kwargs), lambda other: _Reference(other.name))
+    refer: Any = lambda other: _Reference(other.name)  # noqa: E731
+    return node.name, node.op, target, fx.map_arg((node.args, node.kwargs), refer)
 
 
 def _function(name: str) -> Any:

@@ -72,7 +72,7 @@ class ValueTracer(HoldingTracer):
     """Records a forward while computing it on meta tensors.
 
     Args:
-        examples: meta tensors, one for each input.
+        examples: meta tensors, one for each input; None for an argument that stays None.
         training: the mode to trace in.
         strict: whether a size that the model writes into a text is a decision too; where it is only the message of an
             assertion, that would refuse other sizes for nothing.
@@ -85,7 +85,7 @@ class ValueTracer(HoldingTracer):
 
     def __init__(
         self,
-        examples: Sequence[Tensor],
+        examples: Sequence[Tensor | None],
         *,
         training: bool = False,
         strict: bool = False,
@@ -160,8 +160,11 @@ class ValueTracer(HoldingTracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         """An input for each example; the model is called as everybody calls it, hooks included."""
-        inputs = []
+        inputs: list[ValueProxy | None] = []
         for name, example in zip(self._arguments, self.examples, strict=False):
+            if example is None:
+                inputs.append(None)
+                continue
             node = self.create_node("placeholder", name, (), {})
             node.meta["value"] = example
             inputs.append(self.proxy(node))
