@@ -45,6 +45,8 @@ class Opening:
     """What a state_dict belongs to: a model spec, such as torchvision/resnet18 or file.py:function, or a checkpoint."""
     key: str | None = None
     """Which weights of a file that holds several, such as state_dict_ema."""
+    answer: str | None = None
+    """Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need."""
     input: str | None = None
     """Shape of one input without the batch, such as 3x224x224, where the spec does not say."""
     trust_pickle: Annotated[bool, _FLAG] = False
@@ -53,7 +55,7 @@ class Opening:
     @property
     def tokens(self) -> list[str]:
         """The same options on a command line."""
-        named = {"--arch": self.arch, "--key": self.key, "--input": self.input}
+        named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer, "--input": self.input}
         given = [token for option, value in named.items() if value for token in (option, value)]
         return given + ["--trust-pickle"] * self.trust_pickle
 
@@ -68,6 +70,7 @@ class Opening:
             to_train: whether random weights are what is expected; else they are said to be random.
         """
         from graphsurgery.models.loading import open_pair
+        from graphsurgery.surgery.outputs import with_output
 
         if not to_train:
             _note_random(source)
@@ -76,7 +79,11 @@ class Opening:
             source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=shape
         )
         _note_weights(source, graph)
-        return graph, module
+        if self.answer is not None and source.endswith(".onnx"):
+            raise SurgeryError(f"--answer: edits of {source} go back into it, with all of its outputs; leave it out")
+        if self.answer is None or (chosen := with_output(graph, self.answer)) is graph:
+            return graph, module
+        return chosen, None
 
     def graph(self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False) -> ModelGraph:
         """The typed network; arguments as for `pair`."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphsurgery.errors import SpecError
+
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
     """The tensors of an output by their place in it: `0`, `out`, `1.aux`.
@@ -18,6 +20,21 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     Tuples, named tuples and lists count their items, mappings and dataclasses name them; what is None is left out.
     """
     return dict(_named(output, ""))
+
+
+def one_output(output: Any, where: str) -> Tensor:
+    """The tensor that an output is, or the one that is in it.
+
+    Raises:
+        SpecError: there are several, which are named, or none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = named_outputs(output)
+    if len(named) != 1:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items()) or "none"
+        raise SpecError(f"{where}: gives several outputs ({shapes}), expected one; choose it with --answer NAME")
+    return next(iter(named.values()))
 
 
 def _named(output: Any, place: str) -> Iterator[tuple[str, Tensor]]:

@@ -78,8 +78,11 @@ class _Reference:
 def _written(node: fx.Node) -> tuple[str, str, str, Any]:
     """A node without references to others, and without functions."""
     target = str(node.target) if not callable(node.target) else _get_qualified_name(node.target)
-    refer: Any = lambda other: _Reference(other.name)  # noqa: E731
-    return node.name, node.op, target, fx.map_arg((node.args, node.kwargs), refer)
+    return node.name, node.op, target, fx.map_arg((node.args, node.kwargs), _refer)
+
+
+def _refer(node: fx.Node) -> Any:
+    return _Reference(node.name)
 
 
 def _function(name: str) -> Any:

@@ -7,6 +7,7 @@ module.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections import OrderedDict
@@ -179,6 +180,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             graph.erase_node(node)
         elif isinstance(node.target, type) and hasattr(node.target, "_fields"):
             _plain_tuple(node)
+        elif isinstance(node.target, type) and dataclasses.is_dataclass(node.target):
+            _plain_dictionary(node)
         elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
         elif node.target in _DROPOUTS:
@@ -202,6 +205,14 @@ def _plain_tuple(node: fx.Node) -> None:
 
     for user in list(node.users):
         user.args, user.kwargs = fx.map_arg(user.args, opened), fx.map_arg(user.kwargs, opened)
+    node.graph.erase_node(node)
+
+
+def _plain_dictionary(node: fx.Node) -> None:
+    """A dataclass, of which the caller gets the fields, becomes a dictionary of them."""
+    fields = dict(node.kwargs)
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: fields if n is node else n)
     node.graph.erase_node(node)
 
 
