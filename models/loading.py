@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import replace
 
@@ -61,7 +62,9 @@ def open_pair(
     example_shape: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> tuple[ModelGraph, nn.Module | None]:
-    """The typed network, and the module that was traced; None for a checkpoint, which needs no tracing.
+    """The typed network, and the module that was traced, which takes the same inputs.
+
+    It is None for a checkpoint, which needs no tracing, and where the module takes None between its inputs.
 
     Arguments and errors are those of `open_model`.
     """
@@ -78,7 +81,7 @@ def open_pair(
         if images is not None:
             record = {"pass": "open", "source": anchored(source), "preprocessing": images.as_dict()}
             graph = replace(graph, lineage=(*graph.lineage, record))
-        return graph, module
+        return graph, _alike(module, graph)
     if is_checkpoint(source):
         return load(source), None
     if is_supermask(source):
@@ -86,7 +89,8 @@ def open_pair(
     contents = read_contents(source, trust_pickle=trust_pickle)
     if contents.modules:
         module = followable(_pickled(contents, source, key))
-        return _traced(module, arch, source, example_shape), module
+        graph = _traced(module, arch, source, example_shape)
+        return graph, _alike(module, graph)
     if arch is None:
         raise CheckpointError(
             f"{source}: holds {len(contents.tensors)} tensors and not their architecture; give --arch SPEC, "
@@ -106,7 +110,14 @@ def _filled(
     if taken.others or key is not None:
         record = {"pass": "open", "source": source, "weights": taken.path, "beside": list(taken.others)}
         graph = replace(graph, lineage=(*graph.lineage, record))
-    return graph, module if described is None else None
+    return graph, _alike(module, graph) if described is None else None
+
+
+def _alike(module: nn.Module, graph: ModelGraph) -> nn.Module | None:
+    """The module, where it takes the inputs of its trace one after the other."""
+    names = list(inspect.signature(module.forward).parameters)
+    places = [names.index(spec.name) for spec in graph.inputs if spec.name in names]
+    return module if places == list(range(len(places))) else None
 
 
 def _with_plain_weights(graph: ModelGraph) -> ModelGraph:
@@ -120,7 +131,7 @@ def _with_plain_weights(graph: ModelGraph) -> ModelGraph:
 
 
 def _described(arch: str) -> ModelGraph | None:
-    """The network that a checkpoint or a supermask describes; None for a spec.
+    """The network that a checkpoint describes; None for a spec.
 
     Raises:
         CheckpointError: another file, which has no architecture.

@@ -33,11 +33,11 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
         shared |= {id(value): value for values in lists for value in values if isinstance(value, Tensor)}
     plain = copy.deepcopy(model, shared)
     ties: dict[Any, Tensor] = {}
-    lines = []
-    for path in found:
+    lines: dict[str, list[str]] = {}
+    for path in reversed(found):  # the parts of a parametrization may be computed themselves
         part = plain.get_submodule(path)
         weights = {**_parametrized(part, ties), **_hooked(part)}
-        lines += [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
+        lines[path] = [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
         rest = dict(part._parameters)
         part._parameters.clear()  # the weights come first, as in layers that were made with them
         for name, (value, _) in weights.items():
@@ -47,7 +47,7 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
             else:
                 part.register_buffer(name, value)
         part._parameters.update(rest)
-    return plain, lines
+    return plain, [line for path in found for line in lines[path]]
 
 
 def _computes(module: nn.Module) -> bool:
@@ -73,18 +73,21 @@ def _parametrized(module: nn.Module, ties: dict[Any, Tensor]) -> dict[str, tuple
 
 
 def _hooked(module: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """The same for the older hooks."""
-    found = {}
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if not isinstance(hook, _OLD):
-            continue
+    """The same for the older hooks; a mask comes first, as it may be over a part of another weight."""
+    found: dict[str, tuple[Tensor, str]] = {}
+    hooks = [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _OLD)]
+    for key, hook in sorted(hooks, key=lambda item: not isinstance(item[1], BasePruningMethod)):
         name, value = _computed(module, hook)
         own = [f"{name}{end}" for end in ("_g", "_v", "_orig", "_u", "_mask")]
-        sources = [module._parameters.pop(part) for part in own if part in module._parameters]
+        sources: list[Any] = [module._parameters.pop(part) for part in own if part in module._parameters]
         for part in own:
             module._buffers.pop(part, None)
+            if part in found:
+                sources.append(found.pop(part)[0])
+                del vars(module)[part]
         del module._forward_pre_hooks[key]
         found[name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
+        vars(module)[name] = found[name][0]  # where the next hook looks for it
     return found
 
 
@@ -92,9 +95,8 @@ def _computed(module: nn.Module, hook: Any) -> tuple[str, Tensor]:
     """The name of the weight that a hook computes, and its value in evaluation."""
     if isinstance(hook, BasePruningMethod):
         return hook._tensor_name, hook.apply_mask(module)
-    return hook.name, hook.compute_weight(module) if isinstance(hook, WeightNorm) else hook.compute_weight(
-        module, False
-    )
+    options = () if isinstance(hook, WeightNorm) else (False,)  # not in training
+    return hook.name, hook.compute_weight(module, *options)
 
 
 def _plain(value: Tensor, sources: list[nn.Parameter]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.graph import have_batch
-from graphsurgery.models.loading import open_model
+from graphsurgery.models.loading import open_pair
 from graphsurgery.onnx.runtime.latency import random_feed
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.channels.cost import cost
@@ -130,5 +130,6 @@ class Net(nn.Module):
 
 def test_a_file_may_name_them(tmp_path):
     (tmp_path / "net.py").write_text(FILE)
-    graph = open_model(f"{tmp_path / 'net.py'}:Net")
+    graph, module = open_pair(f"{tmp_path / 'net.py'}:Net")
+    assert module is None  # it takes another argument between them
     assert [(spec.name, spec.shape) for spec in graph.inputs] == [("x", (2, 3)), ("scale", ())]

@@ -103,6 +103,29 @@ def test_masks_that_are_not_removed_are_a_mask_set(tmp_path):
     assert open_masks(str(tmp_path / "model.pt"), trust_pickle=True, example_shape=(2, 3, 3)) == masks
 
 
+OVER = {
+    "old": (nn.utils.weight_norm, lambda layer: (layer, "weight_v")),
+    "old spectral": (nn.utils.spectral_norm, lambda layer: (layer, "weight_orig")),
+    "new": (parametrizations.weight_norm, lambda layer: (layer.parametrizations.weight, "original1")),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("way", OVER)
+def test_a_mask_over_a_part_of_a_weight(way, tmp_path):
+    torch.manual_seed(0)
+    wrap, place = OVER[way]
+    model = nn.Sequential(wrap(nn.Linear(4, 5)), nn.Linear(5, 2))
+    prune.random_unstructured(*place(model[0]), 0.5)
+    x = torch.randn(3, 4)
+    model.eval()
+    graph = gs.trace(model, x)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-6, atol=1e-6)
+    assert "0.weight " in " ".join(graph.lineage[0]["weights that were computed"])
+    assert set(graph.tensors()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    gs.save(graph, tmp_path / "a.pt")
+
+
 def test_attention_and_recurrent_layers():
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(8, 2, batch_first=True)

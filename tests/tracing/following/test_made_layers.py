@@ -104,6 +104,25 @@ def test_weights_that_are_new_at_every_call_are_refused_by_name(name):
         gs.trace(FRESH[name], torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)))
 
 
+class Lazy(nn.Module):
+    """Makes a norm when it first knows the width, and trains it from then on."""
+
+    def forward(self, x):
+        if not hasattr(self, "norm"):
+            self.norm = nn.LayerNorm(x.shape[-1])
+        return self.norm(x)
+
+
+def test_a_layer_of_the_first_call_is_there_after_it():
+    network, x = Lazy(), torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        gs.TraceError, match="LayerNorm is made in the first call of the model; call it once, then trace"
+    ):
+        gs.trace(network, x)
+    network(x)
+    assert [name for name, _ in gs.trace(network, x).module.named_parameters()] == ["norm.weight", "norm.bias"]
+
+
 class Learner(nn.Module):
     """As Hugging Face has it: with labels it gives its loss, too."""
 
