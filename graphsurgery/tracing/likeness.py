@@ -158,7 +158,8 @@ class Likeness:
 
     def _resized(self, changes: Mapping[int, int], *, more: int = 0) -> tuple[Tensor, ...]:
         """Inputs with so many examples more, and with other sizes on the axes behind that have one of these sizes."""
-        return tuple(self._drawn(x, shape) for x, shape in zip(self.x, self._shapes(changes, more), strict=True))
+        shapes = zip(self.x, self._shapes(changes, more), self.batched, strict=True)
+        return tuple(self._drawn(x, shape) if has else _stretched(x, shape) for x, shape, has in shapes)
 
     def _shapes(self, changes: Mapping[int, int], more: int) -> list[list[int]]:
         first = [[x.shape[0] + more] if has else [] for x, has in zip(self.x, self.batched, strict=True)]
@@ -321,6 +322,13 @@ class Likeness:
                     # New memory: the old is that of the model.
                     parameter.data = moved(parameter.detach())
         return tuple(moved(t) if t.is_floating_point() else t for t in x)
+
+
+def _stretched(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """What is no example in another size: its last entries again, as a random mask might hide everything."""
+    for axis, size in enumerate(shape):
+        x = x.index_select(axis, torch.arange(size, device=x.device).clamp(max=x.shape[axis] - 1))
+    return x
 
 
 def _run(module: Callable[..., Any], x: Sequence[Tensor]) -> list[Tensor]:

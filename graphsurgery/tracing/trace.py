@@ -63,7 +63,7 @@ def trace(
         if not isinstance(example, Tensor | None):
             raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
     if not any(example is not None and example.dim() for example in examples):
-        raise SurgeryError("trace: no example input is a tensor [batch, ...]")
+        raise SurgeryError("trace: example inputs are tensors [batch, ...], found none among the numbers")
     for path, part in modules_of(model).items():
         kind, home = type(part).__name__, type(part).__module__
         if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":

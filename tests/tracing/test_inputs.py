@@ -107,7 +107,7 @@ def test_a_wrong_decision_under_a_mask_for_all_is_found():
 def test_what_is_no_input_is_refused():
     with pytest.raises(gs.SurgeryError, match=r"or None where the model takes that"):
         gs.trace(nn.Linear(2, 2), [3])
-    with pytest.raises(gs.SurgeryError, match=r"no example input is a tensor \[batch"):
+    with pytest.raises(gs.SurgeryError, match=r"example inputs are tensors \[batch, \.\.\.\], found none"):
         gs.trace(nn.Linear(2, 2), [torch.tensor(1.0)])
 
 
