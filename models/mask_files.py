@@ -32,7 +32,7 @@ def open_masks(
         SurgeryError: as for `open_model`.
     """
     path = Path(source)
-    if path.suffix == ".json" or (path.is_file() and _begins_as_json(path)):
+    if path.suffix == ".json" or (path.is_file() and path.suffix != ".safetensors" and _begins_as_json(path)):
         return MaskSet.load(path)
     if is_checkpoint(source):
         return _of_checkpoint(source)

@@ -307,7 +307,7 @@ def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
     return (override if isinstance(override, int) else channels, height, width)
 
 
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".safetensors")
 
 
 def names_file(source: str) -> bool:

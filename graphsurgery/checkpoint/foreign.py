@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +62,7 @@ class Contents:
 
 
 def read_contents(path: Path | str, *, trust_pickle: bool = False) -> Contents:
-    """All parameters and buffers in a file of `torch.save`, and the modules that it pickles.
+    """All parameters and buffers in a file of `torch.save` or in safetensors, and the modules that it pickles.
 
     What is not found by names alone, such as the state of an optimizer, is left out.
 
@@ -70,7 +73,7 @@ def read_contents(path: Path | str, *, trust_pickle: bool = False) -> Contents:
     Raises:
         CheckpointError: the file is missing, damaged, holds no weights, or holds pickled objects untrusted.
     """
-    content = _opened(Path(path), trust_pickle)
+    content = _safetensors(Path(path)) if Path(path).suffix == ".safetensors" else _opened(Path(path), trust_pickle)
     tensors: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {}
     sets: list[str] = []
@@ -103,6 +106,10 @@ def _collect(
 def _opened(path: Path, trust_pickle: bool) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights saved by torch.save")
+    if (kind := _program(path)) is not None:
+        raise CheckpointError(
+            f"{path}: is {kind}; save the state_dict of the module that it was made of, or export .onnx"
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TorchScript archive.*")
@@ -126,3 +133,60 @@ def _opened(path: Path, trust_pickle: bool) -> Any:
         raise CheckpointError(
             f"{path}: its pickled objects cannot be made ({one_line(cause)}); have their classes importable"
         ) from cause
+
+
+def _program(path: Path) -> str | None:
+    """What program a file holds, where it is one of torch's; None for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return None
+    if "models/model.json" in names or "serialized_exported_program.json" in names:
+        return "a program of torch.export, which fixes the shapes of its weights"
+    scripted = "constants.pkl" in names and any(name.startswith("code/") for name in names)
+    return "a TorchScript archive, which has no Python forward" if scripted else None
+
+
+_SAFE_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in the format safetensors: the length of a header, the header as JSON, the bytes.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or has numbers of another type.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected tensors")
+    try:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        if length > min(_LONGEST_HEADER, len(content) - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+        header = json.loads(content[8 : 8 + length])
+        named = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        data = memoryview(content)[8 + length :]
+        return {name: _safe_tensor(entry, data) for name, entry in named.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as cause:
+        raise CheckpointError(
+            f"{path}: is no safetensors file, or is damaged ({one_line(cause)}); take another copy"
+        ) from cause
+
+
+def _safe_tensor(entry: Mapping[str, Any], data: memoryview) -> Tensor:
+    dtype, shape = _SAFE_DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
+    start, end = entry["data_offsets"]
+    if min(shape, default=0) < 0 or not 0 <= start <= end <= len(data):
+        raise ValueError(f"a tensor of shape {shape} from {start} to {end} of {len(data)} bytes")
+    if math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"{end - start} bytes for a tensor of shape {shape} and {dtype}")
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    if dtype is torch.bool:  # bytes other than 0 and 1 are no flags
+        return torch.frombuffer(bytearray(data[start:end]), dtype=torch.uint8).reshape(shape) != 0
+    return torch.frombuffer(bytearray(data[start:end]), dtype=dtype).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -59,6 +60,69 @@ def test_nothing_is_executed_without_trust(tmp_path, write):
         read_contents(tmp_path / "w.pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_programs_are_named(tmp_path):
+    model, x = nn.Sequential(nn.Linear(2, 3)).eval(), torch.zeros(2, 2)
+    torch.jit.save(torch.jit.trace(model, x), tmp_path / "scripted.pt")
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
+    for name, message in (
+        ("scripted.pt", "is a TorchScript archive"),
+        ("program.pt2", r"is a program of torch\.export"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{name}: {message}.*; save the state_dict of the module"):
+            read_contents(tmp_path / name, trust_pickle=True)
+
+
+def safe(path, tensors, **changes):
+    """A file as safetensors writes it."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+    for name, tensor in tensors.items():
+        values = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes()
+        offsets = [len(data), len(data) + len(values)]
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets} | changes
+        data += values
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+TENSORS = {
+    **WEIGHTS,
+    "half": torch.arange(6).bfloat16().reshape(2, 3),
+    "flags": torch.tensor([True, False]),
+    "none": torch.zeros(0, 3),
+}
+
+
+def test_safetensors_are_read(tmp_path):
+    safe(tmp_path / "w.safetensors", TENSORS)
+    torch.testing.assert_close(dict(read_contents(tmp_path / "w.safetensors").tensors), TENSORS, rtol=0, atol=0)
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    library = pytest.importorskip("safetensors.torch")
+    torch.testing.assert_close(library.load(whole), TENSORS, rtol=0, atol=0)
+    for damaged in (b"", whole[:5], whole[:-1], whole[:40], b"\xff" * 8 + whole[8:]):
+        (tmp_path / "w.safetensors").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: is no safetensors file, or is damaged"):
+            read_contents(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [-1, -4]},
+        {"shape": [3]},
+        {"dtype": "F8"},
+        {"data_offsets": [-4, 12]},
+        {"data_offsets": [0, 999]},
+        {"shape": "x"},
+    ],
+)
+def test_safetensors_that_say_something_else_are_refused(changes, tmp_path):
+    safe(tmp_path / "w.safetensors", {"w": torch.arange(4.0)}, **changes)
+    with pytest.raises(CheckpointError, match="is no safetensors file, or is damaged"):
+        read_contents(tmp_path / "w.safetensors")
 
 
 def test_files_without_weights_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import graphsurgery as gs
 from graphsurgery.checkpoint.foreign import read_contents
 from graphsurgery.errors import CheckpointError
 from graphsurgery.models.loading import open_model, open_pair
+from graphsurgery.models.mask_files import open_masks
 from graphsurgery.models.weights import load_weights
 from graphsurgery.passes.compress import compress
 
@@ -180,6 +181,15 @@ def test_a_cut_network_is_the_architecture_of_its_own_weights(tmp_path):
     assert [space.size for space in graph.spaces] == [2]
     with pytest.raises(CheckpointError, match=r"--arch .*trained.pth: describes no network; give a graphsurgery"):
         open_model(str(tmp_path / "trained.pth"), arch=str(tmp_path / "trained.pth"))
+
+
+def test_safetensors_belong_to_a_spec_too(tmp_path, arch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({f"model.{name}": t for name, t in net(1).state_dict().items()}, tmp_path / "w.safetensors")
+    graph = open_model(str(tmp_path / "w.safetensors"), arch=arch)
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(graph.module.eval()(x), net(1)(x), rtol=0, atol=0)
+    assert open_masks(str(tmp_path / "w.safetensors"), arch=arch).density == 1.0
 
 
 def in_parts(kind):
