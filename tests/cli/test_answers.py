@@ -84,3 +84,17 @@ def test_of_several_the_answer_says_which(nets, capsys):
     assert run(["export", "several.py:several", "--answer", "other", "-o", "m.onnx"]) == 0
     assert run(["inspect", "several.py:several", "--answer", "logit"]) == 2
     assert "has no output logit; it gives other, logits; did you mean logits?" in capsys.readouterr().err
+
+
+def test_where_an_answer_cannot_be_chosen_it_is_said(nets, fails):
+    tickets = ["lottery", "several.py:several", "--data", "digits", "--answer", "logits", "-o", "tickets"]
+    assert fails(*tickets) == (
+        2,
+        "--answer: tickets of a spec are drawn again and again; give it an output of its own",
+    )
+    gs.export_onnx(gs.trace(_several().eval(), torch.zeros(2, 1, 8, 8)), nets / "several.onnx")
+    code, message = fails("inspect", "several.onnx", "--answer", "logits")
+    assert (code, message) == (
+        2,
+        "--answer: edits of several.onnx go back into it, with all of its outputs; leave it out",
+    )
