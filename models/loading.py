@@ -94,7 +94,7 @@ def open_pair(
     if arch is None:
         raise CheckpointError(
             f"{source}: holds {len(contents.tensors)} tensors and not their architecture; give --arch SPEC, "
-            "such as torchvision/resnet18, file.py:function, or a checkpoint of the same network"
+            "such as torchvision/resnet18 or file.py:function"
         )
     return _filled(contents, source, arch, key, example_shape, seed)
 
