@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
-from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS
+from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, out_of_memory, visible
@@ -66,6 +66,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
     take_every_character()
     IMAGES.set({})
     RANDOM.set({})
+    WEIGHTS.set({})
     MADE.set(None)
     tokens = sys.argv[1:] if tokens is None else tokens
     try:

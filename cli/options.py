@@ -42,7 +42,11 @@ class Opening:
     """How a model argument is opened."""
 
     arch: str | None = None
-    """Model spec that a state_dict belongs to, such as torchvision/resnet18 or file.py:function."""
+    """What a state_dict belongs to: a model spec, such as torchvision/resnet18 or file.py:function, or a checkpoint."""
+    key: str | None = None
+    """Which weights of a file that holds several, such as state_dict_ema."""
+    answer: str | None = None
+    """Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need."""
     input: str | None = None
     """Shape of one input without the batch, such as 3x224x224, where the spec does not say."""
     trust_pickle: Annotated[bool, _FLAG] = False
@@ -51,7 +55,7 @@ class Opening:
     @property
     def tokens(self) -> list[str]:
         """The same options on a command line."""
-        named = {"--arch": self.arch, "--input": self.input}
+        named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer, "--input": self.input}
         given = [token for option, value in named.items() if value for token in (option, value)]
         return given + ["--trust-pickle"] * self.trust_pickle
 
@@ -66,10 +70,20 @@ class Opening:
             to_train: whether random weights are what is expected; else they are said to be random.
         """
         from graphsurgery.models.loading import open_pair
+        from graphsurgery.surgery.outputs import with_output
 
         if not to_train:
             _note_random(source)
-        return open_pair(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape(shape))
+        shape = self._shape(shape)
+        graph, module = open_pair(
+            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=shape
+        )
+        _note_weights(source, graph)
+        if self.answer is not None and source.endswith(".onnx"):
+            raise SurgeryError(f"--answer: edits of {source} go back into it, with all of its outputs; leave it out")
+        if self.answer is None or (chosen := with_output(graph, self.answer)) is graph:
+            return graph, module
+        return chosen, None
 
     def graph(self, source: str, shape: tuple[int, ...] | None = None, *, to_train: bool = False) -> ModelGraph:
         """The typed network; arguments as for `pair`."""
@@ -80,7 +94,9 @@ class Opening:
         from graphsurgery.models.mask_files import open_masks
 
         _note_random(source)
-        return open_masks(source, arch=self.arch, trust_pickle=self.trust_pickle, example_shape=self._shape())
+        return open_masks(
+            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self._shape()
+        )
 
     def data(self, spec: str, *models: str, seed: int = 0) -> Data:
         """The data that a spec names; images as the first of the models says that takes them.
@@ -113,6 +129,14 @@ def _note_random(source: str) -> None:
     better = trained_instead(source)
     if better is not None:
         random[source] = better
+
+
+def _note_weights(source: str, graph: ModelGraph) -> None:
+    """Remember which weights of a file were taken, and what else it holds, for whoever prints."""
+    taken, record = WEIGHTS.get(), graph.lineage[-1] if graph.lineage else {}
+    if taken is not None and "beside" in record and record["source"] == source:
+        beside = f"; beside them it holds {', '.join(record['beside'])}" if record["beside"] else ""
+        taken[source] = f"{record['weights'] or 'the tensors at its top'}{beside}"
 
 
 def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -> Data:
@@ -148,6 +172,10 @@ IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", defau
 
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""
+
+
+WEIGHTS: ContextVar[dict[str, str] | None] = ContextVar("WEIGHTS", default=None)
+"""Which weights of files that hold several this command has taken."""
 
 
 @Parameter(name="*")

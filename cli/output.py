@@ -20,7 +20,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.options import IMAGES, PROOF, RANDOM, Proof, Shown, Writing, writable
+from graphsurgery.cli.options import IMAGES, PROOF, RANDOM, WEIGHTS, Proof, Shown, Writing, writable
 from graphsurgery.cli.streams import LastingConsole, silence
 from graphsurgery.errors import SurgeryError, visible
 
@@ -122,6 +122,8 @@ class Output:
             document = {**document, "random_weights": dict(random)}
         if self.run is not None:
             document = {**document, "run": self.run}
+        if weights := WEIGHTS.get():
+            document = {**document, "weights_taken": dict(weights)}
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
@@ -130,7 +132,7 @@ class Output:
             raise self.failure
 
     def _notes(self) -> None:
-        """Say once what images become inputs by, and of each spec whose weights are random that they are."""
+        """Say once what images become inputs by, which weights of a file were taken, and which specs draw theirs."""
         for spec, made in (IMAGES.get() or {}).items():
             if spec not in self.noted:
                 self.noted.add(spec)
@@ -139,6 +141,11 @@ class Output:
             if spec not in self.noted:
                 self.noted.add(spec)
                 self.line("note", f"{spec}: its weights are random; for trained ones give {better}", "yellow")
+
+        for source, taken in (WEIGHTS.get() or {}).items():
+            if source not in self.noted:
+                self.noted.add(source)
+                self.line("weights", f"{source}: {taken}")
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         try:

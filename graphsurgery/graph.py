@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,7 @@ class InputSpec:
         dtype: of the example.
         low: the smallest index or flag in the example; numbers have no such range.
         high: the largest.
+        batched: whether its first axis is the batch; a number, and a mask for all examples, have no such axis.
     """
 
     name: str
@@ -41,15 +42,30 @@ class InputSpec:
     dtype: torch.dtype = torch.float32
     low: int = 0
     high: int = 0
+    batched: bool = True
+
+    def sizes(self, batch: int) -> tuple[int, ...]:
+        """Its shape for so many examples."""
+        return (batch, *self.shape[1:]) if self.batched else self.shape
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """A random input `[batch, ...]` on the CPU: normal numbers, or indices in the range that was seen."""
-        shape = (batch, *self.shape[1:])
+        shape = self.sizes(batch)
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator)
         if self.dtype.is_complex:
             return torch.randn(shape, generator=generator, dtype=self.dtype)
         return torch.randint(self.low, self.high + 1, shape, generator=generator).to(self.dtype)
+
+
+def have_batch(shapes: Sequence[Sequence[int]]) -> list[bool]:
+    """Which inputs of these shapes have the batch as their first axis: as many examples as the first that has several.
+
+    A number has none, nor has a mask `[1, tokens, tokens]` or `[tokens, tokens]` beside a batch of another size.
+    """
+    firsts = [shape[0] for shape in shapes if shape]
+    batch = next((size for size in firsts if size > 1), 1)
+    return [bool(shape) and shape[0] == batch for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ class ModelGraph:
 
     Attributes:
         module: the network; an ordinary `nn.Module` to run, train, move and cast.
-        inputs: what the network takes; the first axis of every input is the batch.
+        inputs: what the network takes; the first axis of an input is the batch where it says so.
         lineage: JSON-like records of how this network came to be, oldest first.
         open_outputs: whether the axes of the outputs (classes) count as channels too.
         origin: how the last edit made it, in this process; it is not stored.
@@ -128,6 +144,11 @@ class ModelGraph:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+    @property
+    def batch(self) -> int:
+        """How many examples the network was traced with."""
+        return next((spec.shape[0] for spec in self.inputs if spec.batched), 1)
 
     @cached_property
     def types(self) -> Typing:

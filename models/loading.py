@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphsurgery.checkpoint.files import is_checkpoint, load
-from graphsurgery.checkpoint.foreign import read_weights
+from graphsurgery.checkpoint.foreign import Contents, read_contents
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
+from graphsurgery.models.weights import chosen, load_weights
+from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace
 
 
@@ -23,6 +25,7 @@ def open_model(
     source: str,
     *,
     arch: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
     example_shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -33,7 +36,8 @@ def open_model(
         source: a graphsurgery checkpoint or supermask; an `.onnx` file; a file with a state_dict, which needs `arch`;
             a pickled module, which needs `trust_pickle`; or a model spec such as `torchvision/resnet18` or
             `file.py:function`.
-        arch: model spec whose constructor makes the network that a state_dict belongs to; checkpoints need none.
+        arch: what the network is that a state_dict belongs to: a model spec, or a checkpoint; checkpoints need none.
+        key: which weights of a file that holds several: the path of keys that leads to them, such as `state_dict_ema`.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
         example_shape: shape of one input, without the batch; by default what the spec is made for, or the
             `EXAMPLE_INPUTS` of its file.
@@ -45,7 +49,7 @@ def open_model(
         TraceError: the network's forward cannot be followed.
         UnsupportedError: an `.onnx` file that is quantised, in half precision, or has control flow.
     """
-    graph, _ = open_pair(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
+    graph, _ = open_pair(source, arch=arch, key=key, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
     return graph
 
 
@@ -53,11 +57,14 @@ def open_pair(
     source: str,
     *,
     arch: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
     example_shape: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> tuple[ModelGraph, nn.Module | None]:
-    """The typed network, and the module that was traced; None for a checkpoint, which needs no tracing.
+    """The typed network, and the module that was traced, which takes the same inputs.
+
+    It is None for a checkpoint, which needs no tracing, and where the module takes None between its inputs.
 
     Arguments and errors are those of `open_model`.
     """
@@ -74,50 +81,74 @@ def open_pair(
         if images is not None:
             record = {"pass": "open", "source": anchored(source), "preprocessing": images.as_dict()}
             graph = replace(graph, lineage=(*graph.lineage, record))
-        return graph, module
+        return graph, _alike(module, graph)
     if is_checkpoint(source):
         return load(source), None
     if is_supermask(source):
         return load_supermask(source, trust_files=trust_pickle).network(), None
-    weights = read_weights(source, trust_pickle=trust_pickle)
-    if isinstance(weights, nn.Module):
-        module = followable(weights)
-        return _traced(module, arch, source, example_shape), module
+    contents = read_contents(source, trust_pickle=trust_pickle)
+    if contents.modules:
+        module = followable(_pickled(contents, source, key))
+        graph = _traced(module, arch, source, example_shape)
+        return graph, _alike(module, graph)
     if arch is None:
         raise CheckpointError(
-            f"{source}: holds {len(weights)} tensors and not their architecture; give --arch SPEC, "
+            f"{source}: holds {len(contents.tensors)} tensors and not their architecture; give --arch SPEC, "
             "such as torchvision/resnet18 or file.py:function"
         )
-    module = _built(arch, seed)
-    fill(module, weights, f"{source}: does not fit {arch}")
-    return _traced(module, arch, source, example_shape), module
+    return _filled(contents, source, arch, key, example_shape, seed)
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a module; each name and shape must be there on both sides.
+def _filled(
+    contents: Contents, source: str, arch: str, key: str | None, example_shape: tuple[int, ...] | None, seed: int
+) -> tuple[ModelGraph, nn.Module | None]:
+    """The network that `arch` names with weights of a file; what else the file holds is in its lineage."""
+    described = _described(arch)
+    module: nn.Module = _built(arch, seed) if described is None else described.module
+    taken = load_weights(module, contents, source, arch, key)
+    graph = _traced(module, arch, source, example_shape) if described is None else _with_plain_weights(described)
+    if taken.others or key is not None:
+        record = {"pass": "open", "source": source, "weights": taken.path, "beside": list(taken.others)}
+        graph = replace(graph, lineage=(*graph.lineage, record))
+    return graph, _alike(module, graph) if described is None else None
+
+
+def _alike(module: nn.Module, graph: ModelGraph) -> nn.Module | None:
+    """The module, where it takes the inputs of its trace one after the other."""
+    names = list(inspect.signature(module.forward).parameters)
+    places = [names.index(spec.name) for spec in graph.inputs if spec.name in names]
+    return module if places == list(range(len(places))) else None
+
+
+def _with_plain_weights(graph: ModelGraph) -> ModelGraph:
+    """A network of a checkpoint whose weights have come in parts, in normal form again."""
+    module, lines = with_plain_weights(graph.module)
+    if not lines:
+        return graph
+    assert isinstance(module, fx.GraphModule)
+    record = {"pass": "open", "weights that were computed": lines}
+    return replace(graph, module=module, lineage=(*graph.lineage, record))
+
+
+def _described(arch: str) -> ModelGraph | None:
+    """The network that a checkpoint describes; None for a spec.
 
     Raises:
-        CheckpointError: counts the names that are missing, unexpected or of another shape, with the first of each.
+        CheckpointError: another file, which has no architecture.
     """
-    own = module.state_dict()
-    # A norm's counter was not saved by old versions of torch, and nothing reads it.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in own]
-    unlike = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    found = []
-    if missing:
-        found.append(f"{len(missing)} missing (first {missing[0]})")
-    if unexpected:
-        found.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
-    if unlike:
-        name = unlike[0]
-        shapes = f"{list(weights[name].shape)} in the file, {list(own[name].shape)} in the model"
-        found.append(f"{len(unlike)} of another shape (first {name}: {shapes})")
-    if found:
-        raise CheckpointError(
-            f"{where}: of {len(own)} tensors {', '.join(found)}; give the spec and ?options it was trained with"
-        )
-    module.load_state_dict(dict(weights), strict=False)
+    if not names_file(arch):
+        return None
+    if is_checkpoint(arch):
+        return load(arch)
+    raise CheckpointError(f"--arch {arch}: describes no network; give a graphsurgery checkpoint or a model spec")
+
+
+def _pickled(contents: Contents, source: str, key: str | None) -> nn.Module:
+    """The one module that a file pickles, or that the key says."""
+    found = chosen(contents, source, key).modules
+    if len({id(module) for module in found.values()}) != 1:
+        raise CheckpointError(f"{source}: holds {contents.listed()}; choose one module with --key")
+    return next(iter(found.values()))
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -140,7 +171,7 @@ def _built(spec: str, seed: int) -> nn.Module:
 def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tuple[int, ...] | None) -> ModelGraph:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     if example_shape is not None:
-        examples: tuple[Tensor, ...] | None = (blank(example_shape, dtype),)
+        examples: tuple[Tensor | None, ...] | None = (blank(example_shape, dtype),)
     else:
         examples = None if spec is None else example_inputs(spec, dtype)
     in_file = spec is not None and is_function_spec(parse_spec(spec).name)

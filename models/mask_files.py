@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphsurgery.checkpoint.files import is_checkpoint, load, read_metadata
 from graphsurgery.errors import CheckpointError, SurgeryError
-from graphsurgery.models.loading import open_model
+from graphsurgery.models.loading import open_pair
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.surgery.masks.mask_set import MaskSet
 
@@ -15,6 +15,7 @@ def open_masks(
     source: str,
     *,
     arch: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
     example_shape: tuple[int, ...] | None = None,
 ) -> MaskSet:
@@ -22,21 +23,23 @@ def open_masks(
 
     Args:
         source: what `MaskSet.save` wrote; a supermask; a checkpoint with masks in its metadata, as tickets are; or any
-            other network that `open_model` takes, of which the weights live that are not 0.
-        arch, trust_pickle, example_shape: as for `open_model`.
+            other network that `open_model` takes: its masks of `torch.nn.utils.prune`, of the other weights those that
+            are not 0.
+        arch, key, trust_pickle, example_shape: as for `open_model`.
 
     Raises:
         CheckpointError: the masks are damaged, or belong to another network than the one that they are stored with.
         SurgeryError: as for `open_model`.
     """
     path = Path(source)
-    if path.suffix == ".json" or (path.is_file() and _begins_as_json(path)):
+    if path.suffix == ".json" or (path.is_file() and path.suffix != ".safetensors" and _begins_as_json(path)):
         return MaskSet.load(path)
     if is_checkpoint(source):
         return _of_checkpoint(source)
     if is_supermask(source):
         return load_supermask(source, trust_files=trust_pickle).masks
-    return MaskSet.nonzero(open_model(source, arch=arch, trust_pickle=trust_pickle, example_shape=example_shape))
+    graph, module = open_pair(source, arch=arch, key=key, trust_pickle=trust_pickle, example_shape=example_shape)
+    return MaskSet.nonzero(graph) if module is None else MaskSet.pruned(graph, module)
 
 
 def _of_checkpoint(source: str) -> MaskSet:

@@ -21,20 +21,20 @@ def preprocessing_of(source: str, arch: str | None = None) -> Preprocessing | No
 
     Args:
         source: a file, or a model spec.
-        arch: the spec that a file of weights alone belongs to.
+        arch: the spec, or the checkpoint, that a file of weights alone belongs to.
 
     Raises:
         SurgeryError: the file is damaged, or the spec names nothing.
     """
     if source.endswith(".onnx"):
         return find(_onnx_lineage(source), source)
-    if names_file(source):
-        if is_checkpoint(source):
-            lineage, shape = read_lineage(source)
-            return find(lineage, source) or _sized(shape, source)
+    if names_file(source) and not is_checkpoint(source):
         if arch is None:
             return None
         source = arch
+    if names_file(source):
+        lineage, shape = read_lineage(source)
+        return find(lineage, source) or _sized(shape, source)
     return of_spec(source) or _sized(input_shape(source), source)
 
 

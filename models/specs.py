@@ -114,7 +114,7 @@ def _shape_in(module: ModuleType) -> tuple[int, ...] | None:
     return None if shape is None else tuple(int(size) for size in shape)
 
 
-def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...] | None:
+def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, ...] | None:
     """Inputs that the network of `spec` is traced on, one `[batch, ...]` for each; None where none are known.
 
     It is one of `input_shape`, on the meta device; or what `EXAMPLE_INPUTS` is in the file of `file.py:function`, for
@@ -133,7 +133,7 @@ def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     if found is None:
         return None if shape is None else (blank(shape, dtype),)
     inputs = (found,) if isinstance(found, Tensor) else tuple(found)
-    if not all(isinstance(x, Tensor) for x in inputs):
+    if not all(isinstance(x, Tensor | None) for x in inputs):
         raise SpecError(f"model spec {spec!r}: its EXAMPLE_INPUTS are no tensors; give one [batch, ...] for each input")
     return inputs
 
@@ -307,7 +307,7 @@ def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
     return (override if isinstance(override, int) else channels, height, width)
 
 
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".safetensors")
 
 
 def names_file(source: str) -> bool:

@@ -148,6 +148,8 @@ def lottery(
     if not (output / "states" / "config.json").exists():  # else it is the folder of this command, which resumes
         tickets_there = sorted(output.glob("seed-*/round-*.pt"))
         writing.check_new(table, picture, numbers, *tickets_there)
+    if opening.answer is not None and not names_file(model):
+        raise SurgeryError("--answer: tickets of a spec are drawn again and again; give it an output of its own")
     screen = Screen(shown)
     tickets = pruning.plan(plan)
     examples = opening.data(data, model, seed=plan.seed)

@@ -176,4 +176,4 @@ def _teacher(name: str, opening: Opening, shape: tuple[int, ...]) -> nn.Module:
     """A teacher from a checkpoint, a spec or an `.onnx` file."""
     from graphsurgery.training.objectives.teachers import OnnxTeacher
 
-    return OnnxTeacher(name) if name.endswith(".onnx") else opening.graph(name, shape).module
+    return OnnxTeacher(name, opening.answer) if name.endswith(".onnx") else opening.graph(name, shape).module

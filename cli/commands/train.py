@@ -19,6 +19,7 @@ def train(
     *,
     data: str,
     output: Output,
+    answer: str | None = None,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
     run: Running = RUNNING,
     dry_run: DryRun = False,
@@ -35,6 +36,8 @@ def train(
         What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
         file.py:function. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what the network sees, by
         default as it says itself.
+    answer
+        Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need.
     """
     writing.allow(network=output, reads=[spec, data])
     from dataclasses import asdict
@@ -53,7 +56,7 @@ def train(
 
     screen = Screen(shown)
     examples = open_data(data, spec, seed=plan.seed)
-    size = cost(recipe.fresh(spec, examples, plan.seed))
+    size = cost(recipe.fresh(spec, examples, plan.seed, answer))
     document = {
         "spec": anchored(spec),
         "data": anchored(data),
@@ -71,9 +74,10 @@ def train(
         "spec": anchored(spec),
         "data": anchored(data),
         "plan": plan.what_fixes_the_result(),
+        **({} if answer is None else {"answer": answer}),
     }
     folder = run.open(screen, settings)
-    graph, history = recipe.train(spec, examples, plan, run=folder, reporter=screen.reporter())
+    graph, history = recipe.train(spec, examples, plan, answer=answer, run=folder, reporter=screen.reporter())
     objective = objective_for(examples)
     parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
     found = {name: evaluate(graph.module, part, objective, device=plan.device) for name, part in parts.items()}

@@ -273,7 +273,8 @@ class Inference:
         self.submodule = self._modules[str(self.node.target)]
         if parametrize.is_parametrized(self.submodule):
             return self._opaque("its weights are computed (a parametrization)", *self._given())
-        return self._apply(nn.Identity if "identity" in self.node.meta else type(self.submodule))
+        kind = type(self.submodule)
+        return self._apply(nn.Identity if "identity" in self.node.meta and kind not in RULES else kind)
 
     def _given(self) -> tuple[Any, Any]:
         return self._typed(self.node.args), self._typed(self.node.kwargs)

@@ -6,17 +6,18 @@ classes, functions, methods and attributes are looked up in `vocabulary` only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.checkpoint import vocabulary
-from graphsurgery.checkpoint.description import CONTAINER, NOT_STATE, named_tensors
+from graphsurgery.checkpoint.description import CONTAINER, IN_TRAINING, NOT_STATE, named_tensors
 from graphsurgery.checkpoint.encoding import decode, dtype_name
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.network.assembly import Network
+from graphsurgery.network.training_only import InTraining
 
 
 def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -26,7 +27,7 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
         SurgeryError: the description is damaged, names something outside the vocabulary, or does not fit the tensors.
     """
     root = Network(nn.Module(), fx.Graph())
-    where = "the description"
+    where: str | None = "the description"
     try:
         for where, entry in description["modules"].items():
             _add_module(root, where, entry)
@@ -36,21 +37,47 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
         missing = [path for path, tensor in named_tensors(root) if path not in made or tensor is not made[path]]
         if missing:
             raise SurgeryError(f"{missing[0]}: the layer has this tensor, the description does not")
-        graph = fx.Graph()
-        nodes: dict[str, fx.Node] = {}
-        for entry in description["nodes"]:
+        for where, entry in description["modules"].items():
+            if entry.get("class") == IN_TRAINING:
+                _add_training_graph(root.get_submodule(where), entry)
+        where = None
+        root.graph = _graph(root, description["nodes"])
+    except SurgeryError as cause:
+        raise cause if where is None else SurgeryError(f"{where or 'root'}: {cause}") from cause
+    except Exception as cause:  # a description may come from anywhere, so anything may be wrong with it
+        raise _damaged(where or "root", cause) from cause
+    return root
+
+
+def _damaged(where: str, cause: Exception) -> SurgeryError:
+    return SurgeryError(f"{where}: the description is damaged ({type(cause).__name__}: {one_line(cause)})")
+
+
+def _graph(root: nn.Module, entries: Sequence[Mapping[str, Any]]) -> fx.Graph:
+    """The graph of nodes that name what lies below a module; an error begins with the node."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    where = "the nodes"
+    try:
+        for entry in entries:
             where = str(entry["name"])
             _add_node(root, graph, entry, nodes)
         where = "output"
         _check_ends(graph)
-        root.graph = graph
     except SurgeryError as cause:
-        raise SurgeryError(f"{where or 'root'}: {cause}") from cause
+        raise SurgeryError(f"{where}: {cause}") from cause
     except Exception as cause:  # a description may come from anywhere, so anything may be wrong with it
-        raise SurgeryError(
-            f"{where or 'root'}: the description is damaged ({type(cause).__name__}: {one_line(cause)})"
-        ) from cause
-    return root
+        raise _damaged(where, cause) from cause
+    return graph
+
+
+def _add_training_graph(layer: nn.Module, entry: Mapping[str, Any]) -> None:
+    """What a layer that acts in training only computes there, of one input."""
+    assert isinstance(layer, InTraining)
+    graph = _graph(layer, entry["nodes"])
+    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
+        raise SurgeryError("a layer that acts in training only has one input")
+    layer.set_graph(graph)
 
 
 def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> None:
@@ -59,13 +86,18 @@ def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> No
         return
     parent, _, name = vocabulary.checked_path(path).rpartition(".")
     owner = root.get_submodule(parent)
-    if type(owner) not in (nn.Module, type(root)):
+    if type(owner) not in (nn.Module, type(root), InTraining):
         raise SurgeryError(f"a layer cannot hold the layer {name}")
     if "same" in entry:
         owner.add_module(name, root.get_submodule(entry["same"]))
         return
+    module: nn.Module
     if entry["class"] == CONTAINER:
         module = nn.Module()
+    elif entry["class"] == IN_TRAINING:
+        if type(owner) is InTraining:
+            raise SurgeryError(f"a layer that acts in training only cannot hold another, {name}")
+        module = InTraining(vocabulary.checked_name(entry["kind"]), fx.Graph(), {})
     elif entry["class"] in vocabulary.module_classes():
         arguments = {vocabulary.checked_name(key): decode(value, {}) for key, value in entry["arguments"].items()}
         if NOT_STATE & arguments.keys():
@@ -98,7 +130,7 @@ def _add_tensor(
         else:
             tensor = tensor.requires_grad_(bool(entry["requires_grad"]))
     slots: dict[str, Any] = owner._parameters if isinstance(tensor, nn.Parameter) else owner._buffers
-    if type(owner) in (nn.Module, type(root)):
+    if type(owner) in (nn.Module, type(root), InTraining):
         if name not in slots and isinstance(tensor, nn.Parameter):
             owner.register_parameter(name, tensor)
         elif name not in slots:
@@ -110,7 +142,7 @@ def _add_tensor(
     made[path] = tensor
 
 
-def _add_node(root: fx.GraphModule, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node]) -> None:
+def _add_node(root: nn.Module, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node]) -> None:
     name, op, target = vocabulary.checked_name(entry["name"]), entry["op"], entry["target"]
     if not isinstance(target, str) or name in nodes:
         raise SurgeryError("expected a target that is a string and a name of its own")

@@ -18,9 +18,13 @@ from graphsurgery.checkpoint import vocabulary
 from graphsurgery.checkpoint.encoding import dtype_name, encode
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.records import held_by, is_record
+from graphsurgery.network.training_only import InTraining
 
 CONTAINER = "torch.nn.Module"
 """The stored class of a module that only holds others."""
+
+IN_TRAINING = "graphsurgery.network.training_only.InTraining"
+"""The stored class of a layer that acts in training only: its nodes are stored with it, its parts below its path."""
 
 NOT_STATE = frozenset({"device", "dtype", "_weight", "_freeze", "min_value", "max_value"})
 """Constructor arguments that a layer does not keep: where it is made, its first values, and names no longer in use."""
@@ -42,7 +46,7 @@ def describe(module: fx.GraphModule) -> dict[str, Any]:
     return {
         "modules": _describe_modules(module),
         "tensors": _describe_tensors(module),
-        "nodes": _describe_nodes(module),
+        "nodes": _describe_nodes(module.graph),
     }
 
 
@@ -65,8 +69,19 @@ def _describe_below(parent: nn.Module, prefix: str, modules: dict[str, Any], fir
         if type(module) in vocabulary.CONTAINERS:
             modules[path] = {"class": CONTAINER, "training": module.training}
             _describe_below(module, f"{path}.", modules, first)
+        elif type(module) is InTraining:
+            modules[path] = _describe_training_only(path, module)
+            _describe_below(module, f"{path}.", modules, first)
         else:
             modules[path] = _describe_layer(path, module)
+
+
+def _describe_training_only(path: str, layer: InTraining) -> dict[str, Any]:
+    try:
+        nodes = _describe_nodes(layer.graph)
+    except SurgeryError as cause:
+        raise SurgeryError(f"{path}: what {layer.kind} does in training cannot be stored: {cause}") from cause
+    return {"class": IN_TRAINING, "kind": layer.kind, "training": layer.training, "nodes": nodes}
 
 
 def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
@@ -75,7 +90,7 @@ def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
     if name is None:
         raise SurgeryError(
             f"{path}: a layer of class {cls.__module__}.{cls.__qualname__} cannot be stored; "
-            f"use a layer of torch.nn or graphsurgery.network.layers"
+            f"use a layer of torch.nn or graphsurgery.network.layers, or one that acts in training only and is followed"
         )
     try:
         arguments = {key: encode(value, _no_node) for key, value in _arguments(layer).items()}
@@ -144,11 +159,11 @@ def _kind(tensor: Tensor) -> str:
     return "on the meta device" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
 
 
-def _describe_nodes(module: fx.GraphModule) -> list[dict[str, Any]]:
-    if type(module.graph._codegen) is not fx.graph.CodeGen:
+def _describe_nodes(graph: fx.Graph) -> list[dict[str, Any]]:
+    if type(graph._codegen) is not fx.graph.CodeGen:
         raise SurgeryError("the graph regroups its inputs (a pytree); trace the model with plain tensor inputs")
     nodes = []
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if is_record(node.target):
             continue
         try:

@@ -8,7 +8,7 @@ The file is a plain dictionary, written by `torch.save`:
     digest      sha256 of the graph as JSON
     state_dict  the parameters and buffers by name, on the CPU
     buffers     the buffers that are not part of the state_dict
-    inputs      name, shape, dtype, and range of the indices of each input
+    inputs      name, shape, dtype, range of the indices, and whether it has the batch, of each input
     lineage     how the network came to be, oldest record first
     metadata    whatever the caller stored with it
 """
@@ -79,6 +79,7 @@ def save(graph: ModelGraph, path: Path | str, **metadata: Any) -> None:
                     "shape": list(spec.shape),
                     "dtype": dtype_name(spec.dtype),
                     "range": [spec.low, spec.high],
+                    "batched": spec.batched,
                 }
                 for spec in graph.inputs
             ],
@@ -221,14 +222,14 @@ def _input(spec: Any) -> InputSpec:
     """An input as the file states it."""
     try:
         name, shape, dtype = spec["name"], spec["shape"], spec["dtype"]
-        sizes, ends = tuple(shape), tuple(spec.get("range", (0, 0)))
+        sizes, ends, batched = tuple(shape), tuple(spec.get("range", (0, 0))), spec.get("batched", True)
     except (KeyError, TypeError, AttributeError) as cause:
         raise SurgeryError(f"the inputs are damaged ({one_line(cause)}); save the network again") from cause
-    if not isinstance(name, str) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+    if not isinstance(name, str) or not (sizes or not batched) or not all(type(n) is int and n > 0 for n in sizes):
         raise SurgeryError(f"input {name} has the shape {shape}, expected positive integers; save the network again")
     if len(ends) != 2 or not all(type(end) is int for end in ends) or ends[0] > ends[1]:
         raise SurgeryError(f"input {name} has the range {ends}, expected two integers in order; save the network again")
-    return InputSpec(name, sizes, named_dtype(dtype), *ends)
+    return InputSpec(name, sizes, named_dtype(dtype), *ends, batched=bool(batched))
 
 
 def _summary(content: Any) -> str:

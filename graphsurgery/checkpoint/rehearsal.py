@@ -23,6 +23,7 @@ from graphsurgery.checkpoint.encoding import dtype_name
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import InputSpec
 from graphsurgery.network.paths import map_values
+from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values import propagate
 
 _PRODUCTS = frozenset(
@@ -63,6 +64,21 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
         ) from cause
     for node in module.graph.nodes:
         _check_operands(module, node)
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, InTraining):
+            _rehearse_training(node, layer)
+
+
+def _rehearse_training(node: fx.Node, layer: InTraining) -> None:
+    """Run what a layer does in training: it gives a tensor of the shape that it is given, as in evaluation."""
+    value, found = node.meta["value"], None
+    try:
+        with torch.device("meta"), torch.no_grad():
+            found = fx.Interpreter(layer, graph=layer.graph).run(torch.empty_like(value))
+    except Exception as cause:  # the graph may be anything, so anything may be wrong with it
+        raise SurgeryError(f"{node}: cannot be run in training ({type(cause).__name__}: {one_line(cause)})") from cause
+    if not isinstance(found, Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
+        raise SurgeryError(f"{node}: gives something else in training than a tensor like the one that it is given")
 
 
 def _is_checked(target: Any) -> bool:

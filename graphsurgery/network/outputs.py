@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphsurgery.errors import SpecError
+
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
     """The tensors of an output by their place in it: `0`, `out`, `1.aux`.
@@ -27,6 +29,21 @@ def tensors_of(output: Any, *, numbers: bool = True) -> list[Tensor]:
     """The same without names; without numbers, too, if asked for."""
     found = [value for _, value in _named(output, "")]
     return [torch.as_tensor(value) for value in found if numbers or isinstance(value, Tensor)]
+
+
+def one_output(output: Any, where: str) -> Tensor:
+    """The tensor that an output is, or the one that is in it.
+
+    Raises:
+        SpecError: there are several, which are named, or none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = named_outputs(output)
+    if len(named) != 1:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items()) or "none"
+        raise SpecError(f"{where}: gives several outputs ({shapes}), expected one; choose it with --answer NAME")
+    return next(iter(named.values()))
 
 
 def _named(output: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs import one_output
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
@@ -200,7 +201,8 @@ class _Mimicking:
         same = 0
         with placed(graph.module, device), placed(self.teachers, device), evaluating(graph.module), torch.no_grad():
             for batch in examples.batches(in_order(len(examples), 256)):
-                same += int((graph.module(batch[0]).argmax(1) == self.teachers(batch[0]).argmax(1)).sum())
+                answers = one_output(graph.module(batch[0]), "the student"), self.teachers(batch[0])
+                same += int((answers[0].argmax(1) == answers[1].argmax(1)).sum())
         return f"agrees with the teachers on {same / len(examples):.1%}"
 
     def verdict(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
 from graphsurgery.models.spec_text import anchored
+from graphsurgery.surgery.outputs import with_output
 from graphsurgery.tracing.trace import trace
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
@@ -19,18 +20,29 @@ from graphsurgery.training.loop.run import History, Run
 from graphsurgery.training.objectives.tasks import objective_for
 
 
-def fresh(spec: str, data: Data, seed: int) -> ModelGraph:
+def fresh(spec: str, data: Data, seed: int, answer: str | None = None) -> ModelGraph:
     """The network of a model spec with new weights drawn by `seed`, traced on the data's input shape.
+
+    Args:
+        spec: which network.
+        data: what it takes.
+        seed: draws the weights.
+        answer: which of several outputs it gives.
 
     Raises:
         SpecError: unknown spec, or the network does not take the data.
         TraceError: the network cannot be followed.
+        SurgeryError: it has no such output.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(spec)
-    check_fits(data, model, name=spec)
-    return trace(model, torch.zeros(2, *data.input_shape))
+    if answer is None:
+        check_fits(data, model, name=spec)
+        return trace(model, torch.zeros(2, *data.input_shape))
+    graph = with_output(trace(model, torch.zeros(2, *data.input_shape)), answer)
+    check_fits(data, graph.module, name=spec)
+    return graph
 
 
 def train(
@@ -38,6 +50,7 @@ def train(
     data: Data,
     plan: TrainingPlan,
     *,
+    answer: str | None = None,
     run: Run | None = None,
     stage: str = "train",
     reporter: Reporter | None = None,
@@ -48,11 +61,12 @@ def train(
         spec: which network, such as `paper/resnet20?in_channels=1`.
         data: what it learns; the weights of the best validation epoch are kept if `plan.keep_best`.
         plan: how it is trained; its seed draws the weights too.
+        answer: which of several outputs counts; the others go.
         run: folder for metrics and resumable state.
         stage: name of the stage in that folder.
         reporter: told about progress.
     """
-    graph = fresh(spec, data, plan.seed)
+    graph = fresh(spec, data, plan.seed, answer)
     history = fit(
         graph.module,
         data.train,

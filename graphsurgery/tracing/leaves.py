@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from graphsurgery.network import layers
+from graphsurgery.network.training_only import InTraining
 
 _CONTAINERS = (
     nn.Sequential,
@@ -16,8 +19,10 @@ _CONTAINERS = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
+    nn.modules.loss._Loss,
 )
-_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
+"""Layers of torch that are traced through: they call others, or are a function of tensors."""
+_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, InTraining)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -28,9 +33,23 @@ _CONSTRUCTION = frozenset(
 """What a subclass may have of its own and still compute as its base."""
 
 
-def plain(module: nn.Module) -> nn.Module:
-    """A subclass that only has another constructor becomes the torch.nn layer that it is."""
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""The BatchNorm of inputs of so many axes."""
+
+
+def plain(module: nn.Module, value: Any) -> nn.Module:
+    """A subclass that only has another constructor becomes the torch.nn layer that it is, in place.
+
+    An `nn.SyncBatchNorm` becomes the BatchNorm that it is outside of a process group.
+
+    Args:
+        module: a layer.
+        value: what it gives, on meta tensors.
+    """
     base = torch_layer(type(module))
+    if base is nn.SyncBatchNorm and isinstance(value, Tensor) and value.dim() in _BATCH_NORMS:
+        base = _BATCH_NORMS[value.dim()]
+        module.__dict__.pop("process_group", None)
     if base is not None and type(module) is not base:
         module.__class__ = base
     return module

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError, one_line
+from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
 from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
@@ -47,9 +48,10 @@ class Likeness:
     Args:
         model: the module as it was traced; it is not modified.
         traced: its trace.
-        examples: the inputs that it was traced with.
+        examples: the inputs that it was traced with; None where an argument stays None.
         names: the name that the trace has for each parameter of the module, by the id of that.
         spells: whether the model writes sizes into texts, so that other sizes may matter in training, too.
+        batched: which of the tensors among the inputs have the batch; by default as their shapes say.
 
     Source: the randomised differential testing of McKeeman, "Differential testing for software", 1998.
     """
@@ -58,10 +60,11 @@ class Likeness:
         self,
         model: nn.Module,
         traced: fx.GraphModule,
-        examples: Sequence[Tensor],
+        examples: Sequence[Tensor | None],
         names: Mapping[int, str],
         *,
         spells: bool = False,
+        batched: Sequence[bool] | None = None,
     ) -> None:
         self.model, copies = alias_copy(model)
         self.real = {id(new): old for old, new in ((old, copies[id(old)]) for old in model.parameters())}
@@ -74,7 +77,10 @@ class Likeness:
         self.device, self.dtype = first.device, first.dtype
         self.stays: list[str] = []
         self.generator = torch.Generator().manual_seed(0)
-        self.x = tuple(self._realistic(example) for example in examples)
+        self.examples = examples
+        given = [example for example in examples if example is not None]
+        self.batched = have_batch([example.shape for example in given]) if batched is None else batched
+        self.x = tuple(self._realistic(x, batched=has) for x, has in zip(given, self.batched, strict=True))
 
     def check(self, *, training: bool) -> None:
         """Compare on the examples in evaluation, at other sizes and, if `training`, in training with gradients.
@@ -95,7 +101,18 @@ class Likeness:
         self._restore_weights()
         model, copies = alias_copy(self.model)
         names = {id(copies[id(p)]): self.names[id(old)] for p, old in self._parameters() if id(old) in self.names}
-        return Likeness(model.double(), copy.deepcopy(self.traced).double(), self.x, names, spells=self.spells)
+        x = self._placed(self.x)
+        traced = copy.deepcopy(self.traced).double()
+        return Likeness(model.double(), traced, x, names, spells=self.spells, batched=self.batched)
+
+    def _placed(self, x: Sequence[Any]) -> list[Any]:
+        """The arguments of the module: these, and None in between."""
+        given = iter(x)
+        return [None if example is None else next(given) for example in self.examples]
+
+    def _own(self, *x: Tensor) -> Any:
+        """What the module gives."""
+        return self.model(*self._placed(x))
 
     def _parameters(self) -> list[tuple[Tensor, Tensor]]:
         """The parameters of the copy of the module, each with that of the module."""
@@ -120,13 +137,13 @@ class Likeness:
 
     # Inputs ---------------------------------------------------------------------------------------------------------
 
-    def _realistic(self, example: Tensor) -> Tensor:
+    def _realistic(self, example: Tensor, *, batched: bool) -> Tensor:
         """The first rows of an example; random numbers where it has none, or only one number over and over."""
-        rows = example[:_ROWS]
+        rows = example[:_ROWS] if batched else example
         if rows.is_meta or (rows.is_floating_point() and rows.numel() and bool((rows == rows.flatten()[0]).all())):
-            shape = (max(2, rows.shape[0]), *rows.shape[1:])
+            shape = (max(2, rows.shape[0]), *rows.shape[1:]) if batched else rows.shape
             return self._drawn(rows, shape)
-        if rows.shape[0] == 1:
+        if batched and rows.shape[0] == 1:
             rows = torch.cat([rows, self._drawn(rows, rows.shape)])
         return rows.to(self.device, self.dtype if rows.is_floating_point() else rows.dtype)
 
@@ -141,11 +158,12 @@ class Likeness:
 
     def _resized(self, changes: Mapping[int, int], *, more: int = 0) -> tuple[Tensor, ...]:
         """Inputs with so many examples more, and with other sizes on the axes behind that have one of these sizes."""
-        return tuple(self._drawn(x, self._shape(x, changes, more)) for x in self.x)
+        shapes = zip(self.x, self._shapes(changes, more), self.batched, strict=True)
+        return tuple(self._drawn(x, shape) if has else _stretched(x, shape) for x, shape, has in shapes)
 
-    def _shape(self, x: Tensor, changes: Mapping[int, int], more: int) -> list[int]:
-        batched = x.shape[0] == self.x[0].shape[0]
-        return [x.shape[0] + more * batched, *(changes.get(n, n) for n in x.shape[1:])]
+    def _shapes(self, changes: Mapping[int, int], more: int) -> list[list[int]]:
+        first = [[x.shape[0] + more] if has else [] for x, has in zip(self.x, self.batched, strict=True)]
+        return [[*own, *(changes.get(n, n) for n in x.shape[len(own) :])] for x, own in zip(self.x, first, strict=True)]
 
     # Comparisons ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +178,7 @@ class Likeness:
         self._reset()
         with torch.no_grad():
             try:
-                expected = _run(self.model, x)
+                expected = _run(self._own, x)
             except Exception:  # whatever the model's own code raises
                 return False
             try:
@@ -171,7 +189,7 @@ class Likeness:
                 if where:
                     return None
                 raise UnlikeModuleError(f"{self.name}: its trace does not run: {one_line(cause)}") from cause
-            self._judge(found, expected, where or "on the example inputs", lambda: _run(self.model, self._nudged(x)))
+            self._judge(found, expected, where or "on the example inputs", lambda: _run(self._own, self._nudged(x)))
             if self.writes and not training and not self.remembers(x):
                 self._judge(again, expected, "called again", lambda: found)
         return True
@@ -179,13 +197,13 @@ class Likeness:
     def remembers(self, x: Sequence[Tensor]) -> bool:
         """Whether the module itself gives something else when it is called again."""
         self._reset()
-        first, second = _run(self.model, x), _run(self.model, x)
+        first, second = _run(self._own, x), _run(self._own, x)
         return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def _other_sizes(self, *, training: bool = False) -> None:
         """Another batch, and one index more, or a power of two more, on the axes that the module takes so."""
         free = {}
-        for n in dict.fromkeys(n for x in self.x for n in x.shape[1:]):
+        for n in dict.fromkeys(n for x, has in zip(self.x, self.batched, strict=True) for n in x.shape[has:]):
             for new in (n + 1, n + 32) if n >= 32 else (n + 1, n + 2):
                 if self._accepts({n: new}):
                     free[n] = new
@@ -197,7 +215,7 @@ class Likeness:
             self._compare_resized({n: new}, 0, training)
 
     def _compare_resized(self, changes: Mapping[int, int], more: int, training: bool) -> bool | None:
-        sizes = " and ".join("x".join(map(str, self._shape(x, changes, more))) for x in self.x)
+        sizes = " and ".join("x".join(map(str, shape)) for shape in self._shapes(changes, more))
         return self._compare(self._resized(changes, more=more), f"at inputs of {sizes}", training=training)
 
     def _reset(self) -> None:
@@ -216,7 +234,7 @@ class Likeness:
         self.model.eval()
         try:
             with torch.no_grad():
-                _run(self.model, self._resized(changes))
+                _run(self._own, self._resized(changes))
         except Exception:  # whatever the model's own code raises
             return False
         return True
@@ -233,7 +251,7 @@ class Likeness:
         mine = [own.get(name, torch.zeros((), requires_grad=True)) for _, name in pairs]
         self._reset()
         try:
-            expected, slopes, drawn = _with_gradients(self.model, self.x, trained)
+            expected, slopes, drawn = _with_gradients(self._own, self.x, trained)
         except Exception:  # one value for each channel, say
             return
         try:
@@ -243,7 +261,7 @@ class Likeness:
 
         def nudged() -> tuple[list[Tensor], list[float], Tensor]:
             self._reset()
-            return _with_gradients(self.model, self._nudged(self.x), trained)
+            return _with_gradients(self._own, self._nudged(self.x), trained)
 
         if not torch.equal(drawn, drawn_too):
             raise UnlikeModuleError(
@@ -307,13 +325,20 @@ class Likeness:
         return tuple(moved(t) if t.is_floating_point() else t for t in x)
 
 
-def _run(module: nn.Module, x: Sequence[Tensor]) -> list[Tensor]:
+def _stretched(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """What is no example in another size: its last entries again, as a random mask might hide everything."""
+    for axis, size in enumerate(shape):
+        x = x.index_select(axis, torch.arange(size, device=x.device).clamp(max=x.shape[axis] - 1))
+    return x
+
+
+def _run(module: Callable[..., Any], x: Sequence[Tensor]) -> list[Tensor]:
     """What a module gives, with the same random numbers each time; it may write into its inputs."""
     return list(run(module, [t.clone() for t in x], 0).values())
 
 
 def _with_gradients(
-    module: nn.Module, x: Sequence[Tensor], parameters: Sequence[Tensor]
+    module: Callable[..., Any], x: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[float], Tensor]:
     """What a module gives in training, the norm of each gradient (parameters, then inputs), and what was drawn then."""
     inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]

@@ -23,6 +23,7 @@ from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.records import ends, held_by, is_record
+from graphsurgery.network.training_only import draw_alike
 from graphsurgery.tracing.modes import FLAG
 
 
@@ -141,8 +142,9 @@ def _lowered(module: nn.Module) -> nn.Module | None:
     if kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct") and kind.__module__.startswith("timm."):
         return _norm_and_activation(module)
     if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
-        p = getattr(module, "drop_prob", None)
-        return torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+        p = getattr(module, "drop_prob", ...)
+        depth = torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+        return depth if depth is not None and draw_alike(module, depth, [torch.ones(3, 2, 2)]) else None
     return None
 
 

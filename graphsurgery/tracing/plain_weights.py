@@ -1,4 +1,4 @@
-"""Weights that a module computes from others before each call, made plain: weight norm, spectral norm and the like."""
+"""Weights that a module computes from others before each call, made plain: weight norm, spectral norm, masks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from graphsurgery.network.copying import detach_attributes
 
-_OLD = (WeightNorm, SpectralNorm)
+_OLD = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 @torch.no_grad()
@@ -21,7 +22,8 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A model whose weights are parameters with the values that they have in evaluation, and what computed each.
 
     The model is not modified, and is returned itself where it computes none; else a copy that shares all other tensors.
-    Both forms of torch are known: parametrizations, and the older hooks of `torch.nn.utils`.
+    Parametrizations are known, the older hooks of `torch.nn.utils`, and masks of `torch.nn.utils.prune` that are not
+    removed: what they mask is 0, and trains from then on where it is not trained under a `MaskSet`.
     """
     found = {path: part for path, part in model.named_modules() if _computes(part)}
     if not found:
@@ -34,11 +36,11 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
     detach_attributes(model, shared)
     plain = copy.deepcopy(model, shared)
     ties: dict[Any, Tensor] = {}
-    lines = []
-    for path in found:
+    lines: dict[str, list[str]] = {}
+    for path in reversed(found):  # the parts of a parametrization may be computed themselves
         part = plain.get_submodule(path)
         weights = {**_parametrized(part, ties), **_hooked(part)}
-        lines += [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
+        lines[path] = [f"{f'{path}.{name}'.lstrip('.')} ({kind})" for name, (_, kind) in weights.items()]
         rest = dict(part._parameters)
         part._parameters.clear()  # the weights come first, as in layers that were made with them
         for name, (value, _) in weights.items():
@@ -48,7 +50,7 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
             else:
                 part.register_buffer(name, value)
         part._parameters.update(rest)
-    return plain, lines
+    return plain, [line for path in found for line in lines[path]]
 
 
 def _computes(module: nn.Module) -> bool:
@@ -74,19 +76,30 @@ def _parametrized(module: nn.Module, ties: dict[Any, Tensor]) -> dict[str, tuple
 
 
 def _hooked(module: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """The same for the older hooks."""
-    found = {}
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if not isinstance(hook, _OLD):
-            continue
-        value = hook.compute_weight(module) if isinstance(hook, WeightNorm) else hook.compute_weight(module, False)
-        own = [f"{hook.name}{end}" for end in ("_g", "_v", "_orig", "_u")]
-        sources = [module._parameters.pop(name) for name in own if name in module._parameters]
-        for name in own:
-            module._buffers.pop(name, None)
+    """The same for the older hooks; a mask comes first, as it may be over a part of another weight."""
+    found: dict[str, tuple[Tensor, str]] = {}
+    hooks = [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _OLD)]
+    for key, hook in sorted(hooks, key=lambda item: not isinstance(item[1], BasePruningMethod)):
+        name, value = _computed(module, hook)
+        own = [f"{name}{end}" for end in ("_g", "_v", "_orig", "_u", "_mask")]
+        sources: list[Any] = [module._parameters.pop(part) for part in own if part in module._parameters]
+        for part in own:
+            module._buffers.pop(part, None)
+            if part in found:
+                sources.append(found.pop(part)[0])
+                del vars(module)[part]
         del module._forward_pre_hooks[key]
-        found[hook.name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
+        found[name] = (_plain(value, [source for source in sources if source is not None]), type(hook).__name__)
+        vars(module)[name] = found[name][0]  # where the next hook looks for it
     return found
+
+
+def _computed(module: nn.Module, hook: Any) -> tuple[str, Tensor]:
+    """The name of the weight that a hook computes, and its value in evaluation."""
+    if isinstance(hook, BasePruningMethod):
+        return hook._tensor_name, hook.apply_mask(module)
+    options = () if isinstance(hook, WeightNorm) else (False,)  # not in training
+    return hook.name, hook.compute_weight(module, *options)
 
 
 def _plain(value: Tensor, sources: list[nn.Parameter]) -> Tensor:

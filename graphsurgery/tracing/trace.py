@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import detection
 
 from graphsurgery.errors import SurgeryError, TraceError, one_line
-from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.graph import InputSpec, ModelGraph, have_batch
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.paths import modules_of
@@ -21,13 +21,14 @@ from graphsurgery.tracing.modes import ModesDifferError, join, same_graph
 from graphsurgery.tracing.normal_form import lower, normalize
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.shuffles.removal import unshuffle
+from graphsurgery.tracing.training_only import in_training
 
 DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
 """Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
 
 
 def trace(
-    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, copy: bool = True, check: bool = True
+    model: nn.Module, example_input: Tensor | Sequence[Tensor | None], *, copy: bool = True, check: bool = True
 ) -> ModelGraph:
     """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
 
@@ -38,7 +39,9 @@ def trace(
         model: any module; its train/eval mode is kept, and both modes stay available. Of a compiled or a data-parallel
             one the module inside is traced.
         example_input: one input `[batch, ...]`, or one for each argument of `forward`. Its shape counts, whether it
-            holds numbers or indices, and the range of the indices.
+            holds numbers or indices, and the range of the indices. Inputs of another first size than the first one (a
+            number, a mask `[1, tokens, tokens]`) have no batch. An argument that is None stays None: the graph
+            does not take it.
         copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
             memory go into copies, but who trains the one trains the other. What passes make of the graph has its own.
         check: whether the graph is compared with the model: on the example inputs, in evaluation and in training with
@@ -57,8 +60,10 @@ def trace(
         )
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     for example in examples:
-        if not isinstance(example, Tensor) or example.dim() == 0:
-            raise SurgeryError("trace: example inputs are tensors [batch, ...]")
+        if not isinstance(example, Tensor | None):
+            raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
+    if not any(example is not None and example.dim() for example in examples):
+        raise SurgeryError("trace: example inputs are tensors [batch, ...], found none among the numbers")
     for path, part in modules_of(model).items():
         kind, home = type(part).__name__, type(part).__module__
         if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
@@ -75,7 +80,7 @@ def trace(
 
 
 def _compared(
-    model: nn.Module, examples: Sequence[Tensor], *, copy: bool, check: bool, strict: bool = False
+    model: nn.Module, examples: Sequence[Tensor | None], *, copy: bool, check: bool, strict: bool = False
 ) -> tuple[_Traces, fx.GraphModule]:
     """The traces of a model, and the network that they make, compared with the model where that is asked for."""
     traces = _Traces(model, examples, strict=strict)
@@ -120,12 +125,15 @@ class _Traces:
     Tracing has side effects (a proxy may stay in a cache), so every attempt follows a meta copy of its own.
     """
 
-    def __init__(self, model: nn.Module, examples: Sequence[Tensor], *, strict: bool = False) -> None:
+    def __init__(self, model: nn.Module, examples: Sequence[Tensor | None], *, strict: bool = False) -> None:
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.model = model
         self.strict = strict
-        self.ranges = [_range(example) for example in examples]
-        self.examples = [_stand_in(example, dtype) for example in examples]
+        given = [example for example in examples if example is not None]
+        self.ranges = [_range(example) for example in given]
+        self.batched = have_batch([example.shape for example in given])
+        stand_ins = iter([_stand_in(x, dtype, batched=b) for x, b in zip(given, self.batched, strict=True)])
+        self.examples = [None if example is None else next(stand_ins) for example in examples]
         self.twins: dict[int, Twin] = {}
         self.modes: dict[str, bool] = {}
         self.skeletons: list[nn.Module] = []
@@ -189,8 +197,8 @@ class _Traces:
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
         values = [node.meta["value"] for node in nodes]
         return tuple(
-            InputSpec(str(node.target), tuple(value.shape), value.dtype, *seen)
-            for node, value, seen in zip(nodes, values, self.ranges, strict=True)
+            InputSpec(str(node.target), tuple(value.shape), value.dtype, *seen, batched=batched)
+            for node, value, seen, batched in zip(nodes, values, self.ranges, self.batched, strict=True)
         )
 
     def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> tuple[fx.GraphModule, dict[int, str]]:
@@ -219,7 +227,9 @@ class _Traces:
                 if name in owner._non_persistent_buffers_set:
                     transient.append((prefix, name))
                 continue
-            parts[path] = plain(copy_module(getattr(owner, name), real))
+            parts[path] = plain(copy_module(getattr(owner, name), real), node.meta["value"])
+            if path in self.identities:
+                parts[path] = in_training(parts[path], node.meta["value"])
             for below, submodule in modules_of(parts[path]).items():
                 mode = self.modes.get(f"{path}.{below}" if below else path, self.modes.get("", False))
                 submodule.__dict__["training"] = mode
@@ -239,11 +249,11 @@ def _range(example: Tensor) -> tuple[int, int]:
     return (int(example.min()), int(example.max())) if counts else (0, 0)
 
 
-def _stand_in(example: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A meta tensor like the example, in the model's dtype and with a batch of at least two.
+def _stand_in(example: Tensor, dtype: torch.dtype | None, *, batched: bool) -> Tensor:
+    """A meta tensor like the example, in the model's dtype and, where it has a batch, with one of at least two.
 
     A batch of one could not be told from an axis that broadcasts.
     """
-    batch = 2 if example.shape[0] == 1 else example.shape[0]
+    shape = (max(2, example.shape[0]), *example.shape[1:]) if batched else example.shape
     kept = dtype is None or not example.is_floating_point()
-    return torch.empty((batch, *example.shape[1:]), dtype=example.dtype if kept else dtype, device="meta")
+    return torch.empty(shape, dtype=example.dtype if kept else dtype, device="meta")

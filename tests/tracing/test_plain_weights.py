@@ -1,17 +1,20 @@
 """Weights that a module computes from others become weights."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from contracts import Network, assert_contracts
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import graphsurgery as gs
+from graphsurgery.models.mask_files import open_masks
 from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.contracts.doctor import examine
 from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.masks.mask_set import MaskSet
 from graphsurgery.tracing.plain_weights import with_plain_weights
 
 WAYS = {
@@ -20,6 +23,7 @@ WAYS = {
     "orthogonal": parametrizations.orthogonal,
     "old weight norm": nn.utils.weight_norm,
     "old spectral norm": nn.utils.spectral_norm,
+    "pruned": partial(prune.random_unstructured, name="weight", amount=0.4),
 }
 
 
@@ -55,7 +59,7 @@ def test_the_trace_computes_the_same_with_plain_weights(way, training, tmp_path)
     assert compress(graph, 0.5).space("0").size == 4
 
 
-@pytest.mark.parametrize("way", ["weight norm", "spectral norm", "orthogonal"])
+@pytest.mark.parametrize("way", ["weight norm", "spectral norm", "orthogonal", "pruned"])
 def test_every_pass_works_on_it(way):
     assert_contracts(network(way).eval(), (3, 9))
 
@@ -73,6 +77,53 @@ def test_doctor_says_what_it_could_not_compare():
     found = {contract.name: contract for contract in report.contracts}
     assert "0.weight (SpectralNorm) is computed there" in str(found["traced = eager, training"])
     assert found["traced = eager, evaluating"].status == "holds"
+
+
+def test_masks_that_are_not_removed_are_a_mask_set(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 2, 1))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    prune.ln_structured(model[0], "weight", 0.25, 2, 0)  # a second mask over the first
+    prune.random_unstructured(model[0], "bias", 0.5)
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    with torch.no_grad():
+        model[2].weight_orig.zero_()  # lives, whatever its value
+        model[3].weight[0, 0] = 0
+    graph = gs.trace(model, torch.zeros(2, 2, 3, 3))
+    masks = MaskSet.pruned(graph, model)
+    assert torch.equal(masks["0.weight"], model[0].weight_mask.bool())
+    assert torch.equal(masks["2.weight"], model[2].weight_mask.bool())
+    assert masks["3.weight"].flatten().tolist() == [False] + [True] * 5
+    assert graph.lineage[0]["weights that were computed"] == [
+        "0.weight (PruningContainer)",
+        "0.bias (RandomUnstructured)",
+        "2.weight (L1Unstructured)",
+    ]
+    torch.save(model, tmp_path / "model.pt")
+    assert open_masks(str(tmp_path / "model.pt"), trust_pickle=True, example_shape=(2, 3, 3)) == masks
+
+
+OVER = {
+    "old": (nn.utils.weight_norm, lambda layer: (layer, "weight_v")),
+    "old spectral": (nn.utils.spectral_norm, lambda layer: (layer, "weight_orig")),
+    "new": (parametrizations.weight_norm, lambda layer: (layer.parametrizations.weight, "original1")),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("way", OVER)
+def test_a_mask_over_a_part_of_a_weight(way, tmp_path):
+    torch.manual_seed(0)
+    wrap, place = OVER[way]
+    model = nn.Sequential(wrap(nn.Linear(4, 5)), nn.Linear(5, 2))
+    prune.random_unstructured(*place(model[0]), 0.5)
+    x = torch.randn(3, 4)
+    model.eval()
+    graph = gs.trace(model, x)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-6, atol=1e-6)
+    assert "0.weight " in " ".join(graph.lineage[0]["weights that were computed"])
+    assert set(graph.tensors()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    gs.save(graph, tmp_path / "a.pt")
 
 
 def test_attention_and_recurrent_layers():

@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import resize_argument, set_argument
+from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.network.layers import (
     ChannelGate,
@@ -98,19 +99,27 @@ def layer_norm_function(
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
 ) -> TensorType:
-    """The functional form; its normalised shape is a literal."""
+    """The functional form; its normalised shape is an argument."""
     normalized = input.axes[-len(normalized_shape) :]
     for vector in (weight, bias):
         if vector is not None:
             for own, axis in zip(vector.axes, normalized, strict=True):
                 infer.unify(own, axis)
     _mixes_last(infer, normalized)
-
-    def resize(node: fx.Node, new: Resize) -> None:
-        set_argument(node, 1, "normalized_shape", tuple(new.size(axis) for axis in normalized))
-
-    infer.on_rebuild(resize)
+    _write_shape(infer, normalized)
     return TensorType(input.axes)
+
+
+def _write_shape(infer: Inference, normalized: Sequence[ax.Axis]) -> None:
+    """On a rebuild, the normalised shape of a call becomes that of these axes."""
+
+    def get(node: fx.Node) -> Any:
+        return node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
+
+    def put(node: fx.Node, sizes: Sequence[Any]) -> None:
+        set_argument(node, 1, "normalized_shape", tuple(sizes))
+
+    write_sizes(infer, normalized, get, put, (1, "normalized_shape"))
 
 
 def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "layer_norm") -> None:
@@ -196,15 +205,13 @@ def rms_norm_function(
     weight: TensorType | None = None,
     eps: float | None = None,  # noqa: ARG001
 ) -> TensorType:
-    """The functional form; its normalised shape is a literal."""
+    """The functional form; its normalised shape is an argument."""
     normalized = input.axes[-len(normalized_shape) :]
     if weight is not None:
         for own, axis in zip(weight.axes, normalized, strict=True):
             infer.unify(own, axis)
     _mixes_last(infer, normalized, "rms_norm")
-    infer.on_rebuild(
-        lambda node, new: set_argument(node, 1, "normalized_shape", tuple(new.size(axis) for axis in normalized))
-    )
+    _write_shape(infer, normalized)
     return TensorType(input.axes)
 
 

@@ -22,6 +22,17 @@ from graphsurgery.network.operators import (
     UNARY_NAMES,
     spellings,
 )
+from graphsurgery.network.training_only import InTraining
+
+
+@rule(InTraining)
+def in_training(infer: Inference, x: TensorType) -> TensorType:
+    """The identity where it counts; its constants stay."""
+    for name in infer.submodule._buffers:
+        constant = infer.parameter(name)
+        assert constant is not None
+        infer.fix(*constant.axes)
+    return TensorType(x.axes)
 
 
 @rule(*UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES))

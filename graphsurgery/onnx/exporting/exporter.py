@@ -122,7 +122,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
             opset_version=opset,
             dynamo=True,
             external_data=False,
-            dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
+            dynamic_shapes=tuple({0: batch} if spec.batched else {} for spec in graph.inputs),
             verbose=False,
         )
     if program is None:
@@ -169,7 +169,9 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
         value.name = name
     model = program.model_proto
     _release(program)
-    for value in model.graph.input:
+    for value, spec in zip(model.graph.input, graph.inputs, strict=True):
+        if not spec.batched:
+            continue
         size = value.type.tensor_type.shape.dim[0]
         if not size.dim_param:
             raise SurgeryError(

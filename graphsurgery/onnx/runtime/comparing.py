@@ -195,4 +195,6 @@ def _fixed_batch(path: Path | str) -> int | None:
     """The number of examples that a file is fixed at."""
     session = open_session(path, threads=1)
     sizes = [value.shape[0] for value in session.get_inputs() if value.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)
+    if not all(isinstance(size, int) for size in sizes):
+        return None  # those that are fixed have no batch
+    return next(iter(sizes), None)

@@ -222,6 +222,8 @@ def random_feed(
     """
     generator = np.random.default_rng(0)
     feed = {}
+    # Beside inputs with a free batch, one of a fixed size has none.
+    is_free = any(value.shape and not isinstance(value.shape[0], int) for value in session.get_inputs())
     for number, value in enumerate(session.get_inputs()):
         sizes = list(value.shape[1:])
         given = shapes[number] if number < len(shapes) and len(shapes[number]) == len(sizes) else sizes
@@ -231,9 +233,10 @@ def random_feed(
                 f"{path}: input {value.name} has shape {value.shape} and type {value.type}; "
                 f"only the batch may be free, and tensors of numbers are timed"
             )
-        if value.shape and value.shape[0] != batch and isinstance(value.shape[0], int):
+        first = value.shape[0] if value.shape and isinstance(value.shape[0], int) else batch
+        if first != batch and not is_free:
             raise SurgeryError(f"{path}: input {value.name} is fixed at a batch of {value.shape[0]}, asked for {batch}")
-        shape = (batch, *sizes) if value.shape else ()
+        shape = (first, *sizes) if value.shape else ()
         dtype = _DTYPES[value.type]
         real = np.issubdtype(dtype, np.floating)
         feed[value.name] = generator.standard_normal(shape).astype(dtype) if real else np.zeros(shape, dtype)

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs import one_output
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Result, Row
@@ -57,10 +58,9 @@ def check_calibration(calibration: Calibration, graph: ModelGraph) -> int:
     if list(x.shape[1:]) != taken:
         raise SpecError(f"{calibration.name}: has inputs {list(x.shape[1:])}, the network takes {taken}")
     with evaluating(graph.module), torch.no_grad():
-        output = graph.module(x)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise SpecError(f"--calib: mimicry needs one output [batch, classes], the network gives {found}")
+        output = one_output(graph.module(x), "--calib: the network")
+    if output.dim() != 2:
+        raise SpecError(f"--calib: mimicry needs one output [batch, classes], the network gives {list(output.shape)}")
     return int(output.shape[1])
 
 

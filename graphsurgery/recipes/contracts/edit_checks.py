@@ -67,7 +67,7 @@ def check_cut(before: ModelGraph, small: ModelGraph, seed: int = 0) -> CutCheck:
     """
     base = bare(before)
     edit, mixed = _edit(base, small)
-    x = before.example_inputs(before.inputs[0].shape[0], seed=seed)  # the types know this batch
+    x = before.example_inputs(before.batch, seed=seed)  # the types know this batch
     scaled = any(known.share is not None for known in edit.maps.values())
     masked: _Outputs = _InDouble(base, edit)
     try:

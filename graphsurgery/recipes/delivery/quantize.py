@@ -251,14 +251,16 @@ def _sums(network: IntegerNetwork, data: Data, expected: list[Tensor], *, satura
 
 
 def _agreement(found: list[Tensor], expected: list[Tensor]) -> float | None:
-    """The share of examples with the same class, where the output is `[batch, classes]`."""
-    if expected[0].dim() != 2:
+    """The share of examples with the same class, where there is one output, `[batch, classes]`."""
+    if len(expected) != 1 or expected[0].dim() != 2:
         return None
     return float((found[0].argmax(1) == expected[0].argmax(1)).double().mean())
 
 
 def _metrics(outputs: list[Tensor], data: Data) -> dict[str, float]:
-    """What the labels of the first examples say, where the outputs are of their kind and any example has one."""
+    """What the labels of the first examples say, where there is one output, of their kind, and any example has one."""
+    if len(outputs) != 1:
+        return {}
     output = outputs[0]
     target = torch.cat([target for _, target in _test(data)])[: len(output)]
     if data.classes is None:

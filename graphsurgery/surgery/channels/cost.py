@@ -72,9 +72,7 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
-        torch.empty(
-            (1, *spec.shape[1:]), dtype=reference if spec.dtype.is_floating_point else spec.dtype, device="meta"
-        )
+        torch.empty(spec.sizes(1), dtype=reference if spec.dtype.is_floating_point else spec.dtype, device="meta")
         for spec in graph.inputs
     ]
     counting = _Counting(shadow)

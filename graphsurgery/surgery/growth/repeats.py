@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import either, scale_axis, weigh
 from graphsurgery.network.operators import spellings
+from graphsurgery.network.training_only import InTraining
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"
@@ -30,6 +31,7 @@ _IDEMPOTENT_FUNCTIONS: dict[Any, str] = {F.relu: "relu", F.relu_: "relu", F.relu
 _IDEMPOTENT_FUNCTIONS |= dict.fromkeys(spellings("relu"), "relu")
 _PASSING_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, torchvision.ops.StochasticDepth,
+    InTraining,
 )  # fmt: skip
 _PASSING_FUNCTIONS = frozenset(
     {F.dropout, F.dropout2d, F.dropout3d, torchvision.ops.stochastic_depth, *spellings("clone contiguous")}

@@ -89,6 +89,22 @@ class MaskSet(Mapping[str, Tensor]):
         """The mask of the weights that are not 0, as a ticket's are."""
         return cls({name: weight.detach() != 0 for name, weight in maskable(graph).items()})
 
+    @classmethod
+    def pruned(cls, graph: ModelGraph, model: nn.Module) -> MaskSet:
+        """The masks that `torch.nn.utils.prune` has put into a model and not removed.
+
+        Args:
+            graph: the trace of the model, which has the same names.
+            model: as it was traced; of weights that it does not mask those live that are not 0.
+        """
+        masks = {
+            f"{path}.{name.removesuffix('_mask')}".lstrip("."): mask != 0
+            for path, part in model.named_modules()
+            for name, mask in part._buffers.items()
+            if name.endswith("_mask") and mask is not None and f"{name.removesuffix('_mask')}_orig" in part._parameters
+        }
+        return cls({name: masks.get(name, mask) for name, mask in cls.nonzero(graph).items()})
+
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
 

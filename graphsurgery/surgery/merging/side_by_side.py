@@ -22,7 +22,7 @@ class Family:
         self.graphs = graphs
         self.stored = [g.tensors() for g in graphs]
         first = graphs[0]
-        inputs = [tuple(s.shape[1:] for s in g.inputs) for g in graphs]
+        inputs = [tuple(s.sizes(1) for s in g.inputs) for g in graphs]
         if any(shapes != inputs[0] for shapes in inputs):
             raise SurgeryError(f"concatenate: the networks take inputs of different shapes: {inputs}")
         self.nodes = [{n: n for n in first.module.graph.nodes}]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
-from graphsurgery.tracing.following.proxies import is_instance
+from graphsurgery.tracing.following.proxies import is_instance, value_of
 from graphsurgery.tracing.shifted_windows import REPLACEMENTS
 
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "eye",
     "tril_indices", "triu_indices", "finfo", "iinfo",
 )  # fmt: skip
+_LAYERS = str(Path(nn.modules.__file__).parent)
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal")
 """Factories that draw: recorded even where nothing that they are given comes from an input."""
 
@@ -68,6 +72,8 @@ class Recorder:
     def _recording(self, original: Callable[..., Any], *, always: bool = False) -> Callable[..., Any]:
         def factory(*args: Any, **kwargs: Any) -> Any:
             if not self._asleep() and (always or _has_proxies(args, kwargs)):
+                if _makes_a_layer(sys._getframe(1)):
+                    return _without_values(original, args, kwargs)
                 return self._record(original, args, kwargs)
             return original(*args, **kwargs)
 
@@ -80,6 +86,17 @@ class Recorder:
             return original.__get__(None, function)(*args, **kwargs)
 
         return apply
+
+
+def _makes_a_layer(frame: FrameType) -> bool:
+    """Whether a constructor of one of torch's layers asks, whose weights are judged when it is called."""
+    return frame.f_code.co_name == "__init__" and frame.f_code.co_filename.startswith(_LAYERS)
+
+
+def _without_values(factory: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What a factory makes, on the meta device."""
+    plain = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
+    return factory(*plain[0], **{**plain[1], "device": "meta"})
 
 
 def _has_proxies(args: Any, kwargs: Any) -> bool:

@@ -31,6 +31,7 @@ from graphsurgery.network.records import with_records
 from graphsurgery.network.values import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
 from graphsurgery.tracing.following.questions import truthful
@@ -74,7 +75,7 @@ class ValueTracer(HoldingTracer):
     """Records a forward while computing it on meta tensors.
 
     Args:
-        examples: meta tensors, one for each input.
+        examples: meta tensors, one for each input; None for an argument that stays None.
         training: the mode to trace in.
         strict: whether a size that the model writes into a text is a decision too; where it is only the message of an
             assertion, that would refuse other sizes for nothing.
@@ -87,7 +88,7 @@ class ValueTracer(HoldingTracer):
 
     def __init__(
         self,
-        examples: Sequence[Tensor],
+        examples: Sequence[Tensor | None],
         *,
         training: bool = False,
         strict: bool = False,
@@ -111,6 +112,7 @@ class ValueTracer(HoldingTracer):
         self._flags: dict[str, ValueProxy] = {}
         self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[type, bool] = {}
+        self._installed: set[int] = set()
         self._functions = 0
         self._recorder = Recorder(self._recorded, self._custom, lambda: self.evaluating)
         self.kept_functions: dict[str, str] = {}
@@ -121,6 +123,7 @@ class ValueTracer(HoldingTracer):
         self._check_arguments(root)
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
         self._modules = modules_of(root)
+        self._installed = {id(module) for module in self._modules.values()}
         slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
@@ -160,8 +163,11 @@ class ValueTracer(HoldingTracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         """An input for each example; the model is called as everybody calls it, hooks included."""
-        inputs = []
+        inputs: list[ValueProxy | None] = []
         for name, example in zip(self._arguments, self.examples, strict=False):
+            if example is None:
+                inputs.append(None)
+                continue
             node = self.create_node("placeholder", name, (), {})
             node.meta["value"] = example
             inputs.append(self.proxy(node))
@@ -274,6 +280,9 @@ class ValueTracer(HoldingTracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.evaluating or m is self.root:
             return forward(*args, **kwargs)
+        if id(m) not in self._installed:
+            self._check_lasting(m)
+            return without_fresh_weights(m).forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
         self._check_precision()
@@ -291,6 +300,13 @@ class ValueTracer(HoldingTracer):
             self.identities.add(path)
             result = self.create_proxy("call_module", path, args, kwargs)
         return result
+
+    def _check_lasting(self, made: nn.Module) -> None:
+        """Refuse a layer with weights that the first call of a model puts into it."""
+        if any(True for _ in made.parameters()) and any(made is part for part in self.root.modules()):
+            raise TraceError(
+                f"{type(made).__name__} is made in the first call of the model; call it once, then trace it"
+            )
 
     def _leaf(self, path: str, args: Any, kwargs: Any) -> Any:
         return self.create_proxy("call_module", path, args, kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
+from graphsurgery.network.outputs import one_output
 from graphsurgery.network.preprocessing import Preprocessing
 
 
@@ -44,8 +45,7 @@ def check_output_fits(data: Data, output: object, target: Tensor, *, name: str =
     Raises:
         SpecError: it has not.
     """
-    if not isinstance(output, Tensor):
-        raise SpecError(f"{name}: returns a {type(output).__name__}, expected one tensor; use a model with one output")
+    output = one_output(output, name)
     found = list(output.shape[1:])
     if data.classes is None:
         if output.shape != target.shape:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from graphsurgery.network.outputs import one_output
 from graphsurgery.training.objectives.imitation import Imitation, Mimicry
 from graphsurgery.training.objectives.tasks import Batch
 
@@ -32,7 +33,7 @@ class Agreement(Mimicry):
 
     def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The network's logits, and those that it shall have."""
-        return module(batch[0]), batch[2]
+        return one_output(module(batch[0]), "the model"), batch[2]
 
     def metrics(self) -> Mapping[str, Metric]:  # type: ignore[override]
         """Agreement and deviation."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphsurgery.network.outputs import named_outputs, one_output
+
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
@@ -36,7 +38,7 @@ class Objective(ABC):
 
     def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The module's output and the target, as the metrics take them."""
-        return module(batch[0]), batch[1]
+        return one_output(module(batch[0]), "the model"), batch[1]
 
     def metrics(self) -> dict[str, Metric]:
         """Fresh torchmetrics by name, each fed with what `predict` returns."""
@@ -69,10 +71,13 @@ AUXILIARY_WEIGHT = 0.3
 
 
 def total_loss(output: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """The loss of an output; of several, the first is the network's and the others are auxiliary heads'."""
+    """The loss of an output; of several, the first is the network's and the others are auxiliary heads'.
+
+    A network gives several in training only: one that gives several in evaluation is refused before it is trained.
+    """
     if isinstance(output, Tensor):
         return loss(output)
-    main, *auxiliary = (part for part in output if part is not None)
+    main, *auxiliary = named_outputs(output).values()
     return torch.stack([loss(main), *(AUXILIARY_WEIGHT * loss(part) for part in auxiliary)]).sum()
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.outputs import one_output
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, evaluating, placed
 
@@ -40,14 +41,14 @@ class Teachers(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, ...]` to `[batch, classes]`."""
-        return torch.stack([member(x) for member in self.members]).mean(0)
+        return torch.stack([one_output(member(x), "a teacher") for member in self.members]).mean(0)
 
     def digest(self) -> str:
         """Equal for teachers with the same weights and graphs."""
         found = hashlib.sha256()
         for member in self.members:
             if isinstance(member, OnnxTeacher):
-                found.update(member.path.read_bytes())
+                found.update(member.path.read_bytes() + f"{member.output}".encode())
                 continue
             # The graph says how layers are called, the module what their settings are.
             found.update(f"{getattr(member, 'graph', '')}\n{member}".encode())
@@ -59,11 +60,15 @@ class Teachers(nn.Module):
 class OnnxTeacher(nn.Module):
     """A network in an `.onnx` file, run by ONNX Runtime on the CPU; it has no gradients.
 
+    Args:
+        path: the file.
+        answer: the name of its output, needed where it has several.
+
     Raises:
-        SurgeryError: the file cannot be opened, or has several inputs.
+        SurgeryError: the file cannot be opened, or has several inputs, or several outputs and not this one.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, answer: str | None = None) -> None:
         super().__init__()
         from graphsurgery.onnx.runtime.sessions import open_session
 
@@ -73,10 +78,14 @@ class OnnxTeacher(nn.Module):
         if len(inputs) != 1:
             raise SurgeryError(f"{path}: has {len(inputs)} inputs, a teacher has one")
         self.input = inputs[0].name
+        names = [value.name for value in self.session.get_outputs()]
+        if len(names) > 1 and answer not in names:
+            raise SurgeryError(f"{path}: gives several outputs ({', '.join(names)}); choose one with --answer NAME")
+        self.output = names[0] if len(names) == 1 else answer
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, ...]` to `[batch, classes]`, in float32."""
-        found = self.session.run(None, {self.input: x.detach().float().cpu().numpy()})[0]
+        found = self.session.run([self.output], {self.input: x.detach().float().cpu().numpy()})[0]
         return torch.from_numpy(found).to(x)
 
 
