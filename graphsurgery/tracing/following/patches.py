@@ -14,8 +14,8 @@ from torch.fx import _symbolic_trace as fx_trace
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
+from graphsurgery.tracing import attention, shifted_windows
 from graphsurgery.tracing.following.proxies import is_instance
-from graphsurgery.tracing.shifted_windows import REPLACEMENTS
 
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "eye",
@@ -43,7 +43,8 @@ class Recorder:
     def patched(self) -> Iterator[None]:
         """Record tensor factories that are given proxies, and follow functions that fx would keep whole.
 
-        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`).
+        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`), and of those
+        of torch that choose a kernel the one that training takes (`attention`).
         """
         get_overridable_functions()  # torch keeps the list that it makes at the first call: not one of the replacements
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
@@ -51,7 +52,7 @@ class Recorder:
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
         draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
         asked = (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor))
-        replacements = [*factories, *draws, asked, *REPLACEMENTS]
+        replacements = [*factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.REPLACEMENTS]
         originals = [(home, name, getattr(home, name)) for home, name, _ in replacements]
         for home, name, function in replacements:
             setattr(home, name, function)
