@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -77,7 +76,7 @@ class Transformer(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("form", "masked"), [*itertools.product(FORMS, ["padding, causal"]), *zip(["plain"] * 9, MASKS)]
+    ("form", "masked"), [(form, "padding, causal") for form in FORMS] + [("plain", m) for m in MASKS]
 )
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_every_form_and_mask(form: str, masked: str, need_weights: bool) -> None:

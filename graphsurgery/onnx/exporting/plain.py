@@ -45,7 +45,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention`, in plain operators where the exporter needs them; every query sees something."""
+    """`F.scaled_dot_product_attention`, in plain operators where the exporter needs it; all queries see something."""
     if dropout_p > 0 or (query.dim() == key.dim() == value.dim() == 4 and attn_mask is None):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -43,8 +43,8 @@ class Recorder:
     def patched(self) -> Iterator[None]:
         """Record tensor factories that are given proxies, and follow functions that fx would keep whole.
 
-        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`), and of those
-        of torch that choose a kernel the one that training takes (`attention`).
+        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`), and torch's
+        transformers in the one that training takes (`attention`).
         """
         get_overridable_functions()  # torch keeps the list that it makes at the first call: not one of the replacements
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
