@@ -58,7 +58,9 @@ truth xor
 
 _BUILTINS = _words("abs bool float getattr int len max min pow round slice sum tuple")
 
-_MATH = _words("ceil exp floor isfinite isinf isnan log log10 log2 pow prod sqrt trunc")
+_MATH = _words("""
+ceil cos exp fabs floor fmod gcd hypot isfinite isinf isnan isqrt lcm log log10 log2 pow prod sin sqrt tanh trunc
+""")
 
 _FACTORIES = _words("""
 _assert arange as_strided as_tensor empty eye finfo full full_like linspace ones rand rand_like randn randn_like

@@ -22,6 +22,7 @@ from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
 from graphsurgery.tracing.attention import LoweredAttention
 from graphsurgery.tracing.modes import FLAG
+from graphsurgery.tracing.quotients import whole_quotient
 
 
 def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:
@@ -83,6 +84,7 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         _torch_spelling(node)
         if node.op != "call_function":
             continue
+        whole_quotient(node)
         if node.target is torch._assert:
             graph.erase_node(node)
         elif isinstance(node.target, type) and hasattr(node.target, "_fields"):
@@ -122,8 +124,11 @@ def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
 
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
-_BEHIND: dict[Any, Any] = {getattr(torch._C._VariableFunctions, name): getattr(torch, name) for name in ("meshgrid",)}
-"""Functions of torch's core that are recorded where the public one is given its tensors in a list."""
+_BEHIND: dict[Any, Any] = {
+    torch._C._VariableFunctions.meshgrid: torch.meshgrid,  # type: ignore[attr-defined]
+    torch._C._nn.pad: F.pad,
+}
+"""Functions of torch's core that are recorded where the public one is given its tensors in a list, or sizes alone."""
 
 
 def _torch_spelling(node: fx.Node) -> None:

@@ -21,6 +21,14 @@ def like(infer: Inference, input: TensorType, *others: Any, **options: Any) -> T
     return TensorType(input.axes)
 
 
+@rule(torch.tensor, torch.as_tensor, torch.scalar_tensor)
+def written(infer: Inference, data: Any, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Numbers in a tensor; of a tensor, what it is."""
+    return (
+        TensorType(data.axes) if isinstance(data, TensorType) else TensorType([ax.fixed(n) for n in infer.value.shape])
+    )
+
+
 @rule(torch.zeros, torch.ones, torch.empty)
 def constant(infer: Inference, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes are given one by one, or as one sequence."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, fx, nn
@@ -30,6 +31,7 @@ from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.network.values import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.numpy_calls import python_number
 from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
 from graphsurgery.tracing.following.questions import truthful
@@ -77,6 +79,7 @@ class ValueTracer(HoldingTracer):
             assertion, that would refuse other sizes for nothing.
         opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
         identities: paths of submodules without weights that are kept whole because they only act in training.
+        symbolic: modules of Python, and `int` or `float`: where these follow sizes; see `questions.truthful`.
     """
 
     proxy_buffer_attributes = True
@@ -90,6 +93,7 @@ class ValueTracer(HoldingTracer):
         strict: bool = False,
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
+        symbolic: Iterable[tuple[str, str]] = (),
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
@@ -100,6 +104,7 @@ class ValueTracer(HoldingTracer):
         self.training = training
         self.opaque = opaque
         self.identities = set(identities)
+        self.symbolic = frozenset(symbolic)
         self.branches: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
@@ -122,7 +127,7 @@ class ValueTracer(HoldingTracer):
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
         try:
-            with torch.enable_grad(), no_hidden_draws(), self._recorder.patched(), truthful():
+            with torch.enable_grad(), no_hidden_draws(), self._recorder.patched(), truthful(self.symbolic):
                 graph = self.trace(root)
                 self.decide_indices(graph)
                 for node in graph.nodes:
@@ -198,7 +203,9 @@ class ValueTracer(HoldingTracer):
             return tuple([self.create_arg(item) for item in a])
         if issubclass(kind, fx.Proxy):
             return a.node  # before fx asks whether it is a tensor, which it says it is
-        return self._flag(a.path).node if kind is Mode else super().create_arg(a)
+        if isinstance(a, np.ndarray):
+            a = torch.from_numpy(a)
+        return self._flag(a.path).node if kind is Mode else super().create_arg(python_number(a))
 
     def _flag(self, owner: str) -> ValueProxy:
         """The node that gives the mode of a module."""
@@ -310,7 +317,8 @@ class ValueTracer(HoldingTracer):
             del m.__dict__["forward"]
 
     def _recorded(self, function: Any, args: Any, kwargs: Any) -> Any:
-        return self.create_proxy("call_function", function, args, kwargs)
+        kind = "call_method" if isinstance(function, str) else "call_function"
+        return self.create_proxy(kind, function, args, kwargs)
 
     def _custom(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function with a backward: followed if that is what autograd finds, else a module that is kept whole."""
