@@ -89,14 +89,14 @@ def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **optio
     return TensorType(input.axes)
 
 
-_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
+_GATES: dict[type, int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
 
-@rule(*_GATES)
+@rule(nn.LSTM, nn.GRU, nn.RNN)
 def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
     """`x [..., in]`; `weight_ih [gates·h, in]`, `weight_hh [gates·h, h]`; all layers and directions share h.
 
-    The hidden units also read each other, inside the layer and out of reach of gates, so they are mixed.
+    The hidden units also read each other, by `weight_hh`, inside the layer and out of reach of gates.
     """
     module = infer.submodule
     assert isinstance(module, nn.RNNBase)
@@ -111,8 +111,34 @@ def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
         output = ax.concat([hidden] * directions)
     infer.attribute("input_size", input[-1])
     infer.attribute("hidden_size", hidden)
-    infer.mixes(hidden, "recurrence")
     return _results(infer, input, output, hidden, hx)
+
+
+@rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+def cell(infer: Inference, input: TensorType, hx: Any = None) -> Any:
+    """One step of a recurrent layer: `x [..., in]` and states `[..., h]` to states."""
+    hidden = ax.free(infer.submodule.hidden_size)  # type: ignore[arg-type]
+    gates = ax.product([ax.fixed(_GATES[type(infer.submodule)]), hidden])
+    weight, recurrent = infer.parameter("weight_ih"), infer.parameter("weight_hh")
+    assert weight is not None
+    assert recurrent is not None
+    infer.tie("weight_ih", gates, input[-1])
+    infer.tie("weight_hh", gates, hidden)
+    infer.tie("bias_ih", gates)
+    infer.tie("bias_hh", gates)
+    infer.writes(gates)
+    infer.multiplies(gates, input[-1])
+    infer.multiplies(gates, hidden)
+    infer.reads(0, len(input) - 1, input[-1], weight, 1)
+    # The states also go on by themselves, so a factor in front of the cell is none on its weight.
+    infer.reads_inside(hidden, recurrent, 1)
+    infer.attribute("input_size", input[-1])
+    infer.attribute("hidden_size", hidden)
+    typed = input.replace(-1, hidden)
+    for given in tensor_types(hx):
+        for own, axis in zip(given.axes, typed.axes, strict=True):
+            infer.unify(own, axis)
+    return (typed, typed) if isinstance(infer.submodule, nn.LSTMCell) else typed
 
 
 def _results(infer: Inference, input: TensorType, output: Axis, hidden: Axis, hx: Any) -> Any:
@@ -138,6 +164,8 @@ def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axi
     infer.tie(f"bias_ih_{suffix}", gates)
     infer.tie(f"bias_hh_{suffix}", gates)
     infer.writes(gates)
+    infer.multiplies(gates, source)
+    infer.multiplies(gates, hidden)
     infer.reads_inside(hidden, recurrent, 1)
     if own:
         infer.reads_inside(source, weight, 1)
