@@ -16,6 +16,8 @@ _CONTAINERS = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
+    nn.CosineSimilarity,
+    nn.PairwiseDistance,
 )
 _OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d)
 

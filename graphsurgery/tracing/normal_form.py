@@ -91,6 +91,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             _plain_tuple(node)
         elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
+        elif node.target is F.pairwise_distance:
+            _distance(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
         elif node.target is torchvision.ops.stochastic_depth:
@@ -101,6 +103,22 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
         if not node.users and node.target is not hold and (default or plain):
             graph.erase_node(node)
+
+
+def _distance(node: fx.Node) -> None:
+    """The distance of two tensors becomes the norm of what lies between them, as torch computes it."""
+    a, b = (_argument(node, position, name, None) for position, name in ((0, "x1"), (1, "x2")))
+    p, eps, keepdim = (
+        _argument(node, position, name, default)
+        for position, name, default in ((2, "p", 2.0), (3, "eps", 1e-6), (4, "keepdim", False))
+    )
+    between = a.meta["value"] - b.meta["value"]
+    with node.graph.inserting_before(node):
+        parts = [node.graph.call_function(operator.sub, (a, b))]
+        parts.append(node.graph.call_function(operator.add, (parts[0], eps)))
+    for part in parts:
+        part.meta["value"] = between
+    node.target, node.args, node.kwargs = torch.norm, (parts[1], p, -1, keepdim), {}
 
 
 def _plain_tuple(node: fx.Node) -> None:

@@ -64,7 +64,10 @@ class Recorder:
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
         draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
         asked = (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor))
-        replacements = [*factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.REPLACEMENTS]
+        # Distributions look at the values of their parameters, unless they are told not to, and at their sizes.
+        distribution = torch.distributions.Distribution
+        trusting = [(distribution, "_validate_args", False), (distribution, "_extended_shape", _extended_shape)]
+        replacements = [*trusting, *factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.REPLACEMENTS]
         methods = [(Tensor, name, self._recording_method(getattr(Tensor, name))) for name in _SIZED_METHODS]
         arrays = [(np, name, _held(getattr(np, name))) for name in _ARRAYS]
         replacements += [*methods, *arrays]
@@ -113,6 +116,11 @@ class Recorder:
             return original.__get__(None, function)(*args, **kwargs)
 
         return apply
+
+
+def _extended_shape(distribution: torch.distributions.Distribution, sample_shape: Any = ()) -> Any:
+    """The shape of samples, as a tuple that may hold sizes which follow the input."""
+    return (*sample_shape, *distribution._batch_shape, *distribution._event_shape)
 
 
 def _held(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,13 @@ from graphsurgery.tracing.following.questions import truthful
 from graphsurgery.tracing.leaves import has_hooks, is_leaf
 from graphsurgery.tracing.modes import FLAG
 
+_VISION = (
+    torchvision.ops.stochastic_depth,  # its body returns the input in evaluation; whole, it becomes a module
+    torchvision.ops.deform_conv2d,
+    torchvision.ops.roi_align,
+    torchvision.ops.roi_pool,
+)
+"""Functions of torchvision that are operators, with rules of their own."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -97,8 +104,7 @@ class ValueTracer(HoldingTracer):
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
-        super().__init__(strict=strict, autowrap_functions=(torchvision.ops.stochastic_depth, *own))
-        # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
+        super().__init__(strict=strict, autowrap_functions=(*_VISION, *own))
         self._autowrap_search += [torchvision.ops, layers]
         self.examples = list(examples)
         self.training = training
