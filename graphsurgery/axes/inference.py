@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.types import Access, Frozen, Mixing, ParameterType, Resize, TensorType, tensor_types
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
 
 Rewrite = Callable[[fx.Node, Resize], None]
@@ -91,7 +92,7 @@ class Inference:
         found = self.parameters.get(name)
         if found is None:
             tensor = self._tensors[name]
-            make = ax.free if tensor.is_floating_point() else ax.fixed
+            make = ax.free if holds_numbers(tensor) else ax.fixed
             found = self.parameters[name] = ParameterType(name, tuple(make(n) for n in tensor.shape))
         return TensorType(found.axes, name)
 

@@ -11,6 +11,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
 from graphsurgery.surgery.remap import rebuild
 
@@ -43,6 +44,6 @@ def average(graphs: Sequence[ModelGraph]) -> ModelGraph:
         found = [t[n[typed.name]].detach().to(old.device) for t, n in zip(tensors, names, strict=True)]
         if any(t.shape != old.shape for t in found):
             raise SurgeryError(f"average: {typed.name} has different shapes in the parents")
-        return torch.stack(found).mean(0) if old.is_floating_point() else old.clone()
+        return torch.stack(found).mean(0) if holds_numbers(old) else old.clone()
 
     return rebuild(first, Edit({}), mean, {"pass": "average", "parents": len(graphs)})

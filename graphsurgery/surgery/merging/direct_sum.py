@@ -21,6 +21,7 @@ from graphsurgery.axes.inference import Inference
 from graphsurgery.axes.types import Access, Mixing, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.network.paths import place_of
@@ -172,7 +173,7 @@ def _weights(module: fx.GraphModule, types: Inference, node: fx.Node) -> list[st
     if node.op != "call_module":
         return []
     leaf = module.get_submodule(str(node.target))
-    names = [n for n, t in (*leaf.named_parameters(), *leaf.named_buffers()) if t.is_floating_point()]
+    names = [n for n, t in (*leaf.named_parameters(), *leaf.named_buffers()) if holds_numbers(t)]
     return [types.canonical[f"{node.target}.{name}"] for name in names]
 
 
