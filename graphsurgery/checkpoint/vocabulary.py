@@ -73,6 +73,8 @@ celu_ elu_ hardsigmoid hardswish hardtanh_ leaky_relu_ relu_ rrelu_ selu_ sigmoi
 
 _VISION = _words("stochastic_depth deform_conv2d roi_align roi_pool")
 
+_PACKING = _words("pack_padded_sequence pad_packed_sequence")
+
 _FOREIGN_PREFIXES = ("fbgemm_", "miopen_", "quantized_", "q_", "choose_qparams")
 
 _TENSOR_METHODS = _words("""
@@ -167,6 +169,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     table |= {f"builtins.{name}": getattr(builtins, name) for name in _BUILTINS}
     table |= {f"math.{name}": getattr(math, name) for name in _MATH}
     table |= {f"torchvision.ops.{name}": getattr(torchvision.ops, name) for name in _VISION}
+    table |= {f"torch.nn.utils.rnn.{name}": getattr(nn.utils.rnn, name) for name in _PACKING}
     for name in layers.__all__:
         own = getattr(layers, name)
         if not isinstance(own, type):

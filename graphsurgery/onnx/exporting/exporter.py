@@ -22,6 +22,7 @@ from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated, passing_sources
+from graphsurgery.network.packing import STAND_INS
 from graphsurgery.onnx.exporting.plain import make_plain
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
@@ -105,6 +106,9 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     Raises:
         SurgeryError: the exporter gives nothing. Its own errors pass through.
     """
+    packing = next((node for node in graph.module.graph.nodes if node.target in STAND_INS), None)
+    if packing is not None:
+        raise SurgeryError(f"{packing.name}: ONNX has no packed sequences; give the layer padded ones, without lengths")
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     make_plain(network.module)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
+from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.values import is_foreign, run_on_meta
 
 
@@ -104,6 +105,9 @@ class _Counting(fx.Interpreter):
         result = super().run_node(n)
         self.macs[n] = (self.counter.get_total_flops() - before) // 2
         return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_function(STAND_INS.get(target, target), args, kwargs)
 
 
 def _operations() -> dict[Any, Any]:

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
+from torch.nn.utils import rnn
 
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
@@ -45,6 +46,8 @@ _VISION = (
     torchvision.ops.roi_pool,
 )
 """Functions of torchvision that are operators, with rules of their own."""
+_PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+"""What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -104,8 +107,8 @@ class ValueTracer(HoldingTracer):
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
-        super().__init__(strict=strict, autowrap_functions=(*_VISION, *own))
-        self._autowrap_search += [torchvision.ops, layers]
+        super().__init__(strict=strict, autowrap_functions=(*_VISION, *_PACKING, *own))
+        self._autowrap_search += [torchvision.ops, rnn, layers]
         self.examples = list(examples)
         self.training = training
         self.opaque = opaque

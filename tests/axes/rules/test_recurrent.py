@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_permutes, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import graphsurgery as gs
 from graphsurgery.axes import algebra as ax
@@ -107,6 +108,21 @@ def test_cells(name):
     assert deviation(widen(graph, to={"a": 11, "r": 9})(x), graph(x)) < 1e-12
 
 
+def _masked(graph, network, kept):
+    """A network with 0 in every weight that reads a unit that is not kept."""
+    masked = copy.deepcopy(network)
+    stored = dict(masked.named_parameters())
+    with torch.no_grad():
+        for access in graph.types.readers:
+            name, axis = access.weight
+            for space in graph.spaces:
+                weights = torch.zeros(space.size).index_fill(0, torch.as_tensor(kept[space.name]), 1.0)
+                terms = ax.resolve(access.axis)
+                mask = torch.cat([weights if space.dim in term else torch.ones(ax.term_size(term)) for term in terms])
+                stored[name].mul_(mask.double().reshape([-1 if k == axis else 1 for k in range(2)]))
+    return masked
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from([*LAYERS, *CELLS]), st.integers(0, 10**6), st.integers(2, 5), st.integers(2, 5))
 def test_a_cut_is_the_network_with_masked_reads(name, seed, inputs, hidden):
@@ -116,16 +132,8 @@ def test_a_cut_is_the_network_with_masked_reads(name, seed, inputs, hidden):
     kept = {
         s.name: torch.randperm(s.size, generator=generator)[: (s.size + 1) // 2].sort().values for s in graph.spaces
     }
-    masked = copy.deepcopy(network)
-    stored = dict(masked.named_parameters())
     with torch.no_grad():
-        for access in graph.types.readers:
-            name, axis = access.weight
-            for space in graph.spaces:
-                weights = torch.zeros(space.size, dtype=torch.float64).index_fill(0, kept[space.name], 1.0)
-                terms = ax.resolve(access.axis)
-                mask = torch.cat([weights if space.dim in term else torch.ones(ax.term_size(term)) for term in terms])
-                stored[name].mul_(mask.double().reshape([-1 if k == axis else 1 for k in range(2)]))
+        masked = _masked(graph, network, kept)
         assert deviation(compress(graph, kept)(*x), masked(*x)) < 1e-12
 
 
@@ -164,6 +172,73 @@ def test_costs_before_and_after(name):
     widths = Widths({space.dim: space.size // 2 for space in graph.spaces})
     assert planned.macs(widths) == cost(small).macs
     assert planned.parameters(widths) == cost(small).parameters
+
+
+class Packed(nn.Module):
+    """Sequences of unlike lengths; the states at their ends, or all of them."""
+
+    def __init__(self, kind, *, ends, whole, options):
+        super().__init__()
+        torch.manual_seed(0)
+        directions = 1 + options.get("bidirectional", False)
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(6 * directions, 2)
+        self.r = kind(8, 6, batch_first=True, **options)
+        self.ends, self.whole = ends, whole
+
+    def forward(self, x, lengths):
+        sequence = pack_padded_sequence(torch.tanh(self.a(x)), lengths, batch_first=True, enforce_sorted=False)
+        states, last = self.r(sequence)
+        if self.ends:
+            return self.b((last[0] if isinstance(last, tuple) else last)[-1])
+        total = {"total_length": x.shape[1]} if self.whole else {}
+        padded, found = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, **total)
+        return self.b(padded), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends", "whole", "options"),
+    [
+        (nn.LSTM, True, False, {}),
+        (nn.GRU, False, True, {"num_layers": 2, "bidirectional": True}),
+        (nn.RNN, False, False, {}),
+        (nn.LSTM, False, True, {"bidirectional": True}),
+    ],
+)
+def test_packed_sequences(kind, ends, whole, options, tmp_path):
+    network = Packed(kind, ends=ends, whole=whole, options=options).double().eval()
+    x = torch.randn(3, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([2, 4, 3])
+    graph = gs.trace(network, [x[:2], lengths[:2]])
+    other = (x[:, :4].repeat(2, 1, 1), torch.tensor([1, 3, 3, 2, 3, 1]))
+    for inputs in ((x, lengths), other):
+        assert deviation(graph(*inputs), network(*inputs)) < 1e-13
+    assert [space.size for space in graph.spaces] == [8, 6]
+    assert not graph.frozen
+    assert_permutes(graph, [x, lengths])
+    assert deviation(widen(graph, 1.5)(x, lengths), graph(x, lengths)) < 1e-12
+    kept = {"a": [0, 2, 3, 7], "r": [1, 2, 5]}
+    small = compress(graph, kept)
+    assert deviation(small(x, lengths), _masked(graph, network, kept)(x, lengths)) < 1e-12
+    gs.save(small, tmp_path / "n.pt")
+    torch.testing.assert_close(gs.load(tmp_path / "n.pt")(x, lengths), small(x, lengths), rtol=0, atol=0)
+    planned = PlannedCost(graph).at(Widths({graph.space(name).dim: len(indices) for name, indices in kept.items()}))
+    assert planned == cost(small)
+    with pytest.raises(gs.SurgeryError, match="ONNX has no packed sequences"):
+        gs.export_onnx(small, tmp_path / "n.onnx")
+
+
+def test_packed_sequences_side_by_side():
+    graphs = []
+    x, lengths = torch.randn(3, 5, 3, dtype=torch.float64), torch.tensor([2, 5, 3])
+    for seed in range(2):
+        network = Packed(nn.GRU, ends=True, whole=False, options={}).double().eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+        graphs.append(gs.trace(network, [x, lengths]))
+    with torch.no_grad():
+        mean = (graphs[0](x, lengths) + graphs[1](x, lengths)) / 2
+        assert deviation(concatenate(graphs)(x, lengths), mean) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "both ways, in two layers"])
