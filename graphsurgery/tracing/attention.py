@@ -36,6 +36,7 @@ class LoweredAttention(nn.Module):
         self.drop = nn.Dropout(attention.dropout) if attention.dropout else None
         if attention.dropout:
             self.add_module(FLAG, TrainingFlag())
+        self.in_proj: Any
         self.packed = attention.in_proj_weight is not None
         self.q_proj: nn.Linear
         self.k_proj: nn.Linear

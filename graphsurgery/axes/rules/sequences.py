@@ -156,11 +156,11 @@ def _results(infer: Inference, input: Any, output: Axis, hidden: Axis, hx: Any) 
     for given in tensor_types(hx):
         for own, axis in zip(given.axes, typed.axes, strict=True):
             infer.unify(own, axis)
-    own = typed if isinstance(last, Tensor) else tuple(typed for _ in states)
+    ends: Any = typed if isinstance(last, Tensor) else tuple(typed for _ in states)
     if not isinstance(input, TensorType):
-        return (input[0].replace(-1, output), *input[1:]), own
+        return (input[0].replace(-1, output), *input[1:]), ends
     assert len(outputs.shape) == len(input)
-    return input.replace(-1, output), own
+    return input.replace(-1, output), ends
 
 
 @rule(pack_padded_sequence)

@@ -23,7 +23,9 @@ _TWINS: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 """What of Python's a universal function of NumPy is for numbers; it is looked up here before a trace wraps `math`."""
 
-_OF_SEQUENCES = {"prod": operator.mul, "sum": operator.add, "max": max, "amax": max, "min": min, "amin": min}
+_OF_SEQUENCES: Mapping[str, Callable[..., Any]] = {
+    "prod": operator.mul, "sum": operator.add, "max": max, "amax": max, "min": min, "amin": min,
+}  # fmt: skip
 """What joins two numbers of a sequence in a function that reduces it."""
 
 _ROUNDED = ("round", "around", "round_")

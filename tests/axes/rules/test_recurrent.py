@@ -14,6 +14,7 @@ import graphsurgery as gs
 from graphsurgery.axes import algebra as ax
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.planned_cost import PlannedCost, Widths
@@ -225,6 +226,13 @@ def test_packed_sequences(kind, ends, whole, options, tmp_path):
     assert planned == cost(small)
     with pytest.raises(gs.SurgeryError, match="ONNX has no packed sequences"):
         gs.export_onnx(small, tmp_path / "n.onnx")
+
+
+def test_what_no_gate_reaches_is_named():
+    x, lengths = torch.randn(3, 5, 3), torch.tensor([2, 5, 3])
+    graph = gs.trace(Packed(nn.GRU, ends=True, whole=False, options={}).eval(), [x, lengths])
+    with pytest.raises(gs.SurgeryError, match="a is read by r; r is read by r, b, which no gate reaches"):
+        gate(graph)
 
 
 def test_packed_sequences_side_by_side():
