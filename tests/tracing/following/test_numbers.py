@@ -100,9 +100,14 @@ def over_integers(h: Tensor) -> Tensor:
     return h
 
 
+def looked_up(h: Tensor) -> Tensor:
+    """A size is no key of a table, so it is held, as before."""
+    return h * {2: 0.5, 3: 0.25}[int(h.shape[1] / 2)]
+
+
 COMPUTED = [windows, tokens_to_map, rows_of_constants, table_cut_to_length, padded_to_windows, resized, product, scaled]
 COMPUTED += [largest]
-HELD = [array, number_of_numpy, tensor_of_an_array, over_integers]
+HELD = [array, number_of_numpy, tensor_of_an_array, over_integers, looked_up]
 
 
 def traced(function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float64) -> tuple[Images, gs.ModelGraph]:
@@ -130,7 +135,9 @@ def test_other_sizes(function: Callable[[Tensor], Tensor]) -> None:
 @pytest.mark.parametrize("function", HELD)
 def test_other_sizes_are_refused_by_the_line(function: Callable[[Tensor], Tensor]) -> None:
     _, graph = traced(function)
-    with pytest.raises(ValueError, match=r"test_numbers\.py:\d+: `.*` finds (6|3) where the trace found (4|2)"):
+    with pytest.raises(
+        ValueError, match=r"test_numbers\.py:\d+: `.*` finds (6|3)(\.0)? where the trace found (4|2)(\.0)?"
+    ):
         graph(torch.randn(1, 3, 6, 6, dtype=torch.float64))
 
 
