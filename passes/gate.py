@@ -89,7 +89,7 @@ def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim,
     if names is None:
         chosen = [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
         if not chosen:
-            cause = "every read merges the batch with other axes" if merged else why_nothing(graph)
+            cause = "every read merges the batch with other axes" if merged else _why_none(graph)
             raise SurgeryError(f"gate: no space can be gated; {cause}")
         return chosen
     chosen = [graph.space(name) for name in names]
@@ -102,6 +102,12 @@ def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim,
                 " cannot have gates of their own; leave the space out"
             )
     return chosen
+
+
+def _why_none(graph: ModelGraph) -> str:
+    """Why there is no space that a gate could stand in front of every reader of."""
+    read = [f"{s.name} is read by {', '.join(s.readers)}" for s in graph.spaces if s.readers and not s.scalable]
+    return f"{'; '.join(read[:3])}, which no gate reaches" if read else why_nothing(graph)
 
 
 def _ungateable(graph: ModelGraph, batches: Mapping[str, BatchAxis | None]) -> dict[Dim, str]:

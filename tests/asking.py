@@ -574,7 +574,8 @@ RIGHT = (
     weight_is_parameter, result_is_no_parameter, has_no_such_attribute, has_attribute, attribute_or_default,
     tensor_is_not_callable, method_is_callable, pattern_of_a_shape, pattern_of_a_size, pattern_of_a_result,
     dtype_is_floating, dtype_of_indices, dtype_is_complex, dtype_size, dtype_among, dtype_looked_up, on_cpu,
-    device_type, layout, smallest_number, divided_with_rest, square_root, floor_and_ceil, cached_table, copied,
+    device_type, layout, smallest_number, divided_with_rest, square_root, floor_and_ceil,
+    as_float, rounded, numpy_asked, cached_table, copied,
     straight_through, reversed_gradient, own_swish, in_two_steps, without_gradient, without_gradient_inside,
     grad_mode_set, decorated, with_gradient_again, output_without_gradient, detached, data,
     written_in_evaluation, written_in_training, noise_in_training, normal_in_training, noise_like, noise_of_fixed_shape,
@@ -584,8 +585,8 @@ RIGHT = (
 
 HELD = (
     over_range, over_range_by_two, over_list_of_range, over_unbound, over_split, over_split_function, over_chunks,
-    over_zip, over_enumerate, over_rows, repeated_list, length, as_int, as_float, rounded, sum_of_a_repeated_list,
-    largest, numpy_number, numpy_asked, list_index, list_slice, key_by_percent, member_of_a_tuple, size_in_a_shape,
+    over_zip, over_enumerate, over_rows, repeated_list, length, as_int, sum_of_a_repeated_list,
+    largest, numpy_number, list_index, list_slice, key_by_percent, member_of_a_tuple, size_in_a_shape,
     shape_equals, pattern_of_a_number,
 )  # fmt: skip
 """The trace does the same where the length is the same, and refuses another one by name of the line."""

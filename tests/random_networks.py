@@ -106,7 +106,9 @@ def _channels_last(channels, choose):
 def _attention(channels, choose):
     if channels % 2:
         return None, channels, 0
-    return [nn.MultiheadAttention(channels, 2, batch_first=choose.random() < 0.5)], channels, 0
+    drawn = choose.random()
+    form = {"batch_first": drawn < 0.5, "add_bias_kv": drawn % 0.5 < 0.2, "add_zero_attn": 0.1 < drawn % 0.5 < 0.3}
+    return [nn.MultiheadAttention(channels, 2, **form)], channels, 0
 
 
 def _product(channels, _):

@@ -29,6 +29,7 @@ from graphsurgery.axes.types import (
     all_axes,
     tensor_types,
 )
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
 from graphsurgery.network.records import held_by, is_record
 
@@ -89,7 +90,7 @@ class Inference:
         found = self.parameters.get(name)
         if found is None:
             tensor = self._tensors[name]
-            make = ax.free if tensor.is_floating_point() else ax.fixed
+            make = ax.free if holds_numbers(tensor) else ax.fixed
             found = self.parameters[name] = ParameterType(name, tuple(make(n) for n in tensor.shape))
         return TensorType(found.axes, name)
 

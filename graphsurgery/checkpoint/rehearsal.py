@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.rnn import PackedSequence
 
 from graphsurgery.checkpoint.encoding import dtype_name
 from graphsurgery.errors import SurgeryError, one_line
@@ -140,12 +141,16 @@ def _check_operands(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:
-    """The tensors among the values of a node's arguments."""
+    """The tensors among the values of a node's arguments; of packed sequences their numbers."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
         found.append(tensor)
         return tensor
 
-    map_values(fx.map_arg(arguments, lambda node: node.meta["value"]), note)
+    def numbers(node: fx.Node) -> Any:
+        value = node.meta["value"]
+        return value.data if isinstance(value, PackedSequence) else value
+
+    map_values(fx.map_arg(arguments, numbers), note)
     return iter(found)

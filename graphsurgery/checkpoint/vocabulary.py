@@ -58,16 +58,22 @@ truth xor
 
 _BUILTINS = _words("abs bool float getattr int len max min pow round slice sum tuple")
 
-_MATH = _words("ceil exp floor isfinite isinf isnan log log10 log2 pow prod sqrt trunc")
+_MATH = _words("""
+ceil cos exp fabs floor fmod gcd hypot isfinite isinf isnan isqrt lcm log log10 log2 pow prod sin sqrt tanh trunc
+""")
 
 _FACTORIES = _words("""
-_assert arange as_strided as_tensor empty eye finfo full full_like linspace ones rand rand_like randn randn_like
-randint randperm relu_ scalar_tensor tensor tril_indices triu_indices zeros
+_assert arange as_strided as_tensor bernoulli empty eye finfo full full_like linspace multinomial normal ones poisson
+rand rand_like randn randn_like randint randint_like randperm relu_ scalar_tensor tensor tril_indices triu_indices zeros
 """)
 
 _ACTIVATIONS = _words("""
 celu_ elu_ hardsigmoid hardswish hardtanh_ leaky_relu_ relu_ rrelu_ selu_ sigmoid tanh threshold_
 """)
+
+_VISION = _words("stochastic_depth deform_conv2d roi_align roi_pool")
+
+_PACKING = _words("pack_padded_sequence pad_packed_sequence")
 
 _FOREIGN_PREFIXES = ("fbgemm_", "miopen_", "quantized_", "q_", "choose_qparams")
 
@@ -93,8 +99,10 @@ type_as unbind unflatten unfold uniform_ unique unsafe_chunk unsafe_split unsque
 dsplit where xlogy zero_
 """)
 
+_DRAWING_METHODS = _words("exponential_ log_normal_ geometric_ cauchy_ random_")
+
 METHODS = frozenset(
-    ["numel", "count", "index", *_TENSOR_METHODS]
+    ["numel", "count", "index", *_TENSOR_METHODS, *_DRAWING_METHODS]
     + [f"{name}_" for name in _TENSOR_METHODS if not name.endswith("_") and hasattr(torch.Tensor, f"{name}_")]
 )
 """Methods of tensors and shapes that a graph may call, the in-place forms too."""
@@ -160,7 +168,8 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
     table |= {f"builtins.{name}": getattr(builtins, name) for name in _BUILTINS}
     table |= {f"math.{name}": getattr(math, name) for name in _MATH}
-    table["torchvision.ops.stochastic_depth"] = torchvision.ops.stochastic_depth
+    table |= {f"torchvision.ops.{name}": getattr(torchvision.ops, name) for name in _VISION}
+    table |= {f"torch.nn.utils.rnn.{name}": getattr(nn.utils.rnn, name) for name in _PACKING}
     for name in layers.__all__:
         own = getattr(layers, name)
         if not isinstance(own, type):

@@ -63,10 +63,24 @@ def _named(output: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
-    """What a module gives, with the same random numbers in every call, and the same elements dropped."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_by_index():
+    """What a module gives, with the same random numbers in every call, and the same elements dropped.
+
+    It computes as it trains: torch's transformers have another path for evaluation without gradients, which gives
+    zeros for tokens that are padding.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_by_index(), _one_path():
         torch.manual_seed(seed)
         return named_outputs(module(*inputs))
+
+
+@contextmanager
+def _one_path() -> Iterator[None]:
+    usual = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(usual)
 
 
 @contextmanager

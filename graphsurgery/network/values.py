@@ -15,6 +15,7 @@ from graphsurgery.network.assembly import Network
 from graphsurgery.network.copying import copy_module, meta_of
 from graphsurgery.network.custom_gradients import KeptFunction
 from graphsurgery.network.layers import TrainingFlag, hold
+from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.records import held_by, is_record
 from graphsurgery.network.shapes import result_of
@@ -60,6 +61,8 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
+    if node.target in STAND_INS:
+        return STAND_INS[node.target](*args, **kwargs)
     value = _drawn(node.target, args, kwargs) if node.target in DRAWS else node.target(*args, **kwargs)
     # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
     return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value

@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.dtypes import holds_numbers, in_double
 from graphsurgery.network.outputs import run, tensors_of
 from graphsurgery.network.paths import place_of
 
@@ -84,7 +85,7 @@ def beginning_of_nan(graph: ModelGraph, inputs: Sequence[Tensor]) -> str:
 
 def _held(graph: ModelGraph, node: fx.Node) -> list[tuple[str, Tensor]]:
     """The parameters and buffers that a node reads, by name."""
-    named = {name: tensor for name, tensor in graph.tensors().items() if tensor.is_floating_point()}
+    named = {name: tensor for name, tensor in graph.tensors().items() if holds_numbers(tensor)}
     if node.op == "call_module":
         return [(name, tensor) for name, tensor in named.items() if name.startswith(f"{node.target}.")]
     targets = {str(other.target) for other in (node, *node.all_input_nodes) if other.op == "get_attr"}
@@ -95,7 +96,7 @@ def _not_finite(value: Any) -> set[str]:
     """Which of NaN and infinity are in the tensors of a value."""
     found = set()
     for tensor in _pytree.tree_leaves(value):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+        if isinstance(tensor, Tensor) and holds_numbers(tensor) and tensor.numel():
             found |= {"NaN"} if bool(tensor.isnan().any()) else set()
             found |= {"infinity"} if bool(tensor.isinf().any()) else set()
     return found
@@ -146,7 +147,7 @@ class InDouble(fx.Interpreter):
 
 
 def _double(tensor: Tensor) -> Tensor:
-    return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+    return in_double(tensor.cpu())
 
 
 def mean_of(outputs: Sequence[Tensor]) -> Tensor:
@@ -173,7 +174,7 @@ def changed_by(before: ModelGraph, after: ModelGraph, seed: int = 0) -> float:
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return x.cpu().double() if x.is_floating_point() else x.cpu()
+    return in_double(x.cpu())
 
 
 def apart(

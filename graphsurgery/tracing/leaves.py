@@ -20,6 +20,8 @@ _CONTAINERS = (
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
     nn.modules.loss._Loss,
+    nn.CosineSimilarity,
+    nn.PairwiseDistance,
 )
 """Layers of torch that are traced through: they call others, or are a function of tensors."""
 _OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, InTraining)

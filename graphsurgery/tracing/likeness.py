@@ -20,6 +20,7 @@ from graphsurgery.errors import TraceError, one_line
 from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -319,7 +320,7 @@ class Likeness:
 
         for module in self.model.modules():
             for parameter in module._parameters.values():
-                if parameter is not None and parameter.is_floating_point():
+                if parameter is not None and holds_numbers(parameter):
                     # New memory: the old is that of the model.
                     parameter.data = moved(parameter.detach())
         return tuple(moved(t) if t.is_floating_point() else t for t in x)
@@ -337,6 +338,12 @@ def _run(module: Callable[..., Any], x: Sequence[Tensor]) -> list[Tensor]:
     return list(run(module, [t.clone() for t in x], 0).values())
 
 
+def _weighed(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The sum of an output, with a random weight for each number; of complex ones, for both of their parts."""
+    real = torch.view_as_real(output) if output.is_complex() else output
+    return (real * torch.randn(real.shape, generator=generator).to(real)).nan_to_num(0, 0, 0).sum()
+
+
 def _with_gradients(
     module: Callable[..., Any], x: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[float], Tensor]:
@@ -349,9 +356,9 @@ def _with_gradients(
         output = module(*(t * 1 if t.requires_grad else t for t in inputs))
         drawn = torch.get_rng_state()
         outputs = list(named_outputs(output).values())
-        trained = [t for t in outputs if t.requires_grad and t.is_floating_point()]
+        trained = [t for t in outputs if t.requires_grad and holds_numbers(t)]
         weights = torch.Generator().manual_seed(1)
-        total: Any = sum((t * torch.randn(t.shape, generator=weights).to(t)).nan_to_num(0, 0, 0).sum() for t in trained)
+        total: Any = sum(_weighed(t, weights) for t in trained)
         found: Any = [None] * len(asked)
         if isinstance(total, Tensor) and asked:
             found = torch.autograd.grad(total, asked, allow_unused=True)

@@ -7,7 +7,6 @@ module.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -18,100 +17,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
 
-from graphsurgery.errors import TraceError
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.records import ends, held_by, is_record
 from graphsurgery.network.training_only import draw_alike
+from graphsurgery.tracing.attention import LoweredAttention
 from graphsurgery.tracing.modes import FLAG
-
-
-class LoweredAttention(nn.Module):
-    """`nn.MultiheadAttention` written with plain layers, over the same parameters; it is traced through."""
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.heads = attention.num_heads
-        self.width = attention.embed_dim
-        self.batch_first = attention.batch_first
-        # torch's transformer layers look at these two before they choose a fused kernel; so they choose none.
-        self.in_proj_bias = None
-        self._qkv_same_embed_dim = False
-        self.dropout = nn.Dropout(attention.dropout) if attention.dropout else None
-        self.packed = attention.in_proj_weight is not None
-        self.q_proj: nn.Linear
-        self.k_proj: nn.Linear
-        self.v_proj: nn.Linear
-        if self.packed:
-            self.in_proj = _linear(attention.in_proj_weight, attention.in_proj_bias)
-        else:
-            self.q_proj = _linear(attention.q_proj_weight, None)
-            self.k_proj = _linear(attention.k_proj_weight, None)
-            self.v_proj = _linear(attention.v_proj_weight, None)
-        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`: `[batch, tokens, channels]` in and out."""
-        if key_padding_mask is not None:
-            raise TraceError("nn.MultiheadAttention with a key_padding_mask is not supported")
-        if attn_mask is not None:
-            attn_mask = self._added(attn_mask, query)
-        q, k, v = (self._heads(x) for x in self._project(query, key, value))
-        weights = None
-        if self.dropout is None and not need_weights:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        else:
-            scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(self.width // self.heads))
-            weights = torch.softmax(scores if attn_mask is None else scores + attn_mask, -1)
-            mixed = torch.matmul(weights if self.dropout is None else self.dropout(weights), v)
-            weights = weights.mean(1) if average_attn_weights else weights
-        joined = mixed.transpose(1, 2).flatten(2)
-        output = self.out_proj(joined)
-        return output if self.batch_first else output.transpose(0, 1), weights if need_weights else None
-
-    def _added(self, mask: Tensor, like: Tensor) -> Tensor:
-        """What a mask adds to the scores; where a mask of booleans is True, a key is out of sight."""
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
-        return mask.unflatten(0, (-1, self.heads)) if mask.dim() == 3 else mask
-
-    def _project(self, query: Any, key: Any, value: Any) -> tuple[Tensor, ...]:
-        same = query is key and key is value
-        if not self.batch_first:
-            query = query.transpose(0, 1)
-            key = query if same else key.transpose(0, 1)
-            value = query if same else value.transpose(0, 1)
-        if not self.packed:
-            return self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        if same:
-            return torch.split(self.in_proj(query), [self.width] * 3, -1)
-        sources, pieces = (query, key, value), []
-        for index, source in enumerate(sources):
-            rows = slice(index * self.width, (index + 1) * self.width)
-            bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
-            pieces.append(F.linear(source, self.in_proj.weight[rows], bias))
-        return tuple(pieces)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """`[batch, tokens, heads · d]` to `[batch, heads, tokens, d]`."""
-        return x.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
-
-
-def _linear(weight: Any, bias: Any) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight, layer.bias = weight, bias
-    return layer
+from graphsurgery.tracing.quotients import whole_quotient
 
 
 def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:
@@ -136,9 +49,7 @@ def _lowered(module: nn.Module) -> nn.Module | None:
     """The plainer form of a module, if it has one."""
     kind = type(module)
     if isinstance(module, nn.MultiheadAttention):
-        extended = module.bias_k is not None or module.add_zero_attn
-        unpacked = module.in_proj_weight is None and module.in_proj_bias is not None
-        return None if extended or unpacked else LoweredAttention(module)
+        return LoweredAttention(module)
     if kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct") and kind.__module__.startswith("timm."):
         return _norm_and_activation(module)
     if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
@@ -176,12 +87,15 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         _torch_spelling(node)
         if node.op != "call_function":
             continue
+        whole_quotient(node)
         if node.target is torch._assert:
             graph.erase_node(node)
         elif is_record(node.target):
             _only_at_the_end(node)
         elif node.target in _OUT_OF_PLACE and _may_be_new(root, node):
             node.target = _OUT_OF_PLACE[node.target]
+        elif node.target is F.pairwise_distance:
+            _distance(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
         elif node.target is torchvision.ops.stochastic_depth:
@@ -192,6 +106,22 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
         if not node.users and node.target is not hold and (default or plain):
             graph.erase_node(node)
+
+
+def _distance(node: fx.Node) -> None:
+    """The distance of two tensors becomes the norm of what lies between them, as torch computes it."""
+    a, b = (_argument(node, position, name, None) for position, name in ((0, "x1"), (1, "x2")))
+    p, eps, keepdim = (
+        _argument(node, position, name, default)
+        for position, name, default in ((2, "p", 2.0), (3, "eps", 1e-6), (4, "keepdim", False))
+    )
+    between = a.meta["value"] - b.meta["value"]
+    with node.graph.inserting_before(node):
+        parts = [node.graph.call_function(operator.sub, (a, b))]
+        parts.append(node.graph.call_function(operator.add, (parts[0], eps)))
+    for part in parts:
+        part.meta["value"] = between
+    node.target, node.args, node.kwargs = torch.norm, (parts[1], p, -1, keepdim), {}
 
 
 def _only_at_the_end(node: fx.Node) -> None:
@@ -218,8 +148,11 @@ def _may_be_new(root: nn.Module, node: fx.Node) -> bool:
 
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
-_BEHIND: dict[Any, Any] = {getattr(torch._C._VariableFunctions, name): getattr(torch, name) for name in ("meshgrid",)}
-"""Functions of torch's core that are recorded where the public one is given its tensors in a list."""
+_BEHIND: dict[Any, Any] = {
+    torch._C._VariableFunctions.meshgrid: torch.meshgrid,  # type: ignore[attr-defined]
+    torch._C._nn.pad: F.pad,
+}
+"""Functions of torch's core that are recorded where the public one is given its tensors in a list, or sizes alone."""
 
 
 def _torch_spelling(node: fx.Node) -> None:

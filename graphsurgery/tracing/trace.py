@@ -14,6 +14,7 @@ from graphsurgery.graph import InputSpec, ModelGraph, have_batch
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.following.questions import may_stand_in
 from graphsurgery.tracing.following.tracer import UnfollowedError, ValueTracer
 from graphsurgery.tracing.leaves import plain
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
@@ -142,6 +143,8 @@ class _Traces:
         self.only_evaluating: list[str] = []
         self.spelled_out: list[str] = []
         self.lines: list[str] = []
+        self.symbolic: set[tuple[str, str]] = set()
+        self.held: set[tuple[str, str]] = set()
 
     def both_modes(self) -> fx.Graph:
         """One graph that follows `train()` and `eval()`."""
@@ -156,7 +159,11 @@ class _Traces:
             return graph
 
     def _follow(self, *, training: bool) -> tuple[fx.Graph, list[str]]:
-        """A trace in one mode, and the lines of the model that asked for the mode."""
+        """A trace in one mode, and the lines of the model that asked for the mode.
+
+        What the model asked of sizes by `int` and `float` stays computed in a second trace, if that succeeds.
+        """
+        tried: set[tuple[str, str]] = set()
         while True:
             skeleton = meta_copy(self.model, self.twins)
             parts = modules_of(skeleton)
@@ -170,13 +177,21 @@ class _Traces:
                 strict=self.strict,
                 opaque=self.opaque,
                 identities=self.identities,
+                symbolic=self.symbolic,
             )
             try:
                 graph = tracer.follow(skeleton)
             except UnfollowedError as cause:
+                if tried:
+                    self.symbolic, self.held, tried = self.symbolic - tried, self.held | tried, set()
+                    continue
                 if not cause.path or training:
                     raise
                 self.opaque[cause.path] = str(cause)
+                continue
+            tried = {asked for asked in tracer.conversions - self.symbolic - self.held if may_stand_in(*asked)}
+            if tried:
+                self.symbolic |= tried
                 continue
             self.identities = tracer.identities
             self.spelled_out += tracer.spelled_out

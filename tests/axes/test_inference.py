@@ -63,7 +63,7 @@ def test_the_name_of_a_space_that_is_not_there():
     [
         (lambda net, x: net.b(torch.fft.hfft(net.a(x), 8)), "fft_hfft", "Fourier-transformed"),
         (lambda net, x: net.b(torch.renorm(net.a(x), 2, 1, 1.0)), "renorm", "no rule for renorm"),
-        (lambda net, x: net.b(net.bilinear(net.a(x), net.a(x))), "bilinear", "no rule for Bilinear"),
+        (lambda net, x: net.b(torch.cdist(net.a(x), net.a(x)) @ net.a(x)), "cdist", "no rule for cdist"),
         (lambda net, x: net.b(net.a(x)) + net.a(x)[:, 3][:, None], "getitem", "an axis that is indexed by a constant"),
         (lambda net, x: net.b(net.a(x)[:, torch.arange(7, -1, -1)]), "getitem", "looked up by indices"),
         (lambda net, x: net.b(net.a(x).flip(1)), "flip", "an axis that is flipped"),
@@ -73,7 +73,7 @@ def test_the_name_of_a_space_that_is_not_there():
     ],
 )  # fmt: skip
 def test_what_cannot_be_typed_freezes_and_says_why(forward, node, reason):
-    graph = graph_of(forward, 4, a=nn.Linear(4, 8), b=nn.Linear(8, 2), bilinear=nn.Bilinear(8, 8, 8))
+    graph = graph_of(forward, 4, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
     assert [s.name for s in graph.spaces] == []
     assert graph.frozen[0].node == node
     assert reason in graph.frozen[0].reason

@@ -6,11 +6,14 @@ Importing this package fills `graphsurgery.axes.inference.RULES`.
 from graphsurgery.axes.rules import (
     contraction,
     creation,
+    embeddings,
     indexing,
     movement,
+    noise,
     norms,
     pointwise,
     reductions,
+    regions,
     sequences,
     spatial,
 )
@@ -18,11 +21,14 @@ from graphsurgery.axes.rules import (
 __all__ = [
     "contraction",
     "creation",
+    "embeddings",
     "indexing",
     "movement",
+    "noise",
     "norms",
     "pointwise",
     "reductions",
+    "regions",
     "sequences",
     "spatial",
 ]

@@ -54,8 +54,8 @@ def convolution(infer: Inference, input: TensorType) -> TensorType:
     weight, module = infer.parameter("weight"), infer.submodule
     assert weight is not None
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    groups = _groups(module.groups)
-    result = _convolve(infer, input, weight, infer.parameter("bias"), groups, module.stride, module.padding)
+    groups = groups_axis(module.groups)
+    result = convolve(infer, input, weight, infer.parameter("bias"), groups, module.stride, module.padding)
     infer.attribute("in_channels", input[len(input) - len(weight) + 1])
     infer.attribute("out_channels", weight[0])
     infer.attribute("groups", groups)
@@ -74,14 +74,14 @@ def convolution_function(
     groups: int = 1,
 ) -> TensorType:
     """The functional form, whose weight may itself be computed and whose groups are a literal."""
-    axis = _groups(groups)
-    result = _convolve(infer, input, weight, bias, axis, stride, padding)
+    axis = groups_axis(groups)
+    result = convolve(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
         infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
     return result
 
 
-def _groups(count: int) -> ax.Axis:
+def groups_axis(count: int) -> ax.Axis:
     """The axis of a convolution's groups; one group is no axis at all."""
     return ax.free(count) if count > 1 else ax.UNIT
 
@@ -126,7 +126,7 @@ def _scaled_from(size: Any) -> torch.fx.Node | None:
     return product.args[0] if isinstance(product.args[0], torch.fx.Node) else None
 
 
-def _convolve(
+def convolve(
     infer: Inference,
     input: TensorType,
     weight: TensorType,
@@ -179,7 +179,7 @@ def transposed_convolution(infer: Inference, input: TensorType, output_size: Any
     weight, module = infer.parameter("weight"), infer.submodule
     assert weight is not None
     assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    groups = _groups(module.groups)
+    groups = groups_axis(module.groups)
     output = _transposed(infer, input, weight, infer.parameter("bias"), groups, module.stride, module.padding)
     channel = len(input) - len(weight) + 1
     infer.attribute("in_channels", weight[0])
@@ -201,7 +201,7 @@ def transposed_convolution_function(
     dilation: Any = 1,  # noqa: ARG001
 ) -> TensorType:
     """The functional form, whose weight may itself be computed and whose groups are a literal."""
-    axis = _groups(groups)
+    axis = groups_axis(groups)
     result = _transposed(infer, input, weight, bias, axis, stride, padding)
     if groups > 1:
         infer.on_rebuild(lambda node, new: resize_argument(node, 6, "groups", new.size(axis)), sizes=(6, "groups"))
@@ -278,23 +278,32 @@ def outer(infer: Inference, input: TensorType, vec2: TensorType) -> TensorType: 
     return TensorType([input[0], vec2[0]])
 
 
-@rule(nn.Embedding)
-def embedding(infer: Inference, input: TensorType) -> TensorType:
-    """`weight [rows, channels]`: the rows are fixed, the channels are written."""
+@rule(nn.Bilinear)
+def bilinear(infer: Inference, input1: TensorType, input2: TensorType) -> TensorType:
+    """`x [..., a]`, `y [..., b]`, `weight [out, a, b]`."""
     weight = infer.parameter("weight")
     assert weight is not None
-    infer.fix(weight[0])
-    infer.writes(weight[1])
-    infer.attribute("embedding_dim", weight[1])
-    return TensorType([*input.axes, weight[1]])
+    infer.attribute("in1_features", input1[-1])
+    infer.attribute("in2_features", input2[-1])
+    infer.attribute("out_features", weight[0])
+    return bilinear_function(infer, input1, input2, weight, infer.parameter("bias"))
 
 
-@rule(F.embedding)
-def embedding_function(infer: Inference, input: TensorType, weight: TensorType, **options: Any) -> TensorType:  # noqa: ARG001
-    """The functional form."""
-    infer.freeze_axis("the rows of an embedding", weight[0])
-    infer.writes(weight[1])
-    return TensorType([*input.axes, weight[1]])
+@rule(F.bilinear)
+def bilinear_function(
+    infer: Inference, input1: TensorType, input2: TensorType, weight: TensorType, bias: TensorType | None = None
+) -> TensorType:
+    """The functional form; each input is summed over with an axis of the weight."""
+    for number, typed in enumerate((input1, input2)):
+        infer.unify(typed[-1], weight[number + 1])
+        infer.reads(number, len(typed) - 1, typed[-1], weight, number + 1)
+    for a, b in zip(input1.axes[:-1], input2.axes[:-1], strict=True):
+        infer.unify(a, b)
+    if bias is not None:
+        infer.unify(bias[0], weight[0])
+    infer.writes(weight[0])
+    infer.multiplies(*input1.axes[:-1], *weight.axes)
+    return input1.replace(-1, weight[0])
 
 
 @rule(torch.einsum)

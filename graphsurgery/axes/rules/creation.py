@@ -21,28 +21,36 @@ def like(infer: Inference, input: TensorType, *others: Any, **options: Any) -> T
     return TensorType(input.axes)
 
 
+@rule(torch.tensor, torch.as_tensor, torch.scalar_tensor)
+def written(infer: Inference, data: Any, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Numbers in a tensor; of a tensor, what it is."""
+    return (
+        TensorType(data.axes) if isinstance(data, TensorType) else TensorType([ax.fixed(n) for n in infer.value.shape])
+    )
+
+
 @rule(torch.zeros, torch.ones, torch.empty)
 def constant(infer: Inference, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes are given one by one, or as one sequence."""
-    return _of_sizes(infer, 0, spread=True)
+    return of_sizes(infer, 0, spread=True)
 
 
 @rule(torch.full)
 def filled(infer: Inference, size: Any, fill_value: float, **options: Any) -> TensorType:  # noqa: ARG001
     """Sizes are a sequence."""
-    return _of_sizes(infer, 0, spread=False)
+    return of_sizes(infer, 0, spread=False)
 
 
 @rule("new_zeros", "new_ones", "new_empty")
 def new_constant(infer: Inference, input: TensorType, *size: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """As `constant`, with the dtype of another tensor."""
-    return _of_sizes(infer, 1, spread=True)
+    return of_sizes(infer, 1, spread=True)
 
 
 @rule("new_full")
 def new_filled(infer: Inference, input: TensorType, size: Any, fill_value: float, **options: Any) -> TensorType:  # noqa: ARG001
     """As `filled`, with the dtype of another tensor."""
-    return _of_sizes(infer, 1, spread=False)
+    return of_sizes(infer, 1, spread=False)
 
 
 @rule("new_tensor")
@@ -57,7 +65,7 @@ def mask_of_positions(infer: Inference, like: TensorType, *sizes: Any) -> Any:  
     return infer.untyped()
 
 
-def _of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:
+def of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:
     """A free axis for every size, which stand from argument number `position` on."""
     axes = [ax.free(n) if n > 1 else ax.UNIT for n in infer.value.shape]
     get, put = _sizes_at(position, spread)

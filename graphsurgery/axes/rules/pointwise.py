@@ -147,3 +147,10 @@ def boundary(infer: Inference, x: Any) -> Any:  # noqa: ARG001
     if isinstance(x, Mapping):
         return {key: TensorType(typed.axes) for key, typed in x.items()}
     return TensorType(x.axes)
+
+
+@rule(torch.broadcast_tensors)
+def broadcast_tensors(infer: Inference, *tensors: Any) -> tuple[TensorType, ...]:
+    """Tensors laid over each other, given one by one or as one sequence."""
+    every = tensor_types(tensors)
+    return (broadcast(infer, *every),) * len(every)

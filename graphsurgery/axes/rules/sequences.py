@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
@@ -89,14 +90,14 @@ def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **optio
     return TensorType(input.axes)
 
 
-_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
+_GATES: dict[type, int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
 
-@rule(*_GATES)
-def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
+@rule(nn.LSTM, nn.GRU, nn.RNN)
+def recurrent(infer: Inference, input: Any, hx: Any = None) -> Any:
     """`x [..., in]`; `weight_ih [gates·h, in]`, `weight_hh [gates·h, h]`; all layers and directions share h.
 
-    The hidden units also read each other, inside the layer and out of reach of gates, so they are mixed.
+    The hidden units also read each other, by `weight_hh`, inside the layer and out of reach of gates.
     """
     module = infer.submodule
     assert isinstance(module, nn.RNNBase)
@@ -104,28 +105,79 @@ def recurrent(infer: Inference, input: TensorType, hx: Any = None) -> Any:
         raise Clash("projections of the hidden units")
     hidden, directions = ax.free(module.hidden_size), 2 if module.bidirectional else 1
     gates = ax.product([ax.fixed(_GATES[type(module)]), hidden])
-    output = input[-1]
+    data = input if isinstance(input, TensorType) else input[0]
+    output = data[-1]
     for layer in range(module.num_layers):
         for direction in ("", "_reverse")[:directions]:
-            _layer(infer, f"l{layer}{direction}", output, hidden, gates, own=layer > 0)
+            # What is packed is no tensor that a factor could be put in front of.
+            _layer(infer, f"l{layer}{direction}", output, hidden, gates, own=layer > 0 or data is not input)
         output = ax.concat([hidden] * directions)
-    infer.attribute("input_size", input[-1])
+    infer.attribute("input_size", data[-1])
     infer.attribute("hidden_size", hidden)
-    infer.mixes(hidden, "recurrence")
     return _results(infer, input, output, hidden, hx)
 
 
-def _results(infer: Inference, input: TensorType, output: Axis, hidden: Axis, hx: Any) -> Any:
+@rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+def cell(infer: Inference, input: TensorType, hx: Any = None) -> Any:
+    """One step of a recurrent layer: `x [..., in]` and states `[..., h]` to states."""
+    hidden = ax.free(infer.submodule.hidden_size)  # type: ignore[arg-type]
+    gates = ax.product([ax.fixed(_GATES[type(infer.submodule)]), hidden])
+    weight, recurrent = infer.parameter("weight_ih"), infer.parameter("weight_hh")
+    assert weight is not None
+    assert recurrent is not None
+    infer.tie("weight_ih", gates, input[-1])
+    infer.tie("weight_hh", gates, hidden)
+    infer.tie("bias_ih", gates)
+    infer.tie("bias_hh", gates)
+    infer.writes(gates)
+    infer.multiplies(gates, input[-1])
+    infer.multiplies(gates, hidden)
+    infer.reads(0, len(input) - 1, input[-1], weight, 1)
+    # The states also go on by themselves, so a factor in front of the cell is none on its weight.
+    infer.reads_inside(hidden, recurrent, 1)
+    infer.attribute("input_size", input[-1])
+    infer.attribute("hidden_size", hidden)
+    typed = input.replace(-1, hidden)
+    for given in tensor_types(hx):
+        for own, axis in zip(given.axes, typed.axes, strict=True):
+            infer.unify(own, axis)
+    return (typed, typed) if isinstance(infer.submodule, nn.LSTMCell) else typed
+
+
+def _results(infer: Inference, input: Any, output: Axis, hidden: Axis, hx: Any) -> Any:
     """All outputs, and the last states, whose type those at the start have too."""
     outputs, last = infer.value
     states = [last] if isinstance(last, Tensor) else list(last)
-    batch = [] if len(input) == 2 else [input[0] if infer.submodule.batch_first else input[1]]
+    if isinstance(input, TensorType):
+        batch = [] if len(input) == 2 else [input[0] if infer.submodule.batch_first else input[1]]
+    else:
+        batch = [ax.fixed(states[0].shape[1])]
     typed = TensorType([ax.fixed(states[0].shape[0]), *batch, hidden])
     for given in tensor_types(hx):
         for own, axis in zip(given.axes, typed.axes, strict=True):
             infer.unify(own, axis)
+    ends: Any = typed if isinstance(last, Tensor) else tuple(typed for _ in states)
+    if not isinstance(input, TensorType):
+        return (input[0].replace(-1, output), *input[1:]), ends
     assert len(outputs.shape) == len(input)
-    return input.replace(-1, output), typed if isinstance(last, Tensor) else tuple(typed for _ in states)
+    return input.replace(-1, output), ends
+
+
+@rule(pack_padded_sequence)
+def packed(infer: Inference, input: TensorType, lengths: Any, *others: Any, **options: Any) -> tuple[Any, ...]:  # noqa: ARG001
+    """The tokens of all sequences, one after the other; which they are is a matter of positions."""
+    infer.freeze_axis("an axis of sequences that are packed", *input.axes[:2])
+    data, *rest = infer.value
+    axes = [ax.fixed(data.shape[0]), *input.axes[2:]]
+    return (TensorType(axes), *(t if t is None else TensorType([ax.fixed(n) for n in t.shape]) for t in rest))
+
+
+@rule(pad_packed_sequence)
+def unpacked(infer: Inference, sequence: Any, *others: Any, **options: Any) -> tuple[TensorType, TensorType]:  # noqa: ARG001
+    """The sequences as rows again, and their lengths."""
+    padded, lengths = infer.value
+    axes = [*(ax.fixed(n) for n in padded.shape[:2]), *sequence[0].axes[1:]]
+    return TensorType(axes), TensorType([ax.fixed(n) for n in lengths.shape])
 
 
 def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axis, *, own: bool) -> None:
@@ -138,6 +190,8 @@ def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axi
     infer.tie(f"bias_ih_{suffix}", gates)
     infer.tie(f"bias_hh_{suffix}", gates)
     infer.writes(gates)
+    infer.multiplies(gates, source)
+    infer.multiplies(gates, hidden)
     infer.reads_inside(hidden, recurrent, 1)
     if own:
         infer.reads_inside(source, weight, 1)

@@ -23,6 +23,7 @@ from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
+from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.records import opened
 from graphsurgery.onnx.exporting.plain import make_plain
@@ -108,6 +109,9 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     Raises:
         SurgeryError: the exporter gives nothing. Its own errors pass through.
     """
+    packing = next((node for node in graph.module.graph.nodes if node.target in STAND_INS), None)
+    if packing is not None:
+        raise SurgeryError(f"{packing.name}: ONNX has no packed sequences; give the layer padded ones, without lengths")
     # A batch of one would be taken for a constant.
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     _give_tensors(network.module, _given(graph))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
+from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.values import is_foreign, run_on_numbers
 
 
@@ -92,7 +94,7 @@ class _Counting(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.extra_traceback = False
-        self.counter = FlopCounterMode(display=False)
+        self.counter = FlopCounterMode(display=False, custom_mapping=_operations())
         self.macs: dict[fx.Node, int] = {}
         _open_foreign(module, self.counter)
 
@@ -101,6 +103,18 @@ class _Counting(fx.Interpreter):
         result = super().run_node(n)
         self.macs[n] = (self.counter.get_total_flops() - before) // 2
         return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_function(STAND_INS.get(target, target), args, kwargs)
+
+
+def _operations() -> dict[Any, Any]:
+    """What torch's counter does not know: twice the multiply-accumulates of an operator, by the shapes it is given."""
+
+    def of_weight(x: Any, weight: Any, *others: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
+        return 2 * prod(out_shape) * prod(weight[1:])
+
+    return {torch.ops.torchvision.deform_conv2d: of_weight, torch.ops.aten._trilinear: of_weight}
 
 
 def _open_foreign(shadow: Any, counter: FlopCounterMode) -> None:

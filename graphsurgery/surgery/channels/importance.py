@@ -160,7 +160,7 @@ class _Norm(_Criterion):
         rows = tensor.flatten(1)
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         for block in rows.split(max(1, 2**18 // rows.shape[1])):
-            total += (block.square() if self.order == 2 else block.abs()).sum(0)
+            total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
         return total.reshape(tensor.shape[1], -1).sum(1)
 
     def _norms(self, tensor: Tensor, count: int) -> Tensor:

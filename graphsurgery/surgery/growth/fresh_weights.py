@@ -11,6 +11,7 @@ from torch import Tensor
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.surgery.growth.shares import first_of_each
 from graphsurgery.surgery.remap import follow, gather, rebuild
 
@@ -37,7 +38,7 @@ def padded(graph: ModelGraph, edit: Edit, record: Mapping[str, Any], seed: int) 
     drawn = reinitialized(wide, seed).tensors()
     for name, tensor in wide.tensors().items():
         typed = graph.types.parameters.get(graph.types.canonical[name])
-        if typed is not None and tensor.is_floating_point():
+        if typed is not None and holds_numbers(tensor):
             with torch.no_grad():
                 tensor.copy_(torch.where(_old_block(edit, typed, tensor), tensor, drawn[name]))
     return follow(graph, wide, edit)
@@ -68,7 +69,7 @@ def next_layers(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
             (n for n, _ in parameters[place + 1 :] if old[n].shape == old[name].shape and n.rpartition(".")[2] == kind),
             None,
         )
-        if later is None or not old[name].is_floating_point():
+        if later is None or not holds_numbers(old[name]):
             continue
         values = gather(edit, typed, old[later].detach(), typed.reads)
         for index, axis in enumerate(typed.axes):

@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.layers import either, scale_axis, weigh
 from graphsurgery.network.operators import spellings
 from graphsurgery.network.training_only import InTraining
@@ -280,7 +281,7 @@ class _Through:
             return None
         if node.op == "get_attr":
             value = node.meta["value"]
-            trained = isinstance(value, Tensor) and value.is_floating_point() and self._is_parameter(node)
+            trained = isinstance(value, Tensor) and holds_numbers(value) and self._is_parameter(node)
             return (Change(str(node.target), ZERO),) if trained else None
         if node.op == "call_module":
             leaf = self.module.get_submodule(str(node.target))

@@ -20,7 +20,7 @@ WEIGHED = frozenset(
 )  # fmt: skip
 """Operators that mix indices and keep their result when copies count by their shares."""
 
-INDIFFERENT = frozenset({"maximum", "recurrence"})
+INDIFFERENT = frozenset({"maximum"})
 """Operators that give the same however often an index is there, or mix by weights of their own."""
 
 

@@ -22,6 +22,7 @@ from graphsurgery.axes.inference import RULES
 from graphsurgery.axes.rules import contraction, indexing, movement, norms, pointwise, reductions, spatial
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
+from graphsurgery.network.dtypes import holds_numbers, in_double
 from graphsurgery.network.paths import map_values
 from graphsurgery.surgery.deviation import double
 
@@ -94,7 +95,7 @@ def _followed(graph: ModelGraph, nodes: Collection[str] | None) -> _Following:
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return in_double(tensor)
 
 
 def _pads(padding: Any) -> bool:
@@ -187,8 +188,9 @@ class _Following(fx.Interpreter):
         """
 
         def number(value: Tensor, varies: Tensor) -> Tensor:
-            if value.is_floating_point():
-                return (varies | (value != 0) if bordered else varies).double()
+            if holds_numbers(value):
+                moved = varies | (value != 0) if bordered else varies
+                return moved.to(torch.complex128 if value.is_complex() else torch.float64)
             if bool(varies.any()):
                 raise ValueError("an index that depends on the input")
             return value

@@ -11,6 +11,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
 from graphsurgery.surgery.remap import rebuild
 
@@ -48,7 +49,7 @@ def average(graphs: Sequence[ModelGraph], weights: Sequence[float] | None = None
         found = [t[n[typed.name]].detach().to(old.device) for t, n in zip(tensors, names, strict=True)]
         if any(t.shape != old.shape for t in found):
             raise SurgeryError(f"average: {typed.name} has different shapes in the parents")
-        if not old.is_floating_point():
+        if not holds_numbers(old):
             return old.clone()
         return torch.einsum("n,n...->...", (shares / shares.sum()).to(old), torch.stack(found))
 

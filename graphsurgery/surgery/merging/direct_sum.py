@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes.algebra import Dim, dims_of, resolve
-from graphsurgery.axes.types import Mixing, Typing, tensor_types
+from graphsurgery.axes.types import Access, Mixing, Typing, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.network.paths import place_of
@@ -97,7 +98,8 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
         if not separable(graph, mixing) and any(dim in summed for dim in dims_of(mixing.axis)):
             raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
-        if not access.weighted and any(dim in summed for dim in dims_of(access.axis)):
+        apart = access.weighted or _reads_itself(access)  # blocks of weights keep the streams apart
+        if not apart and any(dim in summed for dim in dims_of(access.axis)):
             raise _MixesError(f"{place_of(access.node)}: a product over channels would mix the parents' streams")
     for access in types.writers:
         free = [any(dim in summed for dim in term) for term in resolve(access.axis)]
@@ -140,6 +142,9 @@ def _state(
         if not all(same_everywhere(name) for name in weights if not _is_beside(types, name, summed)):
             raise _refusal(node, "has one weight for the streams of all parents")
         return _State.BESIDE
+    bends = any(_reads_itself(access) for access in types.readers if access.node is node)
+    if bends and (_State.BESIDE in sources or not all(same_everywhere(name) for name in weights)):
+        raise _refusal(node, "is not linear in what it reads and in its weights")
     if _State.BESIDE in sources:
         if _hands_on(node) or node.target is operator.getitem or any(a.node is node for a in types.readers):
             return _State.MEAN
@@ -154,6 +159,11 @@ def _state(
     raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
 
 
+def _reads_itself(access: Access) -> bool:
+    """Whether a layer reads what it has written, by weights of its own, as a recurrent one does."""
+    return access.value is None and access.weight is not None
+
+
 def _is_beside(types: Typing, name: str, summed: set[Dim]) -> bool:
     """Whether the parents stand side by side in a parameter."""
     return any(dim in summed for axis in types.parameters[name].axes for dim in dims_of(axis))
@@ -163,7 +173,7 @@ def _weights(module: fx.GraphModule, types: Typing, node: fx.Node) -> list[str]:
     if node.op != "call_module":
         return []
     leaf = module.get_submodule(str(node.target))
-    names = [n for n, t in (*leaf.named_parameters(), *leaf.named_buffers()) if t.is_floating_point()]
+    names = [n for n, t in (*leaf.named_parameters(), *leaf.named_buffers()) if holds_numbers(t)]
     return [types.canonical[f"{node.target}.{name}"] for name in names]
 
 

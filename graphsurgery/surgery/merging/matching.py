@@ -16,6 +16,7 @@ from graphsurgery.network.paths import place_of
 _SIZES = frozenset(
     {
         "in_channels", "out_channels", "groups", "num_features", "in_features", "out_features", "normalized_shape",
+        "input_size", "hidden_size", "in1_features", "in2_features",
         "segments", "num_channels", "num_groups", "channels", "embedding_dim", "num_parameters", "training", "inplace",
     }
 )  # fmt: skip

@@ -11,6 +11,7 @@ from graphsurgery.axes.algebra import Axis, Dim, Term, dims_of, resolve, term_si
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.surgery.kept_numbers import numbers_of
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
 
@@ -98,7 +99,7 @@ class Family:
         tensors = [t.to(first.device) for t in self.tensors(typed.name)]
         sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
         if not sides:
-            return _mean(tensors) if first.is_floating_point() else first.clone()
+            return _mean(tensors) if holds_numbers(first) else first.clone()
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
         averaged = all(self._is_read_whole(typed, index) for index in sides)
         if not averaged:

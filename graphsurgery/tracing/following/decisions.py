@@ -30,14 +30,20 @@ class HoldingTracer(DecidingTracer):
 
     Attributes:
         spelled_out: the lines that wrote sizes into texts, where that is none.
+        conversions: the files of the model, by the names of their modules, that asked for a size by `int` or `float`.
     """
 
     def __init__(self, *, strict: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.strict = strict
         self.spelled_out: list[str] = []
+        self.conversions: set[tuple[str, str]] = set()
         self._decisions: set[fx.Node] = set()
         self._indices: list[tuple[fx.Proxy, int, int, str]] = []
+
+    def converted(self, name: str, frame: FrameType) -> None:
+        """A file of the model asked for a number of Python."""
+        self.conversions.add((str(frame.f_globals.get("__name__")), name))
 
     def spelled(self, proxy: fx.Proxy) -> None:
         """The model wrote a size into a text."""

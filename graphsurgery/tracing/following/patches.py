@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from torch.fx import _symbolic_trace as fx_trace
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
-from graphsurgery.tracing.following.proxies import is_instance, value_of
-from graphsurgery.tracing.shifted_windows import REPLACEMENTS
+from graphsurgery.tracing import attention, shifted_windows
+from graphsurgery.tracing.following import numpy_calls
+from graphsurgery.tracing.following.proxies import held, is_instance, value_of
 
+_MISSING: Any = object()
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "eye",
     "tril_indices", "triu_indices", "finfo", "iinfo",
@@ -27,6 +30,15 @@ _FACTORIES = (
 _LAYERS = str(Path(nn.modules.__file__).parent)
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal")
 """Factories that draw: recorded even where nothing that they are given comes from an input."""
+_COPYING, _KEEPING = torch.tensor, torch.as_tensor
+"""What a forward makes of an array, and what a graph makes of the constant that this becomes."""
+_SIZED_METHODS = (
+    "expand", "view", "reshape", "repeat", "tile", "narrow", "roll", "unflatten", "select", "split", "chunk", "unfold",
+    "as_strided", "repeat_interleave", "broadcast_to", "new_zeros", "new_ones", "new_full", "new_empty", "__getitem__",
+)  # fmt: skip
+"""Methods of tensors that take sizes: recorded of a tensor that the forward makes, where a size comes from an input."""
+_ARRAYS = ("arange", "linspace", "logspace", "geomspace", "zeros", "ones", "full", "empty", "eye", "tri", "indices")
+"""Functions that make arrays of NumPy, which hold no sizes that follow an input: those that they are given are held."""
 
 
 class Recorder:
@@ -47,7 +59,8 @@ class Recorder:
     def patched(self) -> Iterator[None]:
         """Record tensor factories that are given proxies, and follow functions that fx would keep whole.
 
-        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`).
+        Some functions of torchvision that decide by sizes are followed in another form (`shifted_windows`), and torch's
+        transformers in the one that training takes (`attention`).
         """
         get_overridable_functions()  # torch keeps the list that it makes at the first call: not one of the replacements
         wrapped = dict(fx_trace._wrapped_fns_to_patch)
@@ -55,8 +68,14 @@ class Recorder:
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
         draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
         asked = (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor))
-        replacements = [*factories, *draws, asked, *REPLACEMENTS]
-        originals = [(home, name, getattr(home, name)) for home, name, _ in replacements]
+        # Distributions look at the values of their parameters, unless they are told not to, and at their sizes.
+        distribution = torch.distributions.Distribution
+        trusting = [(distribution, "_validate_args", False), (distribution, "_extended_shape", _extended_shape)]
+        replacements = [*trusting, *factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.REPLACEMENTS]
+        methods = [(Tensor, name, self._recording_method(getattr(Tensor, name))) for name in _SIZED_METHODS]
+        arrays = [(np, name, _held(getattr(np, name))) for name in _ARRAYS]
+        replacements += [*methods, *arrays]
+        originals = [(home, name, vars(home).get(name, _MISSING)) for home, name, _ in replacements]
         for home, name, function in replacements:
             setattr(home, name, function)
         apply = torch.autograd.Function.__dict__["apply"]
@@ -66,7 +85,10 @@ class Recorder:
         finally:
             torch.autograd.Function.apply = apply
             for home, name, original in originals:
-                setattr(home, name, original)
+                if original is _MISSING:
+                    delattr(home, name)
+                else:
+                    setattr(home, name, original)
             fx_trace._wrapped_fns_to_patch.update(wrapped)
 
     def _recording(self, original: Callable[..., Any], *, always: bool = False) -> Callable[..., Any]:
@@ -74,10 +96,24 @@ class Recorder:
             if not self._asleep() and (always or _has_proxies(args, kwargs)):
                 if _makes_a_layer(sys._getframe(1)):
                     return _without_values(original, args, kwargs)
-                return self._record(original, args, kwargs)
+                copies = original is _COPYING and bool(args) and isinstance(args[0], np.ndarray)
+                return self._record(_KEEPING if copies else original, args, kwargs)
             return original(*args, **kwargs)
 
         return factory
+
+    def _recording_method(self, original: Any) -> Callable[..., Any]:
+        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not self._asleep() and (args or kwargs) and _has_proxies(args, kwargs):
+                return self._record_method(original.__name__, tensor, args, kwargs)
+            return original(tensor, *args, **kwargs)
+
+        return method
+
+    def _record_method(self, name: str, tensor: Tensor, args: Any, kwargs: Any) -> Any:
+        if name == "__getitem__":
+            return self._record(operator.getitem, (tensor, *args), {})
+        return self._record(name, (tensor, *args), kwargs)
 
     def _applying(self, original: Any) -> Callable[..., Any]:
         def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,6 +133,22 @@ def _without_values(factory: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """What a factory makes, on the meta device."""
     plain = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
     return factory(*plain[0], **{**plain[1], "device": "meta"})
+
+
+def _extended_shape(distribution: torch.distributions.Distribution, sample_shape: Any = ()) -> Any:
+    """The shape of samples, as a tuple that may hold sizes which follow the input."""
+    return (*sample_shape, *distribution._batch_shape, *distribution._event_shape)
+
+
+def _held(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of NumPy that is given numbers where it is given sizes; the sizes are decided."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if not _has_proxies(args, kwargs):
+            return original(*args, **kwargs)
+        return numpy_calls.of_sequences(original, args, kwargs, held)
+
+    return function
 
 
 def _has_proxies(args: Any, kwargs: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError
+from graphsurgery.tracing.following import numpy_calls
 
 LITERALS = frozenset({bool, int, float, str, type(None)})
 """Types of arguments that stand in a graph as they are."""
@@ -42,6 +43,10 @@ class DecidingTracer(fx.Tracer):
 
     def settle(self, frame: FrameType) -> None:
         """A frame calls a function of torch, which has handed over."""
+        raise NotImplementedError
+
+    def converted(self, name: str, frame: FrameType) -> None:
+        """A frame calls `int` or `float`, which can give nothing but a number of Python."""
         raise NotImplementedError
 
     def spelled(self, proxy: fx.Proxy) -> None:
@@ -130,16 +135,26 @@ class ValueProxy(fx.Proxy):
         return operator.index(value)
 
     def __int__(self) -> int:
+        self.tracer.converted("int", sys._getframe(1))
         return int(self._decided())
 
     def __float__(self) -> float:
+        self.tracer.converted("float", sys._getframe(1))
         return float(self._decided())
 
     def __complex__(self) -> complex:
         return complex(self._decided())
 
     def __round__(self, digits: int | None = None) -> Any:
-        return round(self._decided(), digits)
+        self._number()
+        more = () if digits is None else (digits,)
+        return self.tracer.create_proxy("call_function", round, (self, *more), {})
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return numpy_calls.of_numbers(ufunc, method, inputs, options, held)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return numpy_calls.of_sequences(function, args, kwargs, held)
 
     def __trunc__(self) -> int:
         return int(self._decided())
@@ -244,6 +259,11 @@ def value_of(proxy: fx.Proxy) -> Any:
     return proxy.node.meta["value"]
 
 
+def held(proxy: ValueProxy) -> Any:
+    """The number that a proxy stands for, which the graph then holds."""
+    return proxy._decided()
+
+
 def proxy_of(node: fx.Node, tracer: DecidingTracer) -> ValueProxy:
     """The proxy for a node that has its value."""
     value = node.meta["value"]
@@ -279,6 +299,13 @@ def _plainly(proxy: ValueProxy) -> Any:
 
 def _is_proxy(candidate: Any) -> bool:
     return issubclass(type(candidate), ValueProxy)
+
+
+def converted(kind: type, *args: Any) -> Any:
+    """As `int` and `float`, but of a size what is computed from it: a number that follows the input."""
+    if len(args) == 1 and _is_proxy(args[0]) and _is_number(value_of(args[0])):
+        return args[0].tracer.create_proxy("call_function", kind, args, {})
+    return kind(*args)
 
 
 def is_callable(candidate: Any) -> bool:

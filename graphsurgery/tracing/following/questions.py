@@ -1,17 +1,19 @@
-"""Questions that Python answers without asking: `isinstance(x, Tensor)`, `type(x)`, `callable(x)`, and cached results.
+"""Questions that Python answers without asking: `isinstance(x, Tensor)`, `type(x)`, `int(n)`, and cached results.
 
 During a trace they are answered of the value that a proxy stands for, wherever a model or a library that it uses asks.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from graphsurgery.tracing.following.proxies import is_callable, is_instance, type_of
+from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, type_of
 
 _MISSING: Any = object()
 _MODULE = type(sys)
@@ -49,11 +51,71 @@ class TypeOf(metaclass=_AnswersTruly):
 _ANSWERS = {"isinstance": is_instance, "type": TypeOf, "callable": is_callable}
 
 
+class _Converts(type):
+    """The class of what stands for `int` and `float`: those types to `isinstance`; calls follow sizes."""
+
+    kind: type
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.kind(*args, **kwargs) if kwargs else converted(cls.kind, *args)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.kind)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.kind)
+
+
+class IntOf(metaclass=_Converts):
+    """Stands for `int`: of a size it gives a size."""
+
+    kind = int
+
+
+class FloatOf(metaclass=_Converts):
+    """Stands for `float`: of a size it gives a number that follows it."""
+
+    kind = float
+
+
+_CONVERSIONS = {"int": IntOf, "float": FloatOf}
+
+
+def may_stand_in(module: str, name: str) -> bool:
+    """Whether a file of the model uses `int` or `float` only in ways in which something else may stand for it.
+
+    That is to call it, and to ask with `isinstance`: as a dtype only the type itself will do.
+    """
+    home = sys.modules.get(module)
+    if home is None or name in vars(home) or module.partition(".")[0] in _OTHERS:
+        return False
+    try:
+        tree = ast.parse(inspect.getsource(home))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    harmless: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            harmless.add(id(node.func))
+            if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass", "map"):
+                harmless |= {
+                    id(below) for given in node.args for below in ast.walk(given) if isinstance(below, ast.Name)
+                }
+        for hint in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if isinstance(hint, ast.AST):
+                harmless |= {id(below) for below in ast.walk(hint)}
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    return all(id(node) in harmless for node in uses)
+
+
 @contextlib.contextmanager
-def truthful() -> Iterator[None]:
+def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     """Answer `isinstance`, `type` and `callable` of proxies by their values, and call cached functions anew.
 
     A cache would keep proxies beyond the trace, and give those of another one.
+
+    Args:
+        symbolic: modules, and `int` or `float`: where these give of a size what is computed from it.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in _namespaces():
@@ -62,6 +124,9 @@ def truthful() -> Iterator[None]:
         answers |= {name: namespace[name].__wrapped__ for name in cached}
         changed += [(namespace, name, namespace.get(name, _MISSING)) for name in answers]
         namespace.update(answers)
+    for home, name in symbolic:
+        changed.append((vars(sys.modules[home]), name, _MISSING))
+        vars(sys.modules[home])[name] = _CONVERSIONS[name]
     try:
         yield
     finally:

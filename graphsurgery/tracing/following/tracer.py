@@ -15,10 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
+from torch.nn.utils import rnn
 
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
@@ -32,6 +34,7 @@ from graphsurgery.network.values import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
 from graphsurgery.tracing.following.made_layers import without_fresh_weights
+from graphsurgery.tracing.following.numpy_calls import python_number
 from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
 from graphsurgery.tracing.following.questions import truthful
@@ -40,6 +43,15 @@ from graphsurgery.tracing.modes import FLAG
 
 _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
+_VISION = (
+    torchvision.ops.stochastic_depth,  # its body returns the input in evaluation; whole, it becomes a module
+    torchvision.ops.deform_conv2d,
+    torchvision.ops.roi_align,
+    torchvision.ops.roi_pool,
+)
+"""Functions of torchvision that are operators, with rules of their own."""
+_PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+"""What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -81,6 +93,7 @@ class ValueTracer(HoldingTracer):
             assertion, that would refuse other sizes for nothing.
         opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
         identities: paths of submodules without weights that are kept whole because they only act in training.
+        symbolic: modules of Python, and `int` or `float`: where these follow sizes; see `questions.truthful`.
     """
 
     proxy_buffer_attributes = True
@@ -94,16 +107,17 @@ class ValueTracer(HoldingTracer):
         strict: bool = False,
         opaque: Mapping[str, str] = MappingProxyType({}),
         identities: Iterable[str] = (),
+        symbolic: Iterable[tuple[str, str]] = (),
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
-        super().__init__(strict=strict, autowrap_functions=(torchvision.ops.stochastic_depth, *own))
-        # Its body returns the input in eval mode; kept whole, it becomes a module that follows the mode.
-        self._autowrap_search += [torchvision.ops, layers]
+        super().__init__(strict=strict, autowrap_functions=(*_VISION, *_PACKING, *own))
+        self._autowrap_search += [torchvision.ops, rnn, layers]
         self.examples = list(examples)
         self.training = training
         self.opaque = opaque
         self.identities = set(identities)
+        self.symbolic = frozenset(symbolic)
         self.branches: list[str] = []
         self.names: dict[int, str] = {}
         self.evaluating = False
@@ -128,7 +142,7 @@ class ValueTracer(HoldingTracer):
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
         try:
-            with torch.enable_grad(), no_hidden_draws(), self._recorder.patched(), truthful():
+            with torch.enable_grad(), no_hidden_draws(), self._recorder.patched(), truthful(self.symbolic):
                 graph = self.trace(root)
                 self.decide_indices(graph)
                 for node in graph.nodes:
@@ -207,7 +221,9 @@ class ValueTracer(HoldingTracer):
             return tuple([self.create_arg(item) for item in a])
         if issubclass(kind, fx.Proxy):
             return a.node  # before fx asks whether it is a tensor, which it says it is
-        return self._flag(a.path).node if kind is Mode else super().create_arg(a)
+        if isinstance(a, np.ndarray):
+            a = torch.from_numpy(a)
+        return self._flag(a.path).node if kind is Mode else super().create_arg(python_number(a))
 
     def _flag(self, owner: str) -> ValueProxy:
         """The node that gives the mode of a module."""
@@ -331,7 +347,8 @@ class ValueTracer(HoldingTracer):
             del m.__dict__["forward"]
 
     def _recorded(self, function: Any, args: Any, kwargs: Any) -> Any:
-        return self.create_proxy("call_function", function, args, kwargs)
+        kind = "call_method" if isinstance(function, str) else "call_function"
+        return self.create_proxy(kind, function, args, kwargs)
 
     def _custom(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function with a backward: followed if that is what autograd finds, else a module that is kept whole."""
