@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,25 @@ def read_weights(path: Path | str, *, trust_pickle: bool = False) -> dict[str, T
     return _unprefixed(tensors)
 
 
+def other_kind(path: Path) -> str:
+    """What a file is that holds a program of torch and no weights by name, and what to do; empty of any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        kind, weights = "a TorchScript archive", f"torch.jit.load({str(path)!r}).state_dict()"
+    elif names & {"archive_format", "serialized_exported_program.json"}:
+        kind, weights = "a program of torch.export", f"torch.export.load({str(path)!r}).state_dict"
+    else:
+        return ""
+    return (
+        f"is {kind}, which has no Python forward to follow; trace the module that it was made of, or save its weights "
+        f"by torch.save({weights}, 'weights.pt') and give --arch SPEC"
+    )
+
+
 def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
@@ -62,6 +82,8 @@ def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _opened(path: Path, trust_pickle: bool) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights saved by torch.save")
+    if kind := other_kind(path):
+        raise CheckpointError(f"{path}: {kind}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TorchScript archive.*")

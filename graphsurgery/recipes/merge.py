@@ -26,7 +26,7 @@ from graphsurgery.passes.deepen import as_deep
 from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.compression.shrink import recovery
 from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean, unchanged
-from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, comparison, required
+from graphsurgery.recipes.outcome import Check, GateEpoch, Outcome, Row, at_chance, comparison, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation, double
@@ -43,6 +43,7 @@ from graphsurgery.training.loop.run import EpochRecord, History, Run
 from graphsurgery.training.objectives.gating import GateBudget
 from graphsurgery.training.objectives.tasks import objective_for
 
+_GUESSES = "no better than guessing: is it trained, and on this data?"
 _GATING = TrainingPlan(epochs=20, lr=0.01, schedule="constant")
 _FINE_TUNING = TrainingPlan(epochs=20, lr=0.03, schedule="cosine")
 
@@ -163,6 +164,7 @@ class _Merge:
         self.objective = objective_for(data)
         self.rows: list[Row] = []
         self.checks: list[Check] = []
+        self.guessing: list[str] = []
         self.curves: list[EpochRecord] = []
         self.gate_epochs: list[GateEpoch] = []
         self.origins: dict[str, tuple[int, ...]] = {}
@@ -189,6 +191,9 @@ class _Merge:
     def _measure_parents(self) -> None:
         for position, parent in enumerate(self.parents, 1):
             self._row(f"parent {position}", parent, self.parent_epochs[position - 1])
+            if at_chance(self.rows[-1].validation, self.data.classes, len(self.data.validation)):  # type: ignore[arg-type]
+                self.guessing.append(self.rows[-1].name)
+                self.rows[-1] = replace(self.rows[-1], note=_GUESSES)
         ensemble = Ensemble([parent.module for parent in self.parents])
         self._row("ensemble", ensemble, self.spent, note="the parents' outputs, averaged")
         try:
@@ -359,9 +364,17 @@ class _Merge:
             gates=tuple(self.gate_epochs),
             origins=self.origins,
             checks=tuple(self.checks),
-            verdict=verdict(self.rows, score, self.objective.higher_is_better),
+            verdict=f"{verdict(self.rows, score, self.objective.higher_is_better)}{_warning(self.guessing)}",
             config=asdict(self.plan),
         )
+
+
+def _warning(guessing: Sequence[str]) -> str:
+    """A sentence on parents that have nothing to give; empty where all have."""
+    if not guessing:
+        return ""
+    names = " and ".join(guessing)
+    return f" Warning: {names} {'is' if len(guessing) == 1 else 'are'} no better than guessing on this data."
 
 
 def verdict(rows: Sequence[Row], metric: str, higher_is_better: bool) -> str:
