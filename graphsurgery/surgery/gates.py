@@ -15,8 +15,10 @@ from graphsurgery.surgery.remap import rebuild
 def why_nothing(graph: ModelGraph) -> str:
     """What froze a network's channels, in one line."""
     if not graph.frozen:
-        taken = [(name, why) for (name, _), why in reasons(graph).items() if "positions" not in why]
-        first = "; ".join(dict.fromkeys(f"{name}: {why}" for name, why in (taken or reasons(graph).items())[:2]))
+        found = [(name, why) for (name, _), why in reasons(graph).items()]
+        # Those say most that were free in their own layer.
+        later = [(name, why) for name, why in found if not why.startswith(f"{name.rpartition('.')[0]}: ")]
+        first = "; ".join(f"{name}: {why}" for name, why in sorted(later, key=lambda pair: "output" in pair[1])[:2])
         return f"all its channels are network inputs or outputs{f' ({first})' if first else ''}"
     shown = "; ".join(f"{f.node}: {f.reason}" for f in graph.frozen[:3])
     more = f" (and {len(graph.frozen) - 3} more)" if len(graph.frozen) > 3 else ""

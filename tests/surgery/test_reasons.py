@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import Network, typed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
@@ -35,6 +35,7 @@ def test_every_axis_that_is_not_free_has_a_reason(name):
     assert_reasons(traced(name)[0])
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
 def test_of_random_networks_too(seed):
     assert_reasons(typed(RandomNetwork(seed), (3, 4, 4), seed=seed)[0])
@@ -67,3 +68,11 @@ def test_what_inference_recorded_is_the_reason():
     )
     found = assert_reasons(gs.trace(network, torch.randn(2, 4)))
     assert found["stem.weight", 0] == "fft_rfft: an axis that is Fourier-transformed"
+
+
+def test_a_sum_with_the_input_names_the_sum():
+    network = Network(lambda net, x: net.head(x + net.step(x)), step=nn.Linear(6, 6), head=nn.Linear(6, 3))
+    with pytest.raises(
+        gs.SurgeryError, match=r"network inputs or outputs \(step.weight: add: it is an axis of the network's"
+    ):
+        compress(gs.trace(network, torch.randn(2, 6)), 0.5)
