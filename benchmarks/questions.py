@@ -3,10 +3,10 @@
     python benchmarks/questions.py
 
 Each case of `tests/asking.py` (a question about a type, a size used as a Python number, a gradient mode, a write in
-place, a random draw, …) stands in networks of several forms: as the whole network, in a submodule, in training only, in
-evaluation only, behind a gradient that is cut, in float32, and in pairs with every fifth other case. Each trace that is
-not refused is compared with its module in values, statistics and gradients, in both modes, at other batch sizes and
-lengths. Writes its section of docs/reliability.md, and fails if anything is wrong.
+place, a table kept for the next call, a random draw, …) stands in networks of several forms: as the whole network, in a
+submodule, in training only, in evaluation only, after two calls, behind a gradient that is cut, and in pairs with every
+fifth other case. Each trace that is not refused is compared with its module in values, statistics and gradients, in
+both modes, at other batch sizes and lengths. Writes its section of docs/reliability.md, and fails if anything is wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ Case = Callable[[Any, torch.Tensor], Any]
 
 def cases() -> dict[str, Case]:
     """Every case by its name."""
-    groups = (asking.RIGHT, asking.HELD, asking.SPELLED, asking.FOUND, [f for f, _ in asking.REFUSED])
+    groups = (
+        asking.RIGHT,
+        asking.HELD,
+        asking.KEPT,
+        asking.TABLES,
+        asking.SPELLED,
+        asking.FOUND,
+        [f for f, _ in asking.REFUSED],
+    )
     return {case.__name__: case for group in groups for case in group}
 
 
@@ -69,6 +77,7 @@ FORMS: dict[str, Callable[[Case], nn.Module]] = {
     "submodule": lambda case: nn.Sequential(nn.Linear(4, 4), asking.network(case)).double(),
     "in training": lambda case: asking.network(lambda net, x: in_training(case, net, x)),
     "in evaluation": lambda case: asking.network(lambda net, x: in_evaluation(case, net, x)),
+    "run before": lambda case: asking.run_before(asking.network(case), (3, 7), (2, 5)),
     "behind a cut gradient": lambda case: asking.network(lambda net, x: behind_a_cut(case, net, x)),
 }
 

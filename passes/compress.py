@@ -44,10 +44,10 @@ def compress(
 
     Args:
         graph: typed network; it is not modified.
-        keep: the share of channels that stays in every outer space; or, by the name of the space, a share (float), a
-            number of channels (int) or the indices that stay, of a space inside groups also `[groups, kept]`. The name
-            `*` stands for all outer spaces that are not named; without it they stay whole. By default a half, where
-            there is no target.
+        keep: the share of channels (float) that stays in every outer space; or, by the name of the space, a share
+            (float), a number of channels (int) or the indices that stay, of a space inside groups also `[groups,
+            kept]`. The name `*` stands for all outer spaces that are not named, with a share; without it they stay
+            whole. By default a half, where there is no target.
         target: what the result may cost at most: `params=0.5x`, `macs=300M`, `size=4MB`, `width=0.75`, or a `Target`.
             The sizes of the outer spaces are searched; those of the spaces that `keep` names stay fixed.
         within: how outer spaces that have others inside are cut, and spaces inside groups that are named: `groups`,
@@ -101,7 +101,7 @@ def _asked(keep: Keep | None, target: Target | str | None) -> tuple[float | None
         return (0.5 if target is None else None), {}
     named: dict[str, Request] = dict(keep) if isinstance(keep, Mapping) else {EVERY: keep}
     share = named.pop(EVERY, None)
-    if isinstance(keep, Mapping) and isinstance(share, int):
+    if isinstance(share, int):
         raise SurgeryError(
             f"compress: keep for all spaces is {share!r}, which for a space is a number of channels; give a share"
             " such as 0.5, or name the spaces"

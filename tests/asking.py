@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from contracts import Network
 from torch import nn
 
@@ -71,6 +72,14 @@ def assert_same(module, traced, x):
 def follow(forward, *, check, **layers):
     module = network(forward, **layers)
     return module, gs.trace(module, example(), check=check)
+
+
+def run_before(module, *sizes):
+    """The module, after it was run in evaluation on inputs of these batches and lengths."""
+    with torch.no_grad():
+        for seed, (batch, length) in enumerate(sizes):
+            module.eval()(example(batch, length, seed=100 + seed))
+    return module.train()
 
 
 def hidden(net, x):
@@ -569,6 +578,152 @@ def half_precision(net, x):
     return y
 
 
+# What stays from one call to the next ------------------------------------------------------------------------------
+
+
+def grid_for_the_last_size(net, x):
+    if getattr(net, "size", None) != x.shape[1:]:
+        net.grid = torch.arange(x.shape[1], dtype=x.dtype)
+        net.size = x.shape[1:]
+    return net.b(hidden(net, x)) + net.grid[:, None]
+
+
+def grid_that_has_the_size(net, x):
+    if not hasattr(net, "grid") or net.grid.shape[0] != x.shape[1]:
+        net.grid = torch.linspace(0, 1, x.shape[1], dtype=x.dtype)
+    return net.b(hidden(net, x)) * net.grid[:, None]
+
+
+def table_that_grows(net, x):
+    if not hasattr(net, "table") or net.table.shape[0] < x.shape[1]:
+        net.table = torch.arange(x.shape[1], dtype=x.dtype).cos()
+    return net.b(hidden(net, x)) + net.table[: x.shape[1], None]
+
+
+def table_by_text(net, x):
+    tables = net.__dict__.setdefault("tables", {})
+    key = f"{x.shape[1]}"
+    if key not in tables:
+        tables[key] = torch.arange(x.shape[1], dtype=x.dtype)
+    return net.b(hidden(net, x)) + tables[key][:, None]
+
+
+def counted_calls(net, x):
+    net.calls = getattr(net, "calls", 0) + 1
+    return net.b(hidden(net, x))
+
+
+def last_result(net, x):
+    net.last = hidden(net, x)
+    net.seen = [net.last]
+    return net.b(net.seen[-1])
+
+
+def table_by_size(net, x):
+    tables = net.__dict__.setdefault("tables", {})
+    if x.shape[1] not in tables:
+        tables[x.shape[1]] = torch.arange(x.shape[1], dtype=x.dtype)
+    return net.b(hidden(net, x)) + tables[x.shape[1]][:, None]
+
+
+def only_the_first_call(net, x):
+    first = not hasattr(net, "begun")
+    net.begun = True
+    return net.b(hidden(net, x) * (2 if first else 1))
+
+
+def adds_the_last_result(net, x):
+    y = net.b(hidden(net, x))
+    last, net.last = getattr(net, "last", None), y.detach()
+    return y if last is None or last.shape != y.shape else y + last
+
+
+def weight_kept(net, x):
+    if not hasattr(net, "doubled"):
+        net.doubled = net.a.weight * 2
+    return net.b(torch.relu(x @ net.doubled.t()))
+
+
+# Randomness ---------------------------------------------------------------------------------------------------------
+
+
+def mixed_up(net, x):
+    y = net.b(hidden(net, x))
+    return y + y[torch.randperm(x.shape[0])] if net.training else y
+
+
+def shuffled_tokens(net, x):
+    y = net.b(hidden(net, x))
+    return y[:, torch.randperm(x.shape[1])] if net.training else y
+
+
+def bernoulli(net, x):
+    y = net.b(hidden(net, x))
+    return y * torch.bernoulli(y.sigmoid().detach()) if net.training else y
+
+
+def drawn_mask(net, x):
+    y = hidden(net, x)
+    return net.b(y * (torch.rand_like(y) < 0.7) if net.training else y)
+
+
+def gumbel(net, x):
+    y = net.b(hidden(net, x))
+    return F.gumbel_softmax(y, dim=-1) if net.training else y.softmax(-1)
+
+
+def reparametrized(net, x):
+    y = net.b(hidden(net, x))
+    return y + y.exp() * torch.randn_like(y) if net.training else y
+
+
+def kept_or_not(net, x):
+    y = hidden(net, x)
+    return net.b(y * torch.empty(x.shape[0], 1, 1, dtype=x.dtype).bernoulli_(0.5) if net.training else y)
+
+
+def drawn_rows(net, x):
+    y = net.b(hidden(net, x))
+    if not net.training:
+        return y[:, 0]
+    return y[torch.arange(x.shape[0]), torch.multinomial(torch.ones(x.shape[0], x.shape[1]), 1)[:, 0]]
+
+
+def draws_in_evaluation_too(net, x):
+    y = net.b(hidden(net, x))
+    return y + torch.rand_like(y)
+
+
+def dropout_function(net, x):
+    return net.b(F.dropout(hidden(net, x), 0.3, net.training))
+
+
+def dropout_always(net, x):
+    return net.b(F.dropout(hidden(net, x), 0.3))
+
+
+def alpha_dropout(net, x):
+    return net.b(F.alpha_dropout(hidden(net, x), 0.3, net.training))
+
+
+def channels_dropped(net, x):
+    return net.b(F.dropout1d(hidden(net, x), 0.3, net.training))
+
+
+def random_slopes(net, x):
+    return net.b(F.rrelu(net.a(x), training=net.training))
+
+
+def own_generator(net, x):
+    generator = torch.Generator().manual_seed(3)
+    return net.b(hidden(net, x)) + torch.randn(3, generator=generator, dtype=x.dtype)
+
+
+def seeds_itself(net, x):
+    torch.manual_seed(5)
+    return net.b(hidden(net, x)) + torch.randn(3, dtype=x.dtype)
+
+
 RIGHT = (
     is_instance, is_tensor, type_is, type_equals, subclass, shape_is_tuple, size_is_int, size_is_no_bool,
     weight_is_parameter, result_is_no_parameter, has_no_such_attribute, has_attribute, attribute_or_default,
@@ -579,7 +734,8 @@ RIGHT = (
     straight_through, reversed_gradient, own_swish, in_two_steps, without_gradient, without_gradient_inside,
     grad_mode_set, decorated, with_gradient_again, output_without_gradient, detached, data,
     written_in_evaluation, written_in_training, noise_in_training, normal_in_training, noise_like, noise_of_fixed_shape,
-    accumulated,
+    accumulated, mixed_up, shuffled_tokens, bernoulli, drawn_mask, gumbel, reparametrized, kept_or_not, drawn_rows,
+    draws_in_evaluation_too, dropout_function, dropout_always, alpha_dropout, channels_dropped, random_slopes,
 )  # fmt: skip
 """The trace does the same, at every length that the module takes."""
 
@@ -599,10 +755,22 @@ REFUSED = (
     (torch_draws_outside, "draws random numbers outside the graph"),
     (asks_for_gradients, "asks whether a gradient is wanted"),
     (half_precision, "under torch.autocast"),
+    (table_by_size, "a size that follows the input cannot be looked up"),
+    (own_generator, "draws from a generator of its own, which a graph does not have"),
+    (seeds_itself, "draws random numbers outside the graph"),
 )
 """The trace cannot do the same and says so."""
 
-FOUND = (pattern_of_a_tensor,)
+KEPT = (
+    grid_for_the_last_size, grid_that_has_the_size, counted_calls, last_result,
+)  # fmt: skip
+"""What is kept from one call to the next changes nothing: the trace does the same at every length, whether the module
+was run before or not."""
+
+TABLES = (table_that_grows, table_by_text)
+"""As these, where it was not run before; else the length may be held."""
+
+FOUND = (pattern_of_a_tensor, only_the_first_call, adds_the_last_result, weight_kept)
 """The trace would do something else, which is found when it is compared with the module."""
 
 SPELLED = (key_in_a_text, key_by_str)

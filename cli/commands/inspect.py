@@ -17,6 +17,8 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
 
     from graphsurgery.cli.output import Output, columns, count, few
     from graphsurgery.surgery.channels.cost import cost
+    from graphsurgery.surgery.gates import why_nothing
+    from graphsurgery.surgery.reasons import reasons
 
     screen = Output(shown)
     graph = opening.graph(model)
@@ -33,7 +35,7 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         if space.positions:
             screen.line("kept", f"{space.name}: {space.positions}; to cut it, name it: --keep-space {space.name}=0.5")
     if not graph.frozen:
-        screen.line("frozen", "only the network's inputs and outputs")
+        screen.line("frozen", "only the network's inputs and outputs" if graph.spaces else why_nothing(graph))
     for frozen in graph.frozen:
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
     for line in (line for record in graph.lineage for line in record.get("only as in evaluation", ())):
@@ -51,6 +53,7 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         "nodes": len(graph.module.graph.nodes),
         "spaces": [{name: getattr(space, name) for name in names} for space in graph.spaces],
         "frozen": [{"node": frozen.node, "reason": frozen.reason} for frozen in graph.frozen],
+        "held": [{"weight": name, "axis": axis, "reason": why} for (name, axis), why in reasons(graph).items()],
         "inputs": [{"name": spec.name, "shape": spec.shape[1:]} for spec in graph.inputs],
         "cost": asdict(size),
         "lineage": graph.lineage,

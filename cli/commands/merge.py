@@ -199,6 +199,9 @@ def merge(
         screen.show(outcome_table(outcome))
         screen.checks(outcome.checks)
         screen.line("verdict", outcome.verdict)
+        for row in outcome.rows:
+            if row.name.startswith("parent") and row.note:
+                screen.line("warning", f"{row.name}: {row.note}", "yellow")
     for name, path in outcome.files.items():
         screen.line("wrote", f"{path} ({name})")
     following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))

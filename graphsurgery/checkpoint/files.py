@@ -29,6 +29,7 @@ from graphsurgery.checkpoint.atomic import write_tensors
 from graphsurgery.checkpoint.building import build
 from graphsurgery.checkpoint.description import describe, named_tensors
 from graphsurgery.checkpoint.encoding import dtype_name, named_dtype
+from graphsurgery.checkpoint.foreign import other_kind
 from graphsurgery.checkpoint.rehearsal import rehearse
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
@@ -196,6 +197,8 @@ def unpickled(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise CheckpointError(f"{path}: is damaged (in {damaged}); take another copy of it")
+        if kind := other_kind(path):
+            raise CheckpointError(f"{path}: {kind}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

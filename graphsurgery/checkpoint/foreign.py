@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import pickle
 import re
 import warnings
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, one_line
@@ -103,13 +103,30 @@ def _collect(
         _collect(value, below, tensors, modules, sets, deep + 1)
 
 
+def other_kind(path: Path) -> str:
+    """What a file is that holds a program of torch and no weights by name, and what to do; empty of any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        kind, weights = "a TorchScript archive", f"torch.jit.load({str(path)!r}).state_dict()"
+    elif names & {"archive_format", "serialized_exported_program.json"}:
+        kind, weights = "a program of torch.export", f"torch.export.load({str(path)!r}).state_dict"
+    else:
+        return ""
+    return (
+        f"is {kind}, which has no Python forward to follow; trace the module that it was made of, or save its weights "
+        f"by torch.save({weights}, 'weights.pt') and give --arch SPEC"
+    )
+
+
 def _opened(path: Path, trust_pickle: bool) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights saved by torch.save")
-    if (kind := _program(path)) is not None:
-        raise CheckpointError(
-            f"{path}: is {kind}; save the state_dict of the module that it was made of, or export .onnx"
-        )
+    if kind := other_kind(path):
+        raise CheckpointError(f"{path}: {kind}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TorchScript archive.*")
@@ -135,58 +152,17 @@ def _opened(path: Path, trust_pickle: bool) -> Any:
         ) from cause
 
 
-def _program(path: Path) -> str | None:
-    """What program a file holds, where it is one of torch's; None for other files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        return None
-    if "models/model.json" in names or "serialized_exported_program.json" in names:
-        return "a program of torch.export, which fixes the shapes of its weights"
-    scripted = "constants.pkl" in names and any(name.startswith("code/") for name in names)
-    return "a TorchScript archive, which has no Python forward" if scripted else None
-
-
-_SAFE_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_LONGEST_HEADER = 100_000_000
-
-
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file in the format safetensors: the length of a header, the header as JSON, the bytes.
+    """The tensors of a file in the format safetensors.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or has numbers of another type.
+        CheckpointError: the file is missing or damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected tensors")
     try:
-        content = path.read_bytes()
-        length = int.from_bytes(content[:8], "little")
-        if length > min(_LONGEST_HEADER, len(content) - 8):
-            raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-        header = json.loads(content[8 : 8 + length])
-        named = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        data = memoryview(content)[8 + length :]
-        return {name: _safe_tensor(entry, data) for name, entry in named.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as cause:
+        return dict(load_file(path))
+    except (OSError, SafetensorError, ValueError, RuntimeError) as cause:
         raise CheckpointError(
             f"{path}: is no safetensors file, or is damaged ({one_line(cause)}); take another copy"
         ) from cause
-
-
-def _safe_tensor(entry: Mapping[str, Any], data: memoryview) -> Tensor:
-    dtype, shape = _SAFE_DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]
-    start, end = entry["data_offsets"]
-    if min(shape, default=0) < 0 or not 0 <= start <= end <= len(data):
-        raise ValueError(f"a tensor of shape {shape} from {start} to {end} of {len(data)} bytes")
-    if math.prod(shape) * dtype.itemsize != end - start:
-        raise ValueError(f"{end - start} bytes for a tensor of shape {shape} and {dtype}")
-    if start == end:
-        return torch.empty(shape, dtype=dtype)
-    if dtype is torch.bool:  # bytes other than 0 and 1 are no flags
-        return torch.frombuffer(bytearray(data[start:end]), dtype=torch.uint8).reshape(shape) != 0
-    return torch.frombuffer(bytearray(data[start:end]), dtype=dtype).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -122,6 +123,14 @@ class Result(NamedTuple):
 
     graph: ModelGraph
     outcome: Outcome
+
+
+def at_chance(metrics: Mapping[str, float], classes: int | None, examples: int) -> bool:
+    """Whether an accuracy is what guessing one of the classes gives, or less, to two standard errors."""
+    if not classes or "accuracy" not in metrics or examples < 1:
+        return False
+    guess = 1 / classes
+    return metrics["accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / examples)
 
 
 def comparison(name: str, score: float, others: Mapping[str, float], objective: Objective) -> str:

@@ -8,13 +8,18 @@ from torch import Tensor
 from graphsurgery.axes.maps import Edit
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import ChannelGate, scale_axis
+from graphsurgery.surgery.reasons import reasons
 from graphsurgery.surgery.remap import rebuild
 
 
 def why_nothing(graph: ModelGraph) -> str:
     """What froze a network's channels, in one line."""
     if not graph.frozen:
-        return "all its channels are network inputs or outputs"
+        found = [(name, why) for (name, _), why in reasons(graph).items()]
+        # Those say most that were free in their own layer.
+        later = [(name, why) for name, why in found if not why.startswith(f"{name.rpartition('.')[0]}: ")]
+        first = "; ".join(f"{name}: {why}" for name, why in sorted(later, key=lambda pair: "output" in pair[1])[:2])
+        return f"all its channels are network inputs or outputs{f' ({first})' if first else ''}"
     shown = "; ".join(f"{f.node}: {f.reason}" for f in graph.frozen[:3])
     more = f" (and {len(graph.frozen) - 3} more)" if len(graph.frozen) > 3 else ""
     return f"frozen by {shown}{more}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph, have_batch
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
+from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.following.caches import Place, forget, numbers
 from graphsurgery.tracing.following.questions import may_stand_in
 from graphsurgery.tracing.following.tracer import UnfollowedError, ValueTracer
 from graphsurgery.tracing.leaves import plain
@@ -81,10 +85,20 @@ def trace(
 
 
 def _compared(
-    model: nn.Module, examples: Sequence[Tensor | None], *, copy: bool, check: bool, strict: bool = False
+    model: nn.Module,
+    examples: Sequence[Tensor | None],
+    *,
+    copy: bool,
+    check: bool,
+    strict: bool = False,
+    kept: Mapping[Place, Any] = MappingProxyType({}),
 ) -> tuple[_Traces, fx.GraphModule]:
-    """The traces of a model, and the network that they make, compared with the model where that is asked for."""
-    traces = _Traces(model, examples, strict=strict)
+    """The traces of a model, and the network that they make, compared with the model where that is asked for.
+
+    Args:
+        kept: what the model has kept from former calls, and is to have forgotten.
+    """
+    traces = _Traces(model, examples, strict=strict, kept=kept)
     module, names = traces.with_real_tensors(traces.both_modes(), copy=copy)
     module.training = model.training
     unshuffle(module, shared=not copy)
@@ -97,12 +111,27 @@ def _compared(
                 for path in likeness.stays
                 if path in dict(module.named_modules())
             ]
+            found = {} if kept else likeness.kept
+            if found and any(node.target is hold for node in module.graph.nodes):
+                return _without_memory(model, examples, found, copy=copy, strict=strict) or (traces, module)
         except UnlikeModuleError as cause:
             if not traces.spelled_out or strict:
                 raise TraceError(f"{cause}; {traces.asked()}") from cause
             # Perhaps a size that the model has written into a text is a key, and not only a message.
-            return _compared(model, examples, copy=copy, check=check, strict=True)
+            return _compared(model, examples, copy=copy, check=check, strict=True, kept=kept)
     return traces, module
+
+
+def _without_memory(
+    model: nn.Module, examples: Sequence[Tensor | None], kept: Mapping[Place, Any], *, copy: bool, strict: bool
+) -> tuple[_Traces, fx.GraphModule] | None:
+    """The trace of a model that has forgotten its former calls; None where it cannot do without."""
+    for left_out in dict.fromkeys((frozenset(), frozenset(numbers(kept)))):
+        some = {place: value for place, value in kept.items() if place not in left_out}
+        if some:
+            with contextlib.suppress(TraceError):
+                return _compared(model, examples, copy=copy, check=True, strict=strict, kept=some)
+    return None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -126,10 +155,18 @@ class _Traces:
     Tracing has side effects (a proxy may stay in a cache), so every attempt follows a meta copy of its own.
     """
 
-    def __init__(self, model: nn.Module, examples: Sequence[Tensor | None], *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Tensor | None],
+        *,
+        strict: bool = False,
+        kept: Mapping[Place, Any] = MappingProxyType({}),
+    ) -> None:
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.model = model
         self.strict = strict
+        self.kept = kept
         given = [example for example in examples if example is not None]
         self.ranges = [_range(example) for example in given]
         self.batched = have_batch([example.shape for example in given])
@@ -166,6 +203,7 @@ class _Traces:
         tried: set[tuple[str, str]] = set()
         while True:
             skeleton = meta_copy(self.model, self.twins)
+            forget(skeleton, self.kept, self.opaque)
             parts = modules_of(skeleton)
             modes = {path: part.training for path, part in parts.items()}
             for part in parts.values():

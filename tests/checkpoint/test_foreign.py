@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from graphsurgery.checkpoint import load
 from graphsurgery.checkpoint.foreign import read_contents
 from graphsurgery.errors import CheckpointError
 
@@ -136,3 +139,28 @@ def test_files_without_weights_are_refused(tmp_path):
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match="holds dict without tensors, expected a state_dict"):
         read_contents(path)
+
+
+def scripted(module, path):
+    torch.jit.script(module).save(path)
+
+
+def exported(module, path):
+    torch.export.save(torch.export.export(module, (torch.randn(2, 4),)), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("write", "kind"), [(scripted, "a TorchScript archive"), (exported, "a program of torch.export")]
+)
+@pytest.mark.parametrize("name", ["m.pt", "m.pt2"])
+@pytest.mark.parametrize("read", [read_contents, load])
+def test_programs_are_called_what_they_are_and_the_advice_works(write, kind, name, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    write(module, Path(name))
+    with pytest.raises(CheckpointError, match=rf"^{name}: is {kind}, .* give --arch SPEC") as caught:
+        read(Path(name))
+    advice = re.search(r"torch\.save\(.*'weights\.pt'\)", str(caught.value))
+    exec(advice[0], {"torch": torch})
+    torch.testing.assert_close(dict(read_contents("weights.pt").tensors), dict(module.state_dict()), rtol=0, atol=0)

@@ -484,3 +484,7 @@ def test_a_whole_number_for_all_spaces_is_no_share(number):
     graph, _ = traced("paper/lenet5")
     with pytest.raises(gs.SurgeryError, match=r"for all spaces is \d, which for a space is a number of channels"):
         compress(graph, {"*": number})
+    with pytest.raises(gs.SurgeryError, match=r"for all spaces is \d, which for a space is a number of channels"):
+        compress(graph, number)
+    assert compress(graph, {"conv1": 1}).space("conv1").size == 1
+    assert compress(graph, {"*": 0.5, "conv1": 1.0}).space("conv1").size == graph.space("conv1").size

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
+from graphsurgery.network.copying import meta_of
 from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.records import opened
+from graphsurgery.network.values import values_for
 from graphsurgery.onnx.exporting.plain import make_plain
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
@@ -136,20 +138,23 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
 
 def _given(graph: ModelGraph) -> Any:
     """The tensors that a network gives in evaluation, as nodes in tuples and dicts; a file gives nothing else."""
-    if any("value" not in node.meta for node in graph.module.graph.nodes):
-        graph.types  # noqa: B018  (gives every node its value, for graphs that come from a file)
-    output = next(node for node in as_evaluated(graph.module).graph.nodes if node.op == "output").args[0]
-    return _tensors_alone(opened(output))
+    module = as_evaluated(graph.module)
+    values = {node: node.meta.get("value") for node in module.graph.nodes}
+    if any("value" not in node.meta for node in module.graph.nodes):  # it comes from a file
+        values = values_for(module, [meta_of(x) for x in graph.example_inputs()], checked=False)
+    output = next(node for node in module.graph.nodes if node.op == "output").args[0]
+    return _tensors_alone(opened(output), values)
 
 
-def _tensors_alone(output: Any) -> Any:
+def _tensors_alone(output: Any, values: Mapping[fx.Node, Any]) -> Any:
     if isinstance(output, fx.Node):
-        return output if has_tensors(output.meta["value"]) else None
+        return output if has_tensors(values[output]) else None
     if isinstance(output, dict):
-        parts = {key: _tensors_alone(part) for key, part in output.items()}
+        parts = {key: _tensors_alone(part, values) for key, part in output.items()}
         return {key: part for key, part in parts.items() if part is not None} or None
     if isinstance(output, (tuple, list)):
-        return tuple(part for part in map(_tensors_alone, output) if part is not None) or None
+        found = [_tensors_alone(part, values) for part in output]
+        return tuple(part for part in found if part is not None) or None
     return None
 
 

@@ -15,7 +15,7 @@ from graphsurgery.recipes.merging.closing_gates import by_gates
 from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
-from graphsurgery.recipes.merging.work import Merging
+from graphsurgery.recipes.merging.work import GUESSES, Merging
 from graphsurgery.recipes.outcome import Check, Result, Row, comparison
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
@@ -157,4 +157,13 @@ def verdict(rows: Sequence[Row], objective: Objective) -> str:
     against = {} if parent is None else {"the best parent": parent.test[metric]}
     if control is not None:
         against[f"the strongest control ({control.name.removeprefix(CONTROL)})"] = control.test[metric]
-    return comparison("the merged network", merged.test[metric], against, objective)
+    sentence = comparison("the merged network", merged.test[metric], against, objective)
+    return f"{sentence}{_warning([row.name for row in rows if row.note == GUESSES])}"
+
+
+def _warning(guessing: Sequence[str]) -> str:
+    """A sentence on parents that have nothing to give; empty where all have."""
+    if not guessing:
+        return ""
+    names = " and ".join(guessing)
+    return f" Warning: {names} {'is' if len(guessing) == 1 else 'are'} no better than guessing on this data."

@@ -17,14 +17,17 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.merging.plan import PARENT, MergePlan, trained_epochs
-from graphsurgery.recipes.outcome import GateEpoch
+from graphsurgery.recipes.outcome import GateEpoch, at_chance
 from graphsurgery.surgery.merging.averages import Ensemble
+from graphsurgery.training.data.dataset import size_of
 from graphsurgery.training.data.loading import recorded
 from graphsurgery.training.data.transfer import answered
 from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Objective
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
+
+GUESSES = "no better than guessing: is it trained, and on this data?"
 
 
 class Merging:
@@ -42,7 +45,9 @@ class Merging:
     def measure_parents(self) -> None:
         """A row for each parent, and for their ensemble."""
         for position, (parent, effort) in enumerate(zip(self.parents, self.parent_efforts, strict=True), 1):
-            self.books.measure(f"{PARENT}{position}", parent, effort)
+            row = self.books.measured(f"{PARENT}{position}", parent, effort)
+            guesses = at_chance(row.validation, self.books.data.classes, size_of(self.books.data.validation))
+            self.books.rows.append(replace(row, note=GUESSES) if guesses else row)
         ensemble = Ensemble([parent.module for parent in self.parents])
         self.books.measure("ensemble", ensemble, self.all_parents, "the parents' outputs, averaged")
 

@@ -219,6 +219,8 @@ class ValueTracer(HoldingTracer):
             return a
         if kind is tuple:
             return tuple([self.create_arg(item) for item in a])
+        if kind is torch.Generator:
+            raise TraceError("draws from a generator of its own, which a graph does not have")
         if issubclass(kind, fx.Proxy):
             return a.node  # before fx asks whether it is a tensor, which it says it is
         if isinstance(a, np.ndarray):

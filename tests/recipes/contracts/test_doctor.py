@@ -519,3 +519,20 @@ def test_the_node_of_a_wrong_export_is_named(monkeypatch):
     assert contract.status == "fails"
     assert "the first node that differs is" in contract.note
     assert "(Conv of" in contract.note
+
+
+@pytest.mark.parametrize("edit", ["compress", "widen"])
+def test_what_was_cut_and_grown_is_saved_too(edit, monkeypatch):
+    graph, _ = traced("paper/lenet5")
+    save = pass_contracts.save
+
+    def refuses(network, path):
+        if network.lineage[-1]["pass"] == edit:
+            raise gs.SurgeryError(f"what {edit} made cannot be saved")
+        save(network, path)
+
+    (found,) = examine(graph, only=["saved and loaded = original"]).contracts
+    assert found.status == "holds"
+    monkeypatch.setattr(pass_contracts, "save", refuses)
+    (found,) = examine(graph, only=["saved and loaded = original"]).contracts
+    assert found.refused == f"what {edit} made cannot be saved"

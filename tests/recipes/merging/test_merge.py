@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 import graphsurgery as gs
 from graphsurgery.recipes.merging.merge import merge, verdict
 from graphsurgery.recipes.merging.plan import MergePlan, default_plan
-from graphsurgery.recipes.outcome import Row
+from graphsurgery.recipes.outcome import Row, at_chance
 from graphsurgery.recipes.train import train
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.merging.averages import average
@@ -297,3 +297,26 @@ def test_refuses(parents, data):
     lenet, _ = train("paper/lenet_300_100?in_features=64", data, replace(PLAN, epochs=0), reporter=SILENT)
     with pytest.raises(gs.SurgeryError, match="different topologies"):
         merge([parents[0], lenet], data, reporter=SILENT)
+
+
+def test_a_parent_that_guesses_is_named(parents, data):
+    plan = quick(parents, "average")
+    found = merge([parents[0], reinitialized(parents[1], 5)], data, plan, reporter=SILENT).outcome
+    assert found.row("parent 1").note == ""
+    assert found.row("parent 2").note == "no better than guessing: is it trained, and on this data?"
+    assert found.verdict.endswith(" Warning: parent 2 is no better than guessing on this data.")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "examples", "guesses"),
+    [
+        (0.1, 10, 1000, True),
+        (0.115, 10, 1000, True),
+        (0.13, 10, 1000, False),
+        (0.5, 2, 100, True),
+        (0.9, None, 9, False),
+    ],
+)
+def test_guessing_is_what_one_of_the_classes_gives(accuracy, classes, examples, guesses):
+    assert at_chance({"accuracy": accuracy}, classes, examples) is guesses
+    assert not at_chance({"mse": 1.0}, classes, examples)
