@@ -133,7 +133,7 @@ def test_the_table_of_translations_is_made_once_and_the_files_are_the_same(expor
     graph, path, _ = exported
     make, made = ONNXRegistry.from_torchlib, []
 
-    def counted(cls, **options):
+    def counted(_, **options):
         made.append(options)
         return make(**options)
 

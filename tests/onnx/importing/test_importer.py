@@ -53,7 +53,7 @@ def network(name):
     return model(name).float().eval(), example(name).float()
 
 
-@pytest.mark.parametrize("name", [*SMALL[:-1], "shufflenet_v2_x0_5", "densenet"])
+@pytest.mark.parametrize("name", [*SMALL[:-1], "shufflenet_v2", "densenet"])
 def test_a_file_that_was_not_folded_is_the_network(tmp_path, name):
     """With the norms kept, in float64; the scale of an attention stands in the file in float32."""
     module, x = network(name)
