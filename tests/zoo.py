@@ -58,7 +58,7 @@ class _Narrow(ResNet):
         super().__init__(block, depths, num_classes=10, **options)
         self.fc = nn.Linear(self.inplanes, 10)
 
-    def _make_layer(self, block, planes, *arguments, **options):
+    def _make_layer(self, block, _, *arguments, **options):
         return super()._make_layer(block, next(self._planes), *arguments, **options)
 
 
