@@ -23,7 +23,7 @@ from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated, passing_sources
 from graphsurgery.onnx.exporting.plain import make_plain
-from graphsurgery.onnx.exporting.translations import kept_translations
+from graphsurgery.onnx.exporting.translations import known_operators
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
@@ -110,7 +110,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     make_plain(network.module)
     batch = torch.export.Dim("batch")
-    with quiet(), passing_sources(), kept_translations():
+    with quiet(), passing_sources(), known_operators():
         program = torch.onnx.export(
             network.module,
             network.example_inputs(batch=2),

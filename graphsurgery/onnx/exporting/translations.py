@@ -1,4 +1,4 @@
-"""What torch's exporter knows of operators, kept from one file to the next."""
+"""What torch's exporter finds out about operators, found out once."""
 
 from __future__ import annotations
 
@@ -8,31 +8,46 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-_MODULE, _TABLE, _MAKE = "torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib"
+_TRANSLATIONS = ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib")
+_COMPOSED = ("torch._export.utils", "", "_materialize_cpp_cia_ops")
 
 
 @contextlib.contextmanager
-def kept_translations() -> Iterator[None]:
-    """Files that are exported meanwhile share one table of translations for each opset.
+def known_operators() -> Iterator[None]:
+    """A file that is exported meanwhile takes what the exporter knows of operators from the files before.
 
-    The exporter makes a new one for every file, for which it reads and parses the source of some 500 functions: half a
-    second, more than a small network takes. It writes into the table only what its caller brings, and we bring nothing.
-    Where a version of torch has no such table, nothing is shared.
+    The exporter makes its table of translations anew for every file, for which it reads and parses the source of some
+    500 functions: half a second, more than a small network takes. It writes into the table only what its caller brings,
+    and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
+    file; once is enough, and not once for all, as custom operators may be registered in between.
+
+    Where a version of torch works in another way, nothing is kept.
     """
-    try:
-        table = getattr(importlib.import_module(_MODULE), _TABLE)
-        own = vars(table)[_MAKE]
-    except (ImportError, AttributeError, KeyError):
+    with _replaced(*_TRANSLATIONS, by=_kept), _replaced(*_COMPOSED, by=cache):
         yield
-        return
-    setattr(table, _MAKE, staticmethod(_kept(getattr(table, _MAKE))))
-    try:
-        yield
-    finally:
-        setattr(table, _MAKE, own)
 
 
 @cache
 def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which makes a table once for each opset."""
     return cache(make)
+
+
+@contextlib.contextmanager
+def _replaced(
+    module: str, owner: str, name: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """What is made of a function stands in its place; nothing happens where it is not found."""
+    try:
+        place = importlib.import_module(module)
+        place = getattr(place, owner) if owner else place
+        own = vars(place)[name]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+    made = by(getattr(place, name))
+    setattr(place, name, staticmethod(made) if owner else made)
+    try:
+        yield
+    finally:
+        setattr(place, name, own)
