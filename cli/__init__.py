@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from graphsurgery import __version__
+from graphsurgery.cli.collecting import leave, pause
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
@@ -58,7 +59,10 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """The console entry: run a command and exit with its code; a request to end is an interrupt."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(tokens))
+    pause()
+    code = run(tokens)
+    leave()
+    sys.exit(code)
 
 
 def run(tokens: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from graphsurgery.cli.collecting import go_on
 from graphsurgery.cli.options import IMAGES, PROOF, RANDOM, WEIGHTS, Proof, Shown, Writing, writable
 from graphsurgery.cli.streams import LastingConsole, silence
 from graphsurgery.errors import SurgeryError, visible
@@ -40,9 +41,12 @@ class Output:
 
     Printing never raises: what a command computes is not lost with the reader of its output (`| head -1`), and what
     cannot be written, as on a full disk, is an error of `finish` only.
+
+    It is made when a command has imported what it needs, and begins.
     """
 
     def __init__(self, shown: Shown) -> None:
+        go_on()
         self.first = os.environ.get("RANK", "0") == "0"
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet

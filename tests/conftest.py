@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from threads import THREADS
 
 torch.set_num_threads(THREADS)
+gc.disable()  # what is imported is no garbage, until the tests begin
 
 
 @pytest.fixture(autouse=True)
@@ -39,4 +40,11 @@ def pytest_collection_finish():
     It also comes sooner, as Python waits until what is new is a quarter of what is old.
     """
     gc.collect()
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(3_000, 10, 3)  # by default 700, 10, 10: the young are walked more rarely, all as rarely
+
+
+def pytest_unconfigure():
+    """Nothing needs to look for garbage when the process ends."""
     gc.freeze()

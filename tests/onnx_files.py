@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+import zoo
 from onnx import TensorProto, helper, numpy_helper
+
+import graphsurgery as gs
 
 
 def scripted(
@@ -45,6 +50,25 @@ def scripted(
     finally:
         logging.disable(logging.NOTSET)
     return path
+
+
+@cache
+def exported(name: str, dialect: str) -> bytes:
+    """A network of the zoo in float32, as a file; what several tests begin with is made once.
+
+    Args:
+        name: of the network.
+        dialect: "ours", our exporter; or "free 17", TorchScript in an opset with a free batch; or "fixed 17", of one.
+    """
+    module, x = zoo.model(name).float(), zoo.example(name).float()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        if dialect == "ours":
+            gs.export_onnx(gs.trace(module, x), path)
+        else:
+            word, opset = dialect.split()
+            scripted(module, x[:1] if word == "fixed" else x, path, free=word == "free", opset=int(opset))
+        return path.read_bytes()
 
 
 def written(path: Path, nodes, inputs, outputs, constants=None, opset: int = 18, ir: int = 10) -> Path:

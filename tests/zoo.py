@@ -1,6 +1,7 @@
 """The networks on which contracts are proved: one of each family, small, with random statistics and affine values.
 
-A family whose smallest member is deep has fewer blocks here, with every kind of block and every stride that it has.
+A family whose smallest member is deep has fewer blocks here, with every kind of block and every stride that it has, and
+one whose smallest member is wide has fewer channels: what is proved does not depend on how many.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from functools import partial
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import GoogLeNet, Inception3, ShuffleNetV2, inception
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
-from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 import graphsurgery as gs
@@ -29,8 +33,8 @@ PAPER = (
     "paper/conv2?image_size=8",
     "paper/conv4?image_size=8",
     "paper/conv6?image_size=16",
-    "paper/vgg11?bias=True",
-    "paper/vgg11_bn",
+    "paper/vgg11?bias=True&width=12",
+    "paper/vgg11_bn?width=12",
     "paper/resnet20?width=8",
     "paper/resnet18?width=8",
     "paper/cnn",
@@ -46,8 +50,24 @@ def _vit() -> nn.Module:
     return VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
 
 
+class _Narrow(ResNet):
+    """Fewer channels in the later stages."""
+
+    def __init__(self, block: type[nn.Module], depths: list[int], planes: tuple[int, ...], **options: int) -> None:
+        self._planes = iter(planes)
+        super().__init__(block, depths, num_classes=10, **options)
+        self.fc = nn.Linear(self.inplanes, 10)
+
+    def _make_layer(self, block, _, *arguments, **options):
+        return super()._make_layer(block, next(self._planes), *arguments, **options)
+
+
+def _resnet18() -> nn.Module:
+    return _Narrow(BasicBlock, [2, 2, 2, 1], (64, 80, 96, 128))
+
+
 def _resnext() -> nn.Module:
-    return ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10, groups=8, width_per_group=4)
+    return _Narrow(Bottleneck, [1, 2, 1, 1], (32, 48, 64, 96), groups=8, width_per_group=4)
 
 
 def _densenet() -> nn.Module:
@@ -75,28 +95,70 @@ def _efficientnet() -> nn.Module:
     return EfficientNet([MBConvConfig(*stage) for stage in stages], dropout=0.2, num_classes=10)
 
 
+def _regnet_y() -> nn.Module:
+    stages = BlockParams([1, 2, 2, 1], [24, 48, 64, 96], [8, 8, 8, 8], [1.0] * 4, [2] * 4, se_ratio=0.25)
+    return RegNet(stages, num_classes=10)
+
+
+def _shufflenet_v2() -> nn.Module:
+    return ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 256], num_classes=10)
+
+
+def _quarter(block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A convolution of Inception with a quarter of the channels; the image keeps its three."""
+
+    def built(in_channels: int, out_channels: int, **options: object) -> nn.Module:
+        return block(in_channels if in_channels == 3 else in_channels // 4, out_channels // 4, **options)
+
+    return built
+
+
+def _googlenet() -> nn.Module:
+    convolution = _quarter(BasicConv2d)
+    blocks = [convolution, partial(Inception, conv_block=convolution), InceptionAux]
+    network = GoogLeNet(num_classes=10, aux_logits=False, init_weights=False, blocks=blocks)
+    network.inception4b, network.inception4c = nn.Identity(), nn.Identity()  # as 4d
+    network.fc = nn.Linear(256, 10)
+    return network
+
+
+def _inception_v3() -> nn.Module:
+    convolution = _quarter(inception.BasicConv2d)
+    kinds = (getattr(inception, f"Inception{letter}") for letter in "ABCDE")
+    blocks = [convolution, *(partial(kind, conv_block=convolution) for kind in kinds), inception.InceptionAux]
+    network = Inception3(num_classes=10, aux_logits=False, init_weights=False, inception_blocks=blocks)
+    network.Mixed_6c, network.Mixed_6d = nn.Identity(), nn.Identity()  # as 6b and 6e
+    network.fc = nn.Linear(512, 10)
+    return network
+
+
 def _torchvision(name: str, **options: object) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet18": (partial(_torchvision, "resnet18"), (3, 32, 32)),
+    "resnet18": (_resnet18, (3, 32, 32)),
     "resnext": (_resnext, (3, 32, 32)),
     "densenet": (_densenet, (3, 32, 32)),
     "mobilenet_v2": (_mobilenet_v2, (3, 32, 32)),
     "mobilenet_v3": (_mobilenet_v3, (3, 32, 32)),
     "efficientnet": (_efficientnet, (3, 32, 32)),
     "squeezenet1_1": (partial(_torchvision, "squeezenet1_1"), (3, 64, 64)),
-    "googlenet": (partial(_torchvision, "googlenet", aux_logits=False, init_weights=False), (3, 64, 64)),
-    "inception_v3": (partial(_torchvision, "inception_v3", aux_logits=False, init_weights=False), (3, 75, 75)),
+    "googlenet": (_googlenet, (3, 64, 64)),
+    "inception_v3": (_inception_v3, (3, 75, 75)),
     "mnasnet0_5": (partial(_torchvision, "mnasnet0_5"), (3, 32, 32)),
-    "regnet_y_400mf": (partial(_torchvision, "regnet_y_400mf"), (3, 32, 32)),
-    "shufflenet_v2_x0_5": (partial(_torchvision, "shufflenet_v2_x0_5"), (3, 64, 64)),
+    "regnet_y": (_regnet_y, (3, 32, 32)),
+    "shufflenet_v2": (_shufflenet_v2, (3, 64, 64)),
     "convnext": (_convnext, (3, 32, 32)),
     "vit": (_vit, (3, 32, 32)),
 }
+# The whole of a family's smallest member, where numbers of channels are the point.
+WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "whole resnet18": (partial(_torchvision, "resnet18"), (3, 32, 32)),
+}
+_BUILT = FAMILIES | WHOLE
 # Families whose trace has the values of some parameters and buffers in another order.
-SHUFFLING = ("shufflenet_v2_x0_5",)
+SHUFFLING = ("shufflenet_v2",)
 # Families of which one or two stand for the others where a test is slow.
 FEW = ("resnet18", "mobilenet_v3", "convnext", "vit")
 NAMES = (*PAPER, *FAMILIES)
@@ -106,7 +168,7 @@ def model(name: str, seed: int = 0) -> nn.Module:
     """A network of the zoo, float64, in eval mode, with every value random."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = FAMILIES[name][0]() if name in FAMILIES else build(name)
+        network = _BUILT[name][0]() if name in _BUILT else build(name)
         randomize(network)
     return network.double().eval()
 
@@ -129,7 +191,7 @@ def randomize(network: nn.Module) -> None:
 
 def example(name: str, batch: int = 2, seed: int = 7) -> Tensor:
     """Random inputs `[batch, ...]`, float64."""
-    shape = FAMILIES[name][1] if name in FAMILIES else input_shape(name)
+    shape = _BUILT[name][1] if name in _BUILT else input_shape(name)
     assert shape is not None
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

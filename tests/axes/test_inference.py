@@ -17,7 +17,7 @@ def graph_of(forward, *shape, **layers):
 
 
 def test_the_spaces_of_a_residual_network():
-    graph, _ = traced("resnet18")
+    graph, _ = traced("whole resnet18")
     assert len(graph.spaces) == 12
     assert not graph.frozen
     stream = graph.space("conv1")
@@ -51,7 +51,7 @@ def test_heads_are_outer_and_head_sizes_inner():
 
 
 def test_the_name_of_a_space_that_is_not_there():
-    graph, _ = traced("resnet18")
+    graph, _ = traced("whole resnet18")
     with pytest.raises(gs.SurgeryError, match=r"layer1\.0\.conv9 is not a space .* did you mean .*layer1\.0\.conv1"):
         graph.space("layer1.0.conv9")
     with pytest.raises(gs.SurgeryError, match="zzz is not a space of this model; it has 12 spaces; see inspect"):

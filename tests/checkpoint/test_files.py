@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import operator
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
@@ -387,23 +389,36 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
     path = tmp_path / "m.pt"
     script = (
-        "import sys, torch; from torch import nn, fx\n"
+        "import os, sys, torch; from torch import nn, fx\n"
         "from graphsurgery.checkpoint import save; from graphsurgery.graph import ModelGraph, InputSpec\n"
         "module = fx.symbolic_trace(nn.Sequential(nn.Linear(1000, 1000)))\n"
         "graph = ModelGraph(module, (InputSpec('x', (2, 1000)),))\n"
-        "for i in range(10**6):\n"
-        "    nn.init.constant_(module.get_submodule('0').weight, i); save(graph, sys.argv[1]); print(i, flush=True)"
+        "while sys.stdin.readline():\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        os.waitpid(child, 0)\n"
+        "        print('gone', flush=True)\n"
+        "        continue\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    for i in range(10**6):\n"
+        "        nn.init.constant_(module.get_submodule('0').weight, i); save(graph, sys.argv[1]); print(i, flush=True)"
     )
-    for turn in range(3):
-        with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for turn in range(3):
+            parent.stdin.write("start\n")
+            parent.stdin.flush()
+            saving = int(parent.stdout.readline())
             for _ in range(turn + 1):
-                process.stdout.readline()
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.007 * turn)
-            process.send_signal(signal.SIGKILL)
-        weight = load(path).module.get_submodule("0").weight
-        assert weight.min() == weight.max()
+                assert parent.stdout.readline().strip().isdecimal()
+            time.sleep(0.007 * turn)
+            os.kill(saving, signal.SIGKILL)
+            assert "gone\n" in parent.stdout
+            weight = load(path).module.get_submodule("0").weight
+            assert weight.min() == weight.max()
+        parent.stdin.close()
 
 
 # Random values and networks

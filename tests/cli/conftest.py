@@ -1,6 +1,10 @@
+import shutil
+
 import pytest
 
+import graphsurgery as gs
 from graphsurgery.cli import run
+from graphsurgery.passes.compress import compress
 
 SPEC = "paper/cnn?width=3"
 NETS = """
@@ -51,6 +55,16 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def files(trained, tmp_path_factory):
+    """A folder with a.onnx, which is a.pt, and small.onnx, which has half of its channels."""
+    folder = tmp_path_factory.mktemp("exported")
+    graph = gs.load(trained / "a.pt")
+    gs.export_onnx(graph, folder / "a.onnx")
+    gs.export_onnx(compress(graph, 0.5), folder / "small.onnx")
+    return folder
+
+
 @pytest.fixture
 def here(trained, tmp_path, monkeypatch):
     """The current folder is empty, but for links to the trained parents and nets.py."""
@@ -58,6 +72,12 @@ def here(trained, tmp_path, monkeypatch):
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def file(here, files):
+    """The current folder has a.onnx too."""
+    return shutil.copy(files / "a.onnx", here / "a.onnx")
 
 
 @pytest.fixture

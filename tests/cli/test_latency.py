@@ -52,19 +52,6 @@ def runtime(monkeypatch, asked):
     monkeypatch.setattr(to_latency, "measure_pair", measure_pair)
 
 
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    path = tmp_path_factory.mktemp("exported") / "a.onnx"
-    gs.export_onnx(gs.load(trained / "a.pt"), path)
-    return path
-
-
-@pytest.fixture
-def file(here, exported):
-    (here / "a.onnx").write_bytes(exported.read_bytes())
-    return here / "a.onnx"
-
-
 @pytest.mark.usefixtures("file")
 def test_a_file_gets_half_its_latency_and_mimics_itself(capsys, asked):
     options = ["--threads", "2", "--batch", "4", "--runs", "7"]

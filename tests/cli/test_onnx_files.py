@@ -10,12 +10,6 @@ from graphsurgery.cli import run
 from graphsurgery.onnx.importing import import_onnx
 
 
-@pytest.fixture
-def file(here):
-    gs.export_onnx(gs.load("a.pt"), "a.onnx")
-    return here / "a.onnx"
-
-
 def document(capsys):
     return json.loads(capsys.readouterr().out)
 

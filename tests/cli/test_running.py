@@ -1,17 +1,20 @@
 """Runs are kept without being asked for, go on after an interruption, and give their options back."""
 
+import gc
 import json
 import os
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import graphsurgery as gs
-from graphsurgery.cli import run
+from graphsurgery.cli import main, run
 from graphsurgery.cli.running import call_of, with_config
 from graphsurgery.errors import SurgeryError
+from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.training.loop.progress import LogReporter
 
 SPEC = "paper/cnn?width=3"
@@ -198,3 +201,24 @@ def test_numbers_go_on(here):
     assert run([*TRAIN, "--epochs", "1", "-o", "x.pt", "--quiet"]) == 0
     assert (here / "runs" / "train-0042" / "config.json").exists()
     assert os.listdir(here / "runs" / "train-0041") == []
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_is_collected_while_a_command_imports_and_all_is_when_it_works(monkeypatch):
+    frozen, working = [], []
+
+    def counted(graph):
+        working.append(gc.isenabled())
+        return cost(graph)
+
+    monkeypatch.setattr("graphsurgery.surgery.channels.cost.cost", counted)
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for tokens, code, expected in ((["inspect", "a.pt"], 0, [False, True]), (["inspect"], 2, [False])):
+        with pytest.raises(SystemExit) as ended:
+            main(tokens)
+        assert ended.value.code == code
+        assert frozen == expected
+        frozen.clear()
+        gc.enable()
+    assert working == [True]

@@ -98,7 +98,7 @@ def test_what_is_called_constant_does_not_vary(seed):
             torch.testing.assert_close(seen[name][~varies], known.values[name][~varies], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["paper/resnet20?width=8", "paper/vgg11_bn", "paper/cnn", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["paper/resnet20?width=8", "paper/vgg11_bn?width=12", "paper/cnn", "mobilenet_v2"])
 def test_at_other_resolutions_too(name):
     """What is constant at one resolution may not be so by chance: small maps are all border."""
     graph, x = traced(name)
@@ -106,7 +106,7 @@ def test_at_other_resolutions_too(name):
     small = prune_dead(full)
     larger = F.interpolate(x, scale_factor=2.0) + 0.1
     with torch.no_grad():
-        if name != "paper/vgg11_bn":
+        if name != "paper/vgg11_bn?width=12":
             assert deviation(small(larger), full(larger)) < 1e-10
         assert deviation(small(3 * x), full(3 * x)) < 1e-10
 
@@ -145,7 +145,7 @@ def test_in_float32_and_onnx_runtime(tmp_path):
 
 
 def test_a_pruned_network_is_saved_and_loaded(tmp_path):
-    graph, x = traced("paper/vgg11_bn")
+    graph, x = traced("paper/vgg11_bn?width=12")
     small = prune_dead(holed(graph))
     gs.save(small, tmp_path / "small.pt")
     with torch.no_grad():

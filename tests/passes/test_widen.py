@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
@@ -34,7 +35,7 @@ def test_a_wider_network_gives_the_same(name, init):
         assert sizes[space.name] == (round(1.4 * space.size) if space.outer else space.size)
 
 
-@pytest.mark.parametrize("name", ["paper/lenet5", "paper/resnet20?width=8", "paper/vgg11_bn", "convnext"])
+@pytest.mark.parametrize("name", ["paper/lenet5", "paper/resnet20?width=8", "paper/vgg11_bn?width=12", "convnext"])
 def test_and_in_training_mode(name):
     graph, x = traced(name)
     graph.module.train()
@@ -200,9 +201,13 @@ def test_the_wide_network_in_onnx_runtime_is_the_network(name, tmp_path):
 
 
 def test_the_pattern_gives_all_sizes():
-    small = gs.trace(torchvision.models.resnet50(num_classes=10).double().eval(), torch.zeros(2, 3, 64, 64).double())
+    def bottlenecks(width):
+        """ResNet-50 and Wide ResNet-50, in small: the inner convolutions are twice as wide."""
+        return torchvision.models.ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10, width_per_group=width)
+
+    small = gs.trace(bottlenecks(4).double().eval(), torch.zeros(2, 3, 64, 64).double())
     with torch.device("meta"):
-        pattern = torchvision.models.wide_resnet50_2(num_classes=10)
+        pattern = bottlenecks(8)
     wide = widen(small, like=gs.trace(pattern.eval(), torch.zeros(2, 3, 64, 64)))
     shapes = {name: tensor.shape for name, tensor in wide.module.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in pattern.state_dict().items()}
@@ -212,7 +217,7 @@ def test_the_pattern_gives_all_sizes():
 
 
 def test_noise_random_padding_and_the_next_layer_change_the_outputs_by_degrees():
-    graph, x = traced("paper/vgg11_bn")
+    graph, x = traced("paper/vgg11_bn?width=12")
     with torch.no_grad():
         found = {init: deviation(widen(graph, 1.5, init=init)(x), graph(x)) for init in INITS}
         loud = deviation(widen(graph, 1.5, init="equal+noise", noise=0.5)(x), graph(x))

@@ -29,6 +29,7 @@ from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.records import opened
 from graphsurgery.network.values import values_for
 from graphsurgery.onnx.exporting.plain import make_plain
+from graphsurgery.onnx.exporting.translations import known_operators
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
@@ -120,7 +121,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     make_plain(network.module)
     without_keywords(network.module)
     batch = torch.export.Dim("batch")
-    with quiet(), passing_sources():
+    with quiet(), passing_sources(), known_operators():
         program = torch.onnx.export(
             network.module,
             network.example_inputs(batch=2),

@@ -16,11 +16,14 @@ from typing import Any
 from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, type_of
 
 _MISSING: Any = object()
+_CACHED = functools._lru_cache_wrapper
 _MODULE = type(sys)
 _OTHERS = sys.stdlib_module_names | {
     "torch", "torchgen", "functorch", "graphsurgery", "numpy", "scipy", "sympy", "mpmath", "sklearn", "pandas",
     "matplotlib", "PIL", "networkx", "onnx", "onnxruntime", "onnxscript", "google", "rich", "pygments", "cyclopts",
-    "pytest", "_pytest", "pluggy", "hypothesis", "xdist", "execnet",
+    "pytest", "_pytest", "pluggy", "hypothesis", "xdist", "execnet", "iniconfig", "sortedcontainers",
+    "triton", "cuda", "narwhals", "joblib", "threadpoolctl", "cloudpickle", "yaml", "dateutil", "packaging", "tqdm",
+    "pyparsing", "psutil", "mpl_toolkits", "fontTools", "kiwisolver", "cycler", "safetensors", "typing_extensions",
 }  # fmt: skip
 """Packages that are no part of models: torch's code asks about proxies as proxies, the others never meet one."""
 
@@ -117,9 +120,15 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     Args:
         symbolic: modules, and `int` or `float`: where these give of a size what is computed from it.
     """
+    plain: list[dict[str, Any]] = []
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in _namespaces():
-        cached = [name for name, value in list(namespace.items()) if type(value) is functools._lru_cache_wrapper]
+        # There are a thousand namespaces: nearly all have neither a cached function nor a name like these.
+        if _CACHED not in map(type, list(namespace.values())) and _ANSWERS.keys().isdisjoint(namespace):
+            plain.append(namespace)
+            namespace.update(_ANSWERS)
+            continue
+        cached = [name for name, value in list(namespace.items()) if type(value) is _CACHED]
         answers = {name: answer for name, answer in _ANSWERS.items() if name not in namespace}
         answers |= {name: namespace[name].__wrapped__ for name in cached}
         changed += [(namespace, name, namespace.get(name, _MISSING)) for name in answers]
@@ -130,6 +139,9 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     try:
         yield
     finally:
+        for namespace in plain:
+            for name in _ANSWERS:
+                del namespace[name]
         for namespace, name, before in changed:
             if before is _MISSING:
                 del namespace[name]

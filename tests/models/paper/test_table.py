@@ -58,4 +58,5 @@ def test_vgg_has_no_biases_by_default():
 def test_widths():
     assert build("paper/cnn?width=4").conv3.out_channels == 16
     assert build("paper/resnet20?width=8").head.in_features == 32
+    assert build("paper/vgg11_bn?width=12").head.in_features == build("paper/vgg11?width=12").head.in_features == 96
     assert build("paper/mlp?inputs=2&hidden=7&outputs=3").head.weight.shape == (3, 7)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
-from onnx_files import scripted, written
+from onnx_files import exported, scripted, written
 from random_networks import RandomNetwork
 from torch import nn
 from zoo import example, model
@@ -24,15 +24,10 @@ NAMES = ("resnet18", "mobilenet_v3", "squeezenet1_1", "resnext", "convnext", "vi
 
 
 def export(name, path, dialect):
-    module, x = model(name).float(), example(name).float()
-    if dialect == "ours":
-        gs.export_onnx(gs.trace(module.eval(), x), path)
-    else:
-        scripted(module, x[:1] if dialect == "fixed" else x, path, free=dialect == "free")
-    return module
+    path.write_bytes(exported(name, dialect))
 
 
-@pytest.mark.parametrize("dialect", ["free", "fixed", "ours"])
+@pytest.mark.parametrize("dialect", ["free 17", "fixed 17", "ours"])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "squeezenet1_1", "resnext", "convnext", "vit"])
 def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
     path, out = tmp_path / "m.onnx", tmp_path / "small.onnx"
@@ -78,7 +73,7 @@ def test_random_networks_are_compressed_in_place(tmp_path, seed):
 
 def test_a_file_is_widened_in_place(tmp_path):
     path = tmp_path / "m.onnx"
-    export("resnet18", path, "free")
+    export("resnet18", path, "free 17")
     wide = widen(import_onnx(path).graph, 1.5)
     assert rewrite_onnx(path, wide, tmp_path / "wide.onnx").holds
     assert gs.check_onnx(import_onnx(path).graph, tmp_path / "wide.onnx").holds
@@ -86,7 +81,7 @@ def test_a_file_is_widened_in_place(tmp_path):
 
 def test_a_file_takes_its_own_place(tmp_path):
     path = tmp_path / "m.onnx"
-    export("resnet18", path, "free")
+    export("resnet18", path, "free 17")
     small = compress(import_onnx(path).graph, 0.5)
     rewrite_onnx(path, small, path)
     assert gs.check_onnx(small, path).holds

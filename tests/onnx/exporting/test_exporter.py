@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import InputSpec, ModelGraph
-from graphsurgery.onnx.exporting import check_onnx, export_onnx
+from graphsurgery.onnx.exporting import check_onnx, export_onnx, translations
 from graphsurgery.onnx.runtime.latency import measure_latency
 from graphsurgery.tracing.trace import trace
 
@@ -125,3 +125,45 @@ def test_a_key_names_its_output_though_training_gives_more(tmp_path):
     network = Network(forward, a=nn.Linear(4, 8), b=nn.Unflatten(1, (2, 2, 2)), c=nn.Linear(8, 3)).eval()
     report = export_onnx(trace(network, torch.zeros(2, 4)), tmp_path / "m.onnx")
     assert report.outputs == ("out",)
+
+
+def test_the_table_of_translations_is_made_once_and_the_files_are_the_same(exported, tmp_path, monkeypatch):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    graph, path, _ = exported
+    make, made = ONNXRegistry.from_torchlib, []
+
+    def counted(_, **options):
+        made.append(options)
+        return make(**options)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", classmethod(counted))
+    own = vars(ONNXRegistry)["from_torchlib"]
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(graph, tmp_path / name, opset=19)
+        assert vars(ONNXRegistry)["from_torchlib"] is own
+    assert made == [{"opset_version": 19}]
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    export_onnx(graph, tmp_path / "c.onnx")
+    assert (tmp_path / "c.onnx").read_bytes() == path.read_bytes()
+    assert len(made) == 2
+
+
+def test_composed_operators_are_looked_up_once_for_each_file(exported, tmp_path, monkeypatch):
+    from torch._export import utils
+
+    graph, path, _ = exported
+    look, looked = utils._materialize_cpp_cia_ops, []
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", lambda: looked.append(look()))
+    for count in (1, 2):
+        export_onnx(graph, tmp_path / "m.onnx")
+        assert len(looked) == count
+    assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()
+
+
+def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch):
+    graph, path, _ = exported
+    monkeypatch.setattr(translations, "_TRANSLATIONS", ("torch.onnx.nowhere", "ONNXRegistry", "from_torchlib"))
+    monkeypatch.setattr(translations, "_COMPOSED", ("torch._export.utils", "", "nothing"))
+    export_onnx(graph, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()

@@ -56,7 +56,7 @@ SLIMMED = (
     "mobilenet_v2",
     "resnext",
     "mobilenet_v3",
-    "shufflenet_v2_x0_5",
+    "shufflenet_v2",
     "vit",
 )
 

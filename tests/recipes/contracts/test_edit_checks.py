@@ -110,5 +110,5 @@ def test_masked_networks_hold_and_others_do_not(name):
     masked = mask(graph, masks)
     assert check_masked(graph, masked, masks).holds
     with torch.no_grad():
-        masked.tensors()[[*masks][-1]].view(-1)[0] += 1
+        masked.tensors()[[*masks][-1]][0] += 1  # all that one channel reads: some of it is always 0
     assert not check_masked(graph, masked, masks).holds

@@ -35,7 +35,7 @@ def assert_counts(graph, maps):
     assert PlannedCost(graph).at(Edit(maps)) == cost(remap(graph, maps, {}))
 
 
-@pytest.mark.parametrize("name", [*FEW, "resnext", "squeezenet1_1", "paper/lenet5", "paper/vgg11_bn"])
+@pytest.mark.parametrize("name", [*FEW, "resnext", "squeezenet1_1", "paper/lenet5", "paper/vgg11_bn?width=12"])
 def test_of_networks(name):
     graph, _ = traced(name)
     assert_counts(graph, random_maps(graph))

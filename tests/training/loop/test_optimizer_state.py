@@ -21,7 +21,9 @@ def gradients(graph, x):
     return {name: p.grad for name, p in graph.module.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["paper/lenet5", "paper/vgg11?bias=True", "paper/resnet20?width=8", "resnext"])
+@pytest.mark.parametrize(
+    "name", ["paper/lenet5", "paper/vgg11?bias=True&width=12", "paper/resnet20?width=8", "resnext"]
+)
 def test_the_gradients_of_a_wide_network_are_the_mapped_ones(name):
     graph, x = traced(name)
     wide = widen(graph, 1.4)

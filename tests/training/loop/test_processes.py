@@ -1,6 +1,7 @@
 """Training as other processes see it: killed at any moment, and shared by two."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def start(script, folder, *options, launcher=()):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def here(script, folder, *options):
+    """The same without a process of its own."""
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as arguments:
+        arguments.setattr(sys, "argv", [str(script), str(folder), *options])
+        runpy.run_path(str(script), run_name="__main__")
+
+
 def finish(process):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -73,7 +82,6 @@ def result(folder, rank=0):
 
 def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    reference = start(script, whole, "0", "norm")
     killed = start(script, cut, "0.05", "norm")
     deadline = time.monotonic() + 60
     while not any(record["epoch"] == 1 for record in read_metrics(cut)):
@@ -86,8 +94,8 @@ def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
     assert not (cut / "result0.pt").exists()
     position = Run(cut).load_state("train")["position"]
     assert (position["epoch"], position["step"] > 0) == (1, True)
-    finish(start(script, cut, "0", "norm"))
-    finish(reference)
+    here(script, cut, "0", "norm")
+    here(script, whole, "0", "norm")
     torch.testing.assert_close(result(cut), result(whole), rtol=0, atol=0)
     assert [record["epoch"] for record in Run(cut).metrics()] == [1, 2, 3]
 
@@ -95,9 +103,8 @@ def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
 def test_two_processes_train_as_one_does(script, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    single = start(script, one, "0", "plain")
     finish(start(script, two, "0", "plain", launcher=launcher))
-    finish(single)
+    here(script, one, "0", "plain")
     torch.testing.assert_close(result(two, 0), result(two, 1), rtol=0, atol=0)
     torch.testing.assert_close(result(two), result(one), rtol=1e-4, atol=1e-5)
     assert [record["epoch"] for record in Run(two).metrics()] == [1, 2, 3]

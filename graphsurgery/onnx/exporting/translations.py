@@ -1,0 +1,53 @@
+"""What torch's exporter finds out about operators, found out once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+_TRANSLATIONS = ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib")
+_COMPOSED = ("torch._export.utils", "", "_materialize_cpp_cia_ops")
+
+
+@contextlib.contextmanager
+def known_operators() -> Iterator[None]:
+    """A file that is exported meanwhile takes what the exporter knows of operators from the files before.
+
+    The exporter makes its table of translations anew for every file, for which it reads and parses the source of some
+    500 functions: half a second, more than a small network takes. It writes into the table only what its caller brings,
+    and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
+    file; once is enough, and not once for all, as custom operators may be registered in between.
+
+    Where a version of torch works in another way, nothing is kept.
+    """
+    with _replaced(*_TRANSLATIONS, by=_kept), _replaced(*_COMPOSED, by=cache):
+        yield
+
+
+@cache
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which makes a table once for each opset."""
+    return cache(make)
+
+
+@contextlib.contextmanager
+def _replaced(
+    module: str, owner: str, name: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """What is made of a function stands in its place; nothing happens where it is not found."""
+    try:
+        place = importlib.import_module(module)
+        place = getattr(place, owner) if owner else place
+        own = vars(place)[name]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+    made = by(getattr(place, name))
+    setattr(place, name, staticmethod(made) if owner else made)
+    try:
+        yield
+    finally:
+        setattr(place, name, own)
