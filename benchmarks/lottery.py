@@ -31,7 +31,7 @@ from graphsurgery.recipes.lottery.lottery import lottery
 from graphsurgery.recipes.lottery.supermask import DENSITIES, SupermaskPlan, supermask
 from graphsurgery.recipes.lottery.tickets import LotteryPlan
 from graphsurgery.surgery.masks.restarts import Restart
-from graphsurgery.surgery.masks.selection import CRITERIA, Selection
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection
 from graphsurgery.training.data import Data, load_data, split
 from graphsurgery.training.loop.plan import MIXED_PRECISION, TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
@@ -154,7 +154,7 @@ def rules(network: Network, data: Data, seed: int, options: argparse.Namespace) 
     """Tickets by each criterion, cut from the dense network at the densities at which the others are compared."""
     found = {}
     states = options.results / "states" / options.model / f"{seed}"
-    for criterion in CRITERIA:
+    for criterion in WEIGHT_CRITERIA:
         run = Run(states / criterion)
         if not run.state_file(DENSE).exists() and (states / f"{DENSE}.pt").exists():
             # All criteria prune the same dense network, which is trained once.
@@ -335,7 +335,7 @@ def expected_of_criteria(_: Network, runs: list[dict[str, Any]]) -> list[Finding
     """The best heuristic mask, chosen on validation data in each seed."""
     best = [
         max(
-            (row for rows in run.values() for row in rows if row["name"] in CRITERIA),
+            (row for rows in run.values() for row in rows if row["name"] in WEIGHT_CRITERIA),
             key=lambda row: row["validation"]["accuracy"],
         )
         for run in runs

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import Opening, Proof, Shown, Writing
 
 if TYPE_CHECKING:
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.grow import Growth
 
@@ -95,8 +95,7 @@ def grow_file(
 ) -> None:
     """Open a network, grow it, prove that its outputs are the same, and save it."""
     from graphsurgery.cli.options import without_dry_run
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import write_network, writes_to
+    from graphsurgery.cli.output import Screen, write_network, writes_to
     from graphsurgery.recipes.delivery.quantize import first_inputs
     from graphsurgery.recipes.grow import check, grown
     from graphsurgery.training.data.loading import check_fits

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _WIDTH = 140
 
 
-class Output:
+class Screen:
     """Where a command prints; silent in all but the first of several processes.
 
     Printing never raises: what a command computes is not lost with the reader of its output (`| head -1`), and what
@@ -248,7 +248,7 @@ def writes_to(
 
 
 def write_network(
-    screen: Output,
+    screen: Screen,
     graph: ModelGraph,
     output: Path,
     model: str,
@@ -292,7 +292,7 @@ def write_network(
 
 
 def show_moved(
-    screen: Output, before: ModelGraph, after: ModelGraph, recover: Sequence[str | Path] = (), *, seed: int = 0
+    screen: Screen, before: ModelGraph, after: ModelGraph, recover: Sequence[str | Path] = (), *, seed: int = 0
 ) -> dict[str, Any]:
     """Say what an edit without data did to the outputs, that it is not recovered, and by which command it can be.
 

@@ -19,7 +19,7 @@ from graphsurgery.cli.options import TOKENS
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from graphsurgery.cli.output import Output
+    from graphsurgery.cli.output import Screen
     from graphsurgery.training.loop.run import Run
 
 RUNS = Path("runs")
@@ -39,7 +39,7 @@ class Running:
     resume: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Go on with the last run of the same command under runs/ (or with --run), which may have had fewer --epochs."""
 
-    def open(self, screen: Output, config: Mapping[str, Any], *, trains: bool = True) -> Run | None:
+    def open(self, screen: Screen, config: Mapping[str, Any], *, trains: bool = True) -> Run | None:
         """The folder of this run, made or found again; None where nothing is trained and no folder is named.
 
         Args:

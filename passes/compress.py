@@ -16,7 +16,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.layers import ChannelGate
 from graphsurgery.surgery.channels.choice import Choices, Scored
 from graphsurgery.surgery.channels.importance import Scores
-from graphsurgery.surgery.channels.planning import Plan, Price, Request
+from graphsurgery.surgery.channels.planning import CutPlan, Price, Request
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.gates import bare, gain, gates, why_nothing
 from graphsurgery.surgery.remap import remap
@@ -66,7 +66,7 @@ def compress(
     share, named = _asked(keep, target)
     base, opened = bare(graph), gates(graph)
     scores: Scored = _GateScores(opened) if importance == "gate" else Scores(base, importance, seed)
-    plan = Plan(base, Choices(base, scores, alike=list(opened)), named, within, round_to)
+    plan = CutPlan(base, Choices(base, scores, alike=list(opened)), named, within, round_to)
     if not (plan.is_open or named) and (share is not None or target is not None):
         raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
     record: dict[str, Any] = {"pass": "compress", "importance": importance, "seed": seed, "folded": len(opened)}
@@ -82,7 +82,7 @@ def compress(
     return remap(base, _maps(base, plan, opened), record | plan.as_dict())
 
 
-def _maps(graph: ModelGraph, plan: Plan, opened: Mapping[str, ChannelGate]) -> dict[Dim, ChannelMap | MapInGroups]:
+def _maps(graph: ModelGraph, plan: CutPlan, opened: Mapping[str, ChannelGate]) -> dict[Dim, ChannelMap | MapInGroups]:
     """What stays of each space, with the gates folded in."""
     gains = {name: gain(module) for name, module in opened.items()}
     maps: dict[Dim, ChannelMap | MapInGroups] = {

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Timing
     from graphsurgery.recipes.compression.cost_table import Steps
@@ -197,7 +197,7 @@ def compress(
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
     writes_to(output, model, writing, reads=[data, tuning.calib, opening.arch])
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
 
     inputs = None
     tuning.check(data)

@@ -28,14 +28,14 @@ def demo(
 
     import torch
 
-    from graphsurgery.cli.output import Output
+    from graphsurgery.cli.output import Screen
     from graphsurgery.recipes.demo import FILES
     from graphsurgery.recipes.demo import demo as recipe
     from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import outcome_table
 
     writing.check_new(*(folder / name for name in FILES))
-    screen = Output(shown)
+    screen = Screen(shown)
     # On networks this small one thread is as fast as many, and sums in the same order on every machine.
     torch.set_num_threads(1)
     outcome = recipe(folder, data=data, seed=seed, reporter=screen.reporter())

@@ -41,11 +41,11 @@ def diff(
     """
     from dataclasses import asdict
 
-    from graphsurgery.cli.output import Output, columns, few
+    from graphsurgery.cli.output import Screen, columns, few
     from graphsurgery.errors import SurgeryError
     from graphsurgery.onnx.runtime.comparing import compare_latency, compare_onnx
 
-    screen = Output(shown)
+    screen = Screen(shown)
     found = compare_onnx(before, after)
     times: tuple[Latency, Latency] | None = None
     untimed = "left out"

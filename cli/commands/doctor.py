@@ -32,11 +32,11 @@ def doctor(
     """
     from rich.text import Text
 
-    from graphsurgery.cli.output import Output, columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.errors import CheckFailedError
     from graphsurgery.recipes.contracts.doctor import examine
 
-    screen = Output(shown)
+    screen = Screen(shown)
     graph, module = opening.pair(model)
     report = examine(graph, module, seed=seed, onnx=onnx, slim=slim)
     screen.line("traced", f"{report.nodes} nodes, {report.spaces} spaces, {len(report.frozen)} frozen")

@@ -14,7 +14,7 @@ from graphsurgery.errors import SurgeryError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Latency
     from graphsurgery.recipes.delivery.deliver import Delivery
@@ -74,7 +74,7 @@ def export(
         file.
     """
     writing.allow(onnx=output, reads=[model, data, quantisation.calib, opening.arch])
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
 
     if quantisation.int8 and quantisation.calib is None:
         raise SurgeryError("export: --int8 needs examples to calibrate on; give --calib DATA")

@@ -62,8 +62,7 @@ def factorize(
     back
         Instead, multiply the factors to one layer again.
     """
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, data_of, show_moved, write_network, writes_to
+    from graphsurgery.cli.output import Screen, columns, data_of, show_moved, write_network, writes_to
     from graphsurgery.errors import SurgeryError
     from graphsurgery.passes import factorize as passes
     from graphsurgery.recipes.contracts.edit_checks import unchanged

@@ -82,7 +82,7 @@ def grow(
     from dataclasses import asdict, replace
 
     from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.recipes.grow import CONTROLS, Growth, default_plan, grown
     from graphsurgery.recipes.grow import grow as recipe
     from graphsurgery.reports.html import write_report

@@ -15,12 +15,12 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     """
     from dataclasses import asdict
 
-    from graphsurgery.cli.output import Output, columns, count, few
+    from graphsurgery.cli.output import Screen, columns, count, few
     from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.surgery.gates import why_nothing
     from graphsurgery.surgery.reasons import reasons
 
-    screen = Output(shown)
+    screen = Screen(shown)
     graph = opening.graph(model)
     size = cost(graph)
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []

@@ -132,7 +132,7 @@ def lottery(
     from dataclasses import asdict, replace
 
     from graphsurgery.checkpoint.atomic import atomic_write, clean_parts
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.errors import SurgeryError
     from graphsurgery.models.specs import names_file
     from graphsurgery.recipes.lottery.lottery import lottery as recipe

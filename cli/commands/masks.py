@@ -17,7 +17,7 @@ from graphsurgery.errors import SurgeryError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.surgery.masks.mask_set import MaskSet, Overlap
 
 
@@ -55,7 +55,7 @@ def masks(
         writing.allow(masks=output, reads=[*sources, opening.arch])
     from operator import and_, or_
 
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.passes.mask import mask
     from graphsurgery.recipes.contracts.edit_checks import check_masked
 

@@ -24,7 +24,7 @@ from graphsurgery.cli.options import (
 from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.merging.plan import MergePlan
 
@@ -138,8 +138,7 @@ def merge(
     import torch
 
     from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.passes.concatenate import concatenate
     from graphsurgery.recipes.delivery.deliver import deliver
     from graphsurgery.recipes.merging.merge import merge as recipe

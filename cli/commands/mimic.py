@@ -110,8 +110,7 @@ def mimic(
     import torch
 
     from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.models.specs import fitted
     from graphsurgery.recipes.mimic import mimic as recipe
     from graphsurgery.reports.html import write_report

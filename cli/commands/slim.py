@@ -87,8 +87,7 @@ def slim(
     writing.allow(network=output, report=report, reads=[model, data, opening.arch])
     from dataclasses import asdict, replace
 
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.recipes.slimming.slimmable import (
         Statistics,
         measure_widths,

@@ -53,7 +53,7 @@ class Learning:
     def plan(self, masking: Masking, seed: int) -> SupermaskPlan:
         """The plan of this mask."""
         from graphsurgery.recipes.lottery.supermask import SupermaskPlan
-        from graphsurgery.surgery.masks.selection import CRITERIA
+        from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA
         from graphsurgery.training.loop.plan import TrainingPlan
 
         lr, batch, optimizer, schedule = {
@@ -77,7 +77,7 @@ class Learning:
             rescaled=masking.rescale,
             through_factor=masking.through_factor,
             density=masking.density,
-            criteria=masking.criterion or tuple(CRITERIA),
+            criteria=masking.criterion or tuple(WEIGHT_CRITERIA),
         )
 
 
@@ -110,7 +110,7 @@ def supermask(
     writing.allow(mask=output, reads=[spec, data])
     from dataclasses import asdict
 
-    from graphsurgery.cli.output import Output as Screen
+    from graphsurgery.cli.output import Screen
     from graphsurgery.errors import SurgeryError
     from graphsurgery.models.specs import names_file
     from graphsurgery.models.supermasks import save_supermask

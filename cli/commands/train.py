@@ -45,8 +45,7 @@ def train(
     import torch
 
     from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.models.spec_text import anchored
     from graphsurgery.recipes import train as recipe
     from graphsurgery.surgery.channels.cost import cost

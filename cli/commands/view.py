@@ -32,9 +32,9 @@ def view(
     """
     import importlib.util
 
-    from graphsurgery.cli.output import Output
+    from graphsurgery.cli.output import Screen
 
-    screen = Output(shown)
+    screen = Screen(shown)
     is_file = Path(model).is_file()
     if html is None and is_file and not shown.json and importlib.util.find_spec("netron") is not None:
         import netron

@@ -49,8 +49,7 @@ def widths(
         raise SurgeryError("widths: --search stands alone; leave out --at, --latency, --plot and --report")
     from dataclasses import asdict, replace
 
-    from graphsurgery.cli.output import Output as Screen
-    from graphsurgery.cli.output import columns, count
+    from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.recipes.slimming.slimmable import load_slimmable, measure_widths, save_slimmable
     from graphsurgery.recipes.slimming.width_choice import latencies
     from graphsurgery.recipes.slimming.width_choice import search as find

@@ -114,18 +114,18 @@ def test_a_bias_with_more_axes_than_the_product(tmp_path):
 
 
 def test_an_option_that_no_rule_reads_keeps_the_operator_whole(tmp_path, monkeypatch):
-    rule = operators.RULES["LeakyRelu"]
-    monkeypatch.setitem(operators.RULES, "LeakyRelu", lambda _, x: torch.nn.functional.leaky_relu(x))
+    rule = operators.OPERATORS["LeakyRelu"]
+    monkeypatch.setitem(operators.OPERATORS, "LeakyRelu", lambda _, x: torch.nn.functional.leaky_relu(x))
     nodes = [helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.3)]
     path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 4]}, ["y"])
     graph = import_onnx(path).graph
     assert any(type(part).__name__ == "OnnxOperator" for part in graph.module.modules())
-    monkeypatch.setitem(operators.RULES, "LeakyRelu", rule)
+    monkeypatch.setitem(operators.OPERATORS, "LeakyRelu", rule)
     assert not any(type(part).__name__ == "OnnxOperator" for part in import_onnx(path).graph.module.modules())
 
 
 def test_a_rule_that_is_wrong_is_found_at_import(tmp_path, monkeypatch):
-    monkeypatch.setitem(operators.RULES, "Sqrt", lambda _, x: x.abs().sqrt() + 0.01)
+    monkeypatch.setitem(operators.OPERATORS, "Sqrt", lambda _, x: x.abs().sqrt() + 0.01)
     nodes = [
         helper.make_node("Abs", ["x"], ["a"], name="first"),
         helper.make_node("Sqrt", ["a"], ["b"], name="second"),

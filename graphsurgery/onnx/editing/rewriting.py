@@ -65,7 +65,7 @@ def rewrite_onnx(
     shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
     imported = import_onnx(original, shape=shape, weights=False)
     path = Path(path)
-    rewriting = _Rewriting(imported, graph)
+    rewriting = _FileEdit(imported, graph)
     model = rewriting.model()
     batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
     large = size_of(model, rewriting.arrays) > ONE_FILE
@@ -121,7 +121,7 @@ def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
     Raises:
         SurgeryError: as for `rewrite_onnx`.
     """
-    rewriting = _Rewriting(imported, graph)
+    rewriting = _FileEdit(imported, graph)
     model = rewriting.model()
     for tensor in model.graph.initializer:
         if tensor.name in rewriting.arrays:
@@ -158,7 +158,7 @@ def _complaint(model: onnx.ModelProto, large: Collection[str]) -> str:
     return ""
 
 
-class _Rewriting:
+class _FileEdit:
     """One file that is given the operators, weights and sizes of a network."""
 
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:

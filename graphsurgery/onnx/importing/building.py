@@ -17,7 +17,7 @@ from graphsurgery.network.copying import meta_of
 from graphsurgery.onnx.importing import operators
 from graphsurgery.onnx.importing.layers import Source, layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
-from graphsurgery.onnx.importing.running import FEW, OnnxNetwork, Plan, Runner, Watched, on_sizes, outputs_of
+from graphsurgery.onnx.importing.running import FEW, OnnxNetwork, Runner, RunPlan, Watched, on_sizes, outputs_of
 from graphsurgery.onnx.importing.whole_operators import alone, is_matrix
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
@@ -43,10 +43,10 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bo
     """
     inputs, joined = list(examples.values()), _with_biases(file)
     first = [x.new_empty((file.batch or len(x) + 1, *x.shape[1:])) for x in inputs]
-    rehearsal = _Rehearsal(OnnxNetwork(Plan(file, joined, None)))
+    rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
     rehearsal.build(first)
     seen = rehearsal.seen if _only_batch_free(file) else {}
-    plan = Plan(file, joined, file.batch, shapes=rehearsal.shapes, seen=seen)
+    plan = RunPlan(file, joined, file.batch, shapes=rehearsal.shapes, seen=seen)
     network = OnnxNetwork(plan)
     builder = _Builder(network)
     builder.build(inputs)
@@ -60,7 +60,7 @@ def computed_sizes(file: OnnxProgram, examples: Sequence[Tensor]) -> dict[str, n
     Raises:
         TraceError: an operator cannot be run.
     """
-    rehearsal = _Rehearsal(OnnxNetwork(Plan(file, _with_biases(file), None)))
+    rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, _with_biases(file), None)))
     rehearsal.build(examples)
     return rehearsal.seen
 
@@ -95,7 +95,7 @@ class _Builder(Runner):
         for at, name in enumerate(operator.inputs if operator.index not in self.plan.layers else ()):
             if name and at not in places:
                 self._make_tensor(operator, at, self.plan.file.name(name))
-        known = operator.kind in operators.RULES or self._all_sizes(operator)
+        known = operator.kind in operators.OPERATORS or self._all_sizes(operator)
         if operator.index in self.plan.layers or known:
             try:
                 return super().results(operator)
@@ -111,7 +111,7 @@ class _Builder(Runner):
             return False
         learnt = any(a.dtype.kind == "f" and a.size > FEW and id(a) in self.plan.weights for a in arrays)
         small = all(array.size <= _FOLDED for array in arrays)
-        return small and (operator.kind not in operators.RULES or (bool(self.plan.seen) and not learnt))
+        return small and (operator.kind not in operators.OPERATORS or (bool(self.plan.seen) and not learnt))
 
     def _array(self, name: str) -> np.ndarray[Any, Any] | None:
         """A constant, or sizes; none of a tensor."""
@@ -354,7 +354,7 @@ def _is_mask(array: np.ndarray[Any, Any]) -> bool:
     return bool(array.size) and float(array.min()) <= _SMALLEST_MASK
 
 
-def _uses(plan: Plan) -> dict[str, set[str]]:
+def _uses(plan: RunPlan) -> dict[str, set[str]]:
     """The kinds of operators that read each constant, with `Gemm` only where it reads a matrix `[in, out]`."""
     found: dict[str, set[str]] = {}
     for operator in plan.operators:

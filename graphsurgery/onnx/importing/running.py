@@ -24,7 +24,7 @@ FEW = 8
 
 
 @dataclass
-class Plan:
+class RunPlan:
     """How a file is run: what its operators are in the module. One plan serves all copies of the module.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan:
         same = all(value_of(a) == b for a, b in zip(value.reshape(-1), seen.reshape(-1), strict=True))
         return seen if same else value
 
-    def __deepcopy__(self, memo: Any) -> Plan:
+    def __deepcopy__(self, memo: Any) -> RunPlan:
         return self
 
 
@@ -140,14 +140,14 @@ class OnnxNetwork(nn.Module):
         plan: how.
     """
 
-    def __new__(cls, plan: Plan) -> OnnxNetwork:
+    def __new__(cls, plan: RunPlan) -> OnnxNetwork:
         """An instance of a class of its own, whose `forward` has the names of the file's inputs."""
         names = _identifiers(value.name for value in plan.file.inputs)
         scope: dict[str, Any] = {}
         exec(f"def forward(self, {', '.join(names)}):\n    return self.run([{', '.join(names)}])", scope)
         return super().__new__(type(cls.__name__, (cls,), {"forward": scope["forward"], "__new__": nn.Module.__new__}))
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         super().__init__()
         self.plan = plan
 
@@ -221,7 +221,7 @@ class Runner:
             arguments.pop()
         arguments = self._rebatched(operator, arguments)
         read = Watched(operator.attributes)
-        found = as_tuple(operators.RULES[operator.kind](replace(operator, attributes=read), *arguments))
+        found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
@@ -296,10 +296,10 @@ class Runner:
         return [arguments[0], target]
 
 
-def on_sizes(plan: Plan, operator: Operator, given: Sequence[Any]) -> bool:
+def on_sizes(plan: RunPlan, operator: Operator, given: Sequence[Any]) -> bool:
     """Whether an operator only computes sizes; what is as long as the batch, and weights, are tensors."""
     known = [value for value in given if value is not None]
-    if operator.kind not in sizes.RULES or not all(isinstance(value, np.ndarray) for value in known):
+    if operator.kind not in sizes.SIZE_OPERATORS or not all(isinstance(value, np.ndarray) for value in known):
         return False
     vectors = [value for value in known if value.dtype.kind == "f" and value.ndim]
     if any(id(value) in plan.weights and (value.size > FEW or operator.kind == "Expand") for value in vectors):

@@ -20,7 +20,7 @@ Sizes = np.ndarray[Any, Any]
 """Numbers: integers, truth values, floats, or objects that stand for sizes."""
 
 _Rule = Callable[..., Any]
-RULES: dict[str, _Rule] = {}
+SIZE_OPERATORS: dict[str, _Rule] = {}
 
 
 def sizes_of(values: Sequence[Any]) -> Sizes:
@@ -71,7 +71,7 @@ def number(array: Sizes) -> Any:
 
 def rule(*kinds: str) -> Callable[[_Rule], _Rule]:
     def add(function: _Rule) -> _Rule:
-        RULES.update(dict.fromkeys(kinds, function))
+        SIZE_OPERATORS.update(dict.fromkeys(kinds, function))
         return function
 
     return add
@@ -79,7 +79,7 @@ def rule(*kinds: str) -> Callable[[_Rule], _Rule]:
 
 def compute(operator: Operator, values: Sequence[Sizes | None]) -> tuple[Sizes, ...]:
     """What an operator makes of sizes."""
-    found = RULES[operator.kind](operator, *values)
+    found = SIZE_OPERATORS[operator.kind](operator, *values)
     return tuple(scalar(value) for value in (found if isinstance(found, tuple) else (found,)))
 
 
@@ -97,7 +97,7 @@ _ELEMENTWISE: dict[str, Any] = {
 }  # fmt: skip
 
 for _kind, _function in _ELEMENTWISE.items():
-    RULES[_kind] = lambda _, *values, _function=_function: (
+    SIZE_OPERATORS[_kind] = lambda _, *values, _function=_function: (
         _function(*values) if len(values) < 3 else reduce(_function, values)
     )
 

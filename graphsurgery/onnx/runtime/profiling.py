@@ -22,7 +22,7 @@ _FEWEST, _MOST = 12, 40
 
 
 @dataclass(frozen=True)
-class Operator:
+class TimedOperator:
     """An operator as the runtime runs it, alone or fused with what follows.
 
     Attributes:
@@ -35,7 +35,7 @@ class Operator:
     shapes: str
 
 
-Profile = Mapping[str, Operator]
+Profile = Mapping[str, TimedOperator]
 """The operators of a network by name; a layout that the runtime chooses for one does not change its name."""
 
 
@@ -95,10 +95,10 @@ def _read(path: Path, warm: int, runs: int) -> Profile:
     return {stable.get(name, name): _operator(events, warm, runs) for name, events in found.items()}
 
 
-def _operator(events: Sequence[Mapping[str, Any]], warm: int, runs: int) -> Operator:
+def _operator(events: Sequence[Mapping[str, Any]], warm: int, runs: int) -> TimedOperator:
     last = events[-1]["args"]
     shapes = json.dumps([last.get("input_type_shape"), last.get("output_type_shape")])
-    return Operator(_quick(events, warm, runs), shapes)
+    return TimedOperator(_quick(events, warm, runs), shapes)
 
 
 def _quick(events: Sequence[Mapping[str, Any]], warm: int, runs: int) -> float:

@@ -32,7 +32,7 @@ from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 from graphsurgery.surgery.masks.restarts import CONTROLS, Restart, Start, put, restart
-from graphsurgery.surgery.masks.selection import CRITERIA, select
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, select
 from graphsurgery.surgery.masks.training import masked
 from graphsurgery.training.data.batches import mixed_seed
 from graphsurgery.training.data.dataset import Data
@@ -179,7 +179,7 @@ class _Seed:
 
     def _gradients(self) -> dict[str, Tensor] | None:
         """Of the loss at the first weights, where the criterion wants them."""
-        if "gradient" not in inspect.signature(CRITERIA[self.plan.selection.criterion]).parameters:
+        if "gradient" not in inspect.signature(WEIGHT_CRITERIA[self.plan.selection.criterion]).parameters:
             return None
         found = maskable(with_gradients(self.graph, self.data))
         return {name: weight.grad for name, weight in found.items() if weight.grad is not None}

@@ -27,7 +27,7 @@ from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.outcome import Check, Outcome, Row, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.selection import CRITERIA, Selection, select
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection, select
 from graphsurgery.surgery.masks.training import parametrized
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.loop.evaluation import evaluate, recalibrate
@@ -63,7 +63,7 @@ class SupermaskPlan:
     rescaled: bool = True
     through_factor: bool = False
     density: float = 0.5
-    criteria: tuple[str, ...] = tuple(CRITERIA)
+    criteria: tuple[str, ...] = tuple(WEIGHT_CRITERIA)
     densities: tuple[float, ...] = DENSITIES
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """How much each channel of a space matters: one score for each channel, to be compared within the space.
 
 A criterion says how much single weights count; the score of a channel is made of all weights that write or read it.
-`CRITERIA` is the table of criteria.
+`CHANNEL_CRITERIA` is the table of criteria.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class Scores:
     comparable = False
 
     def __init__(self, graph: ModelGraph, criterion: str, seed: int = 0) -> None:
-        if criterion not in (*CRITERIA, "random"):
-            raise SurgeryError(f"importance {criterion} is unknown; choose from {', '.join(CRITERIA)}, gate, random")
+        if criterion not in (*CHANNEL_CRITERIA, "random"):
+            raise SurgeryError(
+                f"importance {criterion} is unknown; choose from {', '.join(CHANNEL_CRITERIA)}, gate, random"
+            )
         self._graph = graph
         self._tensors = graph.tensors()
         self._criterion = criterion
@@ -63,7 +65,7 @@ class Scores:
     def _of(self, space: Space, outers: Sequence[Dim]) -> Tensor:
         if self._criterion == "random":
             return _random(space, self._seed, outers)
-        criterion = CRITERIA[self._criterion]
+        criterion = CHANNEL_CRITERIA[self._criterion]
         total = self._total(criterion, space, outers)
         if total is None and criterion.fallback is not None:
             criterion = criterion.fallback
@@ -203,4 +205,4 @@ class _Scale(_Criterion):
         return tensor.detach().abs()
 
 
-CRITERIA: dict[str, _Criterion] = {"l2": _Norm(2), "l1": _Norm(1), "bn": _Scale(), "taylor": _Taylor()}
+CHANNEL_CRITERIA: dict[str, _Criterion] = {"l2": _Norm(2), "l1": _Norm(1), "bn": _Scale(), "taylor": _Taylor()}

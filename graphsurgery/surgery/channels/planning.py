@@ -24,7 +24,7 @@ Price = Callable[[Mapping[str, int]], int]
 Request = float | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
-class Plan:
+class CutPlan:
     """What stays of a network: of the spaces that are named, and of the others by a share or by a target.
 
     Args:
@@ -58,7 +58,7 @@ class Plan:
         return bool(self._families)
 
     def _ask(self, space: Space, request: Request) -> None:
-        """Plan one space that is named."""
+        """CutPlan one space that is named."""
         if isinstance(request, (int, float)):
             choice = self._choices.inside(space, apart=self._within in ("each", "best"))
             self.sizes[choice] = _count(space, request, self._round_to)

@@ -1,7 +1,7 @@
 """How much each single weight matters, by its values before and after training, and which weights stay for it.
 
 A criterion is a function of what its parameters name: `final` and `initial` are the weights after and before training,
-`gradient` that of the loss. `CRITERIA` is the table of them. `select` keeps an exact number of the best.
+`gradient` that of the loss. `WEIGHT_CRITERIA` is the table of them. `select` keeps an exact number of the best.
 
 Source: Zhou, Lan, Liu, Yosinski, "Deconstructing lottery tickets", arXiv:1905.01067, section 2 and figure 3.
 """
@@ -83,7 +83,7 @@ def grad(gradient: Tensor) -> Tensor:
     return gradient.abs()
 
 
-CRITERIA: Mapping[str, Callable[..., Tensor]] = {
+WEIGHT_CRITERIA: Mapping[str, Callable[..., Tensor]] = {
     function.__name__: function
     for function in (
         large_final, small_final, large_init, small_init, large_init_large_final, small_init_small_final,
@@ -101,7 +101,7 @@ class Selection:
     """Which weights stay.
 
     Attributes:
-        criterion: one of `CRITERIA`.
+        criterion: one of `WEIGHT_CRITERIA`.
         scope: `layer`, each tensor by its own rate; or `global`, all compete for as many places.
         floor: with `global`, the share of each tensor that stays whatever its scores (at least one weight).
         linear, conv, output: factors on the rate at which each kind of weights is pruned; `output` are those behind
@@ -118,8 +118,8 @@ class Selection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise SurgeryError(f"criterion {self.criterion!r} is unknown; choose from {', '.join(CRITERIA)}")
+        if self.criterion not in WEIGHT_CRITERIA:
+            raise SurgeryError(f"criterion {self.criterion!r} is unknown; choose from {', '.join(WEIGHT_CRITERIA)}")
         if self.scope not in SCOPES:
             raise SurgeryError(f"selection: scope is {self.scope!r}; choose from {', '.join(SCOPES)}")
         for name in ("floor", "linear", "conv", "output"):
@@ -206,7 +206,7 @@ def _globally(
 
 def _scores(criterion: str, values: Mapping[str, Values | None], masks: MaskSet, names: list[str]) -> Tensor:
     """The scores of the living weights of some tensors, one after another, float64 on the CPU."""
-    function = CRITERIA[criterion]
+    function = WEIGHT_CRITERIA[criterion]
     given: dict[str, Tensor] = {}
     for key in inspect.signature(function).parameters:
         known = values[key]

@@ -36,7 +36,7 @@ Arrangement = tuple[tuple[int, tuple[Order, ...]], ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Reordering:
     """How a node computes on reordered channels; what is not named is in its old order.
 
     Attributes:
@@ -62,7 +62,7 @@ class Known(Protocol):
         """The order in which a dense layer had best write its channels; None where it does not matter."""
 
 
-Planner = Callable[[Known, fx.Node], "Plan | None"]
+Planner = Callable[[Known, fx.Node], "Reordering | None"]
 PLANS: dict[Any, Planner] = {}
 
 
@@ -107,14 +107,14 @@ def _operand(known: Known, node: fx.Node) -> tuple[fx.Node, Order] | None:
     *UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES), nn.Softmax, nn.LogSoftmax, nn.Softmin,
     nn.Softmax2d, F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
 )  # fmt: skip
-def keep(known: Known, node: fx.Node) -> Plan | None:
+def keep(known: Known, node: fx.Node) -> Reordering | None:
     """Acts on all channels alike, so it keeps their order."""
     found = _operand(known, node)
-    return found and Plan({found[0]: found[1]}, result=found[1])
+    return found and Reordering({found[0]: found[1]}, result=found[1])
 
 
 @plan(*POOLING_MODULES, *POOLING_FUNCTIONS)
-def pool(known: Known, node: fx.Node) -> Plan | None:
+def pool(known: Known, node: fx.Node) -> Reordering | None:
     """Keeps the order of channels, which come before the positions."""
     operator = operator_of(known.module, node)
     digits = [int(c) for c in operator.__name__ if c.isdigit()]
@@ -122,7 +122,7 @@ def pool(known: Known, node: fx.Node) -> Plan | None:
 
 
 @plan(F.pad)
-def pad(known: Known, node: fx.Node) -> Plan | None:
+def pad(known: Known, node: fx.Node) -> Reordering | None:
     """Keeps the order of channels that are not padded."""
     sizes = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
     return keep(known, node) if isinstance(sizes, (list, tuple)) and _rank(node) >= 2 + len(sizes) // 2 else None
@@ -134,7 +134,7 @@ def _rank(node: fx.Node) -> int:
 
 
 @plan(*PER_CHANNEL_NORMS, torchvision.ops.FrozenBatchNorm2d, nn.PReLU)
-def per_channel(known: Known, node: fx.Node) -> Plan | None:
+def per_channel(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow the channels; a single slope serves all."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     unbatched = "InstanceNorm" in type(module).__name__ and _rank(node) != int(type(module).__name__[-2]) + 2
@@ -142,22 +142,22 @@ def per_channel(known: Known, node: fx.Node) -> Plan | None:
         return None
     vector = () if isinstance(module, nn.PReLU) and module.num_parameters == 1 else ((0, (found[1],)),)
     vectors = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), vector)
-    return Plan({found[0]: found[1]}, _tensors(node, known, **vectors), found[1])
+    return Reordering({found[0]: found[1]}, _tensors(node, known, **vectors), found[1])
 
 
 @plan(nn.LayerNorm)
-def layer_norm(known: Known, node: fx.Node) -> Plan | None:
+def layer_norm(known: Known, node: fx.Node) -> Reordering | None:
     """Over positions, it keeps the order; over the channels alone, its vectors follow them."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     assert isinstance(module, nn.LayerNorm)
     if found is None or len(module.normalized_shape) > max(_rank(node) - 2, 1):
         return None
     vector = ((0, (found[1],)),) if _rank(node) == 2 else ()
-    return Plan({found[0]: found[1]}, _tensors(node, known, weight=vector, bias=vector), found[1])
+    return Reordering({found[0]: found[1]}, _tensors(node, known, weight=vector, bias=vector), found[1])
 
 
 @plan(nn.GroupNorm)
-def group_norm(known: Known, node: fx.Node) -> Plan | None:
+def group_norm(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow channels that stay in their groups."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     assert isinstance(module, nn.GroupNorm)
@@ -165,7 +165,7 @@ def group_norm(known: Known, node: fx.Node) -> Plan | None:
     if found is None or order is None:
         return None
     vector = ((0, (order,)),)
-    return Plan({found[0]: order}, _tensors(node, known, weight=vector, bias=vector), order)
+    return Reordering({found[0]: order}, _tensors(node, known, weight=vector, bias=vector), order)
 
 
 def _grouped(order: Order, groups: int) -> Order | None:
@@ -176,7 +176,7 @@ def _grouped(order: Order, groups: int) -> Order | None:
 
 
 @plan(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def convolution(known: Known, node: fx.Node) -> Plan | None:
+def convolution(known: Known, node: fx.Node) -> Reordering | None:
     """Sums the order away within its groups; the groups keep theirs."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -190,11 +190,11 @@ def convolution(known: Known, node: fx.Node) -> Plan | None:
     if module.groups == 1:
         rows = known.wanted(node) or rows
     weight = ((0, (rows,)), (1, columns))
-    return Plan({found[0]: order}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
+    return Reordering({found[0]: order}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
 
 
 @plan(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def transposed_convolution(known: Known, node: fx.Node) -> Plan | None:
+def transposed_convolution(known: Known, node: fx.Node) -> Reordering | None:
     """Without groups, sums the order away."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     assert isinstance(module, nn.modules.conv._ConvTransposeNd)
@@ -202,11 +202,11 @@ def transposed_convolution(known: Known, node: fx.Node) -> Plan | None:
         return None
     rows = known.wanted(node) or tuple(range(module.out_channels))
     tensors = _tensors(node, known, weight=((0, (found[1],)), (1, (rows,))), bias=((0, (rows,)),))
-    return Plan({found[0]: found[1]}, tensors, rows)
+    return Reordering({found[0]: found[1]}, tensors, rows)
 
 
 @plan(nn.Linear)
-def linear(known: Known, node: fx.Node) -> Plan | None:
+def linear(known: Known, node: fx.Node) -> Reordering | None:
     """Sums the order away; where channels are not the last axis, keeps it."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
     assert isinstance(module, nn.Linear)
@@ -214,11 +214,11 @@ def linear(known: Known, node: fx.Node) -> Plan | None:
         return keep(known, node)
     rows = known.wanted(node) or tuple(range(module.out_features))
     weight = ((0, (rows,)), (1, (found[1],)))
-    return Plan({found[0]: found[1]}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
+    return Reordering({found[0]: found[1]}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
 
 
 @plan(*BINARY_FUNCTIONS, *spellings(BINARY_NAMES))
-def pointwise(known: Known, node: fx.Node) -> Plan | None:
+def pointwise(known: Known, node: fx.Node) -> Reordering | None:
     """All operands get the order in which they are the fewest slices together; parameters follow it."""
     met = meeting(node)
     wirings = {operand: known.wires(operand) for operand in met if operand.op != "get_attr"}
@@ -228,7 +228,7 @@ def pointwise(known: Known, node: fx.Node) -> Plan | None:
     candidates = dict.fromkeys([*map(natural_order, given), tuple(range(len(given[0])))])
     order = min(candidates, key=lambda order: sum(len(runs([wiring[i] for i in order])) for wiring in given))
     follow = {str(p.target): ((axis, (order,)),) for p, axis in met.items() if p.op == "get_attr" and not same(order)}
-    return Plan(dict.fromkeys(wirings, order), follow, order)
+    return Reordering(dict.fromkeys(wirings, order), follow, order)
 
 
 def meeting(node: fx.Node) -> dict[fx.Node, int]:
@@ -244,7 +244,7 @@ def meeting(node: fx.Node) -> dict[fx.Node, int]:
 
 
 @plan(either)
-def choice(known: Known, node: fx.Node) -> Plan | None:
+def choice(known: Known, node: fx.Node) -> Reordering | None:
     """One of two tensors of one shape, which get one order."""
     given = [operand.meta["value"] for operand in node.all_input_nodes if has_tensors(operand.meta["value"])]
     alike = all(isinstance(value, Tensor) and value.shape == node.meta["value"].shape for value in given)
@@ -252,7 +252,7 @@ def choice(known: Known, node: fx.Node) -> Plan | None:
 
 
 @plan(*spellings("mean nanmean sum nansum count_nonzero prod amax amin any all var std logsumexp"))
-def reduce(known: Known, node: fx.Node) -> Plan | None:
+def reduce(known: Known, node: fx.Node) -> Reordering | None:
     """Over positions, keeps the order; over the channels too, it does not matter."""
     found = _operand(known, node)
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
@@ -261,26 +261,26 @@ def reduce(known: Known, node: fx.Node) -> Plan | None:
         return None
     reduced = {d % found[0].meta["value"].dim() for d in dims}
     if 1 in reduced:
-        return Plan({found[0]: found[1]})
-    return None if 0 in reduced else Plan({found[0]: found[1]}, result=found[1])
+        return Reordering({found[0]: found[1]})
+    return None if 0 in reduced else Reordering({found[0]: found[1]}, result=found[1])
 
 
 @plan("expand_as")
-def expand_as(known: Known, node: fx.Node) -> Plan | None:
+def expand_as(known: Known, node: fx.Node) -> Reordering | None:
     """Stretched over positions, a tensor keeps the order of its channels; the other one gives nothing but its shape."""
     found, other = _operand(known, node), node.args[1]
     wiring = known.wires(other) if isinstance(other, fx.Node) else None
     if found is None or wiring is None or found[0].meta["value"].shape[:2] != node.meta["value"].shape[:2]:
         return None
     assert isinstance(other, fx.Node)
-    return Plan({other: natural_order(wiring), found[0]: found[1]}, result=found[1])
+    return Reordering({other: natural_order(wiring), found[0]: found[1]}, result=found[1])
 
 
 @plan(
     torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten", torch.reshape, "reshape", "view",
     torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
 )  # fmt: skip
-def lay_out(known: Known, node: fx.Node) -> Plan | None:
+def lay_out(known: Known, node: fx.Node) -> Reordering | None:
     """Keeps the order where only positions are laid out anew, and where linear layers read `[batch, features]`.
 
     A linear layer fixes the number of positions of each channel. Anything else may meet other resolutions.
@@ -290,11 +290,11 @@ def lay_out(known: Known, node: fx.Node) -> Plan | None:
         return None
     shape, order = found[0].meta["value"].shape, found[1]
     if lays_out_positions(known.module, node):
-        return Plan({found[0]: order}, result=order)
+        return Reordering({found[0]: order}, result=order)
     if value.dim() > 2 or value.shape[0] != shape[0] or not _for_linear(known.module, node):
         return None
     size = value.shape[1] // len(order)
-    return Plan({found[0]: order}, result=tuple(channel * size + i for channel in order for i in range(size)))
+    return Reordering({found[0]: order}, result=tuple(channel * size + i for channel in order for i in range(size)))
 
 
 def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:

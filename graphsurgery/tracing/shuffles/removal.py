@@ -24,7 +24,7 @@ from graphsurgery.network.aliasing import acts_in_place, is_functional, makes_ne
 from graphsurgery.network.copying import meta_of, own_tensors
 from graphsurgery.network.paths import has_tensors, named_tensors
 from graphsurgery.network.values import evaluate
-from graphsurgery.tracing.shuffles.plans import PLANS, Arrangement, Plan, arranged, same
+from graphsurgery.tracing.shuffles.plans import PLANS, Arrangement, Reordering, arranged, same
 from graphsurgery.tracing.shuffles.readers import Readers, computes
 from graphsurgery.tracing.shuffles.wires import (
     Movement,
@@ -55,7 +55,7 @@ def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> None:
     if shared:
         own_tensors(module)
     fixed: set[int] = set()
-    while torn := (rewriting := _Rewriting(module, movement, fixed)).run():
+    while torn := (rewriting := _Unshuffling(module, movement, fixed)).run():
         fixed |= torn
     rewriting.install()
 
@@ -64,7 +64,7 @@ ADDED = "added by unshuffle"
 """What marks, in the meta of a node, that it moves channels which the traced model has in another order."""
 
 
-class _Rewriting:
+class _Unshuffling:
     """One attempt to rewrite a network.
 
     Attributes:
@@ -97,7 +97,7 @@ class _Rewriting:
                 plan = None
             # What only moves and has no plan is written where it is needed.
             if plan is not None or (computes(self.module, node) and node not in self.movement.origins):
-                self._compute(node, plan or Plan())
+                self._compute(node, plan or Reordering())
         return self.torn
 
     # What plans ask -------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class _Rewriting:
 
     # The new graph --------------------------------------------------------------------------------------------------
 
-    def _compute(self, node: fx.Node, plan: Plan) -> None:
+    def _compute(self, node: fx.Node, plan: Reordering) -> None:
         """Add a node that computes."""
         new = self._copy(node, plan)
         value = node.meta["value"]
@@ -127,7 +127,7 @@ class _Rewriting:
         places = {old: (new, place) for place, old in enumerate(order)}
         self.placed[node] = tuple(places[old] for old in range(value.shape[1]))
 
-    def _copy(self, node: fx.Node, plan: Plan) -> fx.Node:
+    def _copy(self, node: fx.Node, plan: Reordering) -> fx.Node:
         def operand(source: fx.Node) -> fx.Node:
             if source.op == "get_attr":
                 self._arrange(str(source.target), plan.tensors.get(str(source.target), ()))
@@ -170,7 +170,7 @@ class _Rewriting:
         if wiring is not None and has_tensors(node.meta["value"]):
             return self._joined(wiring)
         if node not in self.copies:
-            self.copies[node] = self._copy(node, Plan())
+            self.copies[node] = self._copy(node, Reordering())
         return self.copies[node]
 
     def _joined(self, wiring: Wiring) -> fx.Node:

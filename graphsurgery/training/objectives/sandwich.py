@@ -16,7 +16,7 @@ from graphsurgery.training.objectives.tasks import Batch, Objective
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-RULES = ("sandwich", "random", "widest")
+WIDTH_RULES = ("sandwich", "random", "widest")
 _STEPS = 16
 
 
@@ -50,8 +50,8 @@ class Sandwich(Objective):
         distil: bool = True,
         warmup: float = 0.5,
     ) -> None:
-        if rule not in RULES:
-            raise SurgeryError(f"slim: rule is {rule!r}; choose from {', '.join(RULES)}")
+        if rule not in WIDTH_RULES:
+            raise SurgeryError(f"slim: rule is {rule!r}; choose from {', '.join(WIDTH_RULES)}")
         if widths < 2:
             raise SurgeryError(f"slim: {widths} widths in a step, expected at least 2")
         if not 0 <= warmup <= 1:

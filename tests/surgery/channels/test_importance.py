@@ -6,7 +6,7 @@ from contracts import Network, typed
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.surgery.channels.importance import CRITERIA, Scores, importance
+from graphsurgery.surgery.channels.importance import CHANNEL_CRITERIA, Scores, importance
 from graphsurgery.surgery.channels.nesting import Nesting
 
 
@@ -79,7 +79,7 @@ def test_channels_of_groups_and_heads_are_summed_over_their_inside():
 
 def test_scores_are_float64_and_of_any_dtype_the_same():
     graph, *_ = sample()
-    scores = {c: importance(graph, graph.spaces, c) for c in CRITERIA if c != "taylor"}
+    scores = {c: importance(graph, graph.spaces, c) for c in CHANNEL_CRITERIA if c != "taylor"}
     graph.module.float()
     for criterion, expected in scores.items():
         for name, score in importance(graph, graph.spaces, criterion).items():

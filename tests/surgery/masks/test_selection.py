@@ -13,7 +13,7 @@ from zoo import FEW, traced
 import graphsurgery as gs
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.selection import CRITERIA, Selection, kinds_of, select
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection, kinds_of, select
 
 NINE = (
     "large_final", "small_final", "large_init", "small_init", "large_init_large_final", "small_init_small_final",
@@ -66,7 +66,7 @@ def test_criteria_rank_as_their_formula_says(criterion):
 
 
 def test_there_are_nine_and_their_variants():
-    assert set(NINE) | {"large_final_same_sign", "large_final_diff_sign", "snip", "grad"} == set(CRITERIA)
+    assert set(NINE) | {"large_final_same_sign", "large_final_diff_sign", "snip", "grad"} == set(WEIGHT_CRITERIA)
 
 
 @pytest.mark.parametrize("criterion", ["large_init_large_final", "small_init_small_final"])
@@ -105,7 +105,10 @@ def test_counts_are_exact_and_the_dead_stay_dead(name, scope):
 
 
 @given(
-    st.integers(0, 10**6), st.floats(0.05, 1.0), st.sampled_from(sorted(CRITERIA)), st.sampled_from(["layer", "global"])
+    st.integers(0, 10**6),
+    st.floats(0.05, 1.0),
+    st.sampled_from(sorted(WEIGHT_CRITERIA)),
+    st.sampled_from(["layer", "global"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_random_networks_keep_as_many_as_is_said(seed, keep, criterion, scope):

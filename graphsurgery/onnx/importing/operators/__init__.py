@@ -6,7 +6,7 @@ Only operators and options whose meaning is certain are here; everything else is
 from graphsurgery.onnx.importing.operators import elementwise, movement, norms, pixels, products, reductions
 from graphsurgery.onnx.importing.operators.padding import per_axis, transposed_options
 from graphsurgery.onnx.importing.operators.registry import (
-    RULES,
+    OPERATORS,
     SIZES_AT,
     UnlikeTorchError,
     rank,
@@ -16,7 +16,7 @@ from graphsurgery.onnx.importing.operators.registry import (
 )
 
 __all__ = [
-    "RULES",
+    "OPERATORS",
     "SIZES_AT",
     "UnlikeTorchError",
     "per_axis",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from graphsurgery.onnx.importing.operators.registry import (
     FLOATING,
-    RULES,
+    OPERATORS,
     UnlikeTorchError,
     Value,
     rank,
@@ -35,9 +35,9 @@ _BINARY: dict[str, Any] = {
 }  # fmt: skip
 
 for _kind, _function in _UNARY.items():
-    RULES[_kind] = lambda _, x, _function=_function: _function(x)
+    OPERATORS[_kind] = lambda _, x, _function=_function: _function(x)
 for _kind, _function in _BINARY.items():
-    RULES[_kind] = lambda _, a, b, _function=_function: _function(a, b)
+    OPERATORS[_kind] = lambda _, a, b, _function=_function: _function(a, b)
 
 
 @rule("Div")

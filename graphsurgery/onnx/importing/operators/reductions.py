@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphsurgery.onnx.importing.operators.registry import RULES, SIZES_AT, UnlikeTorchError, Value, rank, rule
+from graphsurgery.onnx.importing.operators.registry import OPERATORS, SIZES_AT, UnlikeTorchError, Value, rank, rule
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, axes_of, number
 
@@ -33,7 +33,7 @@ def _reduction(operator: Operator, x: Value, given: Sizes | None = None) -> Valu
     return _REDUCTIONS[operator.kind](x, dims, bool(operator.attributes.get("keepdims", 1)))
 
 
-RULES.update(dict.fromkeys(_REDUCTIONS, _reduction))
+OPERATORS.update(dict.fromkeys(_REDUCTIONS, _reduction))
 SIZES_AT.update(dict.fromkeys(_REDUCTIONS, (1,)))
 
 

@@ -15,7 +15,7 @@ Value = Any
 """A tensor, or a number in its place."""
 
 _Rule = Callable[..., Any]
-RULES: dict[str, _Rule] = {}
+OPERATORS: dict[str, _Rule] = {}
 
 SIZES_AT: dict[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Split": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "TopK": (1,),
@@ -52,7 +52,7 @@ class UnlikeTorchError(Exception):
 
 def rule(*kinds: str) -> Callable[[_Rule], _Rule]:
     def add(function: _Rule) -> _Rule:
-        RULES.update(dict.fromkeys(kinds, function))
+        OPERATORS.update(dict.fromkeys(kinds, function))
         return function
 
     return add
