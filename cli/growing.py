@@ -60,9 +60,8 @@ class Deepening:
     """Where the network becomes deeper, and with what."""
 
     after: Annotated[tuple[str, ...], _MANY] = ()
-    """Node, module or stage behind which layers come, such as layer2; may be given again."""
-    where: Literal["auto"] | None = None
-    """auto takes every place that is proposed; see them with --dry-run."""
+    """Node, module or stage behind which layers come, such as layer2; may be given again. auto takes every place
+    that is proposed; see them with --dry-run."""
     count: int = 1
     """How many at each place."""
     block: Literal["auto", "copy", "layer", "residual"] = "auto"
@@ -72,9 +71,9 @@ class Deepening:
         """What `Growth` takes of it."""
         from graphsurgery.errors import SurgeryError
 
-        if self.where and self.after:
-            raise SurgeryError("deepen: --where auto and --after exclude each other")
-        return {"after": ("auto",) if self.where else self.after, "count": self.count, "block": self.block}
+        if "auto" in self.after and len(self.after) > 1:
+            raise SurgeryError("deepen: --after auto takes every place; give no other beside it")
+        return {"after": self.after, "count": self.count, "block": self.block}
 
 
 WIDENING, DEEPENING = Widening(), Deepening()

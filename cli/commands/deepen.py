@@ -46,7 +46,7 @@ def deepen(
 
     growth = Growth(**deepening.options(), seed=seed)
     if not growth.after:
-        raise SurgeryError("deepen: nothing says where; give --after NAME or --where auto")
+        raise SurgeryError("deepen: nothing says where; give --after NAME, or --after auto")
     grow_file(
         model, output, growth, data=data, dry_run=dry_run, writing=writing, opening=opening, proof=proof, shown=shown
     )

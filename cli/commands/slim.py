@@ -23,7 +23,7 @@ class Slimming:
 
     min_width: float = 0.25
     """The smallest share of every space."""
-    divisor: int = 1
+    round_to: int = 1
     """Numbers of channels become multiples of this."""
     widths: int = 4
     """How many widths each step trains."""
@@ -44,8 +44,8 @@ class Slimming:
 
         return SlimPlan(
             training,
-            minimum=self.min_width,
-            divisor=self.divisor,
+            min_width=self.min_width,
+            round_to=self.round_to,
             widths=self.widths,
             rule=self.rule,
             distil=self.distil,
@@ -108,7 +108,7 @@ def slim(
     plan = slimming.plan(training)
     document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}
     if dry_run:
-        slimmable = Slimmable(graph, minimum=plan.minimum, divisor=plan.divisor, switchable=plan.switchable)
+        slimmable = Slimmable(graph, min_width=plan.min_width, round_to=plan.round_to, switchable=plan.switchable)
         table = columns("width", "parameters", "MACs", right=["parameters", "MACs"])
         for width in usual_widths(slimmable):
             size = cost(slimmable.extract(width))

@@ -172,7 +172,8 @@ def test_a_record_of_a_training_that_is_none(plan):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"switchable": 3}, {"switchable": ["x"]}, {"minimum": "x"}, {"divisor": None}, {"switchable": [0.5]}]
+    "settings",
+    [{"switchable": 3}, {"switchable": ["x"]}, {"min_width": "x"}, {"round_to": None}, {"switchable": [0.5]}],
 )
 def test_settings_of_slimmable_networks(tmp_path, content, settings):
     graph = opened(content, tmp_path)

@@ -29,7 +29,7 @@ COMMANDS = {
     "compress with data": (("compress", "a.pt", "--keep", "0.5", "--data", "digits"), "cut = reads masked"),
     "compress dead": (("compress", "m.pt", "--dead"), "compressed = masked"),
     "widen": (("widen", "a.pt", "--by", "1.5x"), "grown = original"),
-    "deepen": (("deepen", "a.pt", "--where", "auto"), "grown = original"),
+    "deepen": (("deepen", "a.pt", "--after", "auto"), "grown = original"),
     "factorize back": (("factorize", "f.pt", "--back"), "multiplied back = with factors"),
     "masks": (MASKED, "masked = weights zeroed"),
 }

@@ -44,7 +44,7 @@ def _cnn(width):
 
 @pytest.mark.usefixtures("here")
 def test_deepen_shows_where_and_inserts_layers(capsys, here):
-    assert run(["deepen", "a.pt", "--where", "auto", "-o", "d.pt", "--dry-run"]) == 0
+    assert run(["deepen", "a.pt", "--after", "auto", "-o", "d.pt", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["conv1", "conv2", "conv3"]
     assert "identity layer" in shown
@@ -77,8 +77,8 @@ BAD = {
     "no number": (["widen", "a.pt", "--by", "wide", "-o", "w.pt"], "'wide' is no factor"),
     "unknown space": (["widen", "a.pt", "--to", "conv7=20", "-o", "w.pt"], "conv7 is not a space of this model"),
     "other topology": (["widen", "a.pt", "--like", "paper/mlp", "-o", "w.pt"], "do not match"),
-    "no place": (["deepen", "a.pt", "-o", "d.pt"], "deepen: nothing says where; give --after NAME or --where auto"),
-    "two places": (["deepen", "a.pt", "--where", "auto", "--after", "conv1", "-o", "d.pt"], "exclude each other"),
+    "no place": (["deepen", "a.pt", "-o", "d.pt"], "deepen: nothing says where; give --after NAME, or --after auto"),
+    "two places": (["deepen", "a.pt", "--after", "auto", "--after", "conv1", "-o", "d.pt"], "give no other beside it"),
     "unknown place": (["deepen", "a.pt", "--after", "conv7", "-o", "d.pt"], "conv7 is no node, module or stage"),
     "no identity": (["deepen", "a.pt", "--after", "conv1", "--block", "copy", "-o", "d.pt"], "can be repeated"),
     "nothing to grow": (["grow", "a.pt", "--data", "digits", "-o", "g.pt", "--dry-run"], "grow: nothing says how"),

@@ -66,7 +66,7 @@ def test_a_file_is_factorized_into_a_file_and_back(capsys):
 
 @pytest.mark.usefixtures("file")
 def test_a_file_is_deepened_into_a_file():
-    assert run(["deepen", "a.onnx", "--where", "auto", "-o", "deep.onnx", "--quiet"]) == 0
+    assert run(["deepen", "a.onnx", "--after", "auto", "-o", "deep.onnx", "--quiet"]) == 0
     assert gs.check_onnx(import_onnx("a.onnx").graph, "deep.onnx").holds
 
 

@@ -14,7 +14,7 @@ OPENING = {
     "compress --dead": ["compress", SPEC, "--dead", "-o", "x.pt"],
     "compress --data": ["compress", SPEC, "--keep", "0.5", "--data", "digits", "--device", "cpu", "-o", "x.pt"],
     "widen": ["widen", SPEC, "--by", "2x", "-o", "x.pt"],
-    "deepen": ["deepen", SPEC, "--where", "auto", "-o", "x.pt"],
+    "deepen": ["deepen", SPEC, "--after", "auto", "-o", "x.pt"],
     "factorize": ["factorize", SPEC, "--rank", "0.3", "-o", "x.pt"],
     "merge": ["merge", "a.pt", SPEC, "--data", "digits", "-o", "x.pt", "--dry-run"],
     "grow": ["grow", SPEC, "--by", "2x", "--data", "digits", "-o", "x.pt", "--dry-run"],

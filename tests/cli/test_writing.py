@@ -17,7 +17,7 @@ WRITERS = {
     "compress": ["compress", "a.pt", "--keep", "0.5"],
     "compress --dead": ["compress", "a.pt", "--dead"],
     "widen": ["widen", "a.pt", "--by", "2x"],
-    "deepen": ["deepen", "a.pt", "--where", "auto"],
+    "deepen": ["deepen", "a.pt", "--after", "auto"],
     "factorize": ["factorize", "a.pt", "--rank", "0.5"],
     "merge": ["merge", "a.pt", "b.pt", "--data", "digits"],
     "grow": ["grow", "a.pt", "--data", "digits", "--by", "2x", *QUICK],

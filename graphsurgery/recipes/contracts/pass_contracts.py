@@ -342,7 +342,7 @@ class PassContracts:
         made: list[Slimmable] = []
 
         def whole() -> float:
-            made.append(Slimmable(self.subject, minimum=NARROWEST))
+            made.append(Slimmable(self.subject, min_width=NARROWEST))
             return apart(self._outputs(made[0].extract(1.0)), self._outputs(self.subject))
 
         found = [self._contract("slim at width 1 = original", whole)]

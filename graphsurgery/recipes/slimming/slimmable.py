@@ -31,7 +31,9 @@ from graphsurgery.training.objectives.sandwich import Sandwich
 from graphsurgery.training.objectives.tasks import objective_for
 
 SHOWN = (0.25, 0.5, 0.75, 1.0)
-_SETTINGS = ("minimum", "divisor", "switchable")
+_SETTINGS = ("min_width", "round_to", "switchable")
+_OLD_SETTINGS = {"minimum": "min_width", "divisor": "round_to"}
+"""What files were written with before."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class SlimPlan:
 
     Attributes:
         training: the training.
-        minimum: the smallest width.
-        divisor: numbers of channels become multiples of this.
+        min_width: the smallest width.
+        round_to: numbers of channels become multiples of this.
         widths: how many each step trains.
         rule: `sandwich`, or as controls `random` and `widest`.
         distil: whether narrow networks learn what the widest says.
@@ -51,8 +53,8 @@ class SlimPlan:
     """
 
     training: TrainingPlan
-    minimum: float = 0.25
-    divisor: int = 1
+    min_width: float = 0.25
+    round_to: int = 1
     widths: int = 4
     rule: str = "sandwich"
     distil: bool = True
@@ -86,7 +88,7 @@ def train_slimmable(
     ordered = required(unchanged("channels in order = original", graph, sorted_first, plan.training.seed))
     record = {"pass": "slimmable", **recorded(data), "plan": asdict(plan)}
     whole = replace(sorted_first, lineage=(*sorted_first.lineage, record))
-    slimmable = Slimmable(whole, minimum=plan.minimum, divisor=plan.divisor, switchable=plan.switchable)
+    slimmable = Slimmable(whole, min_width=plan.min_width, round_to=plan.round_to, switchable=plan.switchable)
     objective = Sandwich(
         slimmable,
         objective_for(data),
@@ -116,11 +118,11 @@ def check_narrow(slimmable: Slimmable, seed: int = 0) -> tuple[Check, ...]:
     """
     if slimmable.switchable:
         return ()
-    sizes = slimmable.sizes(slimmable.minimum)
+    sizes = slimmable.sizes(slimmable.min_width)
     keep = {name: list(range(size)) for name, size in sizes.items() if size < slimmable.spaces[name].size}
     cut = compress(slimmable.graph, keep) if keep else slimmable.graph
-    name = f"slim at width {slimmable.minimum:g} = compressed to the first channels"
-    return (required(unchanged(name, cut, slimmable.extract(slimmable.minimum), seed)),)
+    name = f"slim at width {slimmable.min_width:g} = compressed to the first channels"
+    return (required(unchanged(name, cut, slimmable.extract(slimmable.min_width), seed)),)
 
 
 class Statistics:
@@ -181,6 +183,7 @@ def load_slimmable(path: Path | str) -> tuple[Statistics, dict[str, Any]]:
     settings = metadata.pop("slim", None)
     if not isinstance(settings, dict):
         raise SurgeryError(f"{path}: is no slimmable network; make one with graphsurgery slim")
+    settings = {_OLD_SETTINGS.get(name, name): value for name, value in settings.items()}
     norms, statistics = metadata.pop("norms", {}), metadata.pop("statistics", None) or {}
     graph = load(path)
     try:
@@ -207,7 +210,7 @@ def _check_statistics(statistics: Mapping[str, Any]) -> None:
 
 def usual_widths(slimmable: Slimmable) -> tuple[float, ...]:
     """What is shown where nothing else is asked for: the switchable widths, or those of `SHOWN` that are in range."""
-    return slimmable.switchable or tuple(sorted({max(width, slimmable.minimum) for width in SHOWN}))
+    return slimmable.switchable or tuple(sorted({max(width, slimmable.min_width) for width in SHOWN}))
 
 
 def measure_widths(

@@ -42,7 +42,7 @@ def width_for(slimmable: Slimmable, target: Target) -> float:
         return _within_time(slimmable, target)
     count = counter(slimmable, target.quantity)
     limit = target.goal(count(1.0))
-    steps = slimmable.switchable or _evenly(slimmable.minimum, 1.0, round(100 * (1 - slimmable.minimum)))
+    steps = slimmable.switchable or _evenly(slimmable.min_width, 1.0, round(100 * (1 - slimmable.min_width)))
     found = next((width for width in reversed(steps) if count(width) <= limit), None)
     if found is None:
         least = count(steps[0])
@@ -52,7 +52,7 @@ def width_for(slimmable: Slimmable, target: Target) -> float:
 
 def _within_time(slimmable: Slimmable, target: Target) -> float:
     """The largest width whose median latency is at most the target's."""
-    first = slimmable.switchable or _evenly(slimmable.minimum, 1.0, TIMED - 1)
+    first = slimmable.switchable or _evenly(slimmable.min_width, 1.0, TIMED - 1)
     timed = latencies(slimmable, first)
     limit = target.amount * (timed[1.0] if target.relative else 1)
     if timed[1.0] <= limit:
@@ -149,7 +149,7 @@ def search(
     batch = next(iter(examples.batches([order])))
     objective = objective_for(data)
     sizes = slimmable.sizes(1.0)
-    least = slimmable.sizes(slimmable.minimum)
+    least = slimmable.sizes(slimmable.min_width)
     whole = slimmable.graph.module
     limit = target.goal(count(sizes))
     modes = {part: part.training for part in whole.modules()}
@@ -159,7 +159,7 @@ def search(
         while path[-1].cost > limit:
             tried = []
             for name, size in sizes.items():
-                fewer = max(least[name], size - max(slimmable.divisor, round(step * slimmable.spaces[name].size)))
+                fewer = max(least[name], size - max(slimmable.round_to, round(step * slimmable.spaces[name].size)))
                 if fewer < size:
                     candidate = {**sizes, name: fewer}
                     found = Found(candidate, count(candidate), _score(slimmable, candidate, batch, objective))

@@ -34,8 +34,8 @@ class Slimmable:
 
     Args:
         graph: the whole network; its weights are the ones that all widths share.
-        minimum: the smallest share of a space.
-        divisor: numbers of channels become multiples of this where the space has as many, and never less than 90 % of
+        min_width: the smallest share of a space.
+        round_to: numbers of channels become multiples of this where the space has as many, and never less than 90 % of
             what was asked for.
         switchable: the only widths that there are besides the whole one, each with BatchNorms of its own, which begin
             as the leading channels of the whole network's; none: any width, and shared BatchNorms.
@@ -48,15 +48,15 @@ class Slimmable:
     """
 
     def __init__(
-        self, graph: ModelGraph, *, minimum: float = 0.25, divisor: int = 1, switchable: Sequence[float] = ()
+        self, graph: ModelGraph, *, min_width: float = 0.25, round_to: int = 1, switchable: Sequence[float] = ()
     ) -> None:
         if has_gates(graph):
             raise SurgeryError("slim: this network has gates; fold or compress it first")
-        if not 0 < minimum <= 1:
-            raise SurgeryError(f"slim: the smallest width is {minimum:g}, expected a share above 0 and at most 1")
-        if divisor < 1:
-            raise SurgeryError(f"slim: divisor is {divisor}, expected at least 1")
-        self.graph, self.minimum, self.divisor = graph, minimum, divisor
+        if not 0 < min_width <= 1:
+            raise SurgeryError(f"slim: the smallest width is {min_width:g}, expected a share above 0 and at most 1")
+        if round_to < 1:
+            raise SurgeryError(f"slim: round_to is {round_to}, expected at least 1")
+        self.graph, self.min_width, self.round_to = graph, min_width, round_to
         self.spaces = {space.name: space for space in graph.spaces if space.chosen}
         if not self.spaces:
             raise SurgeryError(f"slim: no space can be slimmed; {why_nothing(graph)}")
@@ -91,14 +91,14 @@ class Slimmable:
         return sizes
 
     def _check(self, what: str, width: float) -> None:
-        if not self.minimum <= width <= 1:
-            raise SurgeryError(f"slim: {what} is {width:g}, expected {self.minimum:g} to 1")
+        if not self.min_width <= width <= 1:
+            raise SurgeryError(f"slim: {what} is {width:g}, expected {self.min_width:g} to 1")
 
     def _rounded(self, space: Space, width: float) -> int:
         """As `make_divisible` of the paper's code."""
         wanted = width * space.size
-        size = max(self.divisor, int(wanted + self.divisor / 2) // self.divisor * self.divisor)
-        return min(space.size, size if size >= 0.9 * wanted else size + self.divisor)
+        size = max(self.round_to, int(wanted + self.round_to / 2) // self.round_to * self.round_to)
+        return min(space.size, size if size >= 0.9 * wanted else size + self.round_to)
 
     def at(self, width: Width) -> Narrow:
         """The network at a width, on the shared weights; made once for each configuration.

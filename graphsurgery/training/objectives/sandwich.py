@@ -98,14 +98,14 @@ class Sandwich(Objective):
         if self.slimmable.switchable:
             return list(self.slimmable.switchable[:-1])
         if self.rule == "sandwich":
-            return [self.slimmable.minimum, *self._drawn(self.widths - 2)]
+            return [self.slimmable.min_width, *self._drawn(self.widths - 2)]
         return self._drawn(self.widths)
 
     def _drawn(self, count: int) -> list[float]:
         """Random widths from the grid, by torch's random state."""
-        span = 1 - self.slimmable.minimum
+        span = 1 - self.slimmable.min_width
         places = torch.randint(0, _STEPS, (count,)).tolist()
-        return [self.slimmable.minimum + span * place / (_STEPS - 1) for place in places]
+        return [self.slimmable.min_width + span * place / (_STEPS - 1) for place in places]
 
     def _mimicked(self, output: Any, soft: Tensor) -> Tensor:
         """What a narrow network learns from the widest: its classes, or for regression its values."""

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import zoo
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
@@ -167,3 +168,10 @@ def test_bad_requests_are_refused(digits, trained, tmp_path):
     gs.save(trained.graph, tmp_path / "plain.pt")
     with pytest.raises(gs.SurgeryError, match=r"plain.pt: is no slimmable network; make one with graphsurgery slim"):
         load_slimmable(tmp_path / "plain.pt")
+
+
+def test_files_with_former_names_of_settings_open(tmp_path):
+    graph, _ = zoo.traced("paper/cnn")
+    gs.save(graph, tmp_path / "us.pt", slim={"minimum": 0.5, "divisor": 2, "switchable": []}, statistics={}, norms={})
+    again, _ = load_slimmable(tmp_path / "us.pt")
+    assert (again.slimmable.min_width, again.slimmable.round_to) == (0.5, 2)

@@ -90,10 +90,10 @@ def test_widths_are_read_from_text():
 ROUNDED = [(64, 0.5, 8, 32), (20, 0.5, 8, 16), (18, 0.9, 8, 16), (100, 0.35, 8, 32), (10, 0.25, 8, 8), (10, 1.0, 8, 10)]
 
 
-@pytest.mark.parametrize(("size", "width", "divisor", "expected"), [*ROUNDED, (7, 0.25, 1, 2)])
-def test_sizes_are_rounded_as_in_the_paper(size, width, divisor, expected):
+@pytest.mark.parametrize(("size", "width", "round_to", "expected"), [*ROUNDED, (7, 0.25, 1, 2)])
+def test_sizes_are_rounded_as_in_the_paper(size, width, round_to, expected):
     graph, _, _ = typed(nn.Sequential(nn.Linear(3, size), nn.ReLU(), nn.Linear(size, 2)), (3,))
-    assert Slimmable(graph, divisor=divisor).sizes(width) == {"0": expected}
+    assert Slimmable(graph, round_to=round_to).sizes(width) == {"0": expected}
 
 
 def _task():
@@ -240,7 +240,7 @@ def test_the_whole_width_is_the_network_itself():
 def test_the_network_at_a_width_in_onnx_runtime(tmp_path):
     graph, _ = traced("paper/resnet18?width=8")
     graph.module.float()
-    gs.export_onnx(Slimmable(graph, divisor=8).extract(0.5), tmp_path / "half.onnx")
+    gs.export_onnx(Slimmable(graph, round_to=8).extract(0.5), tmp_path / "half.onnx")
 
 
 BAD = {
@@ -262,7 +262,7 @@ def test_widths_out_of_range_are_refused(case):
 
 def test_other_bad_input_is_refused():
     graph, _ = traced("paper/lenet5")
-    for options, message in (({"minimum": 0.0}, "smallest width is 0"), ({"divisor": 0}, "divisor is 0")):
+    for options, message in (({"min_width": 0.0}, "smallest width is 0"), ({"round_to": 0}, "round_to is 0")):
         with pytest.raises(gs.SurgeryError, match=message):
             Slimmable(graph, **options)
     for options, message in (
