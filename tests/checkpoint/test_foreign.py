@@ -66,18 +66,6 @@ def test_nothing_is_executed_without_trust(tmp_path, write):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_programs_are_named(tmp_path):
-    model, x = nn.Sequential(nn.Linear(2, 3)).eval(), torch.zeros(2, 2)
-    torch.jit.save(torch.jit.trace(model, x), tmp_path / "scripted.pt")
-    torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
-    for name, message in (
-        ("scripted.pt", "is a TorchScript archive"),
-        ("program.pt2", r"is a program of torch\.export"),
-    ):
-        with pytest.raises(CheckpointError, match=f"{name}: {message}.*; save the state_dict of the module"):
-            read_contents(tmp_path / name, trust_pickle=True)
-
-
 def safe(path, tensors, **changes):
     """A file as safetensors writes it."""
     header, data = {"__metadata__": {"format": "pt"}}, b""

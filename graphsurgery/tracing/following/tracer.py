@@ -147,6 +147,9 @@ class ValueTracer(HoldingTracer):
                 self.decide_indices(graph)
                 for node in graph.nodes:
                     self._value(node)
+                    if node.target in _PACKING:
+                        # Code that names a wrapped function makes fx wrap it for good, and this name has dots.
+                        node.meta.pop("is_wrapped", None)
         except Exception as error:
             raise UnfollowedError(_where(error, root), self.failed or "") from error
         finally:
