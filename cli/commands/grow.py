@@ -24,7 +24,7 @@ from graphsurgery.cli.options import (
 from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
-    from graphsurgery.graph import ModelGraph
+    pass
 
 
 @Parameter(name="*", group="Training")
@@ -79,14 +79,10 @@ def grow(
         Also write an HTML report.
     """
     writing.allow(network=output, report=report, reads=[teacher, data, widening.like, opening.arch])
-    from dataclasses import asdict, replace
-
-    from graphsurgery.checkpoint.files import save
     from graphsurgery.cli.output import Screen
+    from graphsurgery.cli.session import Session
     from graphsurgery.recipes.grow import CONTROLS, Growth, default_plan, grown
     from graphsurgery.recipes.grow import grow as recipe
-    from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
     from graphsurgery.training.data.loading import check_fits
 
     screen = Screen(shown)
@@ -113,20 +109,11 @@ def grow(
     }
     folder = run.open(screen, settings)
 
-    def keep(graph: ModelGraph) -> None:
-        save(graph, output, **document)
-        screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
-
-    result, outcome = recipe(graph, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
-    files = {"network": output, "report": report}
-    outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})
-    document |= show_growth(screen, graph, result)
-    save(result, output, **document, metrics=[asdict(row) for row in outcome.rows])
-    if report is not None:
-        write_report(outcome, report)
-    screen.show(outcome_table(outcome))
-    screen.checks(outcome.checks)
-    screen.line("verdict", outcome.verdict)
-    for name, path in outcome.files.items():
-        screen.line("wrote", f"{path} ({name})")
-    screen.finish({**document, "outcome": outcome.as_dict()}, "export", output, "-o", output.with_suffix(".onnx"))
+    controls = "the controls" if plan.controls else ""
+    session = Session(screen, document, output, controls=controls, report=report)
+    result = recipe(graph, examples, plan, run=folder, reporter=screen.reporter(), made=session.keep)
+    document |= show_growth(screen, graph, result.graph)
+    outcome = session.saved(result)
+    session.report(outcome)
+    session.show(outcome)
+    session.finish(outcome, "export", output, "-o", output.with_suffix(".onnx"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.merging.plan import MergePlan
+    from graphsurgery.recipes.outcome import Outcome
 
 
 @Parameter(name="*", group="Merging")
@@ -133,21 +134,15 @@ def merge(
     """
     reads = [first, second, *more, data, opening.arch]
     writing.allow(network=output, onnx=onnx, report=report, reads=reads)
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
-    import torch
-
-    from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Screen, columns, count
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.cli.session import Session, show_sizes
     from graphsurgery.passes.concatenate import concatenate
-    from graphsurgery.recipes.delivery.deliver import deliver
     from graphsurgery.recipes.merging.merge import merge as recipe
-    from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.surgery.merging.matching import match_nodes
     from graphsurgery.training.data.loading import check_fits
-    from graphsurgery.training.devices import process_rank
+    from graphsurgery.training.devices import end_processes
 
     screen = Screen(shown)
     examples = opening.data(data, first, second, *more, seed=seed)
@@ -161,51 +156,40 @@ def merge(
         check_fits(examples, parent.module, name=source)
         match_nodes(parents[0], parent, position)
     if dry_run:
-        table = columns("network", "parameters", "MACs", right=["parameters", "MACs"])
-        for name, graph in (*zip(sources, parents, strict=True), ("concatenated", concatenate(parents))):
-            size = cost(graph)
-            table.add_row(name, count(size.parameters), count(size.macs))
-        screen.show(table)
+        show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", concatenate(parents))])
         epochs = f"train {plan.wide.epochs} + {plan.fine_tuning.epochs} epochs" if plan.trains else "average"
         screen.line("dry run", f"would {epochs} at {plan.budget:g} times the first parent and write {output}")
         screen.finish(document, *without_dry_run())
         return
     settings = {"command": "merge", "parents": sources, "data": data, "plan": _comparable(asdict(plan))}
+    controls = "the controls" if plan.controls else ""
+    session = Session(screen, document, output, controls=controls, onnx=onnx, report=report)
     folder = run.open(screen, settings)
-
-    def keep(graph: ModelGraph) -> None:
-        if process_rank()[0] == 0:
-            save(graph, output, **document)
-            screen.line("saved", f"{output}{', the controls follow' if plan.controls else ''}")
-
-    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=keep)
-    first_process, processes = process_rank()[0] == 0, process_rank()[1]
-    if processes > 1:
-        torch.distributed.destroy_process_group()
-    files = {"network": output, "onnx": onnx, "report": report}
-    outcome = replace(merged.outcome, files={name: str(path) for name, path in files.items() if path})
-    if first_process:
-        save(merged.graph, output, **document, metrics=[asdict(row) for row in outcome.rows])
+    merged = recipe(parents, examples, plan, run=folder, reporter=screen.reporter(), made=session.keep)
+    end_processes()
+    outcome = session.saved(merged)
     try:
-        if first_process and onnx is not None:
-            latency = deliver(merged.graph, onnx, name="merged", against={"parent 1": parents[0]}).latency
-            timed = {name: found.median for name, found in latency.items()}
-            rows = tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows)
-            outcome = replace(outcome, rows=rows)
-        if first_process and report is not None:
-            write_report(outcome, report)
+        if onnx is not None and session.is_first:
+            outcome = _delivered(merged.graph, parents[0], onnx, outcome)
+        session.report(outcome)
     finally:  # what was found out is shown, whatever else goes wrong
-        screen.show(outcome_table(outcome))
-        screen.checks(outcome.checks)
-        screen.line("verdict", outcome.verdict)
+        session.show(outcome)
         for row in outcome.rows:
             if row.name.startswith("parent") and row.note:
                 screen.line("warning", f"{row.name}: {row.note}", "yellow")
-    for name, path in outcome.files.items():
-        screen.line("wrote", f"{path} ({name})")
-    following = ("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))
-    screen.finish({**document, "outcome": outcome.as_dict()}, *following)
+    session.finish(outcome, *(("inspect", output) if onnx else ("export", output, "-o", output.with_suffix(".onnx"))))
     _fail_where_a_check_fails(outcome.checks)
+
+
+def _delivered(graph: ModelGraph, parent: ModelGraph, path: Path, outcome: Outcome) -> Outcome:
+    """What was found out, with the latency of the merged network and of the first parent."""
+    from dataclasses import replace
+
+    from graphsurgery.recipes.delivery.deliver import deliver
+
+    latency = deliver(graph, path, name="merged", against={"parent 1": parent}).latency
+    timed = {name: found.median for name, found in latency.items()}
+    return replace(outcome, rows=tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows))
 
 
 def _as_deep(screen: Screen, sources: Sequence[str], parents: Sequence[ModelGraph]) -> list[ModelGraph]:

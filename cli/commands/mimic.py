@@ -15,7 +15,6 @@ from graphsurgery.training.loop.plan import TrainingPlan
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.mimic import MimicPlan
 
 
@@ -109,13 +108,10 @@ def mimic(
 
     import torch
 
-    from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Screen, columns, count
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.cli.session import Session, show_sizes
     from graphsurgery.models.specs import fitted
     from graphsurgery.recipes.mimic import mimic as recipe
-    from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.training.data.loading import check_fits
 
     screen = Screen(shown)
@@ -131,10 +127,7 @@ def mimic(
     plan = mimicking.plan(training)
     document: dict[str, Any] = {"teachers": list(teachers), "student": student, "data": data, "plan": asdict(plan)}
     if dry_run:
-        table = columns("network", "parameters", "MACs", right=["parameters", "MACs"])
-        size = cost(graph)
-        table.add_row(student, count(size.parameters), count(size.macs))
-        screen.show(table)
+        show_sizes(screen, [(student, graph)])
         what = f"{training.epochs} epochs on the answers of {len(teachers)} teachers"
         screen.line("dry run", f"would train {what} and write {output}")
         screen.finish(document, *without_dry_run())
@@ -143,11 +136,9 @@ def mimic(
     folder = run.open(screen, settings)
     logits = cache if cache is not None else (None if run.run is None else run.run / "logits")
 
-    def keep(graph: ModelGraph) -> None:
-        save(graph, output, **document)
-        screen.line("saved", f"{output}{', the control follows' if plan.control else ''}")
-
-    result, outcome = recipe(
+    controls = "the control" if plan.control else ""
+    session = Session(screen, document, output, controls=controls, report=report)
+    result = recipe(
         graph,
         teachers,
         examples,
@@ -156,19 +147,12 @@ def mimic(
         cache=logits,
         run=folder,
         reporter=screen.reporter(),
-        made=keep,
+        made=session.keep,
     )
-    files = {"network": output, "report": report}
-    outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path})
-    save(result, output, **document, metrics=[asdict(row) for row in outcome.rows])
-    if report is not None:
-        write_report(outcome, report)
-    screen.show(outcome_table(outcome))
-    screen.checks(outcome.checks)
-    screen.line("verdict", outcome.verdict)
-    for name, path in outcome.files.items():
-        screen.line("wrote", f"{path} ({name})")
-    screen.finish({**document, "outcome": outcome.as_dict()}, "export", output, "-o", output.with_suffix(".onnx"))
+    outcome = session.saved(result)
+    session.report(outcome)
+    session.show(outcome)
+    session.finish(outcome, "export", output, "-o", output.with_suffix(".onnx"))
 
 
 def _teacher(name: str, opening: Opening, shape: tuple[int, ...]) -> nn.Module:

@@ -87,7 +87,8 @@ def slim(
     writing.allow(network=output, report=report, reads=[model, data, opening.arch])
     from dataclasses import asdict, replace
 
-    from graphsurgery.cli.output import Screen, columns, count
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.cli.session import Session, show_sizes
     from graphsurgery.recipes.slimming.slimmable import (
         Statistics,
         measure_widths,
@@ -95,9 +96,6 @@ def slim(
         train_slimmable,
         usual_widths,
     )
-    from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
-    from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.surgery.channels.slimming import Slimmable
     from graphsurgery.training.data.loading import check_fits
 
@@ -109,11 +107,7 @@ def slim(
     document: dict[str, Any] = {"model": model, "data": data, "plan": asdict(plan)}
     if dry_run:
         slimmable = Slimmable(graph, min_width=plan.min_width, round_to=plan.round_to, switchable=plan.switchable)
-        table = columns("width", "parameters", "MACs", right=["parameters", "MACs"])
-        for width in usual_widths(slimmable):
-            size = cost(slimmable.extract(width))
-            table.add_row(f"{width:g}", count(size.parameters), count(size.macs))
-        screen.show(table)
+        show_sizes(screen, [(f"{width:g}", slimmable.extract(width)) for width in usual_widths(slimmable)], "width")
         trained = len(slimmable.switchable) or plan.widths
         screen.line("dry run", f"would train {training.epochs} epochs of {trained} widths and write {output}")
         screen.finish(document, *without_dry_run())
@@ -123,15 +117,10 @@ def slim(
     slimmable, curves, checks = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
     statistics = Statistics(slimmable)
     outcome = measure_widths(statistics, examples, curves=curves, checks=checks)
-    files = {"network": output, "report": report}
-    outcome = replace(outcome, files={name: str(path) for name, path in files.items() if path}, config=asdict(plan))
+    session = Session(screen, document, output, report=report)
+    outcome = replace(session.with_files(outcome), config=asdict(plan))
     save_slimmable(statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
-    if report is not None:
-        write_report(outcome, report)
-    screen.show(outcome_table(outcome))
-    screen.checks(outcome.checks)
-    for name, path in outcome.files.items():
-        screen.line("wrote", f"{path} ({name})")
+    session.report(outcome)
+    session.show(outcome)
     narrow = f"{outcome.widths[len(outcome.widths) // 2]:g}"
-    following = ("export", output, "--width", narrow, "-o", output.with_suffix(".onnx"))
-    screen.finish({**document, "outcome": outcome.as_dict()}, *following)
+    session.finish(outcome, "export", output, "--width", narrow, "-o", output.with_suffix(".onnx"))

@@ -42,14 +42,12 @@ def train(
     writing.allow(network=output, reads=[spec, data])
     from dataclasses import asdict
 
-    import torch
-
     from graphsurgery.checkpoint.files import save
     from graphsurgery.cli.output import Screen, columns, count
     from graphsurgery.models.spec_text import anchored
     from graphsurgery.recipes import train as recipe
     from graphsurgery.surgery.channels.cost import cost
-    from graphsurgery.training.devices import process_rank
+    from graphsurgery.training.devices import end_processes, process_rank
     from graphsurgery.training.loop.evaluation import evaluate
     from graphsurgery.training.objectives.tasks import objective_for
 
@@ -85,8 +83,7 @@ def train(
         table.add_row(name, *(f"{value:.4f}" for value in metrics.values()))
     if process_rank()[0] == 0:
         save(graph, output, **document, metrics=found, best_epoch=history.best_epoch)
-    if process_rank()[1] > 1:
-        torch.distributed.destroy_process_group()
+    end_processes()
     screen.show(table)
     screen.line("wrote", str(output))
     screen.finish({**document, "metrics": found, "files": {"network": output}}, "inspect", output)

@@ -90,3 +90,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, mode in modes.items():
             layer.training = mode
+
+
+def end_processes() -> None:
+    """End the group of processes of a training that had several."""
+    if process_rank()[1] > 1:
+        torch.distributed.destroy_process_group()
