@@ -21,7 +21,7 @@ from graphsurgery.axes.positions import positions
 from graphsurgery.axes.types import Frozen, ParameterType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.paths import named_tensors, place_of
-from graphsurgery.network.values import propagate
+from graphsurgery.network.values.evaluation import propagate
 
 
 @dataclass(frozen=True)

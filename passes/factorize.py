@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.values import propagate
+from graphsurgery.network.values.evaluation import propagate
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged

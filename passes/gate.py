@@ -17,7 +17,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.aliasing import versions
 from graphsurgery.network.layers import ChannelGate, scale_axis
-from graphsurgery.network.values import values_for
+from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
 from graphsurgery.surgery.remap import rebuild, remap
 

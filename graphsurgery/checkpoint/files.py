@@ -33,7 +33,7 @@ from graphsurgery.checkpoint.foreign import other_kind
 from graphsurgery.checkpoint.rehearsal import rehearse
 from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
-from graphsurgery.network.shapes import is_dense
+from graphsurgery.network.values.shapes import is_dense
 
 FORMAT = "graphsurgery"
 VERSION = 1

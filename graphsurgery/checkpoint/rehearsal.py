@@ -25,7 +25,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import InputSpec
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.training_only import InTraining
-from graphsurgery.network.values import propagate
+from graphsurgery.network.values.evaluation import propagate
 
 _PRODUCTS = frozenset(
     {

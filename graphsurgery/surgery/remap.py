@@ -21,7 +21,7 @@ from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
 from graphsurgery.network.layers import hold, weigh
 from graphsurgery.network.paths import has_tensors, modules_of
-from graphsurgery.network.values import evaluate
+from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.surgery.kept_numbers import KeptNumbers, same
 
 NewTensor = Callable[[ParameterType, Tensor], Tensor]

@@ -20,8 +20,8 @@ from graphsurgery.errors import TraceError, one_line
 from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
-from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
+from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.tracing.following.caches import Place, kept_by
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}

@@ -15,7 +15,7 @@ from torch.fx import graph_module
 
 import graphsurgery as gs
 from graphsurgery.network.assembly import Network, as_evaluated
-from graphsurgery.network.values import values_for
+from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate

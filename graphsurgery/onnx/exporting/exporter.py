@@ -24,10 +24,10 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
 from graphsurgery.network.copying import meta_of
-from graphsurgery.network.packing import STAND_INS
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.records import opened
-from graphsurgery.network.values import values_for
+from graphsurgery.network.values.evaluation import values_for
+from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.onnx.exporting.plain import make_plain
 from graphsurgery.onnx.exporting.translations import known_operators
 from graphsurgery.onnx.files.model_file import LINEAGE

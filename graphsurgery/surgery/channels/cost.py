@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
-from graphsurgery.network.packing import STAND_INS
-from graphsurgery.network.values import is_foreign, run_on_numbers
+from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
+from graphsurgery.network.values.packing import STAND_INS
 
 
 @dataclass(frozen=True)

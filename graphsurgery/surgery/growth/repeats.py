@@ -19,10 +19,10 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place
-from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.layers import either, scale_axis, weigh
 from graphsurgery.network.operators import spellings
 from graphsurgery.network.training_only import InTraining
+from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"

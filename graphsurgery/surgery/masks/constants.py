@@ -22,8 +22,8 @@ from graphsurgery.axes.inference import RULES
 from graphsurgery.axes.rules import contraction, indexing, movement, norms, pointwise, reductions, spatial
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
-from graphsurgery.network.dtypes import holds_numbers, in_double
 from graphsurgery.network.paths import map_values
+from graphsurgery.network.values.dtypes import holds_numbers, in_double
 from graphsurgery.surgery.deviation import double
 
 _RANDOM = ("rand", "dropout", "rrelu", "stochastic_depth", "bernoulli", "normal", "uniform", "multinomial", "empty")

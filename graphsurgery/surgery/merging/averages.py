@@ -11,7 +11,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.dtypes import holds_numbers
+from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
 from graphsurgery.surgery.remap import rebuild
 

@@ -20,11 +20,11 @@ from graphsurgery.axes.algebra import Dim, dims_of, resolve
 from graphsurgery.axes.types import Access, Mixing, Typing, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
-from graphsurgery.network.dtypes import holds_numbers
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.records import is_record
+from graphsurgery.network.values.dtypes import holds_numbers
 
 _SEPARABLE = frozenset(
     {"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize", "segmented_group_norm"}

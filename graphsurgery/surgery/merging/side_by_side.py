@@ -11,7 +11,7 @@ from graphsurgery.axes.algebra import Axis, Dim, Term, dims_of, resolve, term_si
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.dtypes import holds_numbers
+from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.kept_numbers import numbers_of
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
 

@@ -30,7 +30,7 @@ from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has
 from graphsurgery.network.layers import TrainingFlag
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.network.records import with_records
-from graphsurgery.network.values import evaluate
+from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
 from graphsurgery.tracing.following.made_layers import without_fresh_weights

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from graphsurgery.network.aliasing import acts_in_place, is_functional, makes_new
 from graphsurgery.network.copying import meta_of, own_tensors
 from graphsurgery.network.paths import has_tensors, named_tensors
-from graphsurgery.network.values import evaluate
+from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.tracing.shuffles.plans import PLANS, Arrangement, Reordering, arranged, same
 from graphsurgery.tracing.shuffles.readers import Readers, computes
 from graphsurgery.tracing.shuffles.wires import (

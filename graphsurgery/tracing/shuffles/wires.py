@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.paths import has_tensors, modules_of
-from graphsurgery.network.values import values_for
+from graphsurgery.network.values.evaluation import values_for
 
 Wire = tuple[fx.Node, int]
 """One channel: the node that has it, and its number there."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphsurgery.network.shapes import FUNCTIONS, METHODS, MODULES, result_of
+from graphsurgery.network.values.shapes import FUNCTIONS, METHODS, MODULES, result_of
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
