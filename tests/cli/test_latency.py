@@ -11,7 +11,7 @@ import pytest
 import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.onnx.runtime.latency import Latency, Pair
-from graphsurgery.onnx.runtime.profiling import Operator
+from graphsurgery.onnx.runtime.profiling import TimedOperator
 from graphsurgery.recipes.compression import cost_table, to_latency
 
 COMMON = ["--calib", "digits", "--epochs", "1", "--device", "cpu"]
@@ -24,7 +24,7 @@ def weights(model):
 
 
 def profile(models, *_, **__):
-    return [{name: Operator(float(n), str(n)) for name, n in weights(model).items()} for model in models]
+    return [{name: TimedOperator(float(n), str(n)) for name, n in weights(model).items()} for model in models]
 
 
 @pytest.fixture

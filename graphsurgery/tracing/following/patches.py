@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -34,9 +33,10 @@ _COPYING, _KEEPING = torch.tensor, torch.as_tensor
 """What a forward makes of an array, and what a graph makes of the constant that this becomes."""
 _SIZED_METHODS = (
     "expand", "view", "reshape", "repeat", "tile", "narrow", "roll", "unflatten", "select", "split", "chunk", "unfold",
-    "as_strided", "repeat_interleave", "broadcast_to", "new_zeros", "new_ones", "new_full", "new_empty", "__getitem__",
+    "as_strided", "repeat_interleave", "broadcast_to", "new_zeros", "new_ones", "new_full", "new_empty",
 )  # fmt: skip
-"""Methods of tensors that take sizes: recorded of a tensor that the forward makes, where a size comes from an input."""
+"""Methods of tensors that take sizes: recorded of a tensor that the forward makes, where a size comes from an input.
+Special methods are none of them: replacing one changes the class for good."""
 _ARRAYS = ("arange", "linspace", "logspace", "geomspace", "zeros", "ones", "full", "empty", "eye", "tri", "indices")
 """Functions that make arrays of NumPy, which hold no sizes that follow an input: those that they are given are held."""
 
@@ -111,8 +111,6 @@ class Recorder:
         return method
 
     def _record_method(self, name: str, tensor: Tensor, args: Any, kwargs: Any) -> Any:
-        if name == "__getitem__":
-            return self._record(operator.getitem, (tensor, *args), {})
         return self._record(name, (tensor, *args), kwargs)
 
     def _applying(self, original: Any) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.onnx.runtime.latency import Timing
-from graphsurgery.onnx.runtime.profiling import Operator
+from graphsurgery.onnx.runtime.profiling import TimedOperator
 from graphsurgery.recipes.compression.cost_table import (
     CostTable,
     FileBench,
@@ -126,8 +126,10 @@ def test_small_spaces_have_small_steps():
 
 
 def test_shares_count_what_a_cut_adds():
-    whole = {"conv": Operator(10, "8"), "relu": Operator(4, "8"), "head": Operator(5, "2"), "gone": Operator(1, "3")}
-    cut = {"conv": Operator(4, "5"), "relu": Operator(2, "5"), "head": Operator(7, "2"), "reorder": Operator(4, "5")}
+    times = {"conv": (10, "8"), "relu": (4, "8"), "head": (5, "2"), "gone": (1, "3")}
+    whole = {name: TimedOperator(*found) for name, found in times.items()}
+    times = {"conv": (4, "5"), "relu": (2, "5"), "head": (7, "2"), "reorder": (4, "5")}
+    cut = {name: TimedOperator(*found) for name, found in times.items()}
     assert shares_of(whole, cut) == {"conv": pytest.approx(0.4 * 1.5), "relu": pytest.approx(0.5 * 1.5)}
     assert shares_of(whole, whole) == {}
 
@@ -201,7 +203,7 @@ def test_spaces_of_two_forms_are_paired(network):
 
 
 def test_noting_operators_takes_time_that_a_run_does_not_have():
-    found = {"a": Operator(5.0, "x"), "b": Operator(1.5, "y")}
+    found = {"a": TimedOperator(5.0, "x"), "b": TimedOperator(1.5, "y")}
     assert {name: o.microseconds for name, o in quicker(found, 1.5).items()} == {"a": 3.5, "b": 0.1}
 
 
