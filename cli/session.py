@@ -74,9 +74,9 @@ class Session:
 
     def show(self, outcome: Outcome) -> None:
         """Show the table, the contracts and the verdict."""
-        from graphsurgery.reports.tables import outcome_table
+        from graphsurgery.reports.tables import OutcomeTable
 
-        self.screen.show(outcome_table(outcome))
+        self.screen.show(OutcomeTable(outcome))
         self.screen.checks(outcome.checks)
         if outcome.verdict:
             self.screen.line("verdict", outcome.verdict)

@@ -383,7 +383,7 @@ class _Task:
 
         from graphsurgery.recipes.compression.label_free import label_free_plan, recover_without_labels
         from graphsurgery.recipes.compression.shrink import fine_tuning, shrink
-        from graphsurgery.reports.tables import outcome_table
+        from graphsurgery.reports.tables import OutcomeTable
 
         screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
         if self.data is None and self.calibration is None:
@@ -413,7 +413,7 @@ class _Task:
                 self.graph, plan, self.data, training, recover=recover, small=small, run=folder, reporter=reporter
             )
         costs = _show_costs(screen, self.graph, small)
-        screen.show(outcome_table(outcome))
+        screen.show(OutcomeTable(outcome))
         return small, {**costs, "outcome": outcome.as_dict()}
 
     def show_moved(self, small: ModelGraph) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def demo(
     from graphsurgery.recipes.demo import FILES
     from graphsurgery.recipes.demo import demo as recipe
     from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.reports.tables import OutcomeTable
 
     writing.check_new(*(folder / name for name in FILES))
     screen = Screen(shown)
@@ -42,7 +42,7 @@ def demo(
     report = folder / "report.html"
     outcome = replace(outcome, files={**outcome.files, "report": str(report)})
     write_report(outcome, report)
-    screen.show(outcome_table(outcome))
+    screen.show(OutcomeTable(outcome))
     screen.checks(outcome.checks)
     screen.line("verdict", outcome.verdict)
     for name, path in outcome.files.items():

@@ -116,7 +116,7 @@ def supermask(
     from graphsurgery.models.supermasks import save_supermask
     from graphsurgery.recipes.lottery.supermask import supermask as recipe
     from graphsurgery.recipes.train import fresh
-    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.reports.tables import OutcomeTable
     from graphsurgery.surgery.masks.mask_set import MaskSet
 
     if names_file(spec):
@@ -139,7 +139,7 @@ def supermask(
     folder = run.open(screen, settings)
     found, outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter())
     size = save_supermask(found, output)
-    screen.show(outcome_table(outcome))
+    screen.show(OutcomeTable(outcome))
     screen.checks(outcome.checks)
     screen.line("mask", outcome.verdict)
     screen.line("wrote", f"{output}: {size / 1e3:.1f} kB; the weights would take {4 * found.masks.total / 1e3:,.0f} kB")

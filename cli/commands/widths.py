@@ -54,7 +54,7 @@ def widths(
     from graphsurgery.recipes.slimming.width_choice import latencies
     from graphsurgery.recipes.slimming.width_choice import search as find
     from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import outcome_table
+    from graphsurgery.reports.tables import OutcomeTable
     from graphsurgery.reports.widths import draw_widths
     from graphsurgery.surgery.channels.slimming import key_of
     from graphsurgery.surgery.channels.targets import parse_target
@@ -79,7 +79,7 @@ def widths(
             timed = latencies(statistics.slimmable, outcome.widths)
             rows = zip(outcome.widths, outcome.rows, strict=True)
             outcome = replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
-        screen.show(outcome_table(outcome))
+        screen.show(OutcomeTable(outcome))
         document["outcome"] = outcome.as_dict()
         following = f"{outcome.widths[-1]:g}"
         for file, write in ((plot, draw_widths), (report, write_report)):

@@ -115,7 +115,7 @@ class Experiment:
             macs=size.macs if size else None,
             epochs=effort.epochs,
             training_macs=effort.macs,
-            seconds=effort.seconds,
+            seconds=effort.seconds or None,  # none of what was trained elsewhere
             note=note,
         )
 

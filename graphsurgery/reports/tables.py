@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from graphsurgery.errors import printable
-from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, verdict_text
+from graphsurgery.reports.cells import Column, allowed_text, best_rows, columns, deviation_text, verdict_text
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Outcome
 
 
-def outcome_table(outcome: Outcome) -> Table:
-    """The result table, notes under the names, the best row on the test data marked; it reads well from 100 columns on.
+@dataclass(frozen=True)
+class OutcomeTable:
+    """The result table, notes under the names, the best row on the test data marked, in whatever width there is.
 
-    Without colors the word "best" still marks the row.
+    Where it is too narrow for all columns, those that matter least are left out; files and reports have them. Without
+    colors the word "best" still marks the row.
     """
+
+    outcome: Outcome
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _outcome_table(self.outcome, options.max_width)
+
+
+def _outcome_table(outcome: Outcome, width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    numbers = [column for column in columns(outcome) if column.numeric]
+    numbers = _fitting([column for column in columns(outcome) if column.numeric], width)
     table.add_column("network", vertical="top", overflow="fold")
     for column in numbers:
-        table.add_column(Text(column.heading.replace(" ", "\n", 1)), justify="right", no_wrap=True)
+        table.add_column(Text(_heading(column)), justify="right", no_wrap=True)
     best = best_rows(outcome)
     for i, row in enumerate(outcome.rows):
         name = Text(printable(row.name))
@@ -35,6 +47,25 @@ def outcome_table(outcome: Outcome) -> Table:
             name.append(f"\n{printable(row.note)}", style="dim not bold")
         table.add_row(name, *(column.cells[i] for column in numbers), style="bold" if i in best else "")
     return table
+
+
+_NAME = 26
+"""What a name and its note need at least."""
+_LEFT_OUT = ("CPU (s)", "training MACs", "parameters", "latency (ms)", "epochs")
+"""The columns that go where there is no room, first to last."""
+
+
+def _fitting(numbers: list[Column], width: int) -> list[Column]:
+    """The columns that leave room for a name."""
+    for heading in ("", *_LEFT_OUT):
+        numbers = [column for column in numbers if column.heading != heading]
+        if sum(3 + max(map(len, (*_heading(c).split("\n"), *c.cells))) for c in numbers) + _NAME <= width:
+            break
+    return numbers
+
+
+def _heading(column: Column) -> str:
+    return column.heading.replace(" ", "\n", 1)
 
 
 def checks_table(outcome: Outcome) -> Table:

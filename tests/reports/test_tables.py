@@ -1,21 +1,33 @@
 import io
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
-from graphsurgery.reports.tables import checks_table, outcome_table
+from graphsurgery.reports.tables import OutcomeTable, checks_table
 
 
-def shown(table):
+def shown(table, width=100):
     screen = io.StringIO()
-    Console(file=screen, width=100).print(table)
+    Console(file=screen, width=width).print(table)
     return screen.getvalue()
 
 
 def test_the_result_at_100_columns(outcome):
-    lines = [line.split() for line in shown(outcome_table(outcome)).splitlines()]
+    lines = [line.split() for line in shown(OutcomeTable(outcome)).splitlines()]
     assert ["parent", "1", "97.22", "%", "96.94", "%", "0.27", "M", "40.55", "M", "1.84", "60"] in lines
     assert ["two", "networks", "run"] in lines
     assert [line[0] for line in lines if "best" in line] == ["fine-tuned"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_what_matters_least_is_left_out_where_there_is_no_room(outcome, width):
+    rows = tuple(replace(row, training_macs=1e9, seconds=3.0) for row in outcome.rows)
+    text = shown(OutcomeTable(replace(outcome, rows=rows)), width)
+    assert "…" not in text
+    assert "fine-tuned · best" in text
+    assert "accuracy" in text
+    assert ("CPU" in text) == (width == 140)
 
 
 def test_the_checks(outcome):
@@ -25,6 +37,6 @@ def test_the_checks(outcome):
 
 
 def test_markup_in_names_is_text(hostile):
-    text = shown(outcome_table(hostile)) + shown(checks_table(hostile))
+    text = shown(OutcomeTable(hostile)) + shown(checks_table(hostile))
     assert "[red]" in text
     assert "\x1b" not in text
