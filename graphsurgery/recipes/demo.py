@@ -19,6 +19,8 @@ from graphsurgery.training.loop.progress import Reporter
 
 SPEC = "paper/cnn?width=3"
 FILES = ("a.pt", "b.pt", "merged.pt", "merged.onnx", "report.html")
+CONTROLS = ("faster", "distilled")
+"""The strongest of the controls on this task (docs/benchmarks.md); all of them take minutes."""
 PLAN = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
 
 
@@ -47,7 +49,8 @@ def demo(
     def keep(graph: ModelGraph) -> None:
         save(graph, folder / "merged.pt")
 
-    merged = merge(parents, examples, default_plan(parents, seed), reporter=reporter, made=keep)
+    plan = default_plan(parents, seed, controls=CONTROLS)
+    merged = merge(parents, examples, plan, reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
         folder / "merged.onnx",
