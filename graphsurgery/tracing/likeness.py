@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,7 @@ from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
 from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
+from graphsurgery.network.paths import modules_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.tracing.following.caches import Place, kept_by
 
@@ -271,6 +272,7 @@ class Likeness:
         # What the trace lacks has no gradient there, which is right only where it has none in the model.
         mine = [own.get(name, torch.zeros((), requires_grad=True)) for _, name in pairs]
         self._reset()
+        before = _attributes(self.model)
         try:
             expected, slopes, drawn = _with_gradients(self._own, self.x, trained)
         except Exception:  # one value for each channel, say
@@ -280,7 +282,7 @@ class Likeness:
         except Exception as cause:
             raise UnlikeModuleError(f"{self.name}: its trace does not train: {one_line(cause)}") from cause
 
-        def nudged() -> tuple[list[Tensor], list[float], Tensor]:
+        def nudged() -> tuple[list[Tensor], list[_Slope], Tensor]:
             self._reset()
             return _with_gradients(self._own, self._nudged(self.x), trained)
 
@@ -293,6 +295,35 @@ class Likeness:
         self._judge(found, expected, "in training", lambda: nudged()[0])
         if any(map(_unlike, mine_slopes, slopes)):
             self._judge_gradients(mine_slopes, slopes, nudged()[1], asked)
+        if _changed(before, _attributes(self.model)):
+            self._training_again(trained, mine, max(map(_apart, found, expected), default=0.0))
+
+    def _training_again(self, trained: Sequence[Tensor], mine: Sequence[Tensor], first: float) -> None:
+        """Values and gradients of a second call in training, of a model that has kept something of the first.
+
+        Args:
+            trained: the parameters of the model.
+            mine: those of its trace.
+            first: how far the values were apart at the first call.
+        """
+        self._reset()
+        outcomes = []
+        for module, parameters in ((self.traced, mine), (self._own, trained)):
+            try:
+                _with_gradients(module, self.x, parameters)
+                outcomes.append(_with_gradients(module, self.x, parameters))
+            except Exception as cause:
+                raise UnlikeModuleError(
+                    f"{self.name}: called again in training it fails ({one_line(cause)}); "
+                    "the model keeps something from one call to the next"
+                ) from cause
+        (found, mine_slopes, _), (expected, slopes, _) = outcomes
+        self._judge_again(found, expected, first)
+        if any(map(_unlike, mine_slopes, slopes)):
+            raise UnlikeModuleError(
+                f"{self.name}: called again in training its trace has other gradients; "
+                "the model keeps something from one call to the next"
+            )
 
     def _judge(
         self, found: list[Tensor], expected: list[Tensor], where: str, nudged: Callable[[], list[Tensor]]
@@ -313,21 +344,21 @@ class Likeness:
             )
 
     def _judge_gradients(
-        self, found: list[float], expected: list[float], nudged: list[float], names: list[str]
+        self, found: list[_Slope], expected: list[_Slope], nudged: list[_Slope], names: list[str]
     ) -> None:
-        """Refuse gradients whose norms differ by more than they do when every number is moved a little."""
-        scale = max(expected, default=0.0)
+        """Refuse gradients that differ by more than they do when every number is moved a little."""
+        scale = max((slope.norm for slope in expected), default=0.0)
         for name, own, slope, moved in zip(names, found, expected, nudged, strict=True):
-            if (own > 0) != (slope > 0) and max(own, slope) > _LITTLE * scale:
-                has, model = ("no", "one") if slope > 0 else ("a", "none")
+            if (own.norm > 0) != (slope.norm > 0) and max(own.norm, slope.norm) > _LITTLE * scale:
+                has, model = ("no", "one") if slope.norm > 0 else ("a", "none")
                 raise UnlikeModuleError(
                     f"{self.name}: in training {name} has {has} gradient in its trace, and {model} in the model"
                 )
-            allowed = max(_GRADIENTS * max(slope, 1e-3 * scale), _NOISE * abs(moved - slope))
-            if math.isfinite(slope) and not abs(own - slope) <= allowed:
+            allowed = max(_GRADIENTS * max(slope.norm, 1e-3 * scale), _NOISE * moved.apart(slope))
+            if math.isfinite(slope.norm) and not own.apart(slope) <= allowed:
                 raise UnlikeModuleError(
-                    f"{self.name}: in training the gradient of {name} has norm {own:.3g} in its trace, {slope:.3g} in "
-                    "the model"
+                    f"{self.name}: in training the gradient of {name} differs in its trace by {own.apart(slope):.2g}, "
+                    f"its norm in the model is {slope.norm:.3g}"
                 )
 
     def _nudged(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -366,8 +397,8 @@ def _weighed(output: Tensor, generator: torch.Generator) -> Tensor:
 
 def _with_gradients(
     module: Callable[..., Any], x: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> tuple[list[Tensor], list[float], Tensor]:
-    """What a module gives in training, the norm of each gradient (parameters, then inputs), and what was drawn then."""
+) -> tuple[list[Tensor], list[_Slope], Tensor]:
+    """What a module gives in training, each gradient (of parameters, then of inputs), and what was drawn then."""
     inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]
     asked = [*parameters, *(t for t in inputs if t.requires_grad)]
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), dropout_by_index():
@@ -382,13 +413,54 @@ def _with_gradients(
         found: Any = [None] * len(asked)
         if isinstance(total, Tensor) and asked:
             found = torch.autograd.grad(total, asked, allow_unused=True)
-    norms = [0.0 if g is None else float(g.detach().double().norm()) for g in found]
-    return [t.detach() for t in outputs], norms, drawn
+    return [t.detach() for t in outputs], [_Slope.of(g) for g in found], drawn
 
 
-def _unlike(own: float, slope: float) -> bool:
-    """Whether two norms of one gradient are not the same at first sight."""
-    return not abs(own - slope) <= _GRADIENTS * slope
+class _Slope(NamedTuple):
+    """What tells two gradients apart, in any order of their numbers: shuffled weights have another."""
+
+    norm: float
+    mean: float
+    others: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, gradient: Tensor | None) -> _Slope:
+        """None of these is larger than the norm. Of no gradient, all is 0."""
+        if gradient is None or not gradient.numel():
+            return cls(0.0, 0.0, (0.0, 0.0, 0.0))
+        flat = gradient.detach().flatten()
+        flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
+        root = math.sqrt(len(flat))
+        orders = [float(flat.norm(order)) for order in (1, 4, math.inf)]
+        return cls(float(flat.norm()), float(flat.sum()) / root, (orders[0] / root, orders[1], orders[2]))
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.norm, self.mean, *self.others)
+
+    def apart(self, other: _Slope) -> float:
+        """The largest difference in one of these."""
+        return max(abs(a - b) for a, b in zip(self.numbers, other.numbers, strict=True))
+
+
+def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> bool:
+    """Whether some attribute is another object than it was."""
+    return before.keys() != after.keys() or any(after[place] is not value for place, value in before.items())
+
+
+def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What stands in the plain attributes of a module and its parts."""
+    return {
+        (path, name): value
+        for path, part in modules_of(model).items()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training"
+    }
+
+
+def _unlike(own: _Slope, slope: _Slope) -> bool:
+    """Whether two gradients are not the same at first sight."""
+    return not own.apart(slope) <= _GRADIENTS * slope.norm
 
 
 def _apart(found: Tensor, expected: Tensor) -> float:

@@ -22,10 +22,12 @@ from asking import (
     hidden,
     name_of,
     network,
+    only_the_first_call,
     own_swish,
     pattern_of_a_tensor,
     run_before,
     straight_through,
+    weight_kept,
 )
 from contracts import Network
 from torch import nn
@@ -362,3 +364,24 @@ def spied(method, asked):
         return method(self)
 
     return called
+
+
+REMEMBERING = [only_the_first_call, adds_the_last_result, weight_kept]
+
+
+@pytest.mark.parametrize("forward", REMEMBERING, ids=name_of)
+def test_what_is_kept_in_training_only_is_found_by_a_second_call(forward):
+    def in_training(net, x):
+        return forward(net, x) if net.training else net.b(hidden(net, x))
+
+    with pytest.raises(gs.TraceError, match=r"called again .*the model keeps something|the gradient of"):
+        follow(in_training, check=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_of_one_norm_in_other_directions_are_found(seed):
+    """A part of the gradient is lost, and its norm may happen to be the same."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 4), network(weight_kept)).double()
+    with pytest.raises(gs.TraceError, match=r"the gradient of 1\.a\.weight differs in its trace"):
+        gs.trace(module, example())
