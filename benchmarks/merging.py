@@ -231,11 +231,11 @@ def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
             continue
         scores = [run["rows"][row]["test"] for run in runs]
         shown = f"{100 * statistics.mean(scores):.2f} %" if accuracy else f"{statistics.mean(scores):.4f}"
-        first = runs[0]["rows"][row]
+        taken = {key: [run["rows"][row][key] for run in runs] for key in ("epochs", "macs")}
         own = statistics.mean(run["rows"][row]["seconds"] or 0.0 for run in runs)
         less = ["" if row == name else mean_and_error(gains(runs, name, partial(score_of, row))) for name in OURS]
-        epochs = "" if first["epochs"] is None else f"{first['epochs']:.0f}"
-        macs = "" if first["macs"] is None else f"{first['macs'] / 1e9:.2f}"
+        epochs = "" if None in taken["epochs"] else f"{statistics.mean(taken['epochs']):.0f}"
+        macs = "" if None in taken["macs"] else f"{statistics.mean(taken['macs']) / 1e9:.2f}"
         rows.append([f"**{row}**" if row in OURS else row, shown, *less, epochs, macs, f"{own:.0f}"])
     score = "test accuracy" if accuracy else "test error (mse)"
     head = ["network", score, *(f"{name} is better by" for name in OURS), "epochs", "GMACs", "seconds"]
