@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.checkpoint import vocabulary
 from graphsurgery.checkpoint.description import CONTAINER, NOT_STATE, named_tensors
 from graphsurgery.checkpoint.encoding import decode, dtype_name
+from graphsurgery.checkpoint.older_norms import OlderNorms, is_old_norm
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.network.assembly import Network
 
@@ -28,19 +29,21 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     root = Network(nn.Module(), fx.Graph())
     where = "the description"
     try:
+        graph = fx.Graph()
+        norms = OlderNorms(root, graph, {str(entry["name"]) for entry in description["nodes"]})
         for where, entry in description["modules"].items():
-            _add_module(root, where, entry)
+            _add_module(root, where, entry, norms)
         made: dict[str, Tensor] = {}
         for where, entry in description["tensors"].items():
             _add_tensor(root, where, entry, tensors, made)
         missing = [path for path, tensor in named_tensors(root) if path not in made or tensor is not made[path]]
         if missing:
             raise SurgeryError(f"{missing[0]}: the layer has this tensor, the description does not")
-        graph = fx.Graph()
         nodes: dict[str, fx.Node] = {}
         for entry in description["nodes"]:
             where = str(entry["name"])
-            _add_node(root, graph, entry, nodes)
+            _add_node(root, graph, entry, nodes, norms)
+        norms.finish()
         where = "output"
         _check_ends(graph)
         root.graph = graph
@@ -53,7 +56,7 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     return root
 
 
-def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> None:
+def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any], norms: OlderNorms) -> None:
     if path == "":
         root.training = bool(entry["training"])
         return
@@ -66,6 +69,8 @@ def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> No
         return
     if entry["class"] == CONTAINER:
         module = nn.Module()
+    elif is_old_norm(entry["class"]):
+        module = norms.layer({key: decode(value, {}) for key, value in entry["arguments"].items()})
     elif entry["class"] in vocabulary.module_classes():
         arguments = {vocabulary.checked_name(key): decode(value, {}) for key, value in entry["arguments"].items()}
         if NOT_STATE & arguments.keys():
@@ -110,22 +115,28 @@ def _add_tensor(
     made[path] = tensor
 
 
-def _add_node(root: fx.GraphModule, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node]) -> None:
+def _add_node(
+    root: fx.GraphModule, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node], norms: OlderNorms
+) -> None:
     name, op, target = vocabulary.checked_name(entry["name"]), entry["op"], entry["target"]
     if not isinstance(target, str) or name in nodes:
         raise SurgeryError("expected a target that is a string and a name of its own")
     args = tuple(decode(value, nodes) for value in entry["args"])
     kwargs = {vocabulary.checked_name(key): decode(value, nodes) for key, value in entry["kwargs"].items()}
-    vocabulary.check_target(op, target, args)
+    if op != "call_function" or not is_old_norm(target):
+        vocabulary.check_target(op, target, args)
     if op == "get_attr":
         prefix, _, attribute = target.rpartition(".")
         owner = root.get_submodule(prefix)
         if attribute not in owner._parameters and attribute not in owner._buffers:
             raise SurgeryError(f"{target} is not a parameter or buffer")
-    if op == "call_module" and type(root.get_submodule(target)) is nn.Module:
+    if op == "call_module" and type(root.get_submodule(target)) is nn.Module and not norms.called(op, target):
         raise SurgeryError(f"{target} is not a layer")
-    function = vocabulary.functions()[target] if op == "call_function" else target
-    nodes[name] = graph.create_node(op, function, args, kwargs, name)
+    if norms.called(op, target):
+        nodes[name] = norms.call(name, op, target, args, kwargs)
+    else:
+        function = vocabulary.functions()[target] if op == "call_function" else target
+        nodes[name] = graph.create_node(op, function, args, kwargs, name)
     if nodes[name].name != name:
         raise SurgeryError("a name that Python or another node has")
 
