@@ -15,9 +15,11 @@ from zoo import traced
 import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.network.layers import grouped_norm
+from graphsurgery.passes.align import align
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.widen import undo, widen
+from graphsurgery.surgery.channels.importance import importance
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.remap import remap
 
@@ -60,6 +62,27 @@ def test_of_two_networks_the_first_is_left_by_a_cut(name):
             assert (by_name[str(node.args[1].target)].sum(0) > 0).tolist() == [True, False]
         twice = concatenate([small, small])
         assert deviation(twice(x), small(x)) < 1e-12
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_members_are_no_weights_that_matter(criterion):
+    (a, _), (b, _) = traced("convnext", 0), traced("convnext", 1)
+    both = concatenate([a, b])
+    scores = importance(both, both.spaces, criterion)
+    for node in grouped(both):
+        both.tensors()[str(node.args[1].target)].mul_(1000)
+    for name, score in importance(both, both.spaces, criterion).items():
+        assert torch.equal(score, scores[name])
+
+
+def test_networks_of_several_are_aligned():
+    graphs = [concatenate([traced("convnext", seed)[0], traced("convnext", seed + 1)[0]]) for seed in (0, 2)]
+    x = traced("convnext")[1]
+    with torch.no_grad():
+        aligned = align(graphs[0], graphs[1])
+        assert deviation(aligned(x), graphs[0](x)) < 1e-12
+    moved = [str(n.args[1].target) for n in grouped(aligned)]
+    assert any(not torch.equal(aligned.tensors()[name], graphs[0].tensors()[name]) for name in moved)
 
 
 @pytest.mark.parametrize("name", ["vit", "convnext"])
