@@ -43,7 +43,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """What each is as a grouped norm, where its arguments do not say otherwise."""
 
-_MOST = 2**28
+_MOST = 2**24
 """Channels times segments: those of a file may say anything."""
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import graphsurgery as gs
+from graphsurgery.checkpoint import load, read_metadata, save
 from graphsurgery.checkpoint.building import build
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.layers import grouped_norm
+from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.widen import widen
+from graphsurgery.surgery.deviation import deviation
 
 HOMES = ("graphsurgery.layers", "graphsurgery.network.layers")
 
@@ -130,3 +138,48 @@ def test_damaged_norms_are_refused(case):
     call["kwargs"] = {"shares": shares}
     with pytest.raises(SurgeryError, match=message):
         build(described({"shares": draw(6)}, call), {"shares": draw(6)})
+
+
+class Norms(nn.Module):
+    """Each norm that keeps networks apart: over positions, as a layer and as a function, and a division by a norm."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.whole = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(1, 4)
+        self.inner, self.norm, self.outer = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+        for norm in (self.whole, self.norm):
+            nn.init.normal_(norm.weight, 1)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        x = torch.relu(self.whole(self.first(x))).mean((2, 3))
+        x = F.normalize(torch.relu(self.norm(self.inner(x))), dim=1)
+        return self.head(F.layer_norm(self.outer(x), (5,)))
+
+
+STORED = {
+    "stored_norms_0_1_0.pt": {"first": 8, "inner": 12, "outer": 10},
+    "stored_wide_norms_0_1_0.pt": {"first": 8, "inner": 15, "outer": 13},
+}
+"""Two of these networks side by side, and widened after that, with their spaces; their input and output are inside."""
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_networks_give_what_they_gave_and_are_edited_again(name, tmp_path):
+    path = Path(__file__).with_name(name)
+    graph, stored = load(path), read_metadata(path)
+    x = torch.tensor(stored["x"])
+    torch.testing.assert_close(graph(x), torch.tensor(stored["y"]), rtol=1e-5, atol=1e-6)
+    assert {space.name: space.size for space in graph.spaces} == STORED[name]
+    assert len([n for n in graph.module.graph.nodes if n.target is grouped_norm]) == 4
+    save(graph, tmp_path / "again.pt")
+    assert deviation(load(tmp_path / "again.pt")(x), graph(x)) == 0
+    x = x.double()
+    graph.module.double()
+    other = gs.trace(Norms(2).double().eval(), x[:2])
+    with torch.no_grad():
+        assert deviation(widen(graph, 1.3)(x), graph(x)) < 1e-12
+        assert deviation(concatenate([graph, other])(x), (graph(x) + other(x)) / 2) < 1e-12
+        assert deviation(concatenate([other, graph])(x), (graph(x) + other(x)) / 2) < 1e-12
