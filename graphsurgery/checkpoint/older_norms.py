@@ -110,8 +110,10 @@ class OlderNorms:
         share = self._share(given.get("shares"))
         sizes, groups = given.get("segments"), given.get("groups")
         if sizes is None:
-            count = int(given.get("num_groups", 1))
-            sizes = [(0 if share is None else len(share)) // count] * count
+            count, channels = int(given.get("num_groups", 1)), 0 if share is None else len(share)
+            if not 0 < count <= channels:
+                raise SurgeryError(f"a norm of {count} groups has {channels} shares, expected one for each channel")
+            sizes = [channels // count] * count
         if sum(sizes) * len(sizes) > _MOST or (share is not None and share.shape != (sum(sizes),)):
             found = "no" if share is None else str(len(share))
             raise SurgeryError(f"a norm of {sum(sizes)} channels in {len(sizes)} segments has {found} shares")

@@ -236,11 +236,11 @@ def grouped_norm(
         y = x - spread(counted(x), own) if centred else x
         factor = (counted(y.square()) + (precision if eps is None else eps or tiny)).rsqrt()
     # The scale goes into the smaller factor: what is as large as x is gone over as seldom as may be.
-    y = y * spread(factor, own if weight is None or affine is not None else own * weight.unsqueeze(1))
+    y = y * spread(factor, own if weight is None or affine is not None else own * weight.to(x).unsqueeze(1))
     shape = [1] * x.dim()
     shape[dim if affine is None else affine] = -1
-    y = y if weight is None or affine is None else y * weight.reshape(shape)
-    return y if bias is None else y + bias.reshape(shape)
+    y = y if weight is None or affine is None else y * weight.to(x).reshape(shape)
+    return y if bias is None else y + bias.to(x).reshape(shape)
 
 
 @one_node

@@ -140,6 +140,13 @@ def test_damaged_norms_are_refused(case):
         build(described({"shares": draw(6)}, call), {"shares": draw(6)})
 
 
+@pytest.mark.parametrize("groups", [0, 7, 10**12])
+def test_groups_that_have_no_channels_are_refused(groups):
+    call = node("norm", "call_function", f"{HOMES[0]}.weighted_group_norm", [ref("x"), groups, ref("shares")])
+    with pytest.raises(SurgeryError, match=rf"norm: a norm of {groups} groups has 6 shares, expected one for each"):
+        build(described({"shares": draw(6)}, call), {"shares": draw(6)})
+
+
 class Norms(nn.Module):
     """Each norm that keeps networks apart: over positions, as a layer and as a function, and a division by a norm."""
 

@@ -100,6 +100,17 @@ def test_members_that_are_left_are_the_members_of_a_cut(options):
     torch.testing.assert_close(found, grouped_norm(x[:, kept], fresh, **options), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"centred": False}, {"power": 2.0, "eps": 1e-12}])
+def test_half_precision_with_weights_of_more(dtype, options):
+    x, vectors = draw(3, 7).to(dtype), (draw(7, seed=1).float(), draw(7, seed=2).float())
+    found = grouped_norm(x, members(3, 4).float(), *vectors, **options)
+    expected = grouped_norm(x.double(), members(3, 4), *(v.double() for v in vectors), **options)
+    assert found.dtype is dtype
+    precision = 8 * torch.finfo(dtype).eps  # eight roundings
+    torch.testing.assert_close(found.double(), expected, rtol=precision, atol=precision)
+
+
 def test_channels_that_are_all_zero_have_a_gradient():
     for power in (1.0, 2.0, 3.0):
         x = torch.zeros(2, 4, requires_grad=True)
