@@ -11,7 +11,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.records import ends
 from graphsurgery.surgery.merging.direct_sum import why_not_the_mean
-from graphsurgery.surgery.merging.segments import segment_norms
+from graphsurgery.surgery.merging.groups import count_groups, in_groups
 from graphsurgery.surgery.merging.side_by_side import Family
 from graphsurgery.surgery.remap import rebuild
 
@@ -21,7 +21,7 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
 
     The zeros between the blocks are ordinary parameters: training connects the streams. All four vectors of every
     BatchNorm are carried; a LayerNorm, a GroupNorm of one group and a division by a norm over channels keep each
-    teacher's own statistics, as a segmented norm. Grouped convolutions and attention get the teachers' groups and heads
+    teacher's own statistics, as a grouped norm. Grouped convolutions and attention get the teachers' groups and heads
     side by side, whose inner sizes must agree.
 
     Args:
@@ -38,15 +38,15 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
-    family = Family(graphs)
-    refusal = why_not_the_mean(graphs[0], family.summed, family.same_everywhere)
+    family = Family([in_groups(g) for g in graphs])
+    refusal = why_not_the_mean(family.graphs[0], family.summed, family.same_everywhere)
     if refusal is not None:
-        family = Family([replace(g, open_outputs=True) for g in graphs])
+        family = Family([in_groups(replace(g, open_outputs=True)) for g in graphs])
         if why_not_the_mean(family.graphs[0], family.summed, family.same_everywhere) is not None:
             raise SurgeryError(f"concatenate: {refusal}")
     record = {"pass": "concatenate", "teachers": [[dict(r) for r in g.lineage] for g in graphs]}
     new = rebuild(family.graphs[0], family, family.direct_sum, None)
-    segment_norms(family, new)
+    count_groups(new)
     if refusal is not None:
         _average_outputs(family, new)
     new.module.recompile()

@@ -109,7 +109,7 @@ def _widened(graph: ModelGraph, edit: Edit, even: Edit, record: Mapping[str, Any
     def grown(typed: ParameterType, tensor: Tensor) -> Tensor:
         new = gather(edit, typed, tensor, scaled.get(typed.name, {}))
         lifted = even.lift(typed.axes[0]) if typed.counts else None
-        return new if lifted is None or lifted.share is None else new * lifted.share.to(new)
+        return new if lifted is None or lifted.share is None else weigh(new, 0, lifted.share.to(new))
 
     wide = rebuild(graph, edit, grown, record)
     weigh_reads(graph, wide, edit)

@@ -206,18 +206,6 @@ class Edit(Widths):
         known = self.maps.get(dim)
         return known.share if known is not None else None
 
-    def segments(self, axis: Axis, sizes: Sequence[int]) -> tuple[int, ...]:
-        """New sizes of consecutive old segments of the axis; what is left empty has size 0."""
-        lifted = self.lift(axis)
-        if lifted is None:
-            return tuple(sizes)
-        borders = torch.tensor(sizes).cumsum(0)
-        owner = torch.bucketize(lifted.source, borders, right=True)
-        counts = torch.bincount(owner, minlength=len(sizes))
-        if bool((owner.diff() < 0).any()):
-            raise ValueError("a map mixes the segments of a segmented norm")
-        return tuple(int(n) for n in counts)
-
 
 def _placed(tensor: Tensor, rank: int, *places: int) -> Tensor:
     """A tensor of one or two axes as one of `rank` axes that has them at these places, in whatever order."""

@@ -50,7 +50,8 @@ class ParameterType:
         axes: their types.
         reads: by the number of an axis that a contraction sums over, what it sums over: the axis, or what is inside its
             groups where it sums group by group, as a grouped transposed convolution does.
-        counts: whether it says how much each index of its axis counts in a norm; copies of one share what it counted.
+        counts: whether it says how much each index of its first axis counts in groups that are normalised, its second
+            axis; copies of an index share what it counted.
     """
 
     name: str
@@ -111,9 +112,6 @@ class Resize(Protocol):
 
     def size(self, axis: Axis) -> int:
         """New number of indices of the axis."""
-
-    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """New sizes of consecutive old segments of the axis."""
 
 
 Rewrite = Callable[[fx.Node, Resize], None]

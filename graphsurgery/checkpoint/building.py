@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.checkpoint import vocabulary
 from graphsurgery.checkpoint.description import CONTAINER, IN_TRAINING, NOT_STATE, named_tensors
 from graphsurgery.checkpoint.encoding import decode, dtype_name
+from graphsurgery.checkpoint.older_norms import OlderNorms, is_old_norm
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.network.assembly import Network
 from graphsurgery.network.training_only import InTraining
@@ -29,8 +30,10 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     root = Network(nn.Module(), fx.Graph())
     where: str | None = "the description"
     try:
+        graph = fx.Graph()
+        norms = OlderNorms(root, graph, {str(entry["name"]) for entry in description["nodes"]})
         for where, entry in description["modules"].items():
-            _add_module(root, where, entry)
+            _add_module(root, where, entry, norms)
         made: dict[str, Tensor] = {}
         for where, entry in description["tensors"].items():
             _add_tensor(root, where, entry, tensors, made)
@@ -41,7 +44,9 @@ def build(description: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
             if entry.get("class") == IN_TRAINING:
                 _add_training_graph(root.get_submodule(where), entry)
         where = None
-        root.graph = _graph(root, description["nodes"])
+        _graph(root, description["nodes"], graph, norms)
+        norms.finish()
+        root.graph = graph
     except SurgeryError as cause:
         raise cause if where is None else SurgeryError(f"{where or 'root'}: {cause}") from cause
     except Exception as cause:  # a description may come from anywhere, so anything may be wrong with it
@@ -53,15 +58,16 @@ def _damaged(where: str, cause: Exception) -> SurgeryError:
     return SurgeryError(f"{where}: the description is damaged ({type(cause).__name__}: {one_line(cause)})")
 
 
-def _graph(root: nn.Module, entries: Sequence[Mapping[str, Any]]) -> fx.Graph:
+def _graph(
+    root: nn.Module, entries: Sequence[Mapping[str, Any]], graph: fx.Graph, norms: OlderNorms | None = None
+) -> fx.Graph:
     """The graph of nodes that name what lies below a module; an error begins with the node."""
-    graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     where = "the nodes"
     try:
         for entry in entries:
             where = str(entry["name"])
-            _add_node(root, graph, entry, nodes)
+            _add_node(root, graph, entry, nodes, norms)
         where = "output"
         _check_ends(graph)
     except SurgeryError as cause:
@@ -74,13 +80,13 @@ def _graph(root: nn.Module, entries: Sequence[Mapping[str, Any]]) -> fx.Graph:
 def _add_training_graph(layer: nn.Module, entry: Mapping[str, Any]) -> None:
     """What a layer that acts in training only computes there, of one input."""
     assert isinstance(layer, InTraining)
-    graph = _graph(layer, entry["nodes"])
+    graph = _graph(layer, entry["nodes"], fx.Graph())
     if sum(node.op == "placeholder" for node in graph.nodes) != 1:
         raise SurgeryError("a layer that acts in training only has one input")
     layer.set_graph(graph)
 
 
-def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> None:
+def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any], norms: OlderNorms) -> None:
     if path == "":
         root.training = bool(entry["training"])
         return
@@ -98,6 +104,8 @@ def _add_module(root: fx.GraphModule, path: str, entry: Mapping[str, Any]) -> No
         if type(owner) is InTraining:
             raise SurgeryError(f"a layer that acts in training only cannot hold another, {name}")
         module = InTraining(vocabulary.checked_name(entry["kind"]), fx.Graph(), {})
+    elif is_old_norm(entry["class"]):
+        module = norms.layer({key: decode(value, {}) for key, value in entry["arguments"].items()})
     elif entry["class"] in vocabulary.module_classes():
         arguments = {vocabulary.checked_name(key): decode(value, {}) for key, value in entry["arguments"].items()}
         if NOT_STATE & arguments.keys():
@@ -142,22 +150,29 @@ def _add_tensor(
     made[path] = tensor
 
 
-def _add_node(root: nn.Module, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node]) -> None:
+def _add_node(
+    root: nn.Module, graph: fx.Graph, entry: Mapping[str, Any], nodes: dict[str, fx.Node], norms: OlderNorms | None
+) -> None:
     name, op, target = vocabulary.checked_name(entry["name"]), entry["op"], entry["target"]
     if not isinstance(target, str) or name in nodes:
         raise SurgeryError("expected a target that is a string and a name of its own")
     args = tuple(decode(value, nodes) for value in entry["args"])
     kwargs = {vocabulary.checked_name(key): decode(value, nodes) for key, value in entry["kwargs"].items()}
-    vocabulary.check_target(op, target, args)
+    if op != "call_function" or not is_old_norm(target):
+        vocabulary.check_target(op, target, args)
     if op == "get_attr":
         prefix, _, attribute = target.rpartition(".")
         owner = root.get_submodule(prefix)
         if attribute not in owner._parameters and attribute not in owner._buffers:
             raise SurgeryError(f"{target} is not a parameter or buffer")
-    if op == "call_module" and type(root.get_submodule(target)) is nn.Module:
+    old_norm = norms is not None and norms.called(op, target)
+    if op == "call_module" and type(root.get_submodule(target)) is nn.Module and not old_norm:
         raise SurgeryError(f"{target} is not a layer")
-    function = vocabulary.functions()[target] if op == "call_function" else target
-    nodes[name] = graph.create_node(op, function, args, kwargs, name)
+    if norms is not None and old_norm:
+        nodes[name] = norms.call(name, op, target, args, kwargs)
+    else:
+        function = vocabulary.functions()[target] if op == "call_function" else target
+        nodes[name] = graph.create_node(op, function, args, kwargs, name)
     if nodes[name].name != name:
         raise SurgeryError("a name that Python or another node has")
 

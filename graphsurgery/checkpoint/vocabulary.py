@@ -119,14 +119,20 @@ RNN_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first
 """What `nn.RNN`, `nn.LSTM` and `nn.GRU` take; their own signatures say only `*args`."""
 
 
+OLD_NORMS = frozenset(
+    _words("""
+SegmentedLayerNorm segmented_group_norm segmented_layer_norm segmented_normalize weighted_group_norm
+weighted_instance_norm weighted_rms_norm
+""")
+)
+"""What a grouped norm was in files of earlier versions; `older_norms` reads them."""
+
 OLD_NAMES = MappingProxyType(
     {
         f"graphsurgery.layers.{name}": f"graphsurgery.network.layers.{name}"
-        for name in _words("""
-Boundary ChannelGate SegmentedLayerNorm TrainingFlag either hold scale_axis segmented_group_norm segmented_layer_norm
-segmented_normalize shift_mask weigh weighted_group_norm weighted_instance_norm weighted_rms_norm
-""")
+        for name in _words("Boundary ChannelGate TrainingFlag either hold scale_axis shift_mask weigh")
     }
+    | {f"graphsurgery.layers.{name}": "graphsurgery.network.layers.grouped_norm" for name in OLD_NORMS}
 )
 """What names were in files of earlier versions, and what they are now: both are read, the new ones are written."""
 

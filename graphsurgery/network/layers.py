@@ -12,25 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 __all__ = [
     "Boundary",
     "ChannelGate",
-    "SegmentedLayerNorm",
     "TrainingFlag",
     "either",
+    "grouped_norm",
     "hold",
     "scale_axis",
-    "segmented_group_norm",
-    "segmented_layer_norm",
-    "segmented_normalize",
     "shift_mask",
     "weigh",
-    "weighted_group_norm",
-    "weighted_instance_norm",
-    "weighted_rms_norm",
 ]
 
 
@@ -182,176 +175,72 @@ def scale_axis(
 
 
 @one_node
-def segmented_layer_norm(
+def grouped_norm(
     x: Tensor,
-    segments: Sequence[int],
+    members: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    eps: float = 1e-5,
-    groups: Sequence[int] | None = None,
-    shares: Tensor | None = None,
-) -> Tensor:
-    """LayerNorm of each group of segments of the last axis by its own mean and variance.
-
-    Args:
-        x: `[..., sum(segments)]`.
-        segments: channels of each segment, in order; one segment is plain LayerNorm.
-        weight: scale `[sum(segments)]`, applied after all segments are normalised.
-        bias: shift `[sum(segments)]`.
-        eps: added to each variance.
-        groups: the group of each segment; by default every segment is one of its own.
-        shares: how much each channel counts in mean and variance, in proportion `[sum(segments)]`; by default all the
-            same. Copies of one channel share what it counted.
-    """
-
-    def norm(part: Tensor, share: Tensor | None) -> Tensor:
-        if share is None:
-            return F.layer_norm(part, part.shape[-1:], None, None, eps)
-        share = share / share.sum()
-        centred = part - (part * share).sum(-1, keepdim=True)
-        return centred * torch.rsqrt((centred.square() * share).sum(-1, keepdim=True) + eps)
-
-    y = _each_group(x, -1, segments, groups, norm, shares)
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
-
-
-@one_node
-def segmented_normalize(
-    x: Tensor,
-    p: float = 2.0,
-    dim: int = 1,
-    eps: float = 1e-12,
     *,
-    segments: Sequence[int],
-    groups: Sequence[int] | None = None,
-    shares: Tensor | None = None,
+    dim: int = -1,
+    positions: bool = False,
+    eps: float | None = 1e-5,
+    centred: bool = True,
+    power: float | None = None,
+    affine: int | None = None,
+    blocks: bool = False,  # noqa: ARG001
 ) -> Tensor:
-    """`F.normalize` of each group of segments of axis `dim` by its own norm.
+    """Normalise each group of channels by its own mean and variance, in which every channel counts as its members say.
 
-    What dividing by a norm over channels becomes in a direct sum of networks; segments and groups are those of
-    `segmented_layer_norm`. The shares `[sum(segments)]` are factors on what each channel adds to `sum |x|^p`.
-    """
-
-    def norm(part: Tensor, share: Tensor | None) -> Tensor:
-        if share is None:
-            return F.normalize(part, p, dim, eps)
-        return part / weigh(part, dim, share ** (1 / p)).norm(p, dim, keepdim=True).clamp_min(eps)
-
-    return _each_group(x, dim, segments, groups, norm, shares)
-
-
-@one_node
-def segmented_group_norm(
-    x: Tensor,
-    segments: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    groups: Sequence[int] | None = None,
-) -> Tensor:
-    """`F.group_norm` of each group of segments of axis 1, and of all positions, by its own mean and variance.
-
-    What a norm over all channels and positions becomes in a direct sum of networks; the arguments are those of
-    `segmented_layer_norm`.
-    """
-    y = _each_group(x, 1, segments, groups, lambda part, _: F.group_norm(part, 1, None, None, eps))
-    if weight is not None:
-        y = weigh(y, 1, weight)
-    return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
-
-
-def _each_group(
-    x: Tensor,
-    dim: int,
-    segments: Sequence[int],
-    groups: Sequence[int] | None,
-    norm: Callable[[Tensor, Tensor | None], Tensor],
-    shares: Tensor | None = None,
-) -> Tensor:
-    """Apply `norm` to the segments of each group together, with what is theirs of the shares."""
-    pieces = x.split(list(segments), dim)
-    own = [None] * len(pieces) if shares is None else shares.split(list(segments))
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(range(len(pieces)) if groups is None else groups):
-        members.setdefault(group, []).append(index)
-    normed = list(pieces)
-    for places in members.values():
-        whole = pieces[places[0]] if len(places) == 1 else torch.cat([pieces[i] for i in places], dim)
-        found = [share for i in places if (share := own[i]) is not None]
-        parts = norm(whole, torch.cat(found) if found else None).split([segments[i] for i in places], dim)
-        for index, piece in zip(places, parts, strict=True):
-            normed[index] = piece
-    return normed[0] if len(normed) == 1 else torch.cat(normed, dim)
-
-
-@one_node
-def weighted_rms_norm(x: Tensor, shares: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """`F.rms_norm` over the last axis, whose channels count in proportion to their shares.
+    One for LayerNorm, RMSNorm, GroupNorm and division by a norm: over the streams of several networks side by side, a
+    group for each, and over copies of channels, which share what one counted.
 
     Args:
-        x: `[..., channels]`.
-        shares: `[channels]`; copies of one channel share what it counted.
-        weight: scale `[channels]`.
-        eps: added to the mean square; by default the precision of the dtype of `x`.
+        x: its axis `dim` has the channels.
+        members: how much each channel counts in the mean of each group, in proportion, `[channels, groups]`; of 0 and
+            above. A channel is in the one group in which it counts. A group may be empty.
+        weight: scale, along the axis of the channels.
+        bias: shift, along that axis.
+        dim: the axis of the channels.
+        positions: whether mean and variance are over all axes behind that one too, which count alike.
+        eps: added to the variance; None is the precision of the dtype of `x`.
+        centred: whether the mean is subtracted; without, the variance is the mean square.
+        power: divide by the norm of this order instead, `(sum members |x|^power)^(1/power)`, or by eps if that is more;
+            nothing is subtracted then, and the members are factors in a sum. Of infinite order it is the largest.
+        affine: the axis of weight and bias, where it is another one.
+        blocks: whether each group is as many neighbouring channels, the first group first, as in a GroupNorm; says that
+            whole groups may go, or be copied.
     """
-    share = shares / shares.sum()
-    square = (x.square() * share).sum(-1, keepdim=True)
-    y = x * torch.rsqrt(square + (torch.finfo(x.dtype).eps if eps is None else eps))
-    return y if weight is None else y * weight
+    members = members.to(x)
+    own = (members > 0).to(x)
+    tiny, precision = torch.finfo(x.dtype).tiny, torch.finfo(x.dtype).eps
+    counts = members if power is not None else members / members.sum(0).clamp_min(tiny)
+    behind = list(range(dim % x.dim() + 1, x.dim())) if positions else []
 
+    def counted(v: Tensor) -> Tensor:
+        """What is counted in each group, `[..., groups]`."""
+        return (v.mean(behind, keepdim=True) if behind else v).movedim(dim, -1) @ counts
 
-@one_node
-def weighted_group_norm(
-    x: Tensor,
-    num_groups: int,
-    shares: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`F.group_norm`, in which the channels of a group count in proportion to their shares.
+    def spread(v: Tensor, along: Tensor) -> Tensor:
+        """What each group has, beside its channels."""
+        return (v @ along.t()).movedim(-1, dim)
 
-    Args:
-        x: `[batch, channels, ...]`.
-        num_groups: how many groups of neighbouring channels there are.
-        shares: `[channels]`; copies of one channel share what it counted.
-        weight: scale `[channels]`.
-        bias: shift `[channels]`.
-        eps: added to each variance.
-    """
-    share = shares.reshape(num_groups, -1, 1)
-    share = share / share.sum(1, keepdim=True)
-    y = x.reshape(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
-    y = y - (y * share).sum(2, keepdim=True).mean(3, keepdim=True)
-    y = y * torch.rsqrt((y.square() * share).sum(2, keepdim=True).mean(3, keepdim=True) + eps)
-    y = y.reshape(x.shape)
-    if weight is not None:
-        y = weigh(y, 1, weight)
-    return y if bias is None else y + bias.reshape([-1 if axis == 1 else 1 for axis in range(x.dim())])
-
-
-@one_node
-def weighted_instance_norm(
-    x: Tensor, shares: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """`F.instance_norm` over the last axis, whose indices count in proportion to their shares.
-
-    What a group norm is where its groups stand as channels.
-
-    Args:
-        x: `[batch, channels, positions]`.
-        shares: `[positions]`; copies of one share what it counted.
-        weight: scale `[channels]`.
-        bias: shift `[channels]`.
-        eps: added to each variance.
-    """
-    share = shares / shares.sum()
-    y = x - (x * share).sum(-1, keepdim=True)
-    y = y * torch.rsqrt((y.square() * share).sum(-1, keepdim=True) + eps)
-    y = y if weight is None else weigh(y, 1, weight)
-    return y if bias is None else y + bias.reshape(-1, 1)
+    # Empty groups and channels that are all zero are divided by something above 0, as small as may be.
+    y = x
+    if power == math.inf:
+        largest = (x.abs().movedim(dim, -1).unsqueeze(-2) * own.t()).amax(-1)
+        factor = largest.clamp_min(max(eps or 0, tiny * precision)).reciprocal()
+    elif power is not None:
+        total = counted(x.square() if power == 2 else x.abs() ** power)
+        factor = total.clamp_min(max((eps or 0) ** power, tiny * precision)) ** (-1 / power)
+    else:
+        y = x - spread(counted(x), own) if centred else x
+        factor = (counted(y.square()) + (precision if eps is None else eps or tiny)).rsqrt()
+    # The scale goes into the smaller factor: what is as large as x is gone over as seldom as may be.
+    y = y * spread(factor, own if weight is None or affine is not None else own * weight.to(x).unsqueeze(1))
+    shape = [1] * x.dim()
+    shape[dim if affine is None else affine] = -1
+    y = y if weight is None or affine is None else y * weight.to(x).reshape(shape)
+    return y if bias is None else y + bias.to(x).reshape(shape)
 
 
 @one_node
@@ -386,30 +275,3 @@ def shift_mask(like: Tensor, sizes: Sequence[int], window: Sequence[int], shift:
     side = side.permute([*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]).flatten(rank).flatten(0, rank - 1)
     apart = side.unsqueeze(1) != side.unsqueeze(2)
     return like.new_zeros(apart.shape).masked_fill(apart, -100.0)
-
-
-class SegmentedLayerNorm(nn.Module):
-    """The module form of `segmented_layer_norm`: what LayerNorm becomes in a direct sum of networks."""
-
-    def __init__(
-        self,
-        segments: Sequence[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        groups: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.segments = tuple(segments)
-        self.groups = None if groups is None else tuple(groups)
-        self.eps = eps
-        self.elementwise_affine = elementwise_affine
-        size = sum(self.segments)
-        self.weight = nn.Parameter(torch.ones(size)) if elementwise_affine else None
-        self.bias = nn.Parameter(torch.zeros(size)) if elementwise_affine and bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return segmented_layer_norm(x, self.segments, self.weight, self.bias, self.eps, self.groups)
-
-    def extra_repr(self) -> str:
-        return f"{self.segments}, eps={self.eps}" + ("" if self.groups is None else f", groups={self.groups}")

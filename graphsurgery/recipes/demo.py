@@ -49,8 +49,8 @@ def demo(
     def keep(graph: ModelGraph) -> None:
         save(graph, folder / "merged.pt")
 
-    plan = default_plan(parents, seed, controls=CONTROLS)
-    merged = merge(parents, examples, plan, reporter=reporter, made=keep)
+    merging = default_plan(parents, seed, controls=CONTROLS)
+    merged = merge(parents, examples, merging, reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
         folder / "merged.onnx",

@@ -89,7 +89,15 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int
         share = edit.share(scaled[index]) if index in scaled else None
         if share is not None:
             new = weigh(new, index, share.to(new))
+    if typed.counts and any(index == 1 for index, _ in changes):
+        new = _in_own_group(new)
     return new if changes else tensor.clone()
+
+
+def _in_own_group(members: Tensor) -> Tensor:
+    """Members of blocks that count in their own group alone, and not in copies of it, nor in those it is a copy of."""
+    channels, groups = members.shape
+    return members * torch.eye(groups).repeat_interleave(channels // groups, 0).to(members)
 
 
 _NUMBERED = re.compile(r"_\d+$")

@@ -86,24 +86,6 @@ def test_lifting_follows_refinements_made_after_the_map():
     assert edit.lift(ax.fixed(7)) is None
 
 
-@pytest.mark.parametrize(
-    ("source", "segments"),
-    [([0, 1, 2, 3, 4], (2, 3)), ([1, 3, 4], (1, 2)), ([3, 4], (0, 2)), ([0, 0, 1, 4], (3, 1))],
-)
-def test_segments_follow_what_is_left_of_each(source, segments):
-    space = ax.free(5)
-    edit = Edit({space[0][0]: ChannelMap(torch.tensor(source))})
-    assert edit.segments(space, (2, 3)) == segments
-    assert edit.segments(ax.free(5), (2, 3)) == (2, 3)
-
-
-def test_a_map_may_not_mix_segments():
-    space = ax.free(5)
-    edit = Edit({space[0][0]: ChannelMap(torch.tensor([0, 4, 1]))})
-    with pytest.raises(ValueError, match="mixes the segments of a segmented norm"):
-        edit.segments(space, (2, 3))
-
-
 def test_a_map_knows_its_length():
     assert len(ChannelMap(torch.tensor([2, 0, 1]))) == 3
 

@@ -15,7 +15,7 @@ from torchvision.models.resnet import Bottleneck
 from zoo import FEW, NAMES, traced
 
 import graphsurgery as gs
-from graphsurgery.network.layers import segmented_layer_norm, weigh, weighted_group_norm, weighted_rms_norm
+from graphsurgery.network.layers import grouped_norm, weigh
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import INITS, undo, widen
@@ -132,6 +132,8 @@ MIXING = {
     "instances": (lambda n, h: n.norm(h), {"norm": nn.InstanceNorm2d(8)}),
     "normalize": (lambda _, h: F.normalize(h), {}),
     "normalize p": (lambda _, h: F.normalize(h, 3.0, 1), {}),
+    "normalize by the largest": (lambda _, h: F.normalize(h, float("inf"), 1), {}),
+    "a computed number of groups": (lambda _, h: F.group_norm(h, h.shape[1] // 4, eps=1e-3), {}),
     "mean": (lambda _, h: h * h.mean(1, keepdim=True), {}),
     "mean of all": (lambda _, h: h * h.mean((1, 2, 3), keepdim=True), {}),
     "sum": (lambda _, h: h * torch.sum(h, dim=1, keepdim=True), {}),
@@ -167,10 +169,9 @@ def test_norms_stay_plain_where_every_channel_has_as_many_copies(name):
     network = between(middle, **copy.deepcopy(layers))
     network(torch.zeros(1, 3, 4, 4))
     graph, _, _ = typed(network, (3, 4, 4))
-    weighted = (segmented_layer_norm, weighted_rms_norm, weighted_group_norm)
 
     def changed(wide):
-        return any(n.target in weighted or "shares" in n.kwargs for n in wide.module.graph.nodes)
+        return any(n.target is grouped_norm for n in wide.module.graph.nodes)
 
     assert not changed(widen(graph, 2.0))
     assert changed(widen(graph, 1.5))

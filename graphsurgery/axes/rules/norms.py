@@ -14,17 +14,7 @@ from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
-from graphsurgery.network.layers import (
-    ChannelGate,
-    SegmentedLayerNorm,
-    segmented_group_norm,
-    segmented_layer_norm,
-    segmented_normalize,
-    weigh,
-    weighted_group_norm,
-    weighted_instance_norm,
-    weighted_rms_norm,
-)
+from graphsurgery.network.layers import ChannelGate, grouped_norm, weigh
 from graphsurgery.network.operators import PER_CHANNEL_NORMS
 
 
@@ -129,58 +119,6 @@ def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "la
         infer.mixes(axis, kind, -1)
 
 
-@rule(SegmentedLayerNorm)
-def segmented_norm(infer: Inference, x: TensorType) -> TensorType:
-    """Mixes the last axis within each segment; the segments' sizes follow what is left of each."""
-    infer.tie("weight", x[-1])
-    infer.tie("bias", x[-1])
-    infer.mixes(x[-1], "segmented_layer_norm", -1)
-
-    def resize(module: nn.Module, new: Resize) -> None:
-        assert isinstance(module, SegmentedLayerNorm)
-        module.segments, module.groups = _left(new, x[-1], module.segments, module.groups)
-
-    infer.on_module(resize)
-    return TensorType(x.axes)
-
-
-@rule(segmented_layer_norm)
-def segmented_norm_function(
-    infer: Inference,
-    x: TensorType,
-    segments: Sequence[int],
-    weight: TensorType | None = None,
-    bias: TensorType | None = None,
-    eps: float = 1e-5,  # noqa: ARG001
-    groups: Sequence[int] | None = None,
-    shares: TensorType | None = None,
-) -> TensorType:
-    """The functional form."""
-    _counts(infer, shares, x[-1])
-    for vector in (weight, bias):
-        if vector is not None:
-            infer.unify(vector[0], x[-1])
-    infer.mixes(x[-1], "segmented_layer_norm", -1)
-
-    def resize(node: fx.Node, new: Resize) -> None:
-        left = _left(new, x[-1], segments, groups)
-        set_argument(node, 1, "segments", left[0])
-        if groups is not None:
-            set_argument(node, 5, "groups", left[1])
-
-    infer.on_rebuild(resize)
-    return TensorType(x.axes)
-
-
-def _left(
-    new: Resize, axis: ax.Axis, segments: Sequence[int], groups: Sequence[int] | None
-) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The new sizes of segments, and their groups; segments that are left empty go."""
-    sizes = new.segments(axis, tuple(segments))
-    kept = [index for index, size in enumerate(sizes) if size]
-    return tuple(sizes[i] for i in kept), None if groups is None else tuple(groups[i] for i in kept)
-
-
 @rule(nn.RMSNorm)
 def rms_norm(infer: Inference, x: TensorType) -> TensorType:
     """Divides by the root mean square over the last axes, which it mixes; the weight follows them."""
@@ -215,36 +153,12 @@ def rms_norm_function(
     return TensorType(input.axes)
 
 
-@rule(weighted_rms_norm)
-def weighted_rms_norm_function(
-    infer: Inference,
-    x: TensorType,
-    shares: TensorType,
-    weight: TensorType | None = None,
-    eps: float | None = None,  # noqa: ARG001
-) -> TensorType:
-    """Mixes the last axis, whose indices count by their shares."""
-    _counts(infer, shares, x[-1])
-    if weight is not None:
-        infer.unify(weight[0], x[-1])
-    infer.mixes(x[-1], "rms_norm", -1)
-    return TensorType(x.axes)
-
-
 @rule(weigh)
 def weigh_function(infer: Inference, x: TensorType, dim: int, factors: TensorType) -> TensorType:
     """One factor for each index of an axis, or of what is inside its groups."""
     groups = ax.size_of(x[dim]) // ax.size_of(factors[0])
     infer.unify(x[dim], ax.product([ax.free(groups), factors[0]]) if groups > 1 else factors[0])
     return TensorType(x.axes)
-
-
-def _counts(infer: Inference, shares: TensorType | None, axis: ax.Axis) -> None:
-    """The shares say how much each index of an axis counts in a norm."""
-    if shares is not None:
-        infer.unify(shares[0], axis)
-        assert shares.parameter is not None
-        infer.parameters[shares.parameter].counts = True
 
 
 @rule(nn.GroupNorm)
@@ -275,70 +189,6 @@ def group_norm_function(
     return TensorType(input.axes)
 
 
-@rule(weighted_group_norm)
-def weighted_group_norm_function(
-    infer: Inference,
-    x: TensorType,
-    num_groups: int,
-    shares: TensorType,
-    weight: TensorType | None = None,
-    bias: TensorType | None = None,
-    eps: float = 1e-5,  # noqa: ARG001
-) -> TensorType:
-    """As `F.group_norm`, with shares that say how much each channel counts in its group."""
-    groups = _normalize_groups(infer, x, num_groups, weight, bias)
-    _counts(infer, shares, x[1])
-    infer.on_rebuild(
-        lambda node, new: resize_argument(node, 1, "num_groups", new.size(groups)), sizes=(1, "num_groups")
-    )
-    return TensorType(x.axes)
-
-
-@rule(weighted_instance_norm)
-def weighted_instance_norm_function(
-    infer: Inference,
-    x: TensorType,
-    shares: TensorType,
-    weight: TensorType | None = None,
-    bias: TensorType | None = None,
-    eps: float = 1e-5,  # noqa: ARG001
-) -> TensorType:
-    """As `F.instance_norm`, with shares that say how much each position counts."""
-    _counts(infer, shares, x[2])
-    for vector in (weight, bias):
-        if vector is not None:
-            infer.unify(vector[0], x[1])
-    infer.mixes(x[2], "instance_norm", 2)
-    return TensorType(x.axes)
-
-
-@rule(segmented_group_norm)
-def segmented_group_norm_function(
-    infer: Inference,
-    x: TensorType,
-    segments: Sequence[int],
-    weight: TensorType | None = None,
-    bias: TensorType | None = None,
-    eps: float = 1e-5,  # noqa: ARG001
-    groups: Sequence[int] | None = None,
-) -> TensorType:
-    """Mixes axis 1 within each segment, and the positions; the segments' sizes follow what is left of each."""
-    for vector in (weight, bias):
-        if vector is not None:
-            infer.unify(vector[0], x[1])
-    infer.mixes(x[1], "segmented_group_norm", 1)
-    _mixes_positions(infer, x)
-
-    def resize(node: fx.Node, new: Resize) -> None:
-        left, numbers = _left(new, x[1], segments, groups)
-        set_argument(node, 1, "segments", left)
-        if groups is not None:
-            set_argument(node, 5, "groups", numbers)
-
-    infer.on_rebuild(resize)
-    return TensorType(x.axes)
-
-
 def _normalize_groups(
     infer: Inference, input: TensorType, count: int, weight: TensorType | None, bias: TensorType | None
 ) -> ax.Axis:
@@ -362,27 +212,37 @@ def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1,
     return TensorType(input.axes)
 
 
-@rule(segmented_normalize)
-def segmented_normalize_function(
+@rule(grouped_norm)
+def grouped_norm_function(
     infer: Inference,
     x: TensorType,
-    p: float = 2.0,  # noqa: ARG001
-    dim: int = 1,
-    eps: float = 1e-12,  # noqa: ARG001
+    members: TensorType,
+    weight: TensorType | None = None,
+    bias: TensorType | None = None,
     *,
-    segments: Sequence[int],
-    groups: Sequence[int] | None = None,
-    shares: TensorType | None = None,
+    dim: int = -1,
+    positions: bool = False,
+    affine: int | None = None,
+    blocks: bool = False,
+    **options: Any,  # noqa: ARG001
 ) -> TensorType:
-    """Mixes one axis within each segment; the segments' sizes follow what is left of each."""
-    _counts(infer, shares, x[dim])
-    infer.mixes(x[dim], "segmented_normalize", dim)
-
-    def resize(node: fx.Node, new: Resize) -> None:
-        left, numbers = _left(new, x[dim], segments, groups)
-        node.kwargs = {**node.kwargs, "segments": left, "groups": numbers}
-
-    infer.on_rebuild(resize)
+    """Mixes the channels of each group; its members follow the channels and, where these are blocks, the groups."""
+    if members.parameter is None:
+        raise ax.Clash("members that are computed")
+    infer.parameters[members.parameter].counts = True
+    mixed = x[dim]
+    if blocks and ax.size_of(members[1]) > 1:
+        mixed = ax.free(ax.size_of(x[dim]) // ax.size_of(members[1]))
+        infer.unify(x[dim], ax.product([members[1], mixed]))
+    else:
+        infer.fix(members[1])
+    infer.unify(members[0], x[dim])
+    for vector in (weight, bias):
+        if vector is not None:
+            infer.unify(vector[0], x[dim if affine is None else affine])
+    infer.mixes(mixed, "grouped_norm", dim)
+    if positions:
+        _mixes_positions(infer, x)
     return TensorType(x.axes)
 
 

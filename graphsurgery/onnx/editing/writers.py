@@ -240,7 +240,7 @@ def _same(w: Writer, x: fx.Node, *, at: str) -> str:  # noqa: ARG001
     return w.value(x)
 
 
-# Norms that count channels by their shares.
+# Factors, and norms of groups of channels.
 
 
 @writes(layers.weigh)
@@ -249,81 +249,38 @@ def _weigh(w: Writer, x: fx.Node, dim: int, factors: fx.Node) -> str:
     return w.op("Mul", w.value(x), w.along(factors, dim, _rank(x), groups))
 
 
-def _shares(w: Writer, shares: fx.Node, groups: int = 1) -> Array:
-    """The shares `[groups, channels]`, which add up to 1 in every group."""
-    array = w.array(str(shares.target)).astype(np.float64).reshape(groups, -1)
-    return np.asarray(array / array.sum(1, keepdims=True))
-
-
-@writes(layers.segmented_layer_norm)
-def _layer_norm(
-    w: Writer, x: fx.Node, segments: Sequence[int], weight: fx.Node | None = None, bias: fx.Node | None = None,
-    eps: float = 1e-5, groups: Sequence[int] | None = None, shares: fx.Node | None = None,
+@writes(layers.grouped_norm)
+def _grouped_norm(
+    w: Writer, x: fx.Node, members: fx.Node, weight: fx.Node | None = None, bias: fx.Node | None = None, *,
+    dim: int = -1, positions: bool = False, eps: float | None = 1e-5, centred: bool = True,
+    power: float | None = None, affine: int | None = None, blocks: bool = False,  # noqa: ARG001
 ) -> str:  # fmt: skip
-    if shares is None or len(segments) > 1 or groups not in (None, [0], (0,)):
-        raise UnsupportedError(f"{w.value(x)} is normalised in {len(segments)} segments, which are not written")
-    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
-    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, -1, _rank(x))
+    """Two products give what is counted in the group of each channel, beside that channel."""
+    rank, array = _rank(x), w.array(str(members.target)).astype(np.float64)
+    if power == math.inf:
+        raise UnsupportedError(f"{w.value(x)} is divided by the largest of each group, which is not written")
+    counts = array if power is not None else array / np.maximum(array.sum(0), np.finfo(np.float32).tiny)
+    pair = w.constant(counts, str(members.target)), w.constant((array > 0).T * 1.0, f"{members.target}/own")
+    axis = dim % rank
+    order = [*(at for at in range(rank) if at != axis), axis]
 
+    def in_group(v: str) -> str:
+        v = w.reduce("ReduceMean", v, list(range(axis + 1, rank))) if positions and axis + 1 < rank else v
+        v = v if axis == rank - 1 else w.op("Transpose", v, perm=order)
+        v = w.op("MatMul", w.op("MatMul", v, pair[0]), pair[1])
+        return v if axis == rank - 1 else w.op("Transpose", v, perm=[order.index(at) for at in range(rank)])
 
-@writes(layers.weighted_rms_norm)
-def _rms_norm(w: Writer, x: fx.Node, shares: fx.Node, weight: fx.Node | None = None, eps: float | None = None) -> str:
-    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
-    square = w.op("MatMul", w.op("Mul", w.value(x), w.value(x)), column)
-    eps = torch.finfo(x.meta["value"].dtype).eps if eps is None else eps
-    return _affine(w, w.op("Div", w.value(x), w.root(square, eps)), weight, None, -1, _rank(x))
-
-
-@writes(layers.weighted_group_norm)
-def _group_norm(
-    w: Writer, x: fx.Node, num_groups: int, shares: fx.Node, weight: fx.Node | None = None,
-    bias: fx.Node | None = None, eps: float = 1e-5,
-) -> str:  # fmt: skip
-    """On `[batch, group, channel, position]`."""
-    share = w.constant(_shares(w, shares, num_groups)[:, :, None], str(shares.target))
-
-    def mean(value: str) -> str:
-        return w.reduce("ReduceSum", w.op("Mul", w.reduce("ReduceMean", value, [3]), share), [2])
-
-    channels = x.meta["value"].shape[1]
-    y = w.op("Reshape", w.value(x), w.ints([0, num_groups, channels // num_groups, -1]))
-    y = w.op("Sub", y, mean(y))
-    y = w.op("Div", y, w.root(mean(w.op("Mul", y, y)), eps))
-    return _affine(w, w.op("Reshape", y, w.op("Shape", w.value(x))), weight, bias, 1, _rank(x))
-
-
-@writes(layers.weighted_instance_norm)
-def _instance_norm(
-    w: Writer, x: fx.Node, shares: fx.Node, weight: fx.Node | None = None, bias: fx.Node | None = None,
-    eps: float = 1e-5,
-) -> str:  # fmt: skip
-    column = w.constant(_shares(w, shares).reshape(-1, 1), str(shares.target))
-    return _affine(w, _normed(w, w.value(x), column, eps), weight, bias, 1, _rank(x))
-
-
-def _normed(w: Writer, x: str, column: str, eps: float) -> str:
-    """Centred and divided by the deviation; products with the column of shares are means over the last axis."""
-    centred = w.op("Sub", x, w.op("MatMul", x, column))
-    variance = w.op("MatMul", w.op("Mul", centred, centred), column)
-    return w.op("Div", centred, w.root(variance, eps))
-
-
-def _affine(w: Writer, y: str, weight: fx.Node | None, bias: fx.Node | None, axis: int, rank: int) -> str:
-    y = y if weight is None else w.op("Mul", y, w.along(weight, axis, rank))
-    return y if bias is None else w.op("Add", y, w.along(bias, axis, rank))
-
-
-@writes(layers.segmented_normalize)
-def _normalize(
-    w: Writer, x: fx.Node, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *, segments: Sequence[int],
-    groups: Sequence[int] | None = None, shares: fx.Node | None = None,
-) -> str:  # fmt: skip
-    if shares is None or len(segments) > 1 or groups not in (None, [0], (0,)):
-        raise UnsupportedError(f"{w.value(x)} is normalised in {len(segments)} segments, which are not written")
-    power = w.op("Pow", w.op("Abs", w.value(x)), w.operand(float(p)))
-    total = w.reduce("ReduceSum", w.op("Mul", power, w.along(shares, dim, _rank(x))), [dim % _rank(x)])
-    norm = w.op("Pow", total, w.operand(1 / p))
-    return w.op("Div", w.value(x), w.op("Max", norm, w.operand(float(eps))))
+    y = w.value(x)
+    if power is not None:
+        total = in_group(w.op("Pow", w.op("Abs", y), w.operand(float(power))))
+        y = w.op("Div", y, w.op("Max", w.op("Pow", total, w.operand(1 / power)), w.operand(float(eps or 0))))
+    else:
+        eps = torch.finfo(x.meta["value"].dtype).eps if eps is None else eps
+        y = w.op("Sub", y, in_group(y)) if centred else y
+        y = w.op("Div", y, w.root(in_group(w.op("Mul", y, y)), eps))
+    along = dim if affine is None else affine
+    y = y if weight is None else w.op("Mul", y, w.along(weight, along, rank))
+    return y if bias is None else w.op("Add", y, w.along(bias, along, rank))
 
 
 # Arithmetic.

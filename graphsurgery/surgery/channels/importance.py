@@ -134,9 +134,9 @@ class _Criterion:
 
     fallback: _Criterion | None = None
 
-    def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
+    def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:
         """Whether a parameter or buffer counts at all."""
-        return tensor.dim() >= 2
+        return tensor.dim() >= 2 and not graph.types.parameters[name].counts
 
     def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
         """The sums over every axis that is not kept, the others in this order."""

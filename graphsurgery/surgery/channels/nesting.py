@@ -103,9 +103,6 @@ class Nesting:
             beside = any(other != axis and _holds(other, inner) for axes in taken for other in axes)
             if _is_bare(axis, inner, outers) and beside:
                 return f"{place_of(place.node)} mixes its groups"
-        for mixing in types.mixings:
-            if mixing.kind.startswith("segmented") and _holds(resolve(mixing.axis), inner):
-                return f"{place_of(mixing.node)} has segments"
         return None
 
     @cached_property

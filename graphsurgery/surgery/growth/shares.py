@@ -14,8 +14,8 @@ from graphsurgery.network.paths import place_of
 
 WEIGHED = frozenset(
     {
-        "layer_norm", "segmented_layer_norm", "rms_norm", "group_norm", "instance_norm", "normalize",
-        "segmented_normalize", "mean", "sum", "norm", "cosine_similarity",
+        "layer_norm", "rms_norm", "group_norm", "instance_norm", "normalize", "grouped_norm", "mean", "sum", "norm",
+        "cosine_similarity",
     }
 )  # fmt: skip
 """Operators that mix indices and keep their result when copies count by their shares."""

@@ -1,4 +1,4 @@
-"""Where copies of channels are counted without a weight: factors in front, and norms that count by shares."""
+"""Where copies of channels are counted without a weight: factors in front, and norms whose members count by shares."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from graphsurgery.axes.types import Mixing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import versions
-from graphsurgery.network.layers import (
-    SegmentedLayerNorm,
-    segmented_layer_norm,
-    segmented_normalize,
-    weighted_group_norm,
-    weighted_instance_norm,
-    weighted_rms_norm,
-)
-from graphsurgery.surgery.editor import call_instead, new_buffer, setting, vector, weighed
+from graphsurgery.surgery.editor import weighed
+from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
 
 
 def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
@@ -48,7 +41,8 @@ def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
 def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
     """Let every operator that mixes copied channels count each by its share, in place; see `shares.WEIGHED`.
 
-    Where all of the channels that it mixes have as many copies, a norm is exact as it is, and stays.
+    Where all of the channels that it mixes have as many copies, a norm is exact as it is, and stays. The members of a
+    grouped norm have been brought up to date with the tensors.
     """
     nodes = {node.name: node for node in wide.module.graph.nodes}
     for mixing in graph.types.mixings:
@@ -59,13 +53,12 @@ def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
         if mixing.kind in ("mean", "sum", "norm", "cosine_similarity"):
             old = _old_size(mixing)
             _weigh_reduction(wide, node, mixing, share * (len(share) / old) if mixing.kind == "mean" else share)
-        elif mixing.kind in _NORMS and not _counts_already(graph, mixing.node):
-            typed = graph.types.types[mixing.node]
-            whole = even.lift(typed[mixing.dim])
+        elif mixing.kind in PLAIN:
+            whole = even.lift(graph.types.types[mixing.node][mixing.dim])
             assert whole is not None
             assert whole.share is not None
             if not _alike(wide, node, mixing.kind, whole.share):
-                _NORMS[mixing.kind](wide, node, whole.share)
+                group(wide, node, mixing.kind, whole.share)
 
 
 def _old_size(mixing: Mixing) -> int:
@@ -89,97 +82,9 @@ def _weigh_reduction(wide: ModelGraph, node: fx.Node, mixing: Mixing, share: Ten
         node.replace_input_with(value, weighed(wide, node, value, mixing.dim, share))
 
 
-def _counts_already(graph: ModelGraph, node: fx.Node) -> bool:
-    """Whether a norm has shares, which the edit has brought up to date."""
-    types = graph.types
-    return any(
-        source.op == "get_attr"
-        and str(source.target) in types.canonical
-        and types.parameters[types.canonical[str(source.target)]].counts
-        for source in node.all_input_nodes
-    )
-
-
 def _alike(wide: ModelGraph, node: fx.Node, kind: str, share: Tensor) -> bool:
-    """Whether all channels that are normalised together count the same, so that their mean is what it was."""
-    if kind in ("normalize", "segmented_normalize"):
-        return False
-    if kind == "group_norm":
-        parts = list(share.reshape(setting(wide, node, "num_groups", 1), -1))
-    else:
-        segments, groups = _segments(wide, node, len(share))
-        numbers = torch.arange(len(segments)) if groups is None else torch.tensor(groups)
-        owner = numbers.repeat_interleave(torch.tensor(segments))
-        parts = [share[owner == number] for number in numbers.unique()]
-    return all(bool((part == part[0]).all()) for part in parts)
-
-
-def _segments(wide: ModelGraph, node: fx.Node, size: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The segments that a norm normalises by themselves, and their groups; one that knows none has one."""
-    if node.op == "call_module":
-        module = wide.module.get_submodule(str(node.target))
-        return (module.segments, module.groups) if isinstance(module, SegmentedLayerNorm) else ((size,), None)
-    if node.target is segmented_normalize:
-        given: Any = node.kwargs
-        return tuple(given["segments"]), given.get("groups")
-    if node.target is segmented_layer_norm:
-        return setting(wide, node, "segments", 1), setting(wide, node, "groups", 5)
-    return (size,), None
-
-
-def _layer_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
-    segments, groups = _segments(wide, node, len(share))
-    value = node.all_input_nodes[0]
-    eps = setting(wide, node, "eps", 4, 1e-5)
-    with node.graph.inserting_before(node):
-        vectors = [vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
-        shares = new_buffer(wide, f"{node.name}_shares", share)
-    call_instead(node, segmented_layer_norm, (value, segments, *vectors, eps, groups, shares))
-
-
-def _rms_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
-    value = node.all_input_nodes[0]
-    with node.graph.inserting_before(node):
-        weight = vector(wide, node, "weight", 2)
-        shares = new_buffer(wide, f"{node.name}_shares", share)
-    call_instead(node, weighted_rms_norm, (value, shares, weight, setting(wide, node, "eps", 3)))
-
-
-def _group_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
-    value = node.all_input_nodes[0]
-    groups, eps = setting(wide, node, "num_groups", 1), setting(wide, node, "eps", 4, 1e-5)
-    with node.graph.inserting_before(node):
-        vectors = [vector(wide, node, name, position) for name, position in (("weight", 2), ("bias", 3))]
-        shares = new_buffer(wide, f"{node.name}_shares", share)
-    call_instead(node, weighted_group_norm, (value, groups, shares, *vectors, eps))
-
-
-def _instance_norm(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
-    value = node.all_input_nodes[0]
-    vectors = [vector(wide, node, name, position) for name, position in (("weight", 3), ("bias", 4))]
-    with node.graph.inserting_before(node):
-        shares = new_buffer(wide, f"{node.name}_shares", share)
-    call_instead(node, weighted_instance_norm, (value, shares, *vectors, setting(wide, node, "eps", 7, 1e-5)))
-
-
-def _normalize(wide: ModelGraph, node: fx.Node, share: Tensor) -> None:
-    value = node.all_input_nodes[0]
-    segments, groups = _segments(wide, node, len(share))
-    p, dim = (setting(wide, node, name, place, default) for name, place, default in (("p", 1, 2.0), ("dim", 2, 1)))
-    eps = setting(wide, node, "eps", 3, 1e-12)
-    with node.graph.inserting_before(node):
-        shares = new_buffer(wide, f"{node.name}_shares", share)
-    call_instead(
-        node, segmented_normalize, (value, p, dim, eps), {"segments": segments, "groups": groups, "shares": shares}
-    )
-
-
-_NORMS = {
-    "layer_norm": _layer_norm,
-    "segmented_layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "instance_norm": _instance_norm,
-    "normalize": _normalize,
-    "segmented_normalize": _normalize,
-}
+    """Whether all channels that are normalised together count the same, so that a norm is what it was."""
+    if kind == "normalize":
+        return power_of(wide, node) == float("inf")
+    groups = share.reshape(groups_of(wide, node, kind), -1)
+    return bool((groups == groups[:, :1]).all())

@@ -207,7 +207,7 @@ class _Weights:
         theirs = like.tensors()
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tensor in graph.tensors().items():
-            if name not in names or not tensor.is_floating_point():
+            if name not in names or not tensor.is_floating_point() or graph.types.parameters[name].counts:
                 continue
             other = theirs[names[name]]
             if other.shape != tensor.shape:

@@ -25,10 +25,9 @@ from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.records import is_record
 from graphsurgery.network.values.dtypes import holds_numbers
+from graphsurgery.surgery.editor import setting
+from graphsurgery.surgery.grouping import groups_of
 
-_SEPARABLE = frozenset(
-    {"layer_norm", "segmented_layer_norm", "normalize", "segmented_normalize", "segmented_group_norm"}
-)
 _NOT_LINEAR = frozenset(
     kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
 )
@@ -59,15 +58,15 @@ class _State(Enum):
 
 def separable(graph: ModelGraph, mixing: Mixing) -> bool:
     """Whether an operator that mixes channels can be kept to those of each network."""
-    return mixing.kind in _SEPARABLE or (mixing.kind == "group_norm" and _norms_all_channels(graph.module, mixing.node))
-
-
-def _norms_all_channels(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a group norm has one group."""
-    if node.op == "call_module":
-        return getattr(module.get_submodule(str(node.target)), "num_groups", None) == 1
-    count: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("num_groups")
-    return node.target is F.group_norm and (count.meta["value"] if isinstance(count, fx.Node) else count) == 1
+    node, given = mixing.node, mixing.node.kwargs
+    match mixing.kind:
+        case "group_norm":
+            return groups_of(graph, node, mixing.kind) == 1
+        case "grouped_norm":
+            members = setting(graph, node, "members", 1).meta["value"]
+            whole = not given.get("blocks") or members.shape[1] == 1
+            return whole and given.get("affine") is None and bool(given.get("centred", True))
+    return mixing.kind in ("layer_norm", "normalize")
 
 
 def why_not_the_mean(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str], bool]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from graphsurgery.axes.algebra import Axis, Dim, resolve
+from graphsurgery.axes.algebra import Axis, Dim, is_fixed, resolve
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.paths import place_of
@@ -17,7 +17,7 @@ _SIZES = frozenset(
     {
         "in_channels", "out_channels", "groups", "num_features", "in_features", "out_features", "normalized_shape",
         "input_size", "hidden_size", "in1_features", "in2_features",
-        "segments", "num_channels", "num_groups", "channels", "embedding_dim", "num_parameters", "training", "inplace",
+        "num_channels", "num_groups", "channels", "embedding_dim", "num_parameters", "training", "inplace",
     }
 )  # fmt: skip
 
@@ -50,17 +50,14 @@ def kind_of(module: fx.GraphModule, node: fx.Node) -> str:
         leaf = module.get_submodule(str(node.target))
         settings = {k: v for k, v in vars(leaf).items() if not k.startswith("_") and k not in _SIZES}
         plain = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
-        return f"{type(leaf).__name__.removeprefix('Segmented')}{sorted(plain.items())}"
+        return f"{type(leaf).__name__}{sorted(plain.items())}"
     if node.op == "get_attr":
         return "get_attr"
     if node.op in ("placeholder", "output"):
         return node.op
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    target = target.removeprefix("segmented_")
     args: tuple[Any, ...] = node.args
     kwargs = dict(node.kwargs)
-    if target == "normalize":
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("segments", "groups", "out")}
     if target in ("split", "chunk") and len(args) == 3:
         args, kwargs = args[:2], {"dim": args[-1]}
     sized = target in _SIZED
@@ -170,6 +167,8 @@ def match_dims(first: ModelGraph, other: ModelGraph, names: dict[str, str]) -> d
         if len(ours.axes) != len(theirs.axes):
             raise SurgeryError(f"{name} has {len(ours.axes)} axes in one parent and {len(theirs.axes)} in the other")
         for index, (a, b) in enumerate(zip(ours.axes, theirs.axes, strict=True)):
+            if ours.counts and index == 1 and is_fixed(a) and is_fixed(b):
+                continue  # each network has groups of its own
             _match_axis(f"{name} axis {index}", resolve(a), resolve(b), dims)
     return dims
 

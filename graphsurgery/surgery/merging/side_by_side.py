@@ -64,10 +64,6 @@ class Family:
             return dim.size
         return sum(self.dim_size(t, dim) for t in range(len(self.graphs)))
 
-    def segments(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002
-        """Set afterwards, from all teachers."""
-        return sizes
-
     def places(self, teacher: int, axis: Axis) -> Tensor:
         """Where the indices of a teacher's axis stand in the direct sum; everywhere on what is not summed."""
         found, offset = [], 0
@@ -100,6 +96,8 @@ class Family:
         sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
         if not sides:
             return _mean(tensors) if holds_numbers(first) else first.clone()
+        if typed.counts and sides == [0]:
+            return self._groups(typed, tensors)
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
         averaged = all(self._is_read_whole(typed, index) for index in sides)
         if not averaged:
@@ -113,6 +111,18 @@ class Family:
             else:
                 where = torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")
                 new[where] = new[where] + block if averaged else block
+        return new
+
+    def _groups(self, typed: ParameterType, tensors: list[Tensor]) -> Tensor:
+        """The members of every network's groups, which are normalised by themselves."""
+        new = tensors[0].new_zeros(self.size(typed.axes[0]), sum(tensor.shape[1] for tensor in tensors))
+        start = 0
+        for teacher, tensor in enumerate(tensors):
+            places = self.places(teacher, typed.axes[0])
+            if bool(new[places].any()):
+                raise SurgeryError(f"concatenate: {typed.name} is of a norm over channels that the networks share")
+            new[places, start : start + tensor.shape[1]] = tensor
+            start += tensor.shape[1]
         return new
 
     def _is_read_whole(self, typed: ParameterType, index: int) -> bool:

@@ -1,5 +1,6 @@
 """Normalisations."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -10,9 +11,10 @@ from contracts import Network, assert_contracts, assert_permutes, random_choice,
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.network.layers import SegmentedLayerNorm, segmented_layer_norm
+from graphsurgery.network.layers import grouped_norm
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.widen import undo, widen
 from graphsurgery.surgery.deviation import deviation
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -249,29 +251,80 @@ def test_a_norm_over_a_concat_of_one_space_with_itself(as_module):
     assert deviation(first(x), (graphs[0](x) - biases[0]) / 2 + biases[1]) < 1e-12
 
 
-@pytest.mark.parametrize("as_module", [True, False])
-def test_segmented_norms_keep_their_segments(as_module):
-    def forward(net, x):
-        h = net.a(x)
-        return net.b(net.norm(h) if as_module else segmented_layer_norm_leaf(h, (3, 5)))
+def in_groups(members, shape, seed=0, counts=lambda members: members, **options):
+    """A grouped norm of 8 channels between two layers, traced; an input; and the network."""
 
-    network = Network(forward, a=nn.Linear(3, 8), norm=SegmentedLayerNorm((3, 5)), b=nn.Linear(8, 2))
-    graph, x, network = typed(network, (5, 3))
+    def forward(net, x):
+        return net.b(grouped_norm(net.a(x), counts(net.members), net.norm.weight, net.norm.bias, **options))
+
+    torch.manual_seed(seed)
+    layer = nn.Linear if "dim" not in options else partial(nn.Conv2d, kernel_size=1)
+    network = Network(forward, a=layer(3, 8), norm=nn.LayerNorm(8), b=layer(8, 2))
+    nn.init.normal_(network.norm.weight, 1)
+    nn.init.normal_(network.norm.bias)
+    network.register_buffer("members", members)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    return gs.trace(network.double().eval(), x[:2]), x, network
+
+
+def test_grouped_norms_keep_their_groups():
+    graph, x, network = in_groups(torch.eye(2).repeat_interleave(torch.tensor([3, 5]), 0), (5, 3))
+    assert [(s.name, s.size, s.mixed) for s in graph.spaces] == [("a", 8, ("grouped_norm at grouped_norm",))]
+    assert_permutes(graph, [x])
     kept = torch.tensor([0, 2, 3, 4, 7])
     with torch.no_grad():
-        w, v = (network.norm.weight, network.norm.bias) if as_module else (torch.ones(8), torch.zeros(8))
-        h = segmented_layer_norm(network.a(x[0])[..., kept], (2, 3), w.to(x[0])[kept], v.to(x[0])[kept])
+        w, v = network.norm.weight, network.norm.bias
+        h = network.a(x)[..., kept]
+        h = torch.cat([F.layer_norm(part, part.shape[-1:]) for part in h.split((2, 3), -1)], -1) * w[kept] + v[kept]
         expected = F.linear(h, network.b.weight[:, kept], network.b.bias)
-        assert deviation(compress(graph, {"a": kept})(*x), expected) < 1e-12
+        assert deviation(compress(graph, {"a": kept})(x), expected) < 1e-12
+        alone = F.layer_norm(network.a(x)[..., 3:], (5,), w[3:], v[3:])
+        expected = F.linear(alone, network.b.weight[:, 3:], network.b.bias)
+        assert deviation(compress(graph, {"a": range(3, 8)})(x), expected) < 1e-12
 
 
-def segmented_layer_norm_leaf(h, segments):
-    """Recorded whole, as it stands in concatenated networks."""
-    return (
-        h.tracer.create_proxy("call_function", segmented_layer_norm, (h, segments), {})
-        if hasattr(h, "tracer")
-        else segmented_layer_norm(h, segments)
-    )
+def test_groups_that_are_blocks_may_go_and_be_copied():
+    members = torch.eye(4).repeat_interleave(2, 0) * torch.tensor([1.0, 2.0]).repeat(4).unsqueeze(1)
+    options = {"dim": 1, "positions": True, "blocks": True}
+    graph, x, network = in_groups(members, (3, 4, 4), **options)
+    assert [(s.size, s.outer, len(s.mixed)) for s in graph.spaces] == [(4, True, 0), (2, False, 1)]
+    assert_permutes(graph, [x])
+    second, _, _ = in_groups(members, (3, 4, 4), seed=1, **options)
+    groups, inner = graph.spaces
+    with torch.no_grad():
+        assert deviation(concatenate([graph, second])(x), (graph(x) + second(x)) / 2) < 1e-12
+        small = compress(graph, {groups.name: [0, 3]})
+        masked = copy.deepcopy(network)
+        masked.b.weight[:, [2, 3, 4, 5]] = 0
+        assert deviation(small(x), masked(x)) < 1e-12
+        assert torch.equal(small.tensors()["members"], network.members[[0, 1, 6, 7]][:, [0, 3]])
+        wide = widen(graph, to={groups.name: 7, inner.name: 3})
+        assert deviation(wide(x), network(x)) < 1e-12
+        assert ((wide.tensors()["members"] > 0).sum(1) == 1).all()
+        assert deviation(undo(wide)(x), network(x)) < 1e-12
+        other = widen(graph, to={groups.name: 6}, init="random-pad")
+        assert ((other.tensors()["members"] > 0).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("within", ["same", "each"])
+def test_channels_of_blocks_may_go_in_each_group(within):
+    members = torch.eye(2).repeat_interleave(4, 0) * torch.linspace(1, 2, 8).unsqueeze(1)
+    graph, x, network = in_groups(members, (3, 4, 4), dim=1, positions=True, blocks=True)
+    kept = [[0, 2, 3], [0, 2, 3]] if within == "same" else [[0, 2, 3], [1, 2, 3]]
+    channels = torch.tensor([kept[0], [4 + k for k in kept[1]]]).flatten()
+    with torch.no_grad():
+        own = network.members[channels]
+        h = network.a(x)[:, channels]
+        h = grouped_norm(h, own, network.norm.weight[channels], network.norm.bias[channels], dim=1, positions=True)
+        expected = F.conv2d(h, network.b.weight[:, channels], network.b.bias)
+        small = compress(graph, {graph.spaces[1].name: kept[0] if within == "same" else kept}, within=within)
+        assert deviation(small(x), expected) < 1e-12
+
+
+def test_members_that_are_computed_freeze_the_norm():
+    graph, _, _ = in_groups(torch.ones(8, 1), (5, 3), counts=lambda members: members * 2)
+    assert [reason for _, reason in graph.frozen] == ["grouped_norm: members that are computed"]
+    assert not graph.spaces
 
 
 def test_a_norm_over_several_axes_is_frozen():

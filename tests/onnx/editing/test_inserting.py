@@ -17,9 +17,11 @@ import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.errors import SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.layers import grouped_norm
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.widen import widen
@@ -174,6 +176,39 @@ def test_a_file_with_norms_is_widened(tmp_path, name, dialect):
     assert rewrite_onnx(path, wide, tmp_path / "wide.onnx").holds
     assert gs.check_onnx(graph, tmp_path / "wide.onnx").holds
     assert_the_rest_stays(path, tmp_path / "wide.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"), [("layer norms", "ours"), ("layer norms", "free 17"), ("vit", "free 17"), ("vit", "ours")]
+)
+def test_a_file_with_norms_is_put_beside_itself(tmp_path, name, dialect):
+    path = export(name, tmp_path / "m.onnx", dialect)
+    graph = import_onnx(path).graph
+    both = concatenate([graph, graph])
+    assert rewrite_onnx(path, both, tmp_path / "both.onnx").holds
+    assert gs.check_onnx(graph, tmp_path / "both.onnx").holds
+    assert_the_rest_stays(path, tmp_path / "both.onnx")
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_groups_are_divided_by_norms_of_any_order(tmp_path, power):
+    """On an axis in the middle, in two groups, one of which has copies."""
+    torch.manual_seed(0)
+    path = scripted(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)), torch.randn(2, 3, 4, 4), tmp_path / "m.onnx")
+    graph = import_onnx(path).graph.copy()
+    first = next(node for node in graph.module.graph.nodes if node.op == "call_module")
+    members = torch.eye(2).repeat_interleave(3, 0) * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.25, 0.75]).unsqueeze(1)
+    graph.module.register_buffer("members", members)
+    with graph.module.graph.inserting_after(first):
+        read = graph.module.graph.get_attr("members")
+    with graph.module.graph.inserting_after(read):
+        norm = graph.module.graph.call_function(grouped_norm, (first, read), {"dim": 1, "power": power, "eps": 1e-12})
+    first.replace_all_uses_with(norm, delete_user_cb=lambda user: user is not norm)
+    read.meta["value"], norm.meta["value"] = torch.empty(6, 2, device="meta"), first.meta["value"]
+    graph.module.recompile()
+    edited = ModelGraph(graph.module, graph.inputs)
+    assert rewrite_onnx(path, edited, tmp_path / "normed.onnx").holds
+    assert gs.check_onnx(edited, tmp_path / "normed.onnx").holds
 
 
 def test_the_widened_group_norm_is_exact(tmp_path):
