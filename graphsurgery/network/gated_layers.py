@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -32,7 +32,7 @@ class GatedRNN(nn.RNN):
 class GatedLSTM(nn.LSTM):
     """An `nn.LSTM` that may be given gates."""
 
-    def forward(self, input: Any, hx: Any = None, gates: Gates | None = None) -> Any:  # type: ignore[override]
+    def forward(self, input: Any, hx: Any = None, gates: Gates | None = None) -> Any:
         """What the layer gives with its weights scaled."""
         return _run(self, nn.LSTM, input, hx, gates)
 
@@ -40,7 +40,7 @@ class GatedLSTM(nn.LSTM):
 class GatedGRU(nn.GRU):
     """An `nn.GRU` that may be given gates."""
 
-    def forward(self, input: Any, hx: Any = None, gates: Gates | None = None) -> Any:  # type: ignore[override]
+    def forward(self, input: Any, hx: Any = None, gates: Gates | None = None) -> Any:
         """What the layer gives with its weights scaled."""
         return _run(self, nn.GRU, input, hx, gates)
 
@@ -84,7 +84,8 @@ GATED: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
 
 def _run(layer: nn.Module, plain: type[nn.Module], input: Any, hx: Any, gates: Gates | None) -> Any:
     """Run a stand-in for a layer that has the same settings and scaled weights."""
-    computed = layer.parametrizations if parametrize.is_parametrized(layer) else ()
+    # Under a mask the weights of a cell are computed.
+    computed = cast("nn.ModuleDict", layer.parametrizations) if parametrize.is_parametrized(layer) else ()
     weights = {name: getattr(layer, name) for name in (*layer._parameters, *computed)}
     for name, parts in (gates or {}).items():
         weights[name] = scale_axis(weights[name], weights[name].dim() - 1, parts, batch=None)

@@ -17,8 +17,10 @@ from graphsurgery.network.gated_layers import GATED, GatedLSTM
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import fold, gate, gateable
 from graphsurgery.recipes.contracts.edit_checks import check_cut
+from graphsurgery.recipes.contracts.subjects import holes
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.gates import gates
+from graphsurgery.surgery.masks.training import masked
 
 NAMES = [*LAYERS, *CELLS]
 
@@ -227,6 +229,21 @@ def test_a_layer_without_gates_is_the_plain_one():
         expected, _ = plain.train(mode)(x)
         torch.manual_seed(1)
         assert torch.equal(gated.train(mode)(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_under_a_mask_of_weights(name):
+    graph, x, _ = typed(recurrent(name), (3, 3))
+    gated = gate(graph)
+    set_gates(gated)
+    masks = holes(graph, seed=0)
+    assert "r.weight_hh" in masks
+    expected = gated.copy()
+    with torch.no_grad():
+        for path, parameter in expected.module.named_parameters():
+            parameter.mul_(masks[path]) if path in masks else None
+        with masked(gated, masks):
+            assert torch.equal(gated(*x), expected(*x))
 
 
 def test_refuses():
