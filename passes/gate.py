@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, fx
 from graphsurgery.axes.algebra import Dim, dims_of, resolve, term_size
 from graphsurgery.axes.maps import ChannelMap, Edit
 from graphsurgery.axes.rules.movement import RESHAPES
-from graphsurgery.axes.types import TensorType
+from graphsurgery.axes.types import TensorType, is_inside
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.aliasing import versions
+from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
 from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
@@ -27,7 +28,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
 
     A gate in front of a normalisation is undone by it, so what is gated is what a weight reads, `W (f · g) + b`,
     after the last norm and activation. All reads of a space share one gate and, in one forward pass, one mask sample
-    for each example.
+    for each example. What a recurrent layer or cell reads of its own states, its gates are given for: the columns of
+    the weight that reads them are scaled, so that in one forward pass the whole batch has one mask of such a space.
 
     Args:
         graph: typed network; it is not modified.
@@ -49,8 +51,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     if has_gates(graph):
         raise SurgeryError("gate: this network has gates already; fold or compress it first")
     batches = _batch_axes(graph)
-    merged = _ungateable(graph, batches)
-    chosen = _choose(graph, spaces, merged)
+    inside = _read_inside(graph)
+    chosen = _choose(graph, spaces, _ungateable(graph, batches, inside))
     new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "gate", "spaces": len(chosen), "seed": seed})
     nodes = {node.name: node for node in new.module.graph.nodes}
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +61,7 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     masks: dict[Dim, fx.Node] = {}
     paths: set[str] = set()
     for space in chosen:
-        channel_gate = ChannelGate(space.size, space.name).to(like)
+        channel_gate = ChannelGate(space.size, space.name, shared=space.dim in inside).to(like)
         noise = torch.randn(space.size, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             channel_gate.loc.copy_(loc + 0.01 * noise)
@@ -73,7 +75,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
             masks[space.dim] = new.module.graph.call_module(path, (reference,))
         batch = reference.meta["value"].shape[0]
         masks[space.dim].meta["value"] = torch.empty((batch, space.size), dtype=like.dtype, device="meta")
-    _scale_reads(graph, nodes, masks, batches)
+    _scale_reads(graph, nodes, masks, batches, inside)
+    _scale_inside(graph, new.module, nodes, masks)
     new.module.graph.lint()
     new.module.recompile()
     return ModelGraph(new.module, new.inputs, new.lineage)
@@ -81,7 +84,7 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
 
 def gateable(graph: ModelGraph) -> list[Space]:
     """The spaces that `gate` gates by default."""
-    merged = _ungateable(graph, _batch_axes(graph))
+    merged = _ungateable(graph, _batch_axes(graph), _read_inside(graph))
     return [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
 
 
@@ -110,18 +113,23 @@ def _why_none(graph: ModelGraph) -> str:
     return f"{'; '.join(read[:3])}, which no gate reaches" if read else why_nothing(graph)
 
 
-def _ungateable(graph: ModelGraph, batches: Mapping[str, BatchAxis | None]) -> dict[Dim, str]:
+def _read_inside(graph: ModelGraph) -> set[Dim]:
+    """The dims that a layer reads of itself, by weights that serve the whole batch."""
+    return {dim for access in graph.types.readers if is_inside(access) for dim in dims_of(access.axis)}
+
+
+def _ungateable(graph: ModelGraph, batches: Mapping[str, BatchAxis | None], inside: Set[Dim]) -> dict[Dim, str]:
     """The dims that are read where an example has no place of its own, with the reader.
 
     What no example has a part in (a position bias that is computed from constants) is gated once for the whole batch;
-    but not where the same channels are also read example by example.
+    but not where the same channels are also read example by example. What is read inside has one mask everywhere.
     """
     places: dict[Dim, set[bool]] = {}
     found: dict[Dim, str] = {}
     for access in graph.types.readers:
         if access.value is None:
             continue
-        for dim in dims_of(access.axis):
+        for dim in set(dims_of(access.axis)) - inside:
             places.setdefault(dim, set()).add(batches.get(access.value.name, None) is None)
             if access.value.name not in batches or len(places[dim]) > 1:
                 found.setdefault(dim, access.node.name)
@@ -187,7 +195,11 @@ def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, Batc
 
 
 def _scale_reads(
-    graph: ModelGraph, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node], batches: Mapping[str, BatchAxis | None]
+    graph: ModelGraph,
+    nodes: dict[str, fx.Node],
+    masks: dict[Dim, fx.Node],
+    batches: Mapping[str, BatchAxis | None],
+    inside: Set[Dim],
 ) -> None:
     """Put a scale between every read value and its readers; readers of one value share it.
 
@@ -206,13 +218,29 @@ def _scale_reads(
         if key not in scaled:
             parts = tuple(_part(term, gated, masks) for term in resolve(typed[access.dim]))
             with reader.graph.inserting_before(reader):
-                place = batches[access.value.name]
+                place = None if gated <= inside else batches[access.value.name]
                 options: dict[str, Any] = {"batch": None if place is None else place.axis}
                 if place is not None and place.inner > 1:
                     options["merged"] = True
                 scaled[key] = reader.graph.call_function(scale_axis, (value, access.dim, parts), options)
             scaled[key].meta["value"] = value.meta["value"]
         reader.replace_input_with(value, scaled[key])
+
+
+def _scale_inside(
+    graph: ModelGraph, module: fx.GraphModule, nodes: dict[str, fx.Node], masks: dict[Dim, fx.Node]
+) -> None:
+    """Give the layers that read themselves the masks, for the columns of the weights that do."""
+    found: dict[fx.Node, dict[str, Any]] = {}
+    for access in graph.types.readers:
+        gated = frozenset(dim for dim in dims_of(access.axis) if dim in masks)
+        if gated and is_inside(access):
+            parts = tuple(_part(term, gated, masks) for term in resolve(access.axis))
+            found.setdefault(access.node, {}).update(dict.fromkeys(graph.types.names_of(access), parts))
+    for node, gates_of in found.items():
+        layer = module.get_submodule(str(node.target))
+        layer.__class__ = GATED.get(type(layer), type(layer))
+        nodes[node.name].update_kwarg("gates", gates_of)
 
 
 def _part(term: tuple[Dim, ...], gated: frozenset[Dim], masks: dict[Dim, fx.Node]) -> tuple[Any, int, int]:

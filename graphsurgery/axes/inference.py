@@ -125,7 +125,8 @@ class Inference:
     def reads_inside(self, axis: Axis, weight: TensorType, weight_axis: int) -> None:
         """The node sums over `axis` of a value of its own, where no other node can reach it."""
         assert weight.parameter is not None
-        self.readers.append(Access(self.node, axis, weighted=False, weight=(weight.parameter, weight_axis)))
+        self.readers.append(Access(self.node, axis, weight=(weight.parameter, weight_axis)))
+        self.parameters[weight.parameter].reads[weight_axis] = axis
 
     def multiplies(self, *factors: Axis) -> None:
         """The node takes as many multiply-accumulates as these axes have indices together.

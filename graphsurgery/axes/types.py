@@ -83,6 +83,11 @@ class Access:
     given: int = 1
 
 
+def is_inside(access: Access) -> bool:
+    """Whether a layer reads what it has written, by weights of its own, as a recurrent one does."""
+    return access.value is None and access.weight is not None
+
+
 @dataclass(frozen=True)
 class Mixing:
     """A node that mixes the indices of an axis without parameters; what cuts or grows the axis changes its result.
@@ -148,6 +153,12 @@ class Typing:
     rewrites: Mapping[fx.Node, list[Rewrite]]
     attributes: Mapping[str, list[ModuleRewrite]]
     sized: Mapping[fx.Node, frozenset[int | str]]
+
+    def names_of(self, access: Access) -> list[str]:
+        """The names, in the layer that an access stands in, of the weight that it reads with."""
+        first = "" if access.weight is None else access.weight[0]
+        names = (name.rpartition(".") for name, tied in self.canonical.items() if tied == first)
+        return [name for layer, _, name in names if layer == str(access.node.target)]
 
     def axes(self) -> list[Axis]:
         """Every axis of the parameters and of the values of nodes; one that many share is there once."""

@@ -8,6 +8,7 @@ makes the network again.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,7 +105,8 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
     cls = type(layer)
     parameters = inspect.signature(cls).parameters
     if issubclass(cls, nn.RNNBase):
-        names = [*vocabulary.RNN_ARGUMENTS, *{nn.RNN: ["nonlinearity"], nn.LSTM: ["proj_size"]}.get(cls, [])]
+        own = [names for base, names in vocabulary.RNN_OWN_ARGUMENTS.items() if issubclass(cls, base)]
+        names = [*vocabulary.RNN_ARGUMENTS, *itertools.chain(*own)]
     else:
         names = [key for key, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     arguments = {}

@@ -22,7 +22,7 @@ def encode(value: Any, node: Callable[[fx.Node], Any]) -> Any:
     """The JSON form of an argument.
 
     Args:
-        value: made of numbers, strings, lists, tuples, dicts, slices, torch's dtypes, devices, sizes, and nodes.
+        value: made of numbers, strings, lists, tuples, dicts, sets, slices, torch's dtypes, devices, sizes, and nodes.
         node: gives the JSON form of a reference to another node.
 
     Raises:
@@ -51,6 +51,8 @@ def encode(value: Any, node: Callable[[fx.Node], Any]) -> Any:
             return [inner(part) for part in value]
         case dict():
             return {"dict": [[inner(key), inner(part)] for key, part in value.items()]}
+        case frozenset():
+            return {"frozenset": sorted((inner(part) for part in value), key=repr)}
         case slice():
             return {"slice": [inner(value.start), inner(value.stop), inner(value.step)]}
         case torch.device():
@@ -107,6 +109,13 @@ def _decode_dict(content: Any, nodes: Mapping[str, fx.Node]) -> dict[Any, Any]:
     return dict(pairs)
 
 
+def _decode_set(content: Any, nodes: Mapping[str, fx.Node]) -> frozenset[Any]:
+    parts = _decode_parts(content, nodes)
+    if not all(isinstance(part, str | int | float | bool | None) for part in parts):
+        raise SurgeryError(f"a set is stored as {_shown(content)}, expected numbers and texts")
+    return frozenset(parts)
+
+
 def _decode_slice(content: Any, nodes: Mapping[str, fx.Node]) -> slice:
     parts = _decode_parts(content, nodes)
     if len(parts) != 3:
@@ -161,6 +170,7 @@ _DECODERS: Mapping[str, Callable[[Any, Mapping[str, fx.Node]], Any]] = {
     "node": _decode_node,
     "tuple": _decode_parts,
     "dict": _decode_dict,
+    "frozenset": _decode_set,
     "slice": _decode_slice,
     "size": _decode_size,
     "float": _decode_float,

@@ -118,6 +118,9 @@ tiny
 RNN_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 """What `nn.RNN`, `nn.LSTM` and `nn.GRU` take; their own signatures say only `*args`."""
 
+RNN_OWN_ARGUMENTS = MappingProxyType({nn.RNN: ("nonlinearity",), nn.LSTM: ("proj_size",)})
+"""What only one of them takes."""
+
 
 OLD_NORMS = frozenset(
     _words("""
@@ -140,7 +143,7 @@ OLD_NAMES = MappingProxyType(
 @cache
 def module_classes() -> Mapping[str, type[nn.Module]]:
     """The leaf classes by the name under which they are stored."""
-    from graphsurgery.network import layers
+    from graphsurgery.network import gated_layers, layers
 
     classes: dict[str, type[nn.Module]] = {f"torch.nn.{name}": getattr(nn, name) for name in _LAYERS}
     classes["torchvision.ops.StochasticDepth"] = torchvision.ops.StochasticDepth
@@ -149,6 +152,8 @@ def module_classes() -> Mapping[str, type[nn.Module]]:
         own = getattr(layers, name)
         if isinstance(own, type) and issubclass(own, nn.Module):
             classes[f"graphsurgery.network.layers.{name}"] = own
+    for name in gated_layers.__all__:
+        classes[f"graphsurgery.network.gated_layers.{name}"] = getattr(gated_layers, name)
     classes |= {old: classes[new] for old, new in OLD_NAMES.items() if new in classes}
     return MappingProxyType(classes)
 

@@ -17,6 +17,7 @@ from torch.fx.graph import PythonCode
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.layers import either, hold
 from graphsurgery.network.paths import owner_of
+from graphsurgery.network.records import RecordTracer, needs_tracer
 
 _ATTRIBUTES = ("_code", "_lineno_map", "_prologue_start")
 """What a GraphModule gets by `recompile`, besides the `forward` of its class."""
@@ -73,6 +74,8 @@ class Network(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         self.recompile()
         function, state = super().__reduce__()
+        if needs_tracer(self._graph):
+            state[0]["_tracer_cls"] = RecordTracer  # it is traced anew when it is restored
         # What fx restores is a GraphModule, whose code cannot spell a keyword.
         return (_restored if _has_keywords(self._graph) else function), state
 

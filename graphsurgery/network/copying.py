@@ -41,10 +41,18 @@ _NESTED = 4
 """How deep in lists and dicts of a module tensors are looked for."""
 
 
+_LAST: Mapping[int, torch.memory_format] = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_laid_out(tensor: Tensor) -> bool:
+    """Whether a tensor shows whether its channels lie last in memory."""
+    form = _LAST.get(tensor.dim())
+    return form is not None and tensor.is_contiguous() != tensor.is_contiguous(memory_format=form)
+
+
 def laid_out_like(new: Tensor, old: Tensor) -> Tensor:
     """A tensor whose channels lie last in memory where those of the old one do, which convolutions are faster with."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    form = formats.get(old.dim())
+    form = _LAST.get(old.dim())
     if form is None or new.dim() != old.dim() or old.is_contiguous() or not old.is_contiguous(memory_format=form):
         return new
     return new.contiguous(memory_format=form)

@@ -93,7 +93,8 @@ class Boundary(nn.Module):
 class ChannelGate(nn.Module):
     """One hard-concrete gate per channel of a space; returns the mask `[batch, channels]`.
 
-    In training every example draws its own mask; in evaluation the mask is the deterministic gate, the same for all.
+    In training every example draws its own mask, or the batch one where it is shared; in evaluation the mask is the
+    deterministic gate, the same for all.
     `u ~ U(0, 1)`, `s = sigmoid((ln u - ln(1 - u) + loc) / beta)`, `g = clip(s (zeta - gamma) + gamma, 0, 1)`.
 
     Source: Louizos, Welling, Kingma, "Learning sparse neural networks through L0 regularization", ICLR 2018, section
@@ -101,7 +102,13 @@ class ChannelGate(nn.Module):
     """
 
     def __init__(
-        self, channels: int, space: str = "", beta: float = 2 / 3, gamma: float = -0.1, zeta: float = 1.1
+        self,
+        channels: int,
+        space: str = "",
+        beta: float = 2 / 3,
+        gamma: float = -0.1,
+        zeta: float = 1.1,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
@@ -109,16 +116,19 @@ class ChannelGate(nn.Module):
         self.beta = beta
         self.gamma = gamma
         self.zeta = zeta
+        self.shared = shared
         self.loc = nn.Parameter(torch.ones(channels))
 
     def forward(self, reference: Tensor) -> Tensor:
         """The mask `[batch, channels]` for the batch of `reference [batch, ...]`."""
         if self.training:
-            u = torch.rand(reference.shape[0], self.channels, dtype=self.loc.dtype, device=self.loc.device)
+            rows = 1 if self.shared else reference.shape[0]
+            u = torch.rand(rows, self.channels, dtype=self.loc.dtype, device=self.loc.device)
             noise = torch.log(u.clamp_min(torch.finfo(u.dtype).tiny)) - torch.log1p(-u)
             s = torch.sigmoid((noise + self.loc) / self.beta)
         else:
-            s = torch.sigmoid(self.loc).expand(reference.shape[0], self.channels)
+            s = torch.sigmoid(self.loc)
+        s = s.expand(reference.shape[0], self.channels)
         return torch.clamp(s * (self.zeta - self.gamma) + self.gamma, 0.0, 1.0)
 
     def value(self) -> Tensor:
@@ -130,7 +140,7 @@ class ChannelGate(nn.Module):
         return torch.sigmoid(self.loc - self.beta * math.log(-self.gamma / self.zeta))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, space={self.space!r}"
+        return f"{self.channels}, space={self.space!r}{', shared=True' if self.shared else ''}"
 
 
 @one_node

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphsurgery.network.copying import laid_out_like
 from graphsurgery.surgery.growth.identity_layers import CONVOLUTIONS
 
 
@@ -83,7 +84,7 @@ class Matrix:
                 expand.bias.data = layer.bias.detach().clone()
         for part in (reduce, expand):
             part.to(layer.weight)
-            part.weight.data = part.weight.data.contiguous()
+            part.weight.data = laid_out_like(part.weight.data.contiguous(), layer.weight)
             part.weight.requires_grad_(layer.weight.requires_grad)
         if layer.bias is not None:
             expand.bias.requires_grad_(layer.bias.requires_grad)
@@ -168,7 +169,7 @@ def merged(reduce: Any, expand: Any) -> nn.Module:
         weight = left.reshape(groups, -1, rank) @ right.reshape(groups, rank, -1)
         weight = weight.reshape(layer.weight.shape)
     with torch.no_grad():
-        layer.weight.data = weight.to(dtype).contiguous()
+        layer.weight.data = laid_out_like(weight.to(dtype).contiguous(), reduce.weight)
         layer.weight.requires_grad_(expand.weight.requires_grad)
         if expand.bias is not None:
             layer.bias.data = expand.bias.detach().clone()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from graphsurgery.axes.maps import Edit
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
 from graphsurgery.surgery.reasons import reasons
 from graphsurgery.surgery.remap import rebuild
+
+
+def _ungate(layer: nn.Module, node: fx.Node) -> None:
+    """Make a layer with gates inside the plain one that it was, in place."""
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "gates"}
+    layer.__class__ = next((plain for plain, gated in GATED.items() if type(layer) is gated), type(layer))
 
 
 def why_nothing(graph: ModelGraph) -> str:
@@ -51,6 +58,8 @@ def bare(graph: ModelGraph) -> ModelGraph:
         if node.op == "call_function" and node.target is scale_axis:
             node.replace_all_uses_with(node.args[0])
             nodes.erase_node(node)
+        elif node.op == "call_module" and "gates" in node.kwargs:
+            _ungate(new.module.get_submodule(str(node.target)), node)
     for node in reversed(list(nodes.nodes)):
         if node.op == "call_module" and isinstance(new.module.get_submodule(str(node.target)), ChannelGate):
             nodes.erase_node(node)

@@ -66,7 +66,7 @@ def folded(graph: ModelGraph) -> dict[str, dict[int, Axis]]:
     """
     found: dict[str, dict[int, Axis]] = {}
     for access in graph.types.readers:
-        if access.weight is not None and (access.weighted or access.value is None):
+        if access.weight is not None and access.weighted:
             found.setdefault(access.weight[0], {})[access.weight[1]] = access.axis
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from graphsurgery.network import layers
+from graphsurgery.network import gated_layers, layers
 from graphsurgery.network.training_only import InTraining
 
 _CONTAINERS = (
@@ -24,6 +24,7 @@ _CONTAINERS = (
     nn.PairwiseDistance,
 )
 """Layers of torch that are traced through: they call others, or are a function of tensors."""
+_OWN_FILES = (layers.__name__, gated_layers.__name__)
 _OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, InTraining)
 
 
@@ -81,6 +82,6 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a trace keeps a module whole: torch's own layers, drop-path, and our own."""
     if isinstance(module, _CONTAINERS) or "forward" in module.__dict__:
         return False
-    if isinstance(module, _OWN_LEAVES) or type(module).__module__ == layers.__name__:
+    if isinstance(module, _OWN_LEAVES) or type(module).__module__ in _OWN_FILES:
         return True
     return torch_layer(type(module)) is not None

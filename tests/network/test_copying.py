@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.network.copying import Replicas, Twin, alias_copy, copy_module, meta_copy, own_tensors
+from graphsurgery.network.copying import Replicas, Twin, alias_copy, copy_module, is_laid_out, meta_copy, own_tensors
 from graphsurgery.passes import compress
 from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.deepen import deepen
+from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.slim import slim
 from graphsurgery.passes.widen import widen
@@ -82,9 +84,38 @@ def test_channels_stay_last_in_memory(edit, rank):
         "concatenated": lambda: concatenate([graph, graph]),
     }[edit]()
     for module in (graph.module, new.module):
-        weights = [p for p in module.parameters() if p.dim() == rank + 2]
-        assert len(weights) == 2
-        assert all(w.is_contiguous(memory_format=form) and not w.is_contiguous() for w in weights)
+        assert _layouts(module, form) == [form, form]
+
+
+def _layouts(module, form):
+    """How the weights lie in memory whose layout shows: channels last, or not."""
+    weights = [p for p in module.parameters() if p.dim() > 3 and is_laid_out(p)]
+    return [form if p.is_contiguous(memory_format=form) else torch.contiguous_format for p in weights]
+
+
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("edit", ["layer", "residual", "copy", "channel", "spatial", "merged"])
+def test_new_layers_lie_in_memory_as_those_beside_them(edit, form):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+    )
+    graph = gs.trace(model.to(memory_format=form).eval(), torch.zeros(2, 1, 9, 9))
+    new = {
+        "layer": lambda: deepen(graph, "1", block="layer"),
+        "residual": lambda: deepen(graph, "3", block="residual"),
+        "copy": lambda: deepen(graph, "3", block="copy"),
+        "channel": lambda: factorize(graph, ["2"], rank=3),
+        "spatial": lambda: factorize(graph, ["2"], rank=3, shape="spatial"),
+        "merged": lambda: unfactorize(factorize(graph, ["2"], rank=3)),
+    }[edit]()
+    found = _layouts(new.module, form)
+    more = {"layer": 1, "residual": 2, "copy": 1, "channel": 0, "spatial": 1, "merged": 0}[edit]
+    assert found == [form] * (2 + more)
 
 
 def test_a_meta_copy_has_the_structure_of_a_deep_copy():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -34,6 +36,62 @@ class Answer:
     scale: float = 2.0
 
 
+class Named(OrderedDict):
+    """A mapping whose keys are attributes, too."""
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+@dataclass
+class Fields(OrderedDict):
+    """A dataclass that is the mapping of those of its fields that are not None."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+    aux: Tensor | None = None
+
+    def __post_init__(self):
+        for name in ("logits", "hidden", "aux"):
+            if getattr(self, name) is not None:
+                self[name] = getattr(self, name)
+
+
+class Sized(dict):
+    """A mapping that no call of its class gives back."""
+
+    def __init__(self, logits, aux):
+        super().__init__(logits=logits, aux=aux)
+
+
+class Marked(dict):
+    """One whose attribute a call would not give it."""
+
+    mark = None
+
+
+def marked(a, b):
+    found = Marked(logits=a, aux=b)
+    found.mark = 3
+    return found
+
+
+MAPPINGS = {
+    "ordered": lambda a, b: OrderedDict(logits=a, aux=b),
+    "with attributes": lambda a, b: Named(logits=a, aux=b),
+    "dataclass and mapping": lambda a, b: Fields(a, aux=b),
+    "around a dict": lambda a, b: UserDict({"logits": a, "aux": b}),
+    "ordered in a record": lambda a, b: Pair(OrderedDict(x=a, y=(b, 3)), None),
+    "in each other": lambda a, b: OrderedDict(x=Named(logits=a), y=OrderedDict(aux=b)),
+}
+DICTS = {
+    "read only": lambda a, b: MappingProxyType({"logits": a, "aux": b}),
+    "with a default": lambda a, b: defaultdict(list, logits=a, aux=b),
+    "by arguments": Sized,
+    "with a mark": marked,
+}
 RECORDS = {
     "named tuple": lambda a, b: Pair(a, b),
     "by name": lambda a, b: Pair(aux=b, logits=a),
@@ -53,6 +111,7 @@ OTHERS = {
     "flag": lambda a, _: {"logits": a, "done": True},
     "dtype": lambda a, _: (a, a.dtype, a.device),
     "size": lambda a, _: (a, a.shape[1]),
+    "set": lambda a, _: (a, frozenset({1, 2.5, "x", None}), frozenset()),
     "batch": lambda a, _: (a, a.shape[0], a.shape[0] / 2),
 }
 EDITS = {
@@ -86,16 +145,16 @@ def kinds(output):
     """The classes of a nested output."""
     if isinstance(output, Tensor | torch.Size):
         return type(output)
-    if isinstance(output, dict):
-        return dict, {key: kinds(part) for key, part in output.items()}
+    if isinstance(output, Mapping):
+        return type(output), {key: kinds(part) for key, part in output.items()}
     parts = list(vars(output).values()) if isinstance(output, Answer) else output
     return type(output), ([kinds(part) for part in parts] if isinstance(parts, list | tuple) else None)
 
 
 @pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("form", ["named tuple", "bent", "in a record", "text", "None", "size"])
+@pytest.mark.parametrize("form", ["named tuple", "bent", "in a record", "text", "None", "size", "set", *MAPPINGS])
 def test_a_network_gives_what_its_module_gives(form, edit):
-    module, x, graph = traced((RECORDS | NESTED | OTHERS)[form])
+    module, x, graph = traced((RECORDS | NESTED | OTHERS | MAPPINGS)[form])
     new = EDITS[edit](graph)
     expected = module(x)
     found = new.module.eval()(x)
@@ -113,18 +172,20 @@ def same(found, expected):
         torch.testing.assert_close(found[name].double(), tensor.double(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", RECORDS | NESTED)
+@pytest.mark.parametrize("form", RECORDS | NESTED | MAPPINGS)
 def test_a_file_gives_tuples_and_dicts(form, tmp_path):
-    module, x, graph = traced((RECORDS | NESTED)[form])
+    module, x, graph = traced((RECORDS | NESTED | MAPPINGS)[form])
     gs.save(compress(graph, 0.5), tmp_path / "m.pt")
     found = gs.load(tmp_path / "m.pt").module(x)
     assert type(found) in (tuple, dict)
     assert named_outputs(found).keys() == named_outputs(module(x)).keys()
 
 
-@pytest.mark.parametrize("form", ["dataclass", "in a record", "int", "text", "None", "dtype", "batch"])
+@pytest.mark.parametrize(
+    "form", ["dataclass", "in a record", "int", "text", "None", "dtype", "batch", "set", "dataclass and mapping"]
+)
 def test_an_onnx_file_gives_the_tensors(form, tmp_path):
-    module, x, graph = traced((RECORDS | NESTED | OTHERS)[form])
+    module, x, graph = traced((RECORDS | NESTED | OTHERS | MAPPINGS)[form])
     delivered = deliver(graph, tmp_path / "m.onnx")
     assert delivered.check.holds
     assert len(delivered.report.outputs) == len(tensors_of(module(x), numbers=False))
@@ -143,10 +204,39 @@ def test_a_trace_gives_what_its_module_gives(form):
     same(run(graph.module, [x], 0), named_outputs(module(x)))
 
 
-@pytest.mark.parametrize("form", ["dataclass", "in a record", "text", "flag", "dtype"])
+@pytest.mark.parametrize("form", ["dataclass", "in a record", "text", "flag", "dtype", "set", "ordered in a record"])
 def test_doctor_finds_nothing_wrong(form):
-    module, _, graph = traced((RECORDS | NESTED | OTHERS)[form])
+    module, _, graph = traced((RECORDS | NESTED | OTHERS | MAPPINGS)[form])
     assert [c.name for c in examine(graph, module, onnx=False).contracts if c.status in ("fails", "refused")] == []
+
+
+@pytest.mark.parametrize("form", DICTS)
+def test_a_mapping_that_no_call_gives_back_is_a_dict(form):
+    module, x, graph = traced(DICTS[form])
+    found = graph.module(x)
+    assert type(found) is dict
+    same(run(graph.module, [x], 0), named_outputs(module(x)))
+
+
+def test_a_set_is_stored(tmp_path):
+    _, x, graph = traced(OTHERS["set"])
+    gs.save(graph, tmp_path / "m.pt")
+    assert gs.load(tmp_path / "m.pt").module(x)[1:] == (frozenset({1, 2.5, "x", None}), frozenset())
+
+
+def test_a_set_of_tensors_is_refused():
+    with pytest.raises(gs.SurgeryError, match="argument of type: <class 'frozenset'>"):
+        traced(lambda a, b: (a, frozenset({b})))
+
+
+def test_a_mapping_in_the_middle_is_opened():
+    def forward(net, x):
+        given = OrderedDict(logits=net.stem(x), rest=x)
+        return net.head(torch.relu(torch.cat([given["logits"], *given.values()], 1)[:, :8]))
+
+    module = Network(forward, stem=nn.Linear(4, 8), head=nn.Linear(8, 3))
+    graph = gs.trace(module, torch.randn(2, 4))
+    assert not any(isinstance(node.target, type) for node in graph.module.graph.nodes)
 
 
 def test_a_record_in_the_middle_is_opened():

@@ -139,6 +139,22 @@ def test_refuses():
         gate(linear)
 
 
+def test_what_no_gate_reaches_is_named():
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.w = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            return self.b(torch.addmm(h, h, self.w))
+
+    graph = gs.trace(Squared().eval(), torch.randn(3, 3))
+    with pytest.raises(gs.SurgeryError, match="a is read by addmm, b, which no gate reaches"):
+        gate(graph)
+
+
 def test_refuses_a_network_with_a_fixed_batch():
     class Fixed(nn.Module):
         def __init__(self):

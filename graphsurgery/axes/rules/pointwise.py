@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
-from graphsurgery.axes.types import TensorType, tensor_types
+from graphsurgery.axes.types import Resize, TensorType, tensor_types
 from graphsurgery.network.layers import Boundary, either, scale_axis
 from graphsurgery.network.operators import (
     BINARY_FUNCTIONS,
@@ -116,26 +116,34 @@ def one_of_two(infer: Inference, training: bool, in_training: Any, in_evaluation
     return in_evaluation
 
 
-@rule(scale_axis)
-def scale(infer: Inference, x: TensorType, dim: int, parts: Any, **place: Any) -> TensorType:  # noqa: ARG001
-    """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
+def tie_parts(infer: Inference, axis: ax.Axis, parts: Any) -> None:
+    """Say that an axis is scaled by these masks, one (mask, outer, inner) for each term."""
     terms = []
     for mask, outer, inner in parts:
         around = [ax.free(n) if n > 1 else ax.UNIT for n in (outer, inner)]
         terms.append(ax.free(outer * inner) if mask is None else ax.product([around[0], mask[1], around[1]]))
-    infer.unify(x[dim], ax.concat(terms))
+    infer.unify(axis, ax.concat(terms))
 
-    def relayout(node: torch.fx.Node, new: Any) -> None:
-        written = node.args[2]
-        assert isinstance(written, (list, tuple))
-        layout = []
-        for (mask, outer, inner), typed in zip(written, parts, strict=True):
-            if mask is None:
-                layout.append((None, 1, outer * inner))
-                continue
-            size = new.size(ax.product([ax.fixed(outer), typed[0][1], ax.fixed(inner)]))
-            layout.append((mask, outer, size // (outer * new.size(typed[0][1]))))
-        node.update_arg(2, tuple(layout))
+
+def parts_again(written: Any, parts: Any, new: Resize) -> tuple[tuple[Any, int, int], ...]:
+    """The parts of an axis that is scaled at its new size, from those in the graph and their types."""
+    layout = []
+    for (mask, outer, inner), typed in zip(written, parts, strict=True):
+        if mask is None:
+            layout.append((None, 1, outer * inner))
+            continue
+        size = new.size(ax.product([ax.fixed(outer), typed[0][1], ax.fixed(inner)]))
+        layout.append((mask, outer, size // (outer * new.size(typed[0][1]))))
+    return tuple(layout)
+
+
+@rule(scale_axis)
+def scale(infer: Inference, x: TensorType, dim: int, parts: Any, **place: Any) -> TensorType:  # noqa: ARG001
+    """A mask is laid out as the axis is: one (mask, outer, inner) for each term."""
+    tie_parts(infer, x[dim], parts)
+
+    def relayout(node: fx.Node, new: Resize) -> None:
+        node.update_arg(2, parts_again(node.args[2], parts, new))
 
     infer.on_rebuild(relayout)
     return TensorType(x.axes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import set_argument
-from graphsurgery.axes.rules.pointwise import broadcast
+from graphsurgery.axes.rules.pointwise import broadcast, parts_again, tie_parts
 from graphsurgery.axes.types import Resize, TensorType, tensor_types
+from graphsurgery.network.gated_layers import GATED
 
 
 @rule(F.scaled_dot_product_attention)
@@ -91,52 +93,55 @@ def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **optio
 
 
 _GATES: dict[type, int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+_GATES |= {gated: _GATES[plain] for plain, gated in GATED.items()}
 
 
-@rule(nn.LSTM, nn.GRU, nn.RNN)
-def recurrent(infer: Inference, input: Any, hx: Any = None) -> Any:
+@rule(*(kind for kind in _GATES if issubclass(kind, nn.RNNBase)))
+def recurrent(infer: Inference, input: Any, hx: Any = None, gates: Any = None) -> Any:
     """`x [..., in]`; `weight_ih [gates·h, in]`, `weight_hh [gates·h, h]`; all layers and directions share h.
 
-    The hidden units also read each other, by `weight_hh`, inside the layer and out of reach of gates.
+    The hidden units also read each other, by `weight_hh`, inside the layer, which is given what gates them there.
     """
     module = infer.submodule
     assert isinstance(module, nn.RNNBase)
     if module.proj_size:
         raise Clash("projections of the hidden units")
     hidden, directions = ax.free(module.hidden_size), 2 if module.bidirectional else 1
-    gates = ax.product([ax.fixed(_GATES[type(module)]), hidden])
+    written = ax.product([ax.fixed(_GATES[type(module)]), hidden])
     data = input if isinstance(input, TensorType) else input[0]
     output = data[-1]
     for layer in range(module.num_layers):
         for direction in ("", "_reverse")[:directions]:
             # What is packed is no tensor that a factor could be put in front of.
-            _layer(infer, f"l{layer}{direction}", output, hidden, gates, own=layer > 0 or data is not input)
+            _layer(infer, f"l{layer}{direction}", output, hidden, written, own=layer > 0 or data is not input)
         output = ax.concat([hidden] * directions)
     infer.attribute("input_size", data[-1])
     infer.attribute("hidden_size", hidden)
+    _gated(infer, gates)
     return _results(infer, input, output, hidden, hx)
 
 
-@rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-def cell(infer: Inference, input: TensorType, hx: Any = None) -> Any:
+@rule(*(kind for kind in _GATES if issubclass(kind, nn.RNNCellBase)))
+def cell(infer: Inference, input: TensorType, hx: Any = None, gates: Any = None) -> Any:
     """One step of a recurrent layer: `x [..., in]` and states `[..., h]` to states."""
     hidden = ax.free(infer.submodule.hidden_size)  # type: ignore[arg-type]
-    gates = ax.product([ax.fixed(_GATES[type(infer.submodule)]), hidden])
+    written = ax.product([ax.fixed(_GATES[type(infer.submodule)]), hidden])
     weight, recurrent = infer.parameter("weight_ih"), infer.parameter("weight_hh")
     assert weight is not None
     assert recurrent is not None
-    infer.tie("weight_ih", gates, input[-1])
-    infer.tie("weight_hh", gates, hidden)
-    infer.tie("bias_ih", gates)
-    infer.tie("bias_hh", gates)
-    infer.writes(gates)
-    infer.multiplies(gates, input[-1])
-    infer.multiplies(gates, hidden)
+    infer.tie("weight_ih", written, input[-1])
+    infer.tie("weight_hh", written, hidden)
+    infer.tie("bias_ih", written)
+    infer.tie("bias_hh", written)
+    infer.writes(written)
+    infer.multiplies(written, input[-1])
+    infer.multiplies(written, hidden)
     infer.reads(0, len(input) - 1, input[-1], weight, 1)
     # The states also go on by themselves, so a factor in front of the cell is none on its weight.
     infer.reads_inside(hidden, recurrent, 1)
     infer.attribute("input_size", input[-1])
     infer.attribute("hidden_size", hidden)
+    _gated(infer, gates)
     typed = input.replace(-1, hidden)
     for given in tensor_types(hx):
         for own, axis in zip(given.axes, typed.axes, strict=True):
@@ -180,18 +185,34 @@ def unpacked(infer: Inference, sequence: Any, *others: Any, **options: Any) -> t
     return TensorType(axes), TensorType([ax.fixed(n) for n in lengths.shape])
 
 
-def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, gates: Axis, *, own: bool) -> None:
+def _gated(infer: Inference, gates: Mapping[str, Any] | None) -> None:
+    """The columns of some weights are scaled by masks, which are laid out as they are."""
+    if not gates:
+        return
+    for name, parts in gates.items():
+        weight = infer.parameter(name)
+        assert weight is not None
+        tie_parts(infer, weight[-1], parts)
+
+    def relayout(node: fx.Node, new: Resize) -> None:
+        written = cast("Mapping[str, Any]", node.kwargs["gates"])
+        node.update_kwarg("gates", {name: parts_again(written[name], parts, new) for name, parts in gates.items()})
+
+    infer.on_rebuild(relayout)
+
+
+def _layer(infer: Inference, suffix: str, source: Axis, hidden: Axis, written: Axis, *, own: bool) -> None:
     """One layer in one direction; only the first reads what stands outside."""
     weight, recurrent = infer.parameter(f"weight_ih_{suffix}"), infer.parameter(f"weight_hh_{suffix}")
     assert weight is not None
     assert recurrent is not None
-    infer.tie(f"weight_ih_{suffix}", gates, source)
-    infer.tie(f"weight_hh_{suffix}", gates, hidden)
-    infer.tie(f"bias_ih_{suffix}", gates)
-    infer.tie(f"bias_hh_{suffix}", gates)
-    infer.writes(gates)
-    infer.multiplies(gates, source)
-    infer.multiplies(gates, hidden)
+    infer.tie(f"weight_ih_{suffix}", written, source)
+    infer.tie(f"weight_hh_{suffix}", written, hidden)
+    infer.tie(f"bias_ih_{suffix}", written)
+    infer.tie(f"bias_hh_{suffix}", written)
+    infer.writes(written)
+    infer.multiplies(written, source)
+    infer.multiplies(written, hidden)
     infer.reads_inside(hidden, recurrent, 1)
     if own:
         infer.reads_inside(source, weight, 1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from graphsurgery.axes.algebra import Axis, Dim
 from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
-from graphsurgery.axes.types import Access, TensorType
+from graphsurgery.axes.types import Access, TensorType, is_inside
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
@@ -185,13 +185,21 @@ class _Masks:
     def __init__(self, graph: ModelGraph, edit: Edit) -> None:
         self.edit = edit
         self.reads: dict[fx.Node, list[tuple[Access, TensorType]]] = {}
+        self.inside: dict[str, dict[str, tuple[Access, TensorType]]] = {}
         if not edit.maps:
             return
         types = graph.types
         for access in types.readers:
             typed = types.types[access.value] if access.value is not None else None
             if isinstance(typed, TensorType):
-                self.reads.setdefault(access.node, []).append((access, typed))
+                known = self.reads.setdefault(access.node, [])
+                # Two weights that read one value, as both directions of a recurrent layer do, are one place of factors.
+                if not any((other.value, other.dim) == (access.value, access.dim) for other, _ in known):
+                    known.append((access, typed))
+            elif is_inside(access):
+                name, axis = cast("tuple[str, int]", access.weight)
+                own = (replace(access, dim=axis), TensorType(types.parameters[name].axes))
+                self.inside.setdefault(str(access.node.target), {}).update(dict.fromkeys(types.names_of(access), own))
 
     def of(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         """The values that a node reads, without what is cut."""
@@ -201,6 +209,17 @@ class _Masks:
             value = found.get(access.value, values[access.value])
             found[access.value] = _masked(value, typed.axes, access, self.edit)
         return found
+
+    def layer(self, path: str, layer: Any) -> Any:
+        """A layer without what it reads of itself that is cut."""
+        if path not in self.inside:
+            return layer
+        layer = copy.deepcopy(layer)
+        with torch.no_grad():
+            for name, (access, typed) in self.inside[path].items():
+                weight = getattr(layer, name)
+                weight.copy_(_masked(weight, typed.axes, access, self.edit))
+        return layer
 
 
 def _masked(value: Tensor, axes: Sequence[Axis], access: Access, edit: Edit) -> Tensor:
@@ -236,6 +255,9 @@ class _Masking(fx.Interpreter):
         result = super().run_node(n)
         self.env.update(whole)
         return result
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.masks.layer(target, super().fetch_attr(target))
 
 
 class _InDouble(_Masking, InDouble):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphsurgery.network.copying import is_laid_out, laid_out_like
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -83,7 +85,7 @@ def identity_layer(
         like: the linear layer or convolution that the new one is modelled on.
         activation: makes the activation.
     """
-    make, norm = _layer(value, like), _norm(value, like)
+    make, norm = _layer(network, value, like), _norm(value, like)
     normed = any(type(part) is norm for part in network.modules())
 
     def layers() -> Layers:
@@ -103,7 +105,7 @@ def residual_pair(network: nn.Module, value: Tensor, like: nn.Module) -> Callabl
     Args:
         network, value, like: as for `identity_layer`.
     """
-    make = _layer(value, like)
+    make = _layer(network, value, like)
     kinds = Counter(type(part) for part in network.modules() if is_activation(part))
     common = kinds.most_common(1)[0][0] if kinds else nn.ReLU
     model = next((part for part in network.modules() if type(part) is common), nn.ReLU())
@@ -130,15 +132,28 @@ def parameters_of(make: Callable[[], Layers]) -> int:
         return sum(p.numel() for layer in make().values() for p in layer.parameters())
 
 
-def _layer(value: Tensor, like: nn.Module) -> Callable[[], nn.Module]:
-    """Makes a layer that takes and gives the shape of a value."""
+def _layer(network: nn.Module, value: Tensor, like: nn.Module) -> Callable[[], nn.Module]:
+    """Makes a layer that takes and gives the shape of a value, its weights laid out in memory as those beside it."""
     if _is_image(value, like):
         assert isinstance(like, CONVOLUTIONS)
         kernel = tuple(k if k % 2 else 3 for k in like.kernel_size)
         make = CONVOLUTIONS[len(kernel) - 1]
         padding = tuple(k // 2 for k in kernel)
-        return lambda: make(value.shape[1], value.shape[1], kernel, padding=padding)  # type: ignore[arg-type]
+        model = _telling(like.weight, network)
+
+        def convolution() -> nn.Module:
+            made = make(value.shape[1], value.shape[1], kernel, padding=padding)  # type: ignore[arg-type]
+            made.weight.data = laid_out_like(made.weight.data, model)
+            return made
+
+        return convolution
     return lambda: nn.Linear(value.shape[-1], value.shape[-1])
+
+
+def _telling(weight: Tensor, network: nn.Module) -> Tensor:
+    """A weight whose layout in memory shows: that of 1x1 kernels and of single channels is all layouts at once."""
+    others = (p for p in network.parameters() if p.dim() == weight.dim())
+    return next((each for each in (weight, *others) if is_laid_out(each)), weight)
 
 
 def _norm(value: Tensor, like: nn.Module) -> type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d] | None:

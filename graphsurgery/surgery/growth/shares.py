@@ -87,8 +87,7 @@ def obstacles(graph: ModelGraph) -> Mapping[Dim, str]:
         for dim in dims_of(mixing.axis):
             found.setdefault(dim, f"a {mixing.kind} at {place_of(mixing.node)} would change with copies")
     for access in graph.types.readers:
-        inside = access.value is None and access.weight is not None
-        if access.weighted or inside or (access.value is not None and access.given == 1):
+        if access.weighted or (access.value is not None and access.given == 1):
             continue
         for dim in dims_of(access.axis):
             found.setdefault(dim, f"{place_of(access.node)} sums over it where no factor can stand")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes.algebra import Dim, dims_of, resolve
-from graphsurgery.axes.types import Access, Mixing, Typing, tensor_types
+from graphsurgery.axes.types import Mixing, Typing, is_inside, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import Boundary, either, shift_mask
@@ -97,7 +97,7 @@ def _follow(graph: ModelGraph, summed: set[Dim], same_everywhere: Callable[[str]
         if not separable(graph, mixing) and any(dim in summed for dim in dims_of(mixing.axis)):
             raise _MixesError(f"{place_of(mixing.node)}: {mixing.kind} over channels would mix the parents' streams")
     for access in types.readers:
-        apart = access.weighted or _reads_itself(access)  # blocks of weights keep the streams apart
+        apart = access.weighted or is_inside(access)  # blocks of weights keep the streams apart
         if not apart and any(dim in summed for dim in dims_of(access.axis)):
             raise _MixesError(f"{place_of(access.node)}: a product over channels would mix the parents' streams")
     for access in types.writers:
@@ -141,7 +141,7 @@ def _state(
         if not all(same_everywhere(name) for name in weights if not _is_beside(types, name, summed)):
             raise _refusal(node, "has one weight for the streams of all parents")
         return _State.BESIDE
-    bends = any(_reads_itself(access) for access in types.readers if access.node is node)
+    bends = any(is_inside(access) for access in types.readers if access.node is node)
     if bends and (_State.BESIDE in sources or not all(same_everywhere(name) for name in weights)):
         raise _refusal(node, "is not linear in what it reads and in its weights")
     if _State.BESIDE in sources:
@@ -156,11 +156,6 @@ def _state(
     elif _keeps_means(module, node, sources, weights) or all(_is_position(t) for t in tensors):
         return _State.MEAN
     raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
-
-
-def _reads_itself(access: Access) -> bool:
-    """Whether a layer reads what it has written, by weights of its own, as a recurrent one does."""
-    return access.value is None and access.weight is not None
 
 
 def _is_beside(types: Typing, name: str, summed: set[Dim]) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError
+from graphsurgery.network.records import RecordTracer
 from graphsurgery.tracing.following import numpy_calls
 
 LITERALS = frozenset({bool, int, float, str, type(None)})
@@ -30,7 +31,7 @@ _OF_TENSORS: Mapping[str, Any] = {
 _DATA = "asks for the data of a tensor, so the graph would depend on the input"
 
 
-class DecidingTracer(fx.Tracer):
+class DecidingTracer(RecordTracer):
     """What a proxy needs of its tracer: it is told what the model was answered."""
 
     def decided(self, proxy: fx.Proxy, line: str | None = None) -> None:

@@ -7,14 +7,13 @@ import torch
 from contracts import Network, assert_contracts, assert_permutes, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrences import CELLS, LAYERS, Packed, recurrent
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import graphsurgery as gs
 from graphsurgery.axes import algebra as ax
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
-from graphsurgery.passes.gate import gate
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.planned_cost import PlannedCost, Widths
@@ -30,7 +29,7 @@ def around(layer, width):
 def test_inputs_and_hidden_units(kind, layers, both):
     network = around(kind(8, 6, layers, batch_first=True, bidirectional=both), 6 * (1 + both))
     graph = assert_contracts(network, (5, 3))
-    assert [(s.size, s.scalable, bool(s.mixed)) for s in graph.spaces] == [(8, True, False), (6, False, False)]
+    assert [(s.size, s.scalable, bool(s.mixed)) for s in graph.spaces] == [(8, True, False), (6, True, False)]
     assert not graph.frozen
 
 
@@ -61,49 +60,10 @@ def test_projected_states_are_frozen():
     assert graph.frozen[0].reason == "LSTM: projections of the hidden units"
 
 
-def steps(n, x):
-    """A cell over three steps, from a state that is given or from none."""
-    x = torch.tanh(n.a(x))
-    state = n.r(x[:, 0])
-    for t in range(1, 3):
-        state = n.r(x[:, t], state)
-    return n.b(torch.cat(state, -1) if isinstance(state, tuple) else state)
-
-
-LAYERS = {
-    **{kind.__name__: (kind, {}) for kind in (nn.LSTM, nn.GRU, nn.RNN)},
-    "both ways, in two layers": (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
-    "without biases": (nn.GRU, {"bias": False}),
-}
-CELLS = {
-    "LSTMCell": (nn.LSTMCell, {}),
-    "GRUCell": (nn.GRUCell, {}),
-    "RNNCell": (nn.RNNCell, {"nonlinearity": "relu", "bias": False}),
-}
-
-
-def recurrent(name, inputs=8, hidden=6, seed=0):
-    """A network around a recurrent layer or cell, by its name in `LAYERS` or `CELLS`."""
-    torch.manual_seed(seed)
-    if name in LAYERS:
-        kind, options = LAYERS[name]
-        directions = 1 + options.get("bidirectional", False)
-        layer = kind(inputs, hidden, batch_first=True, **options)
-        return Network(
-            lambda n, x: n.b(n.r(torch.tanh(n.a(x)))[0]),
-            a=nn.Linear(3, inputs),
-            r=layer,
-            b=nn.Linear(hidden * directions, 2),
-        )
-    kind, options = CELLS[name]
-    head = nn.Linear(hidden * (1 + (kind is nn.LSTMCell)), 2)
-    return Network(steps, a=nn.Linear(3, inputs), r=kind(inputs, hidden, **options), b=head)
-
-
 @pytest.mark.parametrize("name", CELLS)
 def test_cells(name):
     graph = assert_contracts(recurrent(name), (3, 3))
-    assert [(s.size, s.scalable, bool(s.mixed)) for s in graph.spaces] == [(8, True, False), (6, False, False)]
+    assert [(s.size, s.scalable, bool(s.mixed)) for s in graph.spaces] == [(8, True, False), (6, True, False)]
     assert not graph.frozen
     x = torch.randn(2, 3, 3, dtype=torch.float64)
     assert deviation(widen(graph, to={"a": 11, "r": 9})(x), graph(x)) < 1e-12
@@ -175,27 +135,6 @@ def test_costs_before_and_after(name):
     assert planned.parameters(widths) == cost(small).parameters
 
 
-class Packed(nn.Module):
-    """Sequences of unlike lengths; the states at their ends, or all of them."""
-
-    def __init__(self, kind, *, ends, whole, options):
-        super().__init__()
-        torch.manual_seed(0)
-        directions = 1 + options.get("bidirectional", False)
-        self.a, self.b = nn.Linear(3, 8), nn.Linear(6 * directions, 2)
-        self.r = kind(8, 6, batch_first=True, **options)
-        self.ends, self.whole = ends, whole
-
-    def forward(self, x, lengths):
-        sequence = pack_padded_sequence(torch.tanh(self.a(x)), lengths, batch_first=True, enforce_sorted=False)
-        states, last = self.r(sequence)
-        if self.ends:
-            return self.b((last[0] if isinstance(last, tuple) else last)[-1])
-        total = {"total_length": x.shape[1]} if self.whole else {}
-        padded, found = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, **total)
-        return self.b(padded), found
-
-
 @pytest.mark.parametrize(
     ("kind", "ends", "whole", "options"),
     [
@@ -226,13 +165,6 @@ def test_packed_sequences(kind, ends, whole, options, tmp_path):
     assert planned == cost(small)
     with pytest.raises(gs.SurgeryError, match="ONNX has no packed sequences"):
         gs.export_onnx(small, tmp_path / "n.onnx")
-
-
-def test_what_no_gate_reaches_is_named():
-    x, lengths = torch.randn(3, 5, 3), torch.tensor([2, 5, 3])
-    graph = gs.trace(Packed(nn.GRU, ends=True, whole=False, options={}).eval(), [x, lengths])
-    with pytest.raises(gs.SurgeryError, match="a is read by r; r is read by r, b, which no gate reaches"):
-        gate(graph)
 
 
 def test_packed_sequences_side_by_side():

@@ -106,6 +106,33 @@ def test_every_contract_holds(spec):
     torch.testing.assert_close(dict(graph.module.state_dict()), before, rtol=0, atol=0)
 
 
+class Recurrent(nn.Module):
+    """A layer in both directions, and a cell over its states; `[batch, 3, 4]` to `[batch, 3]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 8), nn.Linear(6, 3)
+        self.layer, self.cell = nn.GRU(8, 5, batch_first=True, bidirectional=True), nn.LSTMCell(10, 6)
+
+    def forward(self, x):
+        x, state = self.layer(torch.tanh(self.embed(x)))[0], None
+        for step in range(3):
+            state = self.cell(x[:, step], state)
+        return self.head(state[0])
+
+
+def test_recurrent_networks_hold_every_contract():
+    torch.manual_seed(0)
+    module = Recurrent().eval()
+    graph = gs.trace(module, torch.zeros(2, 3, 4))
+    report = examine(graph, module)
+    found = statuses(report)
+    for name in ("gates open = no gates", "gates folded = gated", "gates 0 or 1 = compressed"):
+        assert found[name] == "holds"
+        assert "cannot be gated" not in next(c.note for c in report.contracts if c.name == name)
+    assert set(found.values()) <= {"holds", "not measured"}
+
+
 def test_mixed_spaces_are_stated_and_not_promised():
     module = Transformer().eval()
     report = examine(gs.trace(module, torch.zeros(2, 5, 4)), module, onnx=False)
