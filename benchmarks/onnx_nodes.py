@@ -26,7 +26,7 @@ from document import DOCS
 from onnx import numpy_helper
 
 from graphsurgery.errors import SurgeryError, one_line
-from graphsurgery.network.outputs import tensors_of
+from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.onnx.runtime.sessions import open_session

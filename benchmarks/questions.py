@@ -30,7 +30,7 @@ import asking
 
 import graphsurgery as gs
 from graphsurgery.network.layers import hold
-from graphsurgery.network.outputs import named_outputs, run
+from graphsurgery.network.outputs.naming import named_outputs, run
 
 OUTCOMES = ("right", "held", "kept whole", "refused", "wrong")
 SIZES = ((2, 5), (3, 5), (1, 5), (2, 8), (3, 4))

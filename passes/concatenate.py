@@ -9,7 +9,7 @@ from graphsurgery.axes.algebra import resolve
 from graphsurgery.axes.types import TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.records import ends
+from graphsurgery.network.outputs.records import ends
 from graphsurgery.surgery.merging.direct_sum import why_not_the_mean
 from graphsurgery.surgery.merging.groups import count_groups, in_groups
 from graphsurgery.surgery.merging.side_by_side import Family

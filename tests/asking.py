@@ -12,7 +12,7 @@ from contracts import Network
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.network.outputs import named_outputs, run
+from graphsurgery.network.outputs.naming import named_outputs, run
 
 WIDTH = 6
 

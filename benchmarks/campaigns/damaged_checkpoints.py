@@ -30,7 +30,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.loading import open_model
 from graphsurgery.models.mask_files import open_masks
 from graphsurgery.models.supermasks import Supermask, drawn, load_supermask, save_supermask
-from graphsurgery.network.outputs import tensors_of
+from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.recipes.slimming.slimmable import Statistics, load_slimmable, save_slimmable
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.slimming import Slimmable

@@ -29,8 +29,8 @@ from graphsurgery.axes.types import (
     all_axes,
     tensor_types,
 )
+from graphsurgery.network.outputs.records import held_by, is_record
 from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
-from graphsurgery.network.records import held_by, is_record
 from graphsurgery.network.values.dtypes import holds_numbers
 
 Rule = Callable[..., Any]

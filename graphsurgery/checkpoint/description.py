@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.checkpoint import vocabulary
 from graphsurgery.checkpoint.encoding import dtype_name, encode
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.records import held_by, is_record
+from graphsurgery.network.outputs.records import held_by, is_record
 from graphsurgery.network.training_only import InTraining
 
 CONTAINER = "torch.nn.Module"

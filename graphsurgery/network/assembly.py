@@ -16,8 +16,8 @@ from torch.fx.graph import PythonCode
 
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.layers import either, hold
+from graphsurgery.network.outputs.records import RecordTracer, needs_tracer
 from graphsurgery.network.paths import owner_of
-from graphsurgery.network.records import RecordTracer, needs_tracer
 
 _ATTRIBUTES = ("_code", "_lineno_map", "_prologue_start")
 """What a GraphModule gets by `recompile`, besides the `forward` of its class."""

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import one_output
+from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment

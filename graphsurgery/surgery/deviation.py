@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import run, tensors_of
+from graphsurgery.network.outputs.naming import run, tensors_of
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
 

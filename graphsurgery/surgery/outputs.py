@@ -14,8 +14,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import Network
 from graphsurgery.network.layers import hold
+from graphsurgery.network.outputs.records import opened
 from graphsurgery.network.paths import has_tensors, modules_of
-from graphsurgery.network.records import opened
 
 Place = tuple[fx.Node, tuple[Any, ...]]
 """A node, and the keys that lead to a tensor in what it gives."""

@@ -20,7 +20,7 @@ from graphsurgery.errors import TraceError, one_line
 from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
-from graphsurgery.network.outputs import dropout_by_index, named_outputs, run
+from graphsurgery.network.outputs.naming import dropout_by_index, named_outputs, run
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.tracing.following.caches import Place, kept_by

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
+from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
-from graphsurgery.network.records import ends, held_by, is_record
 from graphsurgery.network.training_only import draw_alike
 from graphsurgery.tracing.attention import LoweredAttention
 from graphsurgery.tracing.modes import FLAG

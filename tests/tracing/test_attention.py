@@ -10,7 +10,7 @@ from contracts import assert_contracts
 from torch import Tensor, nn
 
 import graphsurgery as gs
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery.deviation import deviation
 

@@ -14,7 +14,7 @@ import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
 from graphsurgery.network.assembly import as_evaluated
 from graphsurgery.network.layers import either
-from graphsurgery.network.outputs import tensors_of
+from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation

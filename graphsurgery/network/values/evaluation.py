@@ -15,8 +15,8 @@ from graphsurgery.network.assembly import Network
 from graphsurgery.network.copying import copy_module, meta_of
 from graphsurgery.network.custom_gradients import KeptFunction
 from graphsurgery.network.layers import TrainingFlag, hold
+from graphsurgery.network.outputs.records import held_by, is_record
 from graphsurgery.network.paths import map_values
-from graphsurgery.network.records import held_by, is_record
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import tensors_of
+from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, NOT_FINITE, Judgement, Run, judge, worst_example
 from graphsurgery.onnx.exporting.locating import Difference, first_difference
 from graphsurgery.onnx.exporting.probing import GIVEN, Feed, feeds

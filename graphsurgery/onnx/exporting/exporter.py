@@ -24,8 +24,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
 from graphsurgery.network.copying import meta_of
+from graphsurgery.network.outputs.records import opened
 from graphsurgery.network.paths import has_tensors
-from graphsurgery.network.records import opened
 from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.onnx.exporting.plain import make_plain

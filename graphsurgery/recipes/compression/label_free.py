@@ -14,7 +14,7 @@ from torch import nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import one_output
+from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Result, Row

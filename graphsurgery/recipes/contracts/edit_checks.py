@@ -16,7 +16,7 @@ from graphsurgery.axes.types import Access, TensorType, is_inside
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.recipes.outcome import Check
 from graphsurgery.surgery.deviation import InDouble, apart, changed_by, mean_of
 from graphsurgery.surgery.gates import bare

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import apart
 from graphsurgery.training.devices import evaluating

@@ -21,7 +21,7 @@ from torch import Tensor
 from graphsurgery.checkpoint.files import load, save
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.network.layers import hold
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.recipes.contracts.contract import Contract, NothingToCompareError, measure
 from graphsurgery.recipes.contracts.subjects import calibrate, draw_inputs, has_values, light_copy, randomize
 from graphsurgery.surgery.deviation import UnlikeError, apart

@@ -22,8 +22,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
+from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import place_of
-from graphsurgery.network.records import is_record
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import setting
 from graphsurgery.surgery.grouping import groups_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import TraceError
-from graphsurgery.network.records import RecordTracer
+from graphsurgery.network.outputs.records import RecordTracer
 from graphsurgery.tracing.following import numpy_calls
 
 LITERALS = frozenset({bool, int, float, str, type(None)})

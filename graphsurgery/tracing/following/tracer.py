@@ -28,8 +28,8 @@ from graphsurgery.network import layers
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
+from graphsurgery.network.outputs.records import with_records
 from graphsurgery.network.paths import modules_of, named_tensors
-from graphsurgery.network.records import with_records
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
 from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants

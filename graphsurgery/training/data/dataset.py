@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
-from graphsurgery.network.outputs import one_output
+from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.network.preprocessing import Preprocessing
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from graphsurgery.network.outputs import one_output
+from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.training.objectives.imitation import Imitation, Mimicry
 from graphsurgery.training.objectives.tasks import Batch
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphsurgery.network.outputs import named_outputs, one_output
+from graphsurgery.network.outputs.naming import named_outputs, one_output
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

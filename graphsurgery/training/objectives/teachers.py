@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.outputs import one_output
+from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, evaluating, placed
 

@@ -12,7 +12,7 @@ from contracts import Network, assert_contracts
 from torch import Tensor, nn
 
 import graphsurgery as gs
-from graphsurgery.network.outputs import run
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.passes.compress import compress
 
 Draw = Callable[[Tensor], Tensor]

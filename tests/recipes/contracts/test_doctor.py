@@ -13,7 +13,7 @@ import graphsurgery as gs
 from graphsurgery.graph import InputSpec
 from graphsurgery.models import build
 from graphsurgery.models.loading import open_pair
-from graphsurgery.network.outputs import named_outputs, run
+from graphsurgery.network.outputs.naming import named_outputs, run
 from graphsurgery.recipes.contracts import doctor, pass_contracts
 from graphsurgery.recipes.contracts.contract import TOLERANCES, Contract
 from graphsurgery.recipes.contracts.doctor import examine

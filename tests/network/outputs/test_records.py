@@ -15,7 +15,7 @@ from contracts import Network
 from torch import Tensor, nn
 
 import graphsurgery as gs
-from graphsurgery.network.outputs import named_outputs, run, tensors_of
+from graphsurgery.network.outputs.naming import named_outputs, run, tensors_of
 from graphsurgery.onnx.exporting.exporter import export_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
