@@ -69,8 +69,8 @@ class Opening:
             shape: of one input of the data, for want of --input.
             to_train: whether random weights are what is expected; else they are said to be random.
         """
+        from graphsurgery.models.answers import with_output
         from graphsurgery.models.loading import open_pair
-        from graphsurgery.surgery.outputs import with_output
 
         if not to_train:
             _note_random(source)

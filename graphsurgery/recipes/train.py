@@ -8,8 +8,8 @@ import torch
 
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
+from graphsurgery.models.answers import with_output
 from graphsurgery.models.spec_text import anchored
-from graphsurgery.surgery.outputs import with_output
 from graphsurgery.tracing.trace import trace
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import graphsurgery as gs
 from graphsurgery.errors import SpecError
+from graphsurgery.models.answers import output_names, with_output
 from graphsurgery.network.outputs.naming import named_outputs, one_output
 from graphsurgery.passes.compress import compress
-from graphsurgery.surgery.outputs import output_names, with_output
 from graphsurgery.training.objectives.tasks import CrossEntropy
 from graphsurgery.training.objectives.teachers import OnnxTeacher, Teachers
 
