@@ -17,7 +17,7 @@ from graphsurgery.checkpoint.vocabulary import OLD_NORMS
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.layers import grouped_norm
 
-_OLD = frozenset(f"graphsurgery.{home}.{name}" for home in ("layers", "network.layers") for name in OLD_NORMS)
+_OLD = frozenset(f"graphsurgery.{home}.{name}" for home in ("layers", "network.layers") for name in sorted(OLD_NORMS))
 
 _TAKES = MappingProxyType(
     {

@@ -135,7 +135,7 @@ OLD_NAMES = MappingProxyType(
         f"graphsurgery.layers.{name}": f"graphsurgery.network.layers.{name}"
         for name in _words("Boundary ChannelGate TrainingFlag either hold scale_axis shift_mask weigh")
     }
-    | {f"graphsurgery.layers.{name}": "graphsurgery.network.layers.grouped_norm" for name in OLD_NORMS}
+    | {f"graphsurgery.layers.{name}": "graphsurgery.network.layers.grouped_norm" for name in sorted(OLD_NORMS)}
 )
 """What names were in files of earlier versions, and what they are now: both are read, the new ones are written."""
 
