@@ -81,11 +81,6 @@ def fashion(train: int, validation: int) -> Callable[[int], Data]:
     return load
 
 
-def sine(seed: int) -> Data:
-    """2,000 noisy points to train, 1,000 to validate; the test is the sine itself."""
-    return load_data(f"sine?train=2000&split_seed={seed}", seed=seed)
-
-
 def _split(whole: Data, together: TensorDataset, sizes: list[int], seed: int) -> Data:
     parts = split(together, sizes, seed=seed)
     return replace(whole, train=parts[0], validation=parts[1], test=parts[2])
@@ -101,13 +96,6 @@ TASKS = {
     ),
     "fashion/lenet": Task(
         "paper/lenet_300_100", fashion(54_000, 6_000), replace(_WIDE_BATCH, epochs=6, lr=0.05), 5, "Fashion-MNIST"
-    ),
-    "sine/mlp": Task(
-        "paper/mlp",
-        sine,
-        TrainingPlan(epochs=150, batch_size=32, lr=0.01, schedule="step:0.83", device="cpu"),
-        10,
-        "sine",
     ),
 }
 
