@@ -13,6 +13,7 @@ from torch import Tensor
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.exporting.exporter import quiet
+from graphsurgery.onnx.exporting.grouped_norms import norm_operators
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
@@ -30,7 +31,8 @@ def quantize_onnx(
     """Write a float32 file with weights and activations in 8 bits, as pairs of QuantizeLinear and DequantizeLinear.
 
     The file is prepared as ONNX Runtime recommends (shapes inferred, nodes fused), the range of every activation is
-    that of the batches (smallest to largest value), and weights have a scale for each output channel. Metadata stay.
+    that of the batches (smallest to largest value), and weights have a scale for each output channel. Metadata stay,
+    and so do norms of groups of channels (`grouped_norms`), as those of ONNX itself compute in floating point.
 
     Activations are unsigned. What the weights are, the scheme says:
 
@@ -73,6 +75,7 @@ def quantize_onnx(
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QUInt8 if scheme == "u8u8" else QuantType.QInt8,
                     per_channel=True,
+                    nodes_to_exclude=norm_operators(onnx.load(prepared)),
                     reduce_range=scheme == "u8s7",
                     # One zero for all channels, without which ONNX Runtime does not run a convolution in integers.
                     extra_options={"WeightSymmetric": True},

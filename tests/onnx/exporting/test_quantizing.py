@@ -8,12 +8,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from zoo import example, traced
 
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.exporting import export_onnx
 from graphsurgery.onnx.exporting.quantizing import SAFE, quantize_onnx
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
+from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
 
 
@@ -95,6 +97,44 @@ def test_the_outputs_stay_near(convolutions, tmp_path, scheme):
         session = open_session(path, threads=1)
         found.append(run_session(session, {session.get_inputs()[0].name: feed["input"]}, path.name))
     assert 0 < deviation(found[1], found[0]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext", "normalize"])
+def test_norms_of_groups_stay_in_floating_point(tmp_path, name):
+    """A network beside itself computes the same, and loses about what it does alone, where its norms are ONNX's."""
+    if name == "normalize":
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 1), Divided(), nn.Conv2d(8, 6, 1), nn.GroupNorm(1, 6), nn.Conv2d(6, 2, 1)
+        )
+        x = torch.randn(8, 3, 4, 4)
+        alone = gs.trace(network, x[:2])
+    else:
+        alone = traced(name)[0]
+        x = torch.randn(16, *example(name).shape[1:], generator=torch.Generator().manual_seed(0))
+    errors = []
+    for graph in (alone, concatenate([alone, alone])):
+        graph.module.float()
+        export_onnx(graph, tmp_path / "m.onnx", check=False)
+        quantize_onnx(tmp_path / "m.onnx", tmp_path / "q.onnx", [(x,)])
+        sessions = [open_session(tmp_path / f"{n}.onnx", threads=1) for n in "mq"]
+        plain, quantized = (run_session(s, {s.get_inputs()[0].name: x}, "m.onnx")[0] for s in sessions)
+        errors.append(float((plain - quantized).square().mean() / plain.var()))
+    assert errors[1] < 1.5 * errors[0]
+    file = onnx.load(tmp_path / "q.onnx").graph
+    makers = {output: node.op_type for node in file.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in file.initializer}
+    products = [node for node in file.node if node.op_type == "MatMul" and node.input[1] in constants]
+    # Four for each norm, two for a division; weights are not constants any more.
+    assert len(products) == {"vit": 4 * 5, "convnext": 4 * 7, "normalize": 4 + 2}[name]
+    roots = [node for node in file.node if node.op_type in ("Sqrt", "Reciprocal", "Pow")]
+    assert roots
+    assert not any(makers.get(given) == "DequantizeLinear" for node in roots for given in node.input)
+
+
+class Divided(nn.Module):
+    def forward(self, x):
+        return nn.functional.normalize(x, 3.0, 1)
 
 
 def test_no_examples(convolutions, tmp_path):
