@@ -212,6 +212,21 @@ def few(names: Sequence[str], limit: int = 3) -> str:
     return f"{shown}, … {len(names) - limit} more" if len(names) > limit else shown
 
 
+def in_few_lines(named: Mapping[str, Sequence[str]], most: int = 4, width: int = 69) -> list[str]:
+    """A line `a, b, … 5 more: why` for each of the first reasons, with as many names as fit, and how many more come.
+
+    Args:
+        named: names by their reason.
+        most: lines.
+        width: of a line in columns, where one name does not take more.
+    """
+    lines = []
+    for why, names in list(named.items())[: most - (len(named) > most)]:
+        fitting = [n for n in range(len(names), 0, -1) if len(f"{few(names, n)}: {why}") <= width]
+        lines.append(f"{few(names, max(fitting, default=1))}: {why}")
+    return [*lines, f"… {len(named) - len(lines)} more reasons; see --json"] if len(lines) < len(named) else lines
+
+
 def _finite(value: Any) -> Any:
     """What JSON can hold: numbers that are none become null, paths text."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -15,10 +15,10 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     """
     from dataclasses import asdict
 
-    from graphsurgery.cli.output import Screen, columns, count, few
+    from graphsurgery.cli.output import Screen, columns, count, few, in_few_lines
     from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.surgery.gates import why_nothing
-    from graphsurgery.surgery.reasons import reasons
+    from graphsurgery.surgery.reasons import by_reason, reasons
 
     screen = Screen(shown)
     graph = opening.graph(model)
@@ -38,6 +38,9 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         screen.line("frozen", "only the network's inputs and outputs" if graph.spaces else why_nothing(graph))
     for frozen in graph.frozen:
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
+    held = reasons(graph)
+    for line in in_few_lines(by_reason(held)):
+        screen.line("held", line)
     for line in (line for record in graph.lineage for line in record.get("only as in evaluation", ())):
         screen.line("training", f"as in evaluation: {line}")
     for record in graph.lineage:
@@ -53,7 +56,7 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         "nodes": len(graph.module.graph.nodes),
         "spaces": [{name: getattr(space, name) for name in names} for space in graph.spaces],
         "frozen": [{"node": frozen.node, "reason": frozen.reason} for frozen in graph.frozen],
-        "held": [{"weight": name, "axis": axis, "reason": why} for (name, axis), why in reasons(graph).items()],
+        "held": [{"weight": name, "axis": axis, "reason": why} for (name, axis), why in held.items()],
         "inputs": [{"name": spec.name, "shape": spec.shape[1:]} for spec in graph.inputs],
         "cost": asdict(size),
         "lineage": graph.lineage,

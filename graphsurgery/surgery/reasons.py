@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -9,6 +10,10 @@ from torch import fx
 from graphsurgery.axes.algebra import Axis, dims_of
 from graphsurgery.axes.inference import Inference
 from graphsurgery.graph import ModelGraph
+
+_OUTPUT = "it is an output of the network"
+_EDGE = "it is an axis of the network's inputs, of a constant, or of positions"
+_BRIEF = {_OUTPUT: "axes of outputs", _EDGE: "axes of inputs, constants or positions"}
 
 
 def reasons(graph: ModelGraph) -> dict[tuple[str, int], str]:
@@ -25,6 +30,19 @@ def reasons(graph: ModelGraph) -> dict[tuple[str, int], str]:
         if all(dim.fixed for dim in dims_of(axis)):
             watch.found[place] = f"{late[-1].node}: {late[-1].reason}" if late else "it stands in a product with a sum"
     return watch.found
+
+
+def by_reason(held: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
+    """The parameters that have held axes, by what took these, in brief; what holds the most comes last.
+
+    Args:
+        held: what `reasons` found.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for (name, _), why in held.items():
+        brief = next((brief for long, brief in _BRIEF.items() if why.endswith(long)), why)
+        found.setdefault(brief, {})[name] = None
+    return {why: list(found[why]) for why in sorted(found, key=lambda why: len(found[why]))}
 
 
 class _Watch(Inference):
@@ -69,5 +87,5 @@ class _Watch(Inference):
         if len(self.frozen) > recorded:
             return f"{self.where()}: {self.frozen[-1].reason}"
         if self.node.op == "output":
-            return "it is an output of the network"
-        return f"{self.where()}: it is an axis of the network's inputs, of a constant, or of positions"
+            return _OUTPUT
+        return f"{self.where()}: {_EDGE}"

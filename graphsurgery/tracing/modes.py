@@ -16,6 +16,7 @@ from torch import fx, nn
 from graphsurgery.network.aliasing import acts_in_place, makes_new
 from graphsurgery.network.layers import TrainingFlag, either
 from graphsurgery.network.paths import has_tensors
+from graphsurgery.network.records import held_by, is_mapping
 
 FLAG = "training_flag"
 
@@ -156,6 +157,10 @@ class _Join:
             self._add(in_evaluation, (0, 1), self.copies[0].__getitem__)
             self.copies[1][in_training] = self.copies[0][in_evaluation]
             return
+        if _have_other_keys(in_evaluation, in_training):
+            self._alone(in_evaluation, 0)
+            self._alone(in_training, 1)
+            return
         args = self._meet(in_evaluation.args, in_training.args)
         kwargs = self._meet(in_evaluation.kwargs, in_training.kwargs)
         new = self.graph.create_node(in_evaluation.op, in_evaluation.target, (), {}, in_evaluation.name)
@@ -197,6 +202,14 @@ class _Join:
                 self.shared[key].meta["value"] = False
             self.flag = self.shared[key]
         return self.flag
+
+
+def _have_other_keys(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes make mappings of one class with unlike keys."""
+    if not (isinstance(a.target, type) and is_mapping(a.target)):
+        return False
+    keys = [list(held_by(node.target, node.args, node.kwargs)) for node in (a, b)]
+    return keys[0] != keys[1]
 
 
 def _equal(a: Any, b: Any) -> bool:

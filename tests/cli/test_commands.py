@@ -11,6 +11,7 @@ import torch
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
 from graphsurgery.cli import run
+from graphsurgery.cli.output import in_few_lines
 from graphsurgery.recipes.contracts import contract as contracts
 
 SPEC = "paper/cnn?width=3"
@@ -68,6 +69,24 @@ def test_inspect_lists_spaces(capsys):
 
 
 @pytest.mark.usefixtures("here")
+def test_inspect_says_what_is_held_in_few_lines(capsys):
+    assert run(["inspect", "a.pt"]) == 0
+    held = [line for line in capsys.readouterr().out.splitlines() if line.startswith("held ")]
+    assert 1 <= len(held) <= 4
+    assert all(len(line) <= 80 for line in held)
+    assert any(line.endswith(": axes of outputs") for line in held)
+    assert any(line.endswith(": axes of inputs, constants or positions") for line in held)
+
+
+def test_reasons_in_few_lines():
+    named = {"short": ["a"], "of many": [f"layer{n}.weight" for n in range(30)], "long" * 20: ["b", "c"], "x": ["d"]}
+    lines = in_few_lines(named, most=3)
+    assert lines[0] == "a: short"
+    assert lines[1] == "layer0.weight, layer1.weight, layer2.weight, … 27 more: of many"
+    assert lines[2] == "… 2 more reasons; see --json"
+    assert in_few_lines(named)[2] == "b, … 1 more: " + "long" * 20
+
+
 def test_inspect_takes_a_state_dict_with_its_architecture(capsys):
     from graphsurgery.models import build
 

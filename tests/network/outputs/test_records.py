@@ -210,6 +210,26 @@ def test_doctor_finds_nothing_wrong(form):
     assert [c.name for c in examine(graph, module, onnx=False).contracts if c.status in ("fails", "refused")] == []
 
 
+@pytest.mark.parametrize("kind", [OrderedDict, Fields])
+def test_keys_that_only_training_gives(kind, tmp_path):
+    def forward(net, x):
+        h = torch.relu(net.stem(x))
+        return kind(logits=net.head(h), aux=net.aux(h)) if net.training else kind(logits=net.head(h))
+
+    torch.manual_seed(0)
+    module = Network(forward, stem=nn.Linear(4, 8), head=nn.Linear(8, 3), aux=nn.Linear(8, 2))
+    x = torch.randn(2, 4)
+    graph = gs.trace(module, x)
+    small = compress(graph, 0.5)
+    for mode in (True, False):
+        assert kinds(graph.module.train(mode)(x)) == kinds(small.module.train(mode)(x)) == kinds(module.train(mode)(x))
+        same(run(graph.module, [x], 0), named_outputs(module(x)))
+    gs.save(graph, tmp_path / "m.pt")
+    loaded = gs.load(tmp_path / "m.pt").module
+    assert [list(loaded.train(mode)(x)) for mode in (True, False)] == [["logits", "aux"], ["logits"]]
+    assert deliver(graph, tmp_path / "m.onnx").check.holds
+
+
 @pytest.mark.parametrize("form", DICTS)
 def test_a_mapping_that_no_call_gives_back_is_a_dict(form):
     module, x, graph = traced(DICTS[form])
