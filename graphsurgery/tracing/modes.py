@@ -16,7 +16,7 @@ from torch import fx, nn
 from graphsurgery.network.aliasing import acts_in_place, makes_new
 from graphsurgery.network.layers import TrainingFlag, either
 from graphsurgery.network.paths import has_tensors
-from graphsurgery.network.records import held_by, is_mapping
+from graphsurgery.network.outputs.records import held_by, is_mapping
 
 FLAG = "training_flag"
 
