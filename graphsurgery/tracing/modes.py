@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, makes_new
 from graphsurgery.network.layers import TrainingFlag, either
-from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.outputs.records import held_by, is_mapping
+from graphsurgery.network.paths import has_tensors
 
 FLAG = "training_flag"
 
