@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.paths import place_of
 from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, be_identity, be_zero, undo_norm
@@ -196,7 +197,6 @@ def _renamed(path: str, unit: str, suffix: str) -> str:
 def _calibrate(module: fx.GraphModule, norms: Sequence[str], examples: Sequence[Tensor]) -> None:
     """Give inserted BatchNorms the statistics of what arrives at them, and what undoes these, in place."""
     arrived: dict[str, Tensor] = {}
-    modes = {part: part.training for part in module.modules()}
     hooks = [
         module.get_submodule(path).register_forward_pre_hook(
             lambda _, given, path=path: arrived.__setitem__(path, given[0].detach())
@@ -204,16 +204,13 @@ def _calibrate(module: fx.GraphModule, norms: Sequence[str], examples: Sequence[
         for path in norms
     ]
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             module(*examples)
     except (RuntimeError, TypeError, ValueError) as cause:
         raise SurgeryError(f"deepen: the network does not take these examples: {one_line(cause)}") from cause
     finally:
         for hook in hooks:
             hook.remove()
-        for part, mode in modes.items():
-            part.training = mode
     for path, value in arrived.items():
         over = [axis for axis in range(value.dim()) if axis != 1]
         undo_norm(module.get_submodule(path), value.mean(over), value.var(over, unbiased=False))

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
@@ -28,7 +29,7 @@ from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.data.transfer import answered, augmented, unlabelled
-from graphsurgery.training.devices import choose_device, evaluating, placed
+from graphsurgery.training.devices import choose_device, placed
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run

@@ -20,6 +20,7 @@ from graphsurgery.errors import TraceError, one_line
 from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
+from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import dropout_by_index, named_outputs, run
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.values.dtypes import holds_numbers
@@ -130,7 +131,7 @@ class Likeness:
         Raises:
             UnlikeModuleError: the two differ.
         """
-        with _quiet(), _kept_modes(self.traced), _Buffers(self.traced) as traced, _Buffers(self.model) as own:
+        with _quiet(), kept_modes(self.traced), _Buffers(self.traced) as traced, _Buffers(self.model) as own:
             self.buffers = (traced, own)
             takes = bool(self._compare(self.x))
             if takes:
@@ -487,16 +488,6 @@ def _same_modes(model: nn.Module, traced: nn.Module) -> None:
         while around not in modes:
             around = around.rpartition(".")[0]
         module.__dict__["training"] = modes[around]
-
-
-@contextlib.contextmanager
-def _kept_modes(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.__dict__["training"] = mode
 
 
 class _Buffers:

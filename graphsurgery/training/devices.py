@@ -80,18 +80,6 @@ def make_accelerator(device: str, mixed_precision: str) -> Accelerator:
     )
 
 
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module is in eval mode inside the block; after it each submodule has its own mode back."""
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
-
-
 def end_processes() -> None:
     """End the group of processes of a training that had several."""
     if process_rank()[1] > 1:

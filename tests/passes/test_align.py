@@ -105,6 +105,20 @@ def test_an_aligned_network_can_be_stored_and_exported(tmp_path):
     assert gs.check_onnx(aligned, tmp_path / "aligned.onnx").deviation <= 1e-4
 
 
+def test_networks_in_training_are_compared_as_they_evaluate_and_stay_as_they_are():
+    graph, x = zoo.traced("paper/cnn")
+    other = shuffled(graph)
+    expected = align(other, graph, [x]).tensors()
+    before = [{name: t.clone() for name, t in g.tensors().items()} for g in (graph, other)]
+    for g in (graph, other):
+        g.module.train()
+    found = align(other, graph, [x]).tensors()
+    assert all(torch.equal(t, expected[name]) for name, t in found.items())
+    for g, old in zip((graph, other), before, strict=True):
+        assert g.module.training
+        assert all(torch.equal(t, old[name]) for name, t in g.tensors().items())
+
+
 def test_refuses():
     graph, x = zoo.traced("paper/cnn")
     wide = Network(lambda m, x: m.b(m.a(x)), a=nn.Linear(3, 8), b=nn.Linear(8, 2))

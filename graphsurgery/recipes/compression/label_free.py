@@ -14,6 +14,7 @@ from torch import nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
@@ -22,7 +23,7 @@ from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import device_of, evaluating
+from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run

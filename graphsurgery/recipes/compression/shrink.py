@@ -12,6 +12,7 @@ import torch
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import parse_value
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import EVERY, compress
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Result
@@ -20,7 +21,7 @@ from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
-from graphsurgery.training.devices import device_of, evaluating
+from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.loop.progress import Reporter

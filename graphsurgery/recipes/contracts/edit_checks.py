@@ -16,6 +16,7 @@ from graphsurgery.axes.types import Access, TensorType, is_inside
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import run
 from graphsurgery.recipes.outcome import Check
 from graphsurgery.surgery.deviation import InDouble, apart, changed_by, mean_of
@@ -298,10 +299,5 @@ class _AsItIs(_Masking):
         self.masks = _Masks(graph, edit)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        modes = {module: module.training for module in self.module.modules()}
-        self.module.eval()
-        try:
+        with evaluating(self.module):
             return self.run(*inputs)
-        finally:
-            for module, training in modes.items():
-                module.training = training

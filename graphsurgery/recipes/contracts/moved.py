@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import run
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import apart
-from graphsurgery.training.devices import evaluating
 
 _MOST, _FEWEST, _MACS, _TOGETHER = 100, 4, 1e11, 4
 ROUNDING = 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from graphsurgery.axes.algebra import dims_of
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.network.copying import alias_copy, meta_of
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.masks.dead_channels import labels
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
@@ -151,22 +153,15 @@ def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype,
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    modes = {each: each.training for each in module.modules()}
     momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    try:
-        with torch.no_grad():
-            module(*draw_inputs(specs, _calibrating_batch(specs), seed + 1, dtype))
-    except Exception:  # whatever the module's own code raises; who measures it will see
-        pass
+    with evaluating(module), torch.no_grad(), contextlib.suppress(Exception):  # who measures it will see
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        module(*draw_inputs(specs, _calibrating_batch(specs), seed + 1, dtype))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         _settle(norm, torch.Generator().manual_seed(seed))
-    for each, training in modes.items():
-        each.training = training
 
 
 def _calibrating_batch(specs: Sequence[InputSpec]) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 
 from graphsurgery.axes.maps import Widths
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.surgery.channels.planned_cost import PlannedCost
 from graphsurgery.surgery.channels.slimming import Slimmable, Width
 from graphsurgery.surgery.channels.targets import Target
@@ -152,28 +153,26 @@ def search(
     least = slimmable.sizes(slimmable.min_width)
     whole = slimmable.graph.module
     limit = target.goal(count(sizes))
-    modes = {part: part.training for part in whole.modules()}
     buffers = {name: buffer.clone() for name, buffer in whole.named_buffers()}
-    try:
-        path = [Found(dict(sizes), count(sizes), _score(slimmable, sizes, batch, objective))]
-        while path[-1].cost > limit:
-            tried = []
-            for name, size in sizes.items():
-                fewer = max(least[name], size - max(slimmable.round_to, round(step * slimmable.spaces[name].size)))
-                if fewer < size:
-                    candidate = {**sizes, name: fewer}
-                    found = Found(candidate, count(candidate), _score(slimmable, candidate, batch, objective))
-                    tried.append(found)
-            if not tried:
-                raise SurgeryError(f"slim: {target} is {limit:,}; the search ends at {path[-1].cost:,}")
-            best = max(tried, key=lambda f: f.score)
-            sizes = dict(best.sizes)
-            path.append(best)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        for name, buffer in whole.named_buffers():
-            buffer.copy_(buffers[name])
+    with kept_modes(whole):
+        try:
+            path = [Found(dict(sizes), count(sizes), _score(slimmable, sizes, batch, objective))]
+            while path[-1].cost > limit:
+                tried = []
+                for name, size in sizes.items():
+                    fewer = max(least[name], size - max(slimmable.round_to, round(step * slimmable.spaces[name].size)))
+                    if fewer < size:
+                        candidate = {**sizes, name: fewer}
+                        found = Found(candidate, count(candidate), _score(slimmable, candidate, batch, objective))
+                        tried.append(found)
+                if not tried:
+                    raise SurgeryError(f"slim: {target} is {limit:,}; the search ends at {path[-1].cost:,}")
+                best = max(tried, key=lambda f: f.score)
+                sizes = dict(best.sizes)
+                path.append(best)
+        finally:
+            for name, buffer in whole.named_buffers():
+                buffer.copy_(buffers[name])
     return path
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 
 
@@ -73,16 +74,14 @@ def parametrized(graph: ModelGraph, parts: Mapping[str, nn.Module]) -> Iterator[
                 parametrize.register_parametrization(owner, leaf, part)
         yield module
     finally:
-        training = {part: part.training for part in module.modules()}
-        for part in module.modules():
-            part.training = False
-        for (owner, leaf), order in reversed(done.items()):
-            if parametrize.is_parametrized(owner, leaf):
-                parametrize.remove_parametrizations(owner, leaf)
-            # torch puts it behind the others.
-            owner._parameters.update({name: owner._parameters.pop(name) for name in order})
-        for part, mode in training.items():
-            part.training = mode
+        with kept_modes(module):
+            for part in module.modules():
+                part.training = False
+            for (owner, leaf), order in reversed(done.items()):
+                if parametrize.is_parametrized(owner, leaf):
+                    parametrize.remove_parametrizations(owner, leaf)
+                # torch puts it behind the others.
+                owner._parameters.update({name: owner._parameters.pop(name) for name in order})
 
 
 def _living(graph: ModelGraph, name: str, mask: Tensor, dead: Mapping[str, Tensor] | None) -> _Living:

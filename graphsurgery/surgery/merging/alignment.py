@@ -24,6 +24,7 @@ from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
 from graphsurgery.axes.types import TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.surgery.channels.nesting import Nesting
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
 
@@ -362,6 +363,6 @@ class _Recorder(fx.Interpreter):
 
 def _values(graph: ModelGraph, watched: set[fx.Node], x: Tensor) -> dict[fx.Node, Tensor]:
     recorder = _Recorder(graph.module, watched)
-    with torch.no_grad():
+    with evaluating(graph.module), torch.no_grad():
         recorder.run(x.to(next(graph.module.parameters()).device))
     return recorder.seen

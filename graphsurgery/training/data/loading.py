@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, TensorDataset
 from graphsurgery.errors import SpecError, near_names
 from graphsurgery.models.spec_text import Value, anchored, is_function_spec, load_function, parse_spec
 from graphsurgery.models.specs import fitted
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.preprocessing import Preprocessing
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data, check_output_fits, size_of, split
-from graphsurgery.training.devices import device_of, evaluating
+from graphsurgery.training.devices import device_of
 
 
 def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None = None) -> Data:

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.training.data.batches import Examples, in_order
-from graphsurgery.training.devices import choose_device, device_of, evaluating, placed, process_rank
+from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
 from graphsurgery.training.objectives.tasks import Objective
 
 

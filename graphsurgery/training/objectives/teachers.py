@@ -17,9 +17,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.training.data.batches import Examples, in_order
-from graphsurgery.training.devices import choose_device, evaluating, placed
+from graphsurgery.training.devices import choose_device, placed
 
 _BATCHES = 20
 """Batches between two notes of how far a file is."""
