@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx import graph_module
 from torch.fx.graph import PythonCode
 
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.layers import either, hold
 from graphsurgery.network.outputs.records import RecordTracer, needs_tracer
-from graphsurgery.network.paths import owner_of
+from graphsurgery.network.paths import owner_of, put
 
 _ATTRIBUTES = ("_code", "_lineno_map", "_prologue_start")
 """What a GraphModule gets by `recompile`, besides the `forward` of its class."""
@@ -202,15 +202,9 @@ def assembled(parts: Mapping[str, Any], graph: fx.Graph, class_name: str) -> Net
     for path in sorted(parts, key=lambda path: path.count(".")):
         prefix, _, name = path.rpartition(".")
         owner, part = owner_of(owners, prefix), parts[path]
+        put(owner, name, part)
         if isinstance(part, nn.Module):
-            owner.add_module(name, part)
             owners[path] = part
-        elif isinstance(part, nn.Parameter):
-            owner.register_parameter(name, part)
-        elif isinstance(part, Tensor):
-            owner.register_buffer(name, part)
-        else:
-            setattr(owner, name, part)
     network.graph = graph
     return network
 

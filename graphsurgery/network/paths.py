@@ -27,6 +27,18 @@ def _find_modules(part: nn.Module, path: str, found: dict[str, nn.Module]) -> No
             _find_modules(below, f"{path}.{name}" if path else name, found)
 
 
+def put(owner: nn.Module, name: str, part: Any) -> None:
+    """Put a module, parameter, buffer or anything else under a name, as what it is."""
+    if isinstance(part, nn.Module):
+        owner.add_module(name, part)
+    elif isinstance(part, nn.Parameter):
+        owner.register_parameter(name, part)
+    elif isinstance(part, Tensor):
+        owner.register_buffer(name, part)
+    else:
+        setattr(owner, name, part)
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under each of its names; the parameters come first."""
     parameters: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import (
     weigh,
 )
+from graphsurgery.network.paths import put
 
 
 def weighed(wide: ModelGraph, reader: fx.Node, value: fx.Node, dim: int, factors: Tensor) -> fx.Node:
@@ -86,11 +87,4 @@ def put_at(module: nn.Module, path: str, part: Any) -> None:
         if owner not in module._modules:
             module.add_module(owner, nn.Module())
         module = module.get_submodule(owner)
-    if isinstance(part, nn.Module):
-        module.add_module(name, part)
-    elif isinstance(part, nn.Parameter):
-        module.register_parameter(name, part)
-    elif isinstance(part, Tensor):
-        module.register_buffer(name, part)
-    else:
-        setattr(module, name, part)
+    put(module, name, part)

@@ -187,7 +187,7 @@ def recovery(recover: str, data: Data, originals: Sequence[ModelGraph]) -> Objec
         return objective_for(data)
     if recover != "mimic":
         raise SurgeryError(f"recover is {recover!r}; choose from {', '.join(RECOVERIES)}")
-    teachers = Teachers([copy.deepcopy(original.module) for original in originals])
+    teachers = Teachers([original.copy().module for original in originals])
     return Mimicry(data.classes, Imitation(), teacher=teachers)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.align import align
 from graphsurgery.recipes.contracts.edit_checks import unchanged
@@ -97,16 +96,8 @@ def _examples(work: Merging) -> Iterator[Tensor]:
         yield batch[0]
 
 
-def check_same_sizes(parents: Sequence[ModelGraph], by: str) -> None:
-    """Weights of unlike sizes have no average.
-
-    Raises:
-        SurgeryError: the parents have such.
-    """
+def unlike_sizes(parents: Sequence[ModelGraph]) -> int | None:
+    """The number of the first parent whose weights have no average with the first one's; None where all have."""
     first = [space.size for space in parents[0].spaces]
-    for position, parent in enumerate(parents[1:], 2):
-        if [space.size for space in parent.spaces] != first:
-            raise SurgeryError(
-                f"merge: parents 1 and {position} have spaces of unlike sizes, whose weights have no average; "
-                f"--by {by} needs equal ones, --by joint does not"
-            )
+    others = enumerate(parents[1:], 2)
+    return next((number for number, other in others if [space.size for space in other.spaces] != first), None)

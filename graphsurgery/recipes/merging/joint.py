@@ -19,9 +19,9 @@ def by_joint(work: Merging) -> ModelGraph:
     """The merged network."""
     plan, books = work.plan, work.books
     big = work.concatenated()
-    objective, examples = work.taught(work.parents)
-    if books.data.classes is None:  # the mean of two regressions is no better a target than the labels
-        objective, examples = books.objective, books.data.train
+    # The mean of two regressions is no better a target than the labels.
+    alone = books.data.classes is None
+    objective, examples = (books.objective, books.data.train) if alone else work.taught(work.parents)
     _, effort = books.train(big, replace(plan.wide, seed=plan.seed), "joint", objective=objective, dataset=examples)
     work.spent += effort
     books.measure("joint", big, work.spent, "the concatenated network, trained on")

@@ -10,7 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.deepen import as_deep
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.merging.averaging import by_average, by_soup, check_same_sizes
+from graphsurgery.recipes.merging.averaging import by_average, by_soup, unlike_sizes
 from graphsurgery.recipes.merging.closing_gates import by_gates
 from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
@@ -62,8 +62,12 @@ def merge(
         check_fits(data, parent.module, name=f"parent {position}")
     for position, parent in enumerate(parents[1:], 2):
         match_nodes(parents[0], parent, position)
-    if plan.by in ("average", "soup"):
-        check_same_sizes(parents, plan.by)
+    unlike = unlike_sizes(parents)
+    if unlike is not None and not plan.trains:
+        raise SurgeryError(
+            f"merge: parents 1 and {unlike} have spaces of unlike sizes, whose weights have no average; "
+            f"--by {plan.by} needs equal ones, --by joint does not"
+        )
     books = Experiment(data, device=plan.fine_tuning.device, run=run, reporter=reporter)
     for check in checks:
         books.require(check)
@@ -114,7 +118,7 @@ def _best(work: Merging) -> ModelGraph:
     best = work.best_parent()
     rows = [row for row in books.rows if row.name == f"{PARENT}{best + 1}"]
     found: list[tuple[Row, ModelGraph]] = [(rows[0], work.lineage(work.parents[best], chosen=rows[0].name))]
-    cheap = (by_soup, by_average) if _same_sizes(work.parents) else ()
+    cheap = (by_soup, by_average) if unlike_sizes(work.parents) is None else ()
     for way in cheap:
         graph = way(work)
         found.append((books.rows[-1], graph))
@@ -124,14 +128,6 @@ def _best(work: Merging) -> ModelGraph:
     note = f"{row.name}: the best of {len(found)} on validation data"
     books.rows.append(replace(row, name="merged", note=note))
     return graph
-
-
-def _same_sizes(parents: Sequence[ModelGraph]) -> bool:
-    try:
-        check_same_sizes(parents, "auto")
-    except SurgeryError:
-        return False
-    return True
 
 
 def _measure_plain_average(work: Merging) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -94,11 +94,11 @@ class Merging:
             start += size
         return tuple(counts)
 
-    def recalibrated(self, graph: ModelGraph, name: str = "recalibrated") -> ModelGraph:
-        """The network with statistics of its own in its BatchNorms, in place, and a row."""
+    def recalibrated(self, graph: ModelGraph) -> None:
+        """Find the statistics of a network's BatchNorms anew, in place, and write its row."""
         norms = self.recalibrate(graph)
-        self.books.measure(name, graph, self.spent, f"{norms} BatchNorms, 1,000 images" if norms else "no BatchNorm")
-        return graph
+        note = f"{norms} BatchNorms, 1,000 images" if norms else "no BatchNorm"
+        self.books.measure("recalibrated", graph, self.spent, note)
 
     def recalibrate(self, graph: ModelGraph) -> int:
         """Find the statistics of a network's BatchNorms anew, in place; how many there are."""
@@ -114,14 +114,24 @@ class Merging:
         imitation = replace(self.plan.imitation, labels=min(self.plan.imitation.labels, most))
         if imitation.labels == 1:
             return self.books.objective, data.train
-        answering = Teachers([copy.deepcopy(teacher.module) for teacher in teachers])
         stored = data.train if type(data.train) is TensorDataset else None
         if stored is not None and (data.classes is not None or stored.tensors[1].dim() == 2):
-            logits = logits_of(answering, data.train, device=self.books.device)
+            logits = self._what_parents_say if teachers is self.parents else self._logits(teachers)
             return Mimicry(data.classes, imitation), answered(data.train, logits)
-        return Mimicry(data.classes, imitation, teacher=answering), data.train
+        return Mimicry(data.classes, imitation, teacher=_copied(teachers)), data.train
+
+    @cached_property
+    def _what_parents_say(self) -> Tensor:
+        return self._logits(self.parents)
+
+    def _logits(self, teachers: Sequence[ModelGraph]) -> Tensor:
+        return logits_of(_copied(teachers), self.books.data.train, device=self.books.device)
 
     def lineage(self, graph: ModelGraph, **more: Any) -> ModelGraph:
         """The network with a record of the merge."""
         record = {"pass": "merge", "parents": len(self.parents), **recorded(self.books.data), **more}
         return replace(graph, lineage=(*graph.lineage, {**record, "plan": asdict(self.plan)}))
+
+
+def _copied(teachers: Sequence[ModelGraph]) -> Teachers:
+    return Teachers([teacher.copy().module for teacher in teachers])

@@ -47,8 +47,11 @@ def alignment(graph: ModelGraph, like: ModelGraph, examples: Iterable[Tensor] | 
     """
     nodes = match_nodes(graph, like, 2)
     weights = _Weights(graph, like, match_parameters(graph, like, nodes))
-    evidence: list[_Evidence] = [weights] if examples is None else [_Activations(graph, like, nodes, examples), weights]
-    return _Alignment(graph, evidence).found()
+    nesting = Nesting(graph)
+    evidence: list[_Evidence] = [weights]
+    if examples is not None:
+        evidence.insert(0, _Activations(graph, like, nodes, nesting, examples))
+    return _Alignment(graph, nesting, evidence).found()
 
 
 class _Evidence(Protocol):
@@ -64,10 +67,9 @@ class _Evidence(Protocol):
 class _Alignment:
     """The orders that have been found so far."""
 
-    def __init__(self, graph: ModelGraph, evidence: Sequence[_Evidence]) -> None:
+    def __init__(self, graph: ModelGraph, nesting: Nesting, evidence: Sequence[_Evidence]) -> None:
         self._evidence = evidence
         self._maps: Maps = {}
-        nesting = Nesting(graph)
         spaces = [space for space in graph.spaces if not space.positions]
         self._dims = [space.dim for space in sorted(spaces, key=lambda space: not space.outer)]
         self._outers = {space.dim: nesting.outers(space) for space in spaces if not space.outer}
@@ -260,10 +262,14 @@ class _Activations:
     """Correlations of what is read, over all examples and places in them."""
 
     def __init__(
-        self, graph: ModelGraph, like: ModelGraph, nodes: Mapping[fx.Node, fx.Node], examples: Iterable[Tensor]
+        self,
+        graph: ModelGraph,
+        like: ModelGraph,
+        nodes: Mapping[fx.Node, fx.Node],
+        nesting: Nesting,
+        examples: Iterable[Tensor],
     ) -> None:
         self._found: dict[Dim, list[tuple[Term, Tensor]]] = {}
-        nesting = Nesting(graph)
         outers = {space.dim: nesting.outers(space) for space in graph.spaces}
         read = {access.value: graph.types.types[access.value] for access in graph.types.readers if access.value}
         places = [
