@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,10 +21,10 @@ from graphsurgery.graph import have_batch
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import Replicas, alias_copy
 from graphsurgery.network.outputs.modes import kept_modes
-from graphsurgery.network.outputs.naming import dropout_by_index, named_outputs, run
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.tracing.following.caches import Place, kept_by
+from graphsurgery.tracing.following.caches import Place, attributes, changed, kept_by
+from graphsurgery.tracing.gradients import MOST_APART, Slope, unlike, with_gradients
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
 _COARSE = 5e-2
@@ -32,8 +32,6 @@ _COARSE = 5e-2
 _NUDGE = {torch.float64: 1e-13, torch.float32: 1e-6}
 _NOISE = 20.0
 """Networks that amplify: where a nudge of every number moves an output, it may differ by so many times as much."""
-_GRADIENTS = 1e-2
-"""What the norm of a gradient may differ by, as a share of itself."""
 _LITTLE = 1e-6
 """What a gradient may have of the largest and count as none."""
 _ROWS = 4
@@ -273,19 +271,19 @@ class Likeness:
         # What the trace lacks has no gradient there, which is right only where it has none in the model.
         mine = [own.get(name, torch.zeros((), requires_grad=True)) for _, name in pairs]
         self._reset()
-        before = _attributes(self.model)
+        before = attributes(self.model)
         try:
-            expected, slopes, drawn = _with_gradients(self._own, self.x, trained)
+            expected, slopes, drawn = with_gradients(self._own, self.x, trained)
         except Exception:  # one value for each channel, say
             return
         try:
-            found, mine_slopes, drawn_too = _with_gradients(self.traced, self.x, mine)
+            found, mine_slopes, drawn_too = with_gradients(self.traced, self.x, mine)
         except Exception as cause:
             raise UnlikeModuleError(f"{self.name}: its trace does not train: {one_line(cause)}") from cause
 
-        def nudged() -> tuple[list[Tensor], list[_Slope], Tensor]:
+        def nudged() -> tuple[list[Tensor], list[Slope], Tensor]:
             self._reset()
-            return _with_gradients(self._own, self._nudged(self.x), trained)
+            return with_gradients(self._own, self._nudged(self.x), trained)
 
         if not torch.equal(drawn, drawn_too):
             raise UnlikeModuleError(
@@ -294,9 +292,9 @@ class Likeness:
         names = {id(p): n for n, p in self.model.named_parameters()}
         asked = [names[id(p)] for p in trained] + [f"input {i}" for i in range(len(slopes) - len(trained))]
         self._judge(found, expected, "in training", lambda: nudged()[0])
-        if any(map(_unlike, mine_slopes, slopes)):
+        if any(map(unlike, mine_slopes, slopes)):
             self._judge_gradients(mine_slopes, slopes, nudged()[1], asked)
-        if _changed(before, _attributes(self.model)):
+        if changed(before, attributes(self.model)):
             self._training_again(trained, mine, max(map(_apart, found, expected), default=0.0))
 
     def _training_again(self, trained: Sequence[Tensor], mine: Sequence[Tensor], first: float) -> None:
@@ -311,8 +309,8 @@ class Likeness:
         outcomes = []
         for module, parameters in ((self.traced, mine), (self._own, trained)):
             try:
-                _with_gradients(module, self.x, parameters)
-                outcomes.append(_with_gradients(module, self.x, parameters))
+                with_gradients(module, self.x, parameters)
+                outcomes.append(with_gradients(module, self.x, parameters))
             except Exception as cause:
                 raise UnlikeModuleError(
                     f"{self.name}: called again in training it fails ({one_line(cause)}); "
@@ -320,7 +318,7 @@ class Likeness:
                 ) from cause
         (found, mine_slopes, _), (expected, slopes, _) = outcomes
         self._judge_again(found, expected, first)
-        if any(map(_unlike, mine_slopes, slopes)):
+        if any(map(unlike, mine_slopes, slopes)):
             raise UnlikeModuleError(
                 f"{self.name}: called again in training its trace has other gradients; "
                 "the model keeps something from one call to the next"
@@ -345,7 +343,7 @@ class Likeness:
             )
 
     def _judge_gradients(
-        self, found: list[_Slope], expected: list[_Slope], nudged: list[_Slope], names: list[str]
+        self, found: list[Slope], expected: list[Slope], nudged: list[Slope], names: list[str]
     ) -> None:
         """Refuse gradients that differ by more than they do when every number is moved a little."""
         scale = max((slope.norm for slope in expected), default=0.0)
@@ -355,7 +353,7 @@ class Likeness:
                 raise UnlikeModuleError(
                     f"{self.name}: in training {name} has {has} gradient in its trace, and {model} in the model"
                 )
-            allowed = max(_GRADIENTS * max(slope.norm, 1e-3 * scale), _NOISE * moved.apart(slope))
+            allowed = max(MOST_APART * max(slope.norm, 1e-3 * scale), _NOISE * moved.apart(slope))
             if math.isfinite(slope.norm) and not own.apart(slope) <= allowed:
                 raise UnlikeModuleError(
                     f"{self.name}: in training the gradient of {name} differs in its trace by {own.apart(slope):.2g}, "
@@ -388,80 +386,6 @@ def _stretched(x: Tensor, shape: Sequence[int]) -> Tensor:
 def _run(module: Callable[..., Any], x: Sequence[Tensor]) -> list[Tensor]:
     """What a module gives, with the same random numbers each time; it may write into its inputs."""
     return list(run(module, [t.clone() for t in x], 0).values())
-
-
-def _weighed(output: Tensor, generator: torch.Generator) -> Tensor:
-    """The sum of an output, with a random weight for each number; of complex ones, for both of their parts."""
-    real = torch.view_as_real(output) if output.is_complex() else output
-    return (real * torch.randn(real.shape, generator=generator).to(real)).nan_to_num(0, 0, 0).sum()
-
-
-def _with_gradients(
-    module: Callable[..., Any], x: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> tuple[list[Tensor], list[_Slope], Tensor]:
-    """What a module gives in training, each gradient (of parameters, then of inputs), and what was drawn then."""
-    inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]
-    asked = [*parameters, *(t for t in inputs if t.requires_grad)]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), dropout_by_index():
-        torch.manual_seed(0)
-        # Not the leaves themselves, so that an operator in place may write into them.
-        output = module(*(t * 1 if t.requires_grad else t for t in inputs))
-        drawn = torch.get_rng_state()
-        outputs = list(named_outputs(output).values())
-        trained = [t for t in outputs if t.requires_grad and holds_numbers(t)]
-        weights = torch.Generator().manual_seed(1)
-        total: Any = sum(_weighed(t, weights) for t in trained)
-        found: Any = [None] * len(asked)
-        if isinstance(total, Tensor) and asked:
-            found = torch.autograd.grad(total, asked, allow_unused=True)
-    return [t.detach() for t in outputs], [_Slope.of(g) for g in found], drawn
-
-
-class _Slope(NamedTuple):
-    """What tells two gradients apart, in any order of their numbers: shuffled weights have another."""
-
-    norm: float
-    mean: float
-    others: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, gradient: Tensor | None) -> _Slope:
-        """None of these is larger than the norm. Of no gradient, all is 0."""
-        if gradient is None or not gradient.numel():
-            return cls(0.0, 0.0, (0.0, 0.0, 0.0))
-        flat = gradient.detach().flatten()
-        flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
-        root = math.sqrt(len(flat))
-        orders = [float(flat.norm(order)) for order in (1, 4, math.inf)]
-        return cls(float(flat.norm()), float(flat.sum()) / root, (orders[0] / root, orders[1], orders[2]))
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        return (self.norm, self.mean, *self.others)
-
-    def apart(self, other: _Slope) -> float:
-        """The largest difference in one of these."""
-        return max(abs(a - b) for a, b in zip(self.numbers, other.numbers, strict=True))
-
-
-def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> bool:
-    """Whether some attribute is another object than it was."""
-    return before.keys() != after.keys() or any(after[place] is not value for place, value in before.items())
-
-
-def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """What stands in the plain attributes of a module and its parts."""
-    return {
-        (path, name): value
-        for path, part in modules_of(model).items()
-        for name, value in vars(part).items()
-        if not name.startswith("_") and name != "training"
-    }
-
-
-def _unlike(own: _Slope, slope: _Slope) -> bool:
-    """Whether two gradients are not the same at first sight."""
-    return not own.apart(slope) <= _GRADIENTS * slope.norm
 
 
 def _apart(found: Tensor, expected: Tensor) -> float:

@@ -46,6 +46,21 @@ def kept_by(run: nn.Module, model: nn.Module) -> dict[Place, Any]:
     return found
 
 
+def changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> bool:
+    """Whether some attribute is another object than it was."""
+    return before.keys() != after.keys() or any(after[place] is not value for place, value in before.items())
+
+
+def attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What stands in the plain attributes of a module and its parts."""
+    return {
+        (path, name): value
+        for path, part in modules_of(model).items()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training"
+    }
+
+
 def forget(model: nn.Module, kept: Mapping[Place, Any], whole: Iterable[str]) -> None:
     """Take what a forward has kept out of a copy of a model, in place, but for modules that a trace keeps whole."""
     modules, whole = modules_of(model), list(whole)
