@@ -24,7 +24,7 @@ from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import run
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.tracing.following.caches import Place, attributes, changed, kept_by
-from graphsurgery.tracing.gradients import MOST_APART, Slope, unlike, with_gradients
+from graphsurgery.tracing.following.gradients import MOST_APART, Slope, unlike, with_gradients
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
 _COARSE = 5e-2

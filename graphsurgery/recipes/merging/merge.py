@@ -58,16 +58,7 @@ def merge(
     plan = plan or default_plan(parents)
     deep = as_deep(parents)
     checks, parents = deepened(parents, deep), deep
-    for position, parent in enumerate(parents, 1):
-        check_fits(data, parent.module, name=f"parent {position}")
-    for position, parent in enumerate(parents[1:], 2):
-        match_nodes(parents[0], parent, position)
-    unlike = unlike_sizes(parents)
-    if unlike is not None and not plan.trains:
-        raise SurgeryError(
-            f"merge: parents 1 and {unlike} have spaces of unlike sizes, whose weights have no average; "
-            f"--by {plan.by} needs equal ones, --by joint does not"
-        )
+    _check(parents, data, plan)
     books = Experiment(data, device=plan.fine_tuning.device, run=run, reporter=reporter)
     for check in checks:
         books.require(check)
@@ -90,6 +81,20 @@ def merge(
         origins=work.origins,
     )
     return Result(graph, outcome)
+
+
+def _check(parents: Sequence[ModelGraph], data: Data, plan: MergePlan) -> None:
+    """Find what does not fit together before anything is measured."""
+    for position, parent in enumerate(parents, 1):
+        check_fits(data, parent.module, name=f"parent {position}")
+    for position, parent in enumerate(parents[1:], 2):
+        match_nodes(parents[0], parent, position)
+    unlike = unlike_sizes(parents)
+    if unlike is not None and not plan.trains:
+        raise SurgeryError(
+            f"merge: parents 1 and {unlike} have spaces of unlike sizes, whose weights have no average; "
+            f"--by {plan.by} needs equal ones, --by joint does not"
+        )
 
 
 def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[Check]:
