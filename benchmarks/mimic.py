@@ -69,7 +69,8 @@ def one_seed(whole: Data, seed: int, labelled: int, found: dict[tuple[str, int],
     known, rest = order[:labelled], order[labelled:]
     data = replace(whole, train=TensorDataset(x[known], y[known]))
     members = [
-        train(TEACHER, data, replace(TEACHING, seed=10 * seed + index), reporter=SILENT)[0].module for index in range(3)
+        train(TEACHER, data, replace(TEACHING, seed=10 * seed + index), reporter=SILENT).graph.module
+        for index in range(3)
     ]
     everyone, one = Teachers(members), Teachers(members[:1])
     more = unlabelled(TensorDataset(x[rest], y[rest]))

@@ -170,24 +170,16 @@ def lottery(
         settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     run = Run(output / "states", config=settings)
     clean_parts(output)
-    found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter())
+    found = recipe(model, examples, tickets, start=start, run=run, folder=output, reporter=screen.reporter()).outcome
     for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
         with atomic_write(file) as partial:
             partial.write_text(text)
     draw_lottery(found, picture)
     screen.show(lottery_table(found))
     screen.checks(found.checks)
-    number = found.chosen or tickets.rounds
-    ticket = output / "seed-0" / f"round-{number:02d}.pt"
-    screen.line("chosen", _words(found.chosen, found.metric))
+    ticket = output / "seed-0" / f"round-{found.delivered:02d}.pt"
+    screen.line("chosen", found.verdict)
     screen.line("wrote", f"{table}, {picture}, {numbers}")
     screen.line("wrote", f"{output}/seed-N/round-NN.pt (tickets: masked, with their bits in the metadata)")
     document |= {"lottery": found.as_dict(), "files": {"table": table, "picture": picture, "ticket": ticket}}
     screen.finish(document, "compress", ticket, "--dead", "-o", output / "small.pt")
-
-
-def _words(chosen: int | None, metric: str) -> str:
-    """Which round is best, by what."""
-    if chosen is None:
-        return f"no round: by validation {metric} all are worse than the dense network"
-    return f"round {chosen}, the last whose mean validation {metric} is not worse than the dense network's"

@@ -85,17 +85,11 @@ def slim(
         Also write an HTML report.
     """
     writing.allow(network=output, report=report, reads=[model, data, opening.arch])
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from graphsurgery.cli.output import Screen
     from graphsurgery.cli.session import Session, show_sizes
-    from graphsurgery.recipes.slimming.slimmable import (
-        Statistics,
-        measure_widths,
-        save_slimmable,
-        train_slimmable,
-        usual_widths,
-    )
+    from graphsurgery.recipes.slimming.slimmable import save_slimmable, train_slimmable, usual_widths
     from graphsurgery.surgery.channels.slimming import Slimmable
     from graphsurgery.training.data.loading import check_fits
 
@@ -114,12 +108,10 @@ def slim(
         return
     settings = {"command": "slim", **document, "plan": {**asdict(plan), "training": training.what_fixes_the_result()}}
     folder = run.open(screen, settings)
-    slimmable, curves, checks = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter())
-    statistics = Statistics(slimmable)
-    outcome = measure_widths(statistics, examples, curves=curves, checks=checks)
+    found = train_slimmable(graph, examples, plan, run=folder, reporter=screen.reporter()).outcome
     session = Session(screen, document, output, report=report)
-    outcome = replace(session.with_files(outcome), config=asdict(plan))
-    save_slimmable(statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
+    outcome = session.with_files(found)
+    save_slimmable(found.statistics, output, **document, metrics=[asdict(row) for row in outcome.rows])
     session.report(outcome)
     session.show(outcome)
     narrow = f"{outcome.widths[len(outcome.widths) // 2]:g}"

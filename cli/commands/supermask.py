@@ -137,7 +137,8 @@ def supermask(
     settings = {**document, "command": "supermask"}
     settings["plan"] = {**asdict(plan), "training": plan.training.what_fixes_the_result()}
     folder = run.open(screen, settings)
-    found, outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter())
+    outcome = recipe(spec, examples, plan, run=folder, reporter=screen.reporter()).outcome
+    found = outcome.supermask
     size = save_supermask(found, output)
     screen.show(OutcomeTable(outcome))
     screen.checks(outcome.checks)

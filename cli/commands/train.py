@@ -48,8 +48,6 @@ def train(
     from graphsurgery.recipes import train as recipe
     from graphsurgery.surgery.channels.cost import cost
     from graphsurgery.training.devices import end_processes, process_rank
-    from graphsurgery.training.loop.evaluation import evaluate
-    from graphsurgery.training.objectives.tasks import objective_for
 
     screen = Screen(shown)
     examples = open_data(data, spec, seed=plan.seed)
@@ -74,15 +72,13 @@ def train(
         **({} if answer is None else {"answer": answer}),
     }
     folder = run.open(screen, settings)
-    graph, history = recipe.train(spec, examples, plan, answer=answer, run=folder, reporter=screen.reporter())
-    objective = objective_for(examples)
-    parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
-    found = {name: evaluate(graph.module, part, objective, device=plan.device) for name, part in parts.items()}
+    graph, outcome = recipe.train(spec, examples, plan, answer=answer, run=folder, reporter=screen.reporter())
+    found = {part: getattr(outcome.row("trained"), part) for part in ("train", "validation", "test")}
     table = columns(data, *found["test"], right=list(found["test"]))
     for name, metrics in found.items():
         table.add_row(name, *(f"{value:.4f}" for value in metrics.values()))
     if process_rank()[0] == 0:
-        save(graph, output, **document, metrics=found, best_epoch=history.best_epoch)
+        save(graph, output, **document, metrics=found, best_epoch=outcome.config["best_epoch"])
     end_processes()
     screen.show(table)
     screen.line("wrote", str(output))

@@ -22,7 +22,7 @@ from graphsurgery.passes.widen import EXACT, widen
 from graphsurgery.recipes.compression.shrink import fine_tuning
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Check, Result, comparison
+from graphsurgery.recipes.outcome import Check, Outcome, Result, comparison
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data
@@ -170,7 +170,7 @@ def grow(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Widen and deepen a trained network and train it on, next to its controls.
 
     Args:

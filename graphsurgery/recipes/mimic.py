@@ -24,7 +24,7 @@ from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Result, Row, comparison
+from graphsurgery.recipes.outcome import Outcome, Result, Row, comparison
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits, recorded
@@ -78,7 +78,7 @@ def mimic(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Train a student on the logits of its teachers.
 
     Args:

@@ -31,7 +31,7 @@ def digits():
 @pytest.fixture(scope="module")
 def teachers(digits):
     plans = [replace(PLAN, seed=seed, epochs=4) for seed in (0, 1)]
-    return {f"t{p.seed}": train("paper/cnn?width=4", digits, p, reporter=SilentReporter())[0].module for p in plans}
+    return {f"t{p.seed}": train("paper/cnn?width=4", digits, p, reporter=SilentReporter()).graph.module for p in plans}
 
 
 def test_everything_is_measured(digits, teachers, tmp_path):
@@ -80,7 +80,7 @@ def test_teachers_that_do_not_beat_the_student_are_hopeless(gain, warns):
 
 
 def test_a_cut_network_learns_from_what_it_was(digits):
-    graph, _ = train("paper/cnn?width=4", digits, replace(PLAN, epochs=4), reporter=SilentReporter())
+    graph = train("paper/cnn?width=4", digits, replace(PLAN, epochs=4), reporter=SilentReporter()).graph
     wrong = replace(digits, train=TensorDataset(digits.train.tensors[0], torch.zeros_like(digits.train.tensors[1])))
     accuracy = {}
     for recover in ("labels", "mimic"):

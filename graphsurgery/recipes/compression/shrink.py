@@ -15,7 +15,7 @@ from graphsurgery.models.spec_text import parse_value
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import EVERY, compress
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Result
+from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.surgery.channels.planning import Price
 from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples, in_order
@@ -119,7 +119,7 @@ def shrink(
     small: ModelGraph | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Cut, recalibrate BatchNorm and fine-tune with a fresh optimizer; every step is measured.
 
     Args:

@@ -16,7 +16,7 @@ from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import GUESSES, Merging
-from graphsurgery.recipes.outcome import Check, Result, Row, comparison
+from graphsurgery.recipes.outcome import Check, Outcome, Result, Row, comparison
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
 from graphsurgery.training.data.dataset import Data
@@ -36,7 +36,7 @@ def merge(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Merge trained networks of one topology into one.
 
     Args:
