@@ -28,10 +28,10 @@ import graphsurgery as gs
 from graphsurgery.models.supermasks import save_supermask
 from graphsurgery.recipes.compression.dead import without_dead
 from graphsurgery.recipes.lottery.lottery import lottery
-from graphsurgery.recipes.lottery.supermask import DENSITIES, SupermaskPlan, supermask
-from graphsurgery.recipes.lottery.tickets import LotteryPlan
-from graphsurgery.surgery.masks.restarts import Restart
-from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection
+from graphsurgery.recipes.lottery.plans import DENSITIES, LotteryPlan, SupermaskPlan
+from graphsurgery.recipes.lottery.supermask import supermask
+from graphsurgery.surgery.masks.plans import Restart, Selection
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA
 from graphsurgery.training.data import Data, load_data, split
 from graphsurgery.training.loop.plan import MIXED_PRECISION, TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter

@@ -25,13 +25,14 @@ from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import Data, load_data
 from graphsurgery.training.data.transfer import answered, augmented, unlabelled
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.loop.run import History
 from graphsurgery.training.objectives import CrossEntropy, Objective, objective_for
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 TEACHER = "paper/resnet20?in_channels=1&width=8"

@@ -30,7 +30,8 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.recipes.slimming.slimmable import SlimPlan, train_slimmable
+from graphsurgery.recipes.slimming.plan import SlimPlan
+from graphsurgery.recipes.slimming.slimmable import train_slimmable
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.slimming import Slimmable

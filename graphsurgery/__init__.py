@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from graphsurgery.recipes.lottery.lottery import lottery
     from graphsurgery.recipes.lottery.supermask import supermask
     from graphsurgery.recipes.merging.merge import merge
-    from graphsurgery.recipes.mimic import mimic
+    from graphsurgery.recipes.mimicking.mimic import mimic
     from graphsurgery.recipes.slimming.slimmable import train_slimmable
     from graphsurgery.recipes.train import train
     from graphsurgery.surgery.channels.cost import cost
@@ -132,7 +132,7 @@ _HOMES = {
     "lottery": "recipes.lottery.lottery",
     "mask": "passes.mask",
     "merge": "recipes.merging.merge",
-    "mimic": "recipes.mimic",
+    "mimic": "recipes.mimicking.mimic",
     "open_model": "models.loading",
     "prune_dead": "passes.prune_dead",
     "recover_without_labels": "recipes.compression.label_free",

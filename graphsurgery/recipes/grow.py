@@ -63,6 +63,10 @@ class Growth:
     block: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if "auto" in self.after and len(self.after) > 1:
+            raise SurgeryError("deepen: --after auto takes every place; give no other beside it")
+
     @property
     def widens(self) -> bool:
         """Whether spaces grow."""
@@ -150,6 +154,12 @@ class GrowPlan:
     training: TrainingPlan
     scratch: TrainingPlan
     controls: tuple[str, ...] = CONTROLS
+
+    def settings(self) -> dict[str, Any]:
+        """What fixes the result beside the growth, so that an interrupted run can go on."""
+        trainings = {"training": self.training, "scratch": self.scratch}
+        found = {name: plan.what_fixes_the_result() for name, plan in trainings.items()}
+        return {**found, "controls": list(self.controls)}
 
 
 def default_plan(

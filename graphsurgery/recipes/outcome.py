@@ -115,6 +115,16 @@ class Outcome:
         """The row of this name."""
         return next(row for row in self.rows if row.name == name)
 
+    def require(self, command: str) -> None:
+        """Refuse to say that all went well where a contract does not hold.
+
+        Raises:
+            CheckFailedError: it names those that do not.
+        """
+        failing = [check.name for check in self.checks if not check.holds]
+        if failing:
+            raise CheckFailedError(f"{command}: {len(failing)} checks fail: {', '.join(failing)}; see the lines above")
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form of what every outcome has."""
         return asdict(Outcome(**{one.name: getattr(self, one.name) for one in fields(Outcome)}))

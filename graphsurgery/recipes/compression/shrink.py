@@ -22,11 +22,12 @@ from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Objective, objective_for
 from graphsurgery.training.objectives.teachers import Teachers
 

@@ -25,13 +25,15 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, LotteryPlan, Point, mean_and_deviation
+from graphsurgery.recipes.lottery.plans import LotteryPlan
+from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, Point, mean_and_deviation
 from graphsurgery.recipes.outcome import Check, Result, Row, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.restarts import CONTROLS, Restart, Start, put, restart
+from graphsurgery.surgery.masks.plans import CONTROLS, Restart
+from graphsurgery.surgery.masks.restarts import Start, put, restart
 from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, select
 from graphsurgery.surgery.masks.training import masked
 from graphsurgery.training.data.batches import mixed_seed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -18,59 +18,40 @@ from torch import nn
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
+from graphsurgery.models.specs import names_file
 from graphsurgery.models.supermasks import Supermask, prepare
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.lottery.plans import SupermaskPlan
 from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection, select
+from graphsurgery.surgery.masks.plans import Selection
+from graphsurgery.surgery.masks.selection import select
 from graphsurgery.surgery.masks.training import parametrized
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.loop.evaluation import evaluate, recalibrate
-from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.learned_masks import BernoulliMask, TopKMask
 
-METHODS = ("learned", "top-k", "heuristic")
-DENSITIES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 DRAWS = 10
+"""How many sampled scores are averaged."""
 
 
-@dataclass(frozen=True)
-class SupermaskPlan:
-    """How a mask is found.
+def check_spec(spec: str) -> None:
+    """Refuse a file: its weights are drawn by no seed.
 
-    Attributes:
-        method: `learned` (Bernoulli), `top-k`, or `heuristic`, by criteria of a network that is trained for it.
-        training: of the scores; with `heuristic`, of the network whose weights the criteria look at.
-        constant: weights are the signs of the drawn ones times the standard deviation of their tensor.
-        rescaled: living weights are multiplied by how many there are of each; with `heuristic` they are not.
-        through_factor: see `BernoulliMask`.
-        density: of `top-k`, in every tensor.
-        criteria, densities: what `heuristic` tries.
+    Raises:
+        SurgeryError: it is one.
     """
-
-    method: str = "learned"
-    training: TrainingPlan = field(default_factory=TrainingPlan)
-    constant: bool = True
-    rescaled: bool = True
-    through_factor: bool = False
-    density: float = 0.5
-    criteria: tuple[str, ...] = tuple(WEIGHT_CRITERIA)
-    densities: tuple[float, ...] = DENSITIES
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SurgeryError(f"supermask: method is {self.method!r}; choose from {', '.join(METHODS)}")
-        for density in (self.density, *self.densities):
-            if not 0 < density <= 1:
-                raise SurgeryError(f"supermask: density is {density:g}, expected a share above 0 and at most 1")
-        for criterion in self.criteria:
-            Selection(criterion)
+    if names_file(spec):
+        raise SurgeryError(
+            f"supermask: {spec} is a file, and a supermask's weights are drawn by a seed; give a model spec, or prune "
+            "the weights of the file with lottery"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

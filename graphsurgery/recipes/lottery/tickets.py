@@ -1,74 +1,18 @@
-"""How lottery tickets are drawn, and what was found out about them: plain data."""
+"""What was found out about lottery tickets: plain data."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from graphsurgery.errors import SurgeryError
 from graphsurgery.recipes.outcome import Outcome
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.masks.restarts import CONTROLS, Restart
-from graphsurgery.surgery.masks.selection import Selection
-from graphsurgery.training.loop.plan import TrainingPlan
 
 TICKET = "ticket"
-
-
-@dataclass(frozen=True)
-class LotteryPlan:
-    """How tickets are drawn.
-
-    Attributes:
-        training: of the dense network and of every round; its seed is that of the first network.
-        rounds: how often weights are pruned.
-        density: the share of the weights that lives after the last round, where their rate has the factor 1.
-        one_shot: cut every density from the dense network instead of from the round before.
-        selection: which weights stay.
-        restart: what a ticket starts from.
-        rewind_to: the step whose weights a ticket goes back to.
-        controls: names in `restarts.CONTROLS`, each trained under the ticket's mask.
-        control_rounds: the rounds in which controls are trained; none stands for all.
-        seeds: how many networks, from as many seeds.
-        stop_every: steps between readings of the validation loss, which the early-stopping step comes from; it is read
-            at the end of each epoch in any case.
-    """
-
-    training: TrainingPlan = field(default_factory=TrainingPlan)
-    rounds: int = 12
-    density: float = 0.07
-    one_shot: bool = False
-    selection: Selection = field(default_factory=Selection)
-    restart: Restart = field(default_factory=Restart)
-    rewind_to: int = 0
-    controls: tuple[str, ...] = ()
-    control_rounds: tuple[int, ...] = ()
-    seeds: int = 1
-    stop_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "seeds"):
-            if getattr(self, name) < 1:
-                raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected at least 1")
-        if not 0 < self.density < 1:
-            raise SurgeryError(f"lottery: density is {self.density:g}, expected a share between 0 and 1")
-        for name in ("rewind_to", "stop_every"):
-            if getattr(self, name) < 0:
-                raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected a number of steps from 0")
-        for name in self.controls:
-            if name not in CONTROLS:
-                raise SurgeryError(f"lottery: control {name!r} is unknown; choose from {'; '.join(CONTROLS)}")
-        for number in self.control_rounds:
-            if not 1 <= number <= self.rounds:
-                raise SurgeryError(f"lottery: control round {number} is not one of the rounds 1 to {self.rounds}")
-
-    def keep(self, number: int) -> float:
-        """The share of the weights that stay in a round, of those that live or, in one shot, of all."""
-        return float(self.density ** ((number if self.one_shot else 1) / self.rounds))
 
 
 @dataclass(frozen=True)

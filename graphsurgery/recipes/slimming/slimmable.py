@@ -18,11 +18,11 @@ from graphsurgery.passes.slim import slim
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Check, Outcome, Result
+from graphsurgery.recipes.slimming.plan import SlimPlan
 from graphsurgery.surgery.channels.slimming import Slimmable, Width, batch_norms, key_of, pack_norms, unpack_norms
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.loop.evaluation import recalibrate
-from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.sandwich import Sandwich
@@ -31,33 +31,6 @@ SHOWN = (0.25, 0.5, 0.75, 1.0)
 _SETTINGS = ("min_width", "round_to", "switchable")
 _OLD_SETTINGS = {"minimum": "min_width", "divisor": "round_to"}
 """What files were written with before."""
-
-
-@dataclass(frozen=True)
-class SlimPlan:
-    """How a network is trained for every width.
-
-    Attributes:
-        training: the training.
-        min_width: the smallest width.
-        round_to: numbers of channels become multiples of this.
-        widths: how many each step trains.
-        rule: `sandwich`, or as controls `random` and `widest`.
-        distil: whether narrow networks learn what the widest says.
-        warmup: fraction of the training in which they learn labels.
-        sort: put important channels first, where the network is trained already.
-        switchable: the only widths, each with BatchNorms of its own; none: any width, and shared BatchNorms.
-    """
-
-    training: TrainingPlan
-    min_width: float = 0.25
-    round_to: int = 1
-    widths: int = 4
-    rule: str = "sandwich"
-    distil: bool = True
-    warmup: float = 0.5
-    sort: bool = True
-    switchable: tuple[float, ...] = ()
 
 
 def train_slimmable(

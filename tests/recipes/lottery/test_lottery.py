@@ -10,12 +10,12 @@ from graphsurgery.checkpoint import read_metadata
 from graphsurgery.models.loading import open_model
 from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.lottery.lottery import lottery
-from graphsurgery.recipes.lottery.tickets import LotteryPlan, mean_and_deviation
+from graphsurgery.recipes.lottery.plans import LotteryPlan
+from graphsurgery.recipes.lottery.tickets import mean_and_deviation
 from graphsurgery.recipes.train import fresh
 from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.masks.restarts import Restart
-from graphsurgery.surgery.masks.selection import Selection
+from graphsurgery.surgery.masks.plans import Restart, Selection
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan

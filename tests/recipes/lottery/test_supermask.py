@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 
 import graphsurgery as gs
 from graphsurgery.models.supermasks import drawn, load_supermask, save_supermask
-from graphsurgery.recipes.lottery.supermask import SupermaskPlan, supermask
+from graphsurgery.recipes.lottery.plans import SupermaskPlan
+from graphsurgery.recipes.lottery.supermask import supermask
 from graphsurgery.surgery.masks.mask_set import maskable
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.evaluation import evaluate

@@ -9,8 +9,8 @@ import zoo
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.slimming import width_choice
+from graphsurgery.recipes.slimming.plan import SlimPlan
 from graphsurgery.recipes.slimming.slimmable import (
-    SlimPlan,
     Statistics,
     load_slimmable,
     measure_widths,

@@ -10,13 +10,14 @@ from torch.utils.data import TensorDataset
 
 import graphsurgery as gs
 from graphsurgery.recipes.compression.shrink import Cut, recovery, shrink
-from graphsurgery.recipes.mimic import MimicPlan, hopeless, mimic
+from graphsurgery.recipes.mimicking.mimic import hopeless, mimic
+from graphsurgery.recipes.mimicking.plan import MimicPlan
 from graphsurgery.recipes.outcome import Row
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import load_data
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
-from graphsurgery.training.objectives.imitation import Imitation
 from graphsurgery.training.objectives.tasks import CrossEntropy
 
 PLAN = TrainingPlan(epochs=2, lr=0.05, device="cpu")
