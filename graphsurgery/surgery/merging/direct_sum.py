@@ -21,7 +21,7 @@ from graphsurgery.axes.types import Mixing, Typing, is_inside, tensor_types
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import Boundary, either, shift_mask
-from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
+from graphsurgery.network.operators import Trait, spellings
 from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import holds_numbers
@@ -29,11 +29,11 @@ from graphsurgery.surgery.editor import setting
 from graphsurgery.surgery.grouping import groups_of
 
 _NOT_LINEAR = frozenset(
-    kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
+    kind for kind in spellings(Trait.POSITIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
 )
 _LINEAR = frozenset(
     {
-        *POOLING_MODULES, *POOLING_FUNCTIONS, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten,
+        *spellings(Trait.POSITIONS), nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten,
         torch.reshape, torch.permute, torch.transpose, torch.cat, torch.stack, torch.mean, torch.sum, torch.add,
         torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
         torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.operators import Trait, is_a, operator_of
+from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.values.evaluation import values_for
 
 Wire = tuple[fx.Node, int]
@@ -28,34 +28,6 @@ Wiring = tuple[Wire, ...]
 
 Order = tuple[int, ...]
 """Channels in another order: the old number of each new one."""
-
-_LAYOUTS = frozenset(
-    {
-        torch.reshape, "reshape", "view", torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten",
-        nn.Unflatten, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", nn.Identity, torch.split,
-        "split", torch.split_with_sizes, "split_with_sizes", torch.chunk, "chunk", torch.tensor_split, "tensor_split",
-        torch.narrow, "narrow", torch.unbind, "unbind", torch.cat, torch.concat,
-    }
-)  # fmt: skip
-_LAYOUTS_FROM = frozenset(
-    {
-        torch.flatten, "flatten", torch.unflatten, "unflatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
-    }
-)  # fmt: skip
-_REORDERINGS = frozenset(
-    {
-        torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.permute, "permute", torch.movedim, "movedim",
-        torch.stack, F.channel_shuffle, torch.native_channel_shuffle, nn.ChannelShuffle,
-    }
-)  # fmt: skip
-
-
-_MOVEMENTS = _LAYOUTS | _REORDERINGS
-
-
-def operator_of(module: fx.GraphModule, node: fx.Node) -> Any:
-    """What a node runs: the class of a module, a function, or the name of a method."""
-    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
 
 class Movement:
@@ -70,7 +42,6 @@ class Movement:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self._leaves = modules_of(module)
         self._larger: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
@@ -113,9 +84,6 @@ class Movement:
         computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
         return computed or node in self.wirings or node in self.layouts
 
-    def _operator(self, node: fx.Node) -> Any:
-        return type(self._leaves[str(node.target)]) if node.op == "call_module" else node.target
-
     def _moves(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
             return False
@@ -124,13 +92,13 @@ class Movement:
             assert isinstance(source, fx.Node)
             known = source in self.origins or isinstance(source.meta["value"], Tensor)
             return known and not has_tensors(_plain(index))
+        known = is_a(self.module, node, Trait.LAYS_OUT, Trait.REORDERS)
         # `x.view(dtype)` looks at other bytes.
-        known = self._operator(node) in _MOVEMENTS
         return known and not any(isinstance(a, torch.dtype) for a in node.args)
 
     def _reorders(self, node: fx.Node) -> bool:
         if node.target is not operator.getitem:
-            return self._operator(node) in _REORDERINGS
+            return is_a(self.module, node, Trait.REORDERS)
         index = _plain(node.args[1])
         items = index if isinstance(index, tuple) else (index,)
         return any(isinstance(i, list) or (isinstance(i, slice) and i.step not in (None, 1)) for i in items)
@@ -237,22 +205,23 @@ def _alike(a: Any, b: Any) -> bool:
 
 def lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node gives another shape to the positions of a tensor; its axes 0 and 1 stay, whatever the sizes."""
-    kind, source = operator_of(module, node), node.args[0] if node.args else None
+    known, source = operator_of(module, node), node.args[0] if node.args else None
+    name = known.name if known else None
     if not isinstance(source, fx.Node) or not isinstance(source.meta["value"], Tensor):
         return False
     shape, new = source.meta["value"].shape, node.meta["value"]
     if not isinstance(new, Tensor) or min(len(shape), new.dim()) < 2 or shape[:2] != new.shape[:2]:
         return False
-    if kind in (torch.reshape, "reshape", "view"):
+    if name == "reshape":
         sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
         return len(sizes) > 1 and -1 not in sizes[:2]
     named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
-    if kind is nn.Flatten:
+    if node.op == "call_module" and name == "flatten":
         named = module.get_submodule(str(node.target)).start_dim
-    elif kind not in _LAYOUTS_FROM:
+    elif name not in ("flatten", "unflatten", "squeeze", "unsqueeze"):
         return False
     axes = named if isinstance(named, (list, tuple)) else [named]
-    rank = len(shape) + (kind in (torch.unsqueeze, "unsqueeze"))
+    rank = len(shape) + (name == "unsqueeze")
     return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
 
 
