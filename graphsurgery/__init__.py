@@ -9,9 +9,10 @@ Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery,
 They take    TrainingPlan, load_data, remap_optimizer
 Errors       SurgeryError and its kinds: TraceError, UnsupportedError, SpecError, CheckpointError, CheckFailedError
 
-A pass takes typed graphs and returns a new one; a recipe trains and measures, too. Every function says what it takes,
-what it raises and where it comes from: `help(gs.compress)`. Importing this package is cheap; torch is imported when a
-name is first used.
+A pass takes typed graphs and returns a new one; a recipe trains and measures, too: it returns `Result(graph, outcome)`,
+where the outcome has a row for each network, and of `lottery`, `supermask` and `train_slimmable` what else they made.
+Every function says what it takes, what it raises and where it comes from: `help(gs.compress)`. Importing this package
+is cheap; torch is imported when a name is first used.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from graphsurgery.recipes.lottery.lottery import lottery
     from graphsurgery.recipes.lottery.supermask import supermask
     from graphsurgery.recipes.merging.merge import merge
-    from graphsurgery.recipes.mimic import mimic
+    from graphsurgery.recipes.mimicking.mimic import mimic
     from graphsurgery.recipes.slimming.slimmable import train_slimmable
     from graphsurgery.recipes.train import train
     from graphsurgery.surgery.channels.cost import cost
@@ -131,7 +132,7 @@ _HOMES = {
     "lottery": "recipes.lottery.lottery",
     "mask": "passes.mask",
     "merge": "recipes.merging.merge",
-    "mimic": "recipes.mimic",
+    "mimic": "recipes.mimicking.mimic",
     "open_model": "models.loading",
     "prune_dead": "passes.prune_dead",
     "recover_without_labels": "recipes.compression.label_free",
