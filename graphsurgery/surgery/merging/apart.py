@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.axes.algebra import Axis, resolve, term_size
+from graphsurgery.axes.algebra import Axis, resolve
 from graphsurgery.axes.types import TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
@@ -27,9 +27,6 @@ from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.merging.direct_sum import Layout, State, can_be_joined, hands_on
 from graphsurgery.surgery.merging.side_by_side import Family
 from graphsurgery.surgery.remap import erase_unused_numbers
-
-_MOST_PIECES = 16
-"""Of how many pieces a slice may be put together; where there are more, the axis is unfolded first."""
 
 
 def names_apart(graph: ModelGraph, layout: Layout) -> set[str]:
@@ -192,19 +189,17 @@ class _Keeping:
         return value
 
     def _sliced_axis(self, teacher: int, value: fx.Node, index: int, axis: Axis) -> fx.Node:
-        runs = self.family.runs(teacher, axis)
-        if len(runs) > _MOST_PIECES and (outer := _fixed_outside(axis)):
-            size = self.family.size(axis) // outer
-            unfolded = self._node("call_method", "unflatten", (value, index, (outer, size)), value)
-            part = self._narrowed(unfolded, index + 1, *self._first_run(teacher, axis, outer))
+        inner = _repeated(axis)
+        if inner is not None:
+            part = self._sliced_axis(teacher, self._unfolded(value, index, self.family.size(inner)), index + 1, inner)
             return self._node("call_method", "flatten", (part, index, index + 1), value)
+        runs = self.family.runs(teacher, axis)
         pieces = [self._narrowed(value, index, start, length) for _, start, length in runs]
         return pieces[0] if len(pieces) == 1 else self._node("call_function", torch.cat, (pieces, index), value)
 
-    def _first_run(self, teacher: int, axis: Axis, outer: int) -> tuple[int, int]:
-        """Where one network lies in each of the equal parts of an axis, and how long."""
-        places = self.family.places(teacher, axis)
-        return int(places[0]), len(places) // outer
+    def _unfolded(self, value: fx.Node, index: int, size: int) -> fx.Node:
+        """An axis of equal parts as two; how many they are may follow the batch."""
+        return self._node("call_method", "unflatten", (value, index, (-1, size)), value)
 
     def _narrowed(self, value: fx.Node, index: int, start: int, length: int) -> fx.Node:
         return self._node("call_method", "narrow", (value, index, start, length), value)
@@ -237,6 +232,12 @@ class _Keeping:
 
     def _beside(self, parts: list[fx.Node], index: int, axis: Axis) -> fx.Node:
         """The networks' values side by side on one axis, where each lies in the direct sum."""
+        inner = _repeated(axis)
+        if inner is not None:
+            sizes = [len(self.family.places(teacher, inner)) for teacher in range(self.count)]
+            unfolded = [self._unfolded(part, index, size) for part, size in zip(parts, sizes, strict=True)]
+            joined = self._beside(unfolded, index + 1, inner)
+            return self._node("call_method", "flatten", (joined, index, index + 1), parts[0])
         pieces = [
             (there, part, here, length)
             for teacher, part in enumerate(parts)
@@ -244,14 +245,6 @@ class _Keeping:
         ]
         if len(pieces) == len(parts):
             return self._node("call_function", torch.cat, (parts, index), parts[0])
-        if len(pieces) > _MOST_PIECES * len(parts) and (outer := _fixed_outside(axis)):
-            lengths = [len(self.family.places(t, axis)) // outer for t in range(self.count)]
-            unfolded = [
-                self._node("call_method", "unflatten", (part, index, (outer, length)), part)
-                for part, length in zip(parts, lengths, strict=True)
-            ]
-            joined = self._node("call_function", torch.cat, (unfolded, index + 1), parts[0])
-            return self._node("call_method", "flatten", (joined, index, index + 1), parts[0])
         pieces.sort(key=lambda piece: piece[0])
         cut = [self._narrowed(part, index, here, length) for _, part, here, length in pieces]
         return self._node("call_function", torch.cat, (cut, index), parts[0])
@@ -280,11 +273,15 @@ class _Keeping:
         return found if isinstance(value, Mapping) else tuple(found.values())
 
 
-def _fixed_outside(axis: Axis) -> int:
-    """How many equal parts an axis has, next to each other; 0 where it is not one product with a fixed dim outside."""
+def _repeated(axis: Axis) -> Axis | None:
+    """What an axis is a number of equal parts of, next to each other; None where it is no such."""
     terms = resolve(axis)
-    fixed = len(terms) == 1 and len(terms[0]) > 1 and terms[0][0].fixed
-    return term_size(terms[0][:1]) if fixed else 0
+    if len(terms) == 1:
+        return (terms[0][1:],) if len(terms[0]) > 1 and terms[0][0].fixed else None
+    for period in range(1, len(terms) // 2 + 1):
+        if len(terms) % period == 0 and terms == terms[:period] * (len(terms) // period):
+            return terms[:period]
+    return None
 
 
 def _has(module: nn.Module, path: str) -> bool:

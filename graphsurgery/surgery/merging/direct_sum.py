@@ -100,7 +100,8 @@ def layout(family: Family, *, first: bool = False) -> Layout:
     following = _Following(family)
     while following.walk() and not first:
         pass
-    return Layout(following.states, following.apart)
+    order = [node for node in family.graphs[0].module.graph.nodes if node in following.apart]
+    return Layout(following.states, {node: following.apart[node] for node in order})
 
 
 def hands_on(node: fx.Node) -> bool:
