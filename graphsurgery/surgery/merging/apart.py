@@ -24,8 +24,8 @@ from graphsurgery.network.copying import copy_module
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import put_at
-from graphsurgery.surgery.merging.direct_sum import Layout, State, can_be_joined, hands_on
-from graphsurgery.surgery.merging.side_by_side import Family
+from graphsurgery.surgery.merging.direct_sum import Layout, State
+from graphsurgery.surgery.merging.side_by_side import Family, hands_on
 from graphsurgery.surgery.remap import erase_unused_numbers
 
 
@@ -222,7 +222,7 @@ class _Keeping:
         parts, typed = self._parts[old], self.types.types[old]
         if hands_on(reader):
             return self._mean(parts, old, old.meta["value"])
-        if not can_be_joined(typed, self.family.summed):
+        if not self.family.can_be_joined(old):
             assert not has_tensors(reader.meta["value"])
             return parts[0]
         if old not in self._joined:

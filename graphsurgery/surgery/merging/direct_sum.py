@@ -26,12 +26,11 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, written_together
 from graphsurgery.network.layers import Boundary, either, shift_mask
 from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
-from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import setting
 from graphsurgery.surgery.grouping import groups_of
-from graphsurgery.surgery.merging.side_by_side import Family
+from graphsurgery.surgery.merging.side_by_side import Family, hands_on
 
 _NOT_LINEAR = frozenset(
     kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
@@ -102,20 +101,6 @@ def layout(family: Family, *, first: bool = False) -> Layout:
         pass
     order = [node for node in family.graphs[0].module.graph.nodes if node in following.apart]
     return Layout(following.states, {node: following.apart[node] for node in order})
-
-
-def hands_on(node: fx.Node) -> bool:
-    """Whether a node is the output, or a named tuple or dataclass of what is given."""
-    return node.op == "output" or is_record(node.target)
-
-
-def can_be_joined(typed: Any, summed: Iterable[Dim]) -> bool:
-    """Whether what every network gives can stand side by side in one tensor: on one axis, with nothing in common."""
-    if not isinstance(typed, TensorType):
-        return False
-    parts = [[sum(dim in summed for dim in term) for term in resolve(axis)] for axis in typed.axes]
-    sides = [counts for counts in parts if any(counts)]
-    return len(sides) == 1 and all(count == 1 for count in sides[0])
 
 
 class _MixesError(Exception):
@@ -204,7 +189,7 @@ class _Following:
             return state
         if hands_on(reader):
             return State.MEAN
-        if not can_be_joined(self.types.types[source], self.family.summed):
+        if not self.family.can_be_joined(source):
             raise _refusal(reader, f"reads {place_of(source)}, which is kept apart")
         return State.BESIDE
 
@@ -212,7 +197,7 @@ class _Following:
         """Whether the sizes of what is kept apart are those of the direct sum, or of every network."""
         typed = self.types.types[tensor]
         one = isinstance(typed, TensorType) and not any(map(self.family.is_summed, typed.axes))
-        return one or can_be_joined(typed, self.family.summed)
+        return (one and tensor not in self.family.resized) or self.family.can_be_joined(tensor)
 
     def _asks(self, number: fx.Node) -> frozenset[fx.Node]:
         """The tensors whose sizes a number is computed from."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from graphsurgery.axes.algebra import Axis, Dim, Term, dims_of, resolve
-from graphsurgery.axes.types import ParameterType
+from graphsurgery.axes.types import ParameterType, TensorType, tensor_types
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.kept_numbers import numbers_of
@@ -28,6 +30,7 @@ class Family:
         names: the parameter of each for every parameter of the first.
         dims: the dim of each for every free dim of the first.
         unlike: the nodes of the first that calculate with other numbers than those of the others, with what they are.
+        resized: those whose values have other sizes in some network than the types of the first say, with the sizes.
         summed: the dims along which the teachers stand side by side.
     """
 
@@ -42,23 +45,52 @@ class Family:
         self.names = [{name: name for name in first.types.parameters}]
         self.dims: list[dict[Dim, Dim]] = [{}]
         self.unlike: dict[fx.Node, str] = {}
+        unlike: dict[str, str] = {}
         for position, other in enumerate(graphs[1:], 2):
             nodes = match_nodes(first, other, position)
             names = match_parameters(first, other, nodes)
             self.nodes.append(nodes)
             self.names.append(names)
-            self.dims.append(match_dims(first, other, names))
+            self.dims.append(match_dims(first, other, names, unlike))
             self.unlike.update(_unlike_numbers(first, nodes))
         self._same: dict[str, bool] = {}
-        self._obstacles: dict[str, str | None] = {}
+        self._obstacles: dict[str, str | None] = dict(unlike)
         self.summed = {space.dim for space in first.spaces if space.outer}
-        for space in first.spaces:
-            sizes = [self.dim_size(t, space.dim) for t in range(len(graphs))]
-            if not space.outer and len(set(sizes)) > 1:
-                raise SurgeryError(
-                    f"concatenate: space {space.name} lies inside groups or heads, so it must have one size in all"
-                    f" networks, not {sizes}"
-                )
+        self._ragged = {
+            space.dim
+            for space in first.spaces
+            if not space.outer and len({self.dim_size(t, space.dim) for t in range(len(graphs))}) > 1
+        }
+        self.resized = {node: why for node in first.module.graph.nodes if (why := self._other_sizes(node))}
+        for node, why in self.resized.items():
+            if hands_on(node):
+                raise SurgeryError(f"concatenate: {next(iter(unlike.values()), why)}")
+        self.unlike.update(self.resized)
+
+    def _other_sizes(self, node: fx.Node) -> str:
+        """How the value of a node is laid out otherwise in another network than side by side; empty where it is not."""
+        for typed in tensor_types(self.graphs[0].types.types[node]):
+            ragged = [dim for axis in typed.axes for dim in dims_of(axis) if dim in self._ragged]
+            if ragged:
+                sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
+                return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
+        first, *others = (_shapes(nodes[node].meta["value"]) for nodes in self.nodes)
+        types = tensor_types(self.graphs[0].types.types[node])
+        for teacher, shapes in enumerate(others, 1):
+            batches = self.graphs[0].batch, self.graphs[teacher].batch
+            expected = [tuple(len(self.places(teacher, axis)) for axis in typed.axes) for typed in types]
+            if batches[0] == batches[1] and expected != shapes:
+                return f"{place_of(node)} gives {first} in one network and {shapes} in another; parents must agree"
+        return ""
+
+    def can_be_joined(self, node: fx.Node) -> bool:
+        """Whether what every network gives can stand side by side in one tensor: on one axis, nothing in common."""
+        typed = self.graphs[0].types.types[node]
+        if node in self.resized or not isinstance(typed, TensorType):
+            return False
+        parts = [[sum(dim in self.summed for dim in term) for term in resolve(axis)] for axis in typed.axes]
+        sides = [counts for counts in parts if any(counts)]
+        return len(sides) == 1 and all(count == 1 for count in sides[0])
 
     def dim_size(self, teacher: int, dim: Dim) -> int:
         """Size of a dim in one teacher."""
@@ -121,6 +153,8 @@ class Family:
         typed, tensors = self.graphs[0].types.parameters.get(name), self.tensors(name)
         if typed is None:
             return None
+        if any(dim in self._ragged for axis in typed.axes for dim in dims_of(axis)):
+            return f"{name} has groups or heads of other sizes in each network"
         sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
         if not sides:
             numbers = holds_numbers(tensors[0]) or self.same_everywhere(name)
@@ -200,6 +234,20 @@ def _unlike_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> Iter
             mine, theirs = number.meta["value"], nodes[number].meta["value"]
             if mine != theirs:
                 yield node, f"{place_of(node)} uses {mine} in one network and {theirs} in another"
+
+
+def hands_on(node: fx.Node) -> bool:
+    """Whether a node is the output, or a named tuple or dataclass of what is given."""
+    return node.op == "output" or is_record(node.target)
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in a value, in order."""
+    if isinstance(value, Tensor):
+        return [tuple(value.shape)]
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return [shape for part in value for shape in _shapes(part)]
+    return [shape for part in value.values() for shape in _shapes(part)] if isinstance(value, Mapping) else []
 
 
 def _runs(places: Tensor) -> Iterator[tuple[int, int, int]]:
