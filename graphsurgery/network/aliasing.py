@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
@@ -58,6 +57,24 @@ def is_functional(module: fx.GraphModule) -> bool:
     return True
 
 
+def written_together(module: fx.GraphModule) -> list[frozenset[fx.Node]]:
+    """For each memory that is written in place, the nodes whose values may lie in it."""
+    roots: dict[fx.Node, frozenset[fx.Node]] = {}
+    written: dict[fx.Node, None] = {}
+    for node in module.graph.nodes:
+        roots[node] = _roots(module, node, roots)
+        if node.all_input_nodes and acts_in_place(module, node):
+            written.update(dict.fromkeys(roots[node.all_input_nodes[0]]))
+    return [frozenset(node for node, own in roots.items() if root in own) for root in written]
+
+
+def _roots(module: nn.Module, node: fx.Node, roots: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
+    """The nodes that made the memory in which the value of a node may lie, from those of its operands."""
+    if makes_new(module, node):
+        return frozenset({node})
+    return frozenset().union(*(roots[source] for source in node.all_input_nodes)) or frozenset({node})
+
+
 def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
     """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
     roots: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -65,8 +82,7 @@ def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
-        shared: Any = frozenset() if makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
-        roots[node] = shared or frozenset({node})
+        roots[node] = _roots(module, node, roots)
         written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
         for root in written:
             writes[root] = writes.get(root, 0) + 1

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
-import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
@@ -81,8 +80,8 @@ def test_grouped_queries():
 def test_softmax_modules_mix(kind):
     graph = assert_contracts(nn.Sequential(nn.Linear(3, 8), kind(1), nn.Linear(8, 2)), (3,))
     assert graph.spaces[0].mixed == ("softmax at 1",)
-    with pytest.raises(gs.SurgeryError, match="1: softmax over channels would mix the parents' streams"):
-        concatenate([graph, graph])
+    graphs = [typed(nn.Sequential(nn.Linear(3, 8), kind(1), nn.Linear(8, 2)), (3,), seed=n)[0] for n in range(2)]
+    assert_direct_sum(graphs, [torch.randn(3, 3, dtype=torch.float64)], apart="1")
 
 
 @pytest.mark.parametrize(
