@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from contracts import Masked, random_choice
+from contracts import masked as gates_masked
 from torch import Tensor
 from unusual_steps import UnusualNetwork, fill
 
 import graphsurgery as gs
+from graphsurgery.axes.algebra import dims_of
 from graphsurgery.axes.maps import ChannelMap, MapInGroups
 from graphsurgery.network.outputs.naming import run
 from graphsurgery.passes.align import align
@@ -24,7 +26,7 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.factorize import factorize, unfactorize
-from graphsurgery.passes.gate import fold, gate
+from graphsurgery.passes.gate import fold, gate, gateable
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.slim import slim
@@ -155,14 +157,27 @@ def saved(subject: Subject, asked: Any) -> float:
 
 
 def _masked_outputs(subject: Subject, kept: Mapping[str, Any]) -> Outputs:
-    masked = Masked(subject.graph, kept)
-    return run(masked.run, subject.x, 1)
+    """What the network gives with the reads of all other channels masked; inside recurrent layers by their gates."""
+    graph = subject.graph
+    inside = {dim for access in graph.types.readers if access.value is None for dim in dims_of(access.axis)}
+    if any(graph.space(name).dim in inside for name in kept):
+        return subject.outputs(gates_masked(graph, kept))
+    return run(Masked(graph, kept).run, subject.x, 1)
+
+
+def _exact_choice(subject: Subject, share: float) -> dict[str, Tensor]:
+    """Random channels of the spaces whose cut can be compared with a mask."""
+    kept = random_choice(subject.graph, subject.seed, share)
+    if any(access.value is None for access in subject.graph.types.readers):
+        gated = {space.name for space in gateable(subject.graph)}
+        kept = {name: channels for name, channels in kept.items() if name in gated}
+    return kept
 
 
 def compressed(subject: Subject, asked: Any) -> float:
     """Random channels of random spaces gone: the network with the removed reads masked."""
     graph = subject.graph
-    kept = random_choice(graph, subject.seed, share=0.6)
+    kept = _exact_choice(subject, 0.6)
     if not kept:  # nothing that is exact can go; what can is cut without a comparison
         return in_half(subject, asked)
     return subject.off(asked(lambda: compress(graph, kept)), _masked_outputs(subject, kept))
@@ -181,22 +196,33 @@ def in_half(subject: Subject, asked: Any) -> float:
 def by_criterion(subject: Subject, asked: Any) -> float:
     """The channels that a criterion keeps, whatever they are: the network with the other reads masked."""
     graph = subject.graph
-    exact = list(random_choice(graph, subject.seed))
+    exact = list(_exact_choice(subject, 0.5))
     if not exact:
         return in_half(subject, asked)
     criterion = CRITERIA[subject.seed % len(CRITERIA)]
-    if criterion == "taylor":
-        graph.module.zero_grad()
-        torch.manual_seed(0)
-        outputs = graph.module.eval()(*subject.x)
-        sum(t.square().sum() for t in _floating(outputs)).backward()
-        if any(p.grad is None for p in graph.module.parameters()):  # of what training alone needs
-            for p in graph.module.parameters():
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    if criterion == "taylor" and not _have_gradients(subject):
+        criterion = "l2"
     small = asked(lambda: compress(graph, dict.fromkeys(exact, 0.5), importance=criterion, seed=subject.seed))
     graph.module.zero_grad()
     kept = {s.name: _sources(small.origin.edit.maps[s.dim]) for s in graph.spaces if s.dim in small.origin.edit.maps}
     return subject.off(small, _masked_outputs(subject, kept))
+
+
+def _have_gradients(subject: Subject) -> bool:
+    """Run a backward pass; whether the module itself takes one, which what is written in place may forbid."""
+    for module in (copy.deepcopy(subject.network), subject.graph.module):
+        module.zero_grad()
+        torch.manual_seed(0)
+        losses = [t.square().sum() for t in _floating(module.eval()(*subject.x))]
+        try:
+            torch.stack(losses).sum().backward()
+        except RuntimeError:
+            if module is subject.graph.module:
+                raise
+            return False
+    for parameter in subject.graph.module.parameters():  # of what training alone needs
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return True
 
 
 def _sources(channel_map: ChannelMap | MapInGroups) -> Tensor:
