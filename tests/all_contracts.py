@@ -151,7 +151,10 @@ def saved(subject: Subject, asked: Any) -> float:
     off = 0.0
     for training in (False, True):
         found = [run(copy.deepcopy(g.module).train(training), subject.x, 3) for g in (loaded, subject.graph)]
-        same = all(torch.equal(a, b) or bool((a.isnan() & b.isnan()).all()) for a, b in zip(*(f.values() for f in found), strict=True))
+        same = all(
+            torch.equal(a, b) or bool((a.isnan() & b.isnan()).all())
+            for a, b in zip(*(f.values() for f in found), strict=True)
+        )
         off = max(off, apart(*found)) if same else float("inf")
     return off
 
@@ -391,7 +394,9 @@ TRACE, ONNX = "traced, in evaluation", "ONNX Runtime"
 EVERY = (TRACE, *CONTRACTS, ONNX)
 
 
-def examine(seed: int, steps: int = 4, kinds: Any = None, *, onnx: bool = False, check: bool = True) -> dict[str, Found]:
+def examine(
+    seed: int, steps: int = 4, kinds: Any = None, *, onnx: bool = False, check: bool = True
+) -> dict[str, Found]:
     """All contracts on one network; those of passes are left out where it cannot be traced."""
     subject = Subject(seed, steps, kinds, check=check)
     found = {TRACE: measured(subject, lambda s, asked: asked(s.trace))}
@@ -431,7 +436,9 @@ def measured(subject: Subject, contract: Callable[[Subject, Any], float]) -> Fou
 
 def _without_names(text: str, subject: Subject) -> str:
     """A refusal with its names and numbers taken out, so that refusals for one reason are one text."""
-    names = {name for name, _ in subject.network.named_modules()} | {name for name, _ in subject.network.named_parameters()}
+    names = {name for name, _ in subject.network.named_modules()} | {
+        name for name, _ in subject.network.named_parameters()
+    }
     if hasattr(subject, "graph"):
         names |= {node.name for node in subject.graph.module.graph.nodes}
         names |= {str(node.target) for node in subject.graph.module.graph.nodes if isinstance(node.target, str)}

@@ -262,7 +262,9 @@ def _separable(channels: int, choose: random.Random) -> Built:
 
 def _dilated(channels: int, choose: random.Random) -> Built:
     new = _new(choose)
-    layers = [nn.Conv2d(channels, new, 3, padding=d, dilation=d, padding_mode=m) for d, m in ((1, "reflect"), (2, "zeros"))]
+    layers = [
+        nn.Conv2d(channels, new, 3, padding=d, dilation=d, padding_mode=m) for d, m in ((1, "reflect"), (2, "zeros"))
+    ]
     return layers, new, 0
 
 
@@ -427,7 +429,11 @@ def _highest(x: Tensor, layers: Any, _: Any) -> Tensor:
 
 
 def _fft_of_channels(x: Tensor, layers: Any, _: Any) -> Tensor:
-    return layers[0](torch.fft.fft(torch.fft.fft(tokens_of(x), dim=-1), dim=1).real / 8).transpose(1, 2).unflatten(2, (4, 4))
+    return (
+        layers[0](torch.fft.fft(torch.fft.fft(tokens_of(x), dim=-1), dim=1).real / 8)
+        .transpose(1, 2)
+        .unflatten(2, (4, 4))
+    )
 
 
 def _global_filter(channels: int, _: random.Random) -> Built:
