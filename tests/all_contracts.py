@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,21 @@ class Subject:
         """What a network gives in evaluation."""
         return run(graph.module.eval(), self.x, 1)
 
+    @cached_property
     def expected(self) -> Outputs:
         """What the traced network gives in evaluation."""
         return self.outputs(self.graph)
 
+    @cached_property
+    def other(self) -> gs.ModelGraph:
+        """The same network with other weights."""
+        network = copy.deepcopy(self.network)
+        fill(network, self.seed + 10**6)
+        return gs.trace(network, [x[:2] for x in self.x], check=False)
+
     def off(self, graph: gs.ModelGraph, expected: Outputs | None = None) -> float:
         """How far a network is off what is expected, by default off the traced one."""
-        return apart(self.outputs(graph), self.expected() if expected is None else expected)
+        return apart(self.outputs(graph), self.expected if expected is None else expected)
 
     def generator(self) -> torch.Generator:
         """Random numbers for a contract."""
@@ -189,7 +198,7 @@ def compressed(subject: Subject, asked: Any) -> float:
 def in_half(subject: Subject, asked: Any) -> float:
     """Half of everything that a share cuts: it runs, and its types are those that it had."""
     half = asked(lambda: compress(subject.graph, 0.5, importance="random", seed=subject.seed))
-    found, expected = subject.outputs(half), subject.expected()
+    found, expected = subject.outputs(half), subject.expected
     if [t.shape for t in found.values()] != [t.shape for t in expected.values()]:
         return float("inf")
     maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in half.spaces}
@@ -310,19 +319,11 @@ def factorized(subject: Subject, asked: Any) -> float:
     return max(subject.off(two), subject.off(unfactorize(two)))
 
 
-def _other(subject: Subject) -> gs.ModelGraph:
-    """The same network with other weights."""
-    network = UnusualNetwork.__new__(UnusualNetwork)
-    network = copy.deepcopy(subject.network)
-    fill(network, subject.seed + 10**6)
-    return gs.trace(network, [x[:2] for x in subject.x], check=False)
-
-
 def concatenated(subject: Subject, asked: Any) -> float:
     """Side by side with another: the mean of the two."""
-    other = _other(subject)
+    other = subject.other
     both = asked(lambda: concatenate([subject.graph, other]))
-    found, theirs = subject.expected(), subject.outputs(other)
+    found, theirs = subject.expected, subject.outputs(other)
     numbers = {name for name, tensor in found.items() if tensor.is_floating_point()}
     expected = {name: mean_of([found[name], theirs[name]]) for name in numbers}
     return apart({name: t for name, t in subject.outputs(both).items() if name in numbers}, expected)
@@ -350,7 +351,7 @@ def masked(subject: Subject, asked: Any) -> float:
 
 def aligned(subject: Subject, asked: Any) -> float:
     """In the order of another network, by weights and by activations."""
-    other = _other(subject)
+    other = subject.other
     off = subject.off(asked(lambda: align(subject.graph, other)))
     if len(subject.x) == 1:
         off = max(off, subject.off(align(subject.graph, other, [subject.x[0]])))

@@ -868,7 +868,7 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "shared weight": (_shared_weight, lambda x, n, _: image_of(n[1](torch.relu(n[0](tokens_of(x)))))),
     "symmetric weight": (_shared_weight, _symmetric),
     "twice": (_pointwise, lambda x, n, _: n[0](x) + n[0](torch.tanh(n[0](x)))),
-    "siamese": (_pointwise, lambda x, n, _: (n[0](x) - n[0](x.flip(3))).abs()),
+    "siamese": (_pointwise, lambda x, n, _: (n[0](x) - 0.5 * n[0](x.flip(3))).abs()),
     # Channels that are moved, summed, sorted.
     "cumulated channels": (_pointwise, lambda x, n, _: n[0](torch.cumsum(x, 1))),
     "cumulated pixels": (_nothing, lambda x, _n, _: x.cumsum(3) / 4),

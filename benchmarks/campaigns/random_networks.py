@@ -95,7 +95,8 @@ def page(found: Mapping[int, Mapping[str, Found]]) -> str:
     """The two tables, and the share of the networks of which nothing is refused."""
     whole = sum(all(e.outcome == HOLDS for e in contracts.values()) for contracts in found.values())
     but = sum(
-        all(e.outcome == HOLDS for name, e in contracts.items() if name != "concatenate") for contracts in found.values()
+        all(e.outcome == HOLDS for name, e in contracts.items() if name != "concatenate")
+        for contracts in found.values()
     )
     head = ["contract", "networks", *OUTCOMES, "ms if it holds", "ms if refused"]
     shares = (
