@@ -78,7 +78,10 @@ class Readers:
         """The order in which a node that does not keep the order of an operand wants its channels."""
         kind = PLANS.get(spelling_of(self.module, reader)) if reader.op.startswith("call") else None
         if kind is pointwise:
-            others = [wires(other) for other in meeting(reader) if other is not operand]
+            met = meeting(reader)
+            if operand not in met:  # one channel, for all of another operand
+                return None
+            others = [wires(other) for other in met if other is not operand]
             orders = [natural_order(wiring) for wiring in others if wiring is not None]
             return orders[0] if orders else None
         grouped = kind is convolution and self.module.get_submodule(str(reader.target)).groups != 1
