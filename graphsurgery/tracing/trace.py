@@ -57,7 +57,7 @@ def trace(
         TraceError: the forward cannot be followed, and the message names the source line; or the graph computes
             something else than the model.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if isinstance(model, DETECTORS):
         raise TraceError(
             f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
@@ -134,7 +134,7 @@ def _without_memory(
     return None
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module that torch.compile or data parallelism has been put around."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
