@@ -156,9 +156,11 @@ def _found(relation: Relation, values: Mapping[Place, int], place: Place) -> tup
 
 
 def _conflict(relation: Relation, values: Mapping[Place, int], because: Mapping[Place, str], action: str) -> str:
-    place = min(relation.number.sources, key=str)
-    others = [f"; {because[p]} wants {p} to be {values[p]}" for p in sorted(values, key=str) if p in because]
+    names = ", ".join(sorted(map(str, values)))
+    taken = [f"{because[p]} needs {p} to be {values[p]}" for p in sorted(values, key=str) if p in because]
+    if not taken:
+        return f"{action}: no value of {names} gives the {relation.wanted} that {relation.where} needs"
     return (
-        f"{action}: {', '.join(sorted(map(str, values)))} cannot be right everywhere: {relation.where} wants "
-        f"{relation.wanted}{' from it' if len(values) > 1 else f' of {place}'}{''.join(others[:2])}"
+        f"{action}: {names} cannot be right everywhere: {relation.where} needs {relation.wanted}, and {taken[0]}; cut "
+        "all that it stands for alike"
     )

@@ -18,6 +18,7 @@ from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
 from graphsurgery.surgery.installing.followed import solved
 from graphsurgery.surgery.installing.relations import relations
+from graphsurgery.tracing.calls import Call, restored
 from graphsurgery.tracing.leaves import is_leaf
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
 from graphsurgery.tracing.normal_form import lower
@@ -50,6 +51,9 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
     """
     model = unwrapped(model)
     called = type(model).__name__
+    recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
+    if recorded is not None:
+        model = Call.from_record(recorded).adapted(model)
     _check_values(graph, called)
     plain, _ = with_plain_weights(model)
     installed, _ = alias_copy(plain)
@@ -57,15 +61,16 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
     shuffled = _are_shuffled(reference[0], installed)
     _put_tensors(graph, reference[0], installed, called)
     _put_sizes(graph, installed)
+    _check_attention(installed, called)
     put_numbers(
         installed, solved(relations(reference[0].module.graph, _valued(graph)), reference[1], f"install: {called}")
     )
-    _settle_attention(installed, called)
+    _settle_attention(installed)
     _check_runs(graph, installed, called)
     if shuffled:
         _move_back(graph, installed, called)
     _compare(graph, installed, called)
-    return installed
+    return restored(installed)
 
 
 def _check_values(graph: ModelGraph, called: str) -> None:
@@ -169,22 +174,28 @@ def _is_sizes(value: Any) -> bool:
     return type(value) is int
 
 
-def _settle_attention(installed: nn.Module, called: str) -> None:
-    """What torch's attention derives from its numbers; it has heads that are as wide together as what it reads."""
-    for path, module in modules_of(installed).items():
-        if not isinstance(module, nn.MultiheadAttention):
-            continue
-        out: Any = module.out_proj.weight
-        width = out.shape[0]
-        if out.shape[1] != width or module.embed_dim != width or width % module.num_heads:
+def _attentions(installed: nn.Module) -> list[tuple[str, nn.MultiheadAttention]]:
+    return [(path, part) for path, part in modules_of(installed).items() if isinstance(part, nn.MultiheadAttention)]
+
+
+def _check_attention(installed: nn.Module, called: str) -> None:
+    """Refuse heads of torch's attention that are not as wide together as what it reads, which it takes for granted."""
+    for path, module in _attentions(installed):
+        width, heads = module.out_proj.weight.shape
+        if heads != width:
             raise SurgeryError(
                 f"install: {path} in {called} is nn.MultiheadAttention, whose heads are as wide together as its inputs;"
-                f" the network has inputs of {width} and heads of {out.shape[1]}: cut both, or neither"
+                f" the network has inputs of {width} and heads of {heads}: cut both, or neither"
             )
-        module.head_dim = width // module.num_heads
+
+
+def _settle_attention(installed: nn.Module) -> None:
+    """What torch's attention derives from its numbers."""
+    for _, module in _attentions(installed):
+        module.head_dim = module.embed_dim // module.num_heads
         keys, values = module.k_proj_weight, module.v_proj_weight
-        module.kdim = width if keys is None else keys.shape[1]
-        module.vdim = width if values is None else values.shape[1]
+        module.kdim = module.embed_dim if keys is None else keys.shape[1]
+        module.vdim = module.embed_dim if values is None else values.shape[1]
 
 
 # Channel shuffles -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ another number in the same argument of the same node, the attributes have to giv
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,10 +31,13 @@ def relations(own: fx.Graph, edited: fx.Graph) -> list[Relation]:
         edited: the graph whose numbers are wanted, with values too.
     """
     others = {node.name: node for node in edited.nodes}
+    own = _at_the_sizes_of(own, others)
     found: list[Relation] = []
     unclear: list[tuple[fx.Node, fx.Node]] = []
     for node in own.nodes:
         other = others.get(node.name)
+        if node.target is hold:
+            found += _decided(node)
         if other is None or node.target is hold or not has_tensors(node.meta["value"]):
             continue
         pairs = _paired(node, other)
@@ -45,6 +50,39 @@ def relations(own: fx.Graph, edited: fx.Graph) -> list[Relation]:
     for node, other in unclear:
         found += _tried(node, other, others, known)
     return found
+
+
+def _at_the_sizes_of(own: fx.Graph, others: Mapping[str, fx.Node]) -> fx.Graph:
+    """A copy of a graph in which tensors have the shapes of other nodes, and what is computed from shapes follows.
+
+    So a formula such as `x.shape[1] * self.repeats` has the edited width in it.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in own.nodes:
+        copies[node] = new = graph.node_copy(node, copies.__getitem__)
+        new.name = node.name
+        new.meta = {"value": node.meta["value"]}
+        if has_tensors(node.meta["value"]):
+            same = others.get(node.name)
+            new.meta["value"] = node.meta["value"] if same is None else same.meta["value"]
+        elif node.op in ("call_function", "call_method") and node.target is not hold:
+            with contextlib.suppress(Exception):  # what cannot be computed with the edited sizes says nothing
+                new.meta["value"] = evaluate(new, _none)
+    return graph
+
+
+def _decided(check: fx.Node) -> Iterator[Relation]:
+    """What an attribute has to be that the class has compared with a size, and found equal: the size as it is now."""
+    asked, answer = check.args[:2]
+    if not isinstance(asked, fx.Node) or asked.target not in (operator.eq, operator.ne) or len(asked.args) != 2:
+        return
+    if bool(answer) != (asked.target is operator.eq):
+        return
+    a, b = (side.meta["value"] if isinstance(side, fx.Node) else side for side in asked.args)
+    for number, size in ((a, b), (b, a)):
+        if isinstance(number, Followed) and type(size) is int:
+            yield Relation(number, size, asked.name)
 
 
 def _paired(node: fx.Node, other: fx.Node) -> list[tuple[Any, Any]] | None:

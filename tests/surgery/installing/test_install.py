@@ -325,7 +325,7 @@ class Divides(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "edit", "message"),
     [
-        (TwoUses, lambda g: gs.compress(g, {g.spaces[0].name: 2}), r"heads cannot be right everywhere: .* wants"),
+        (TwoUses, lambda g: gs.compress(g, {g.spaces[0].name: 2}), r"heads cannot be right everywhere: .* needs"),
         (OwnNumber, lambda g: gs.compress(g, 0.5), r"does not run with the edited sizes: test_install.py:\d+: .*12"),
         (Divides, lambda g: gs.compress(g, 0.5), r"does not compute what the network does: .*differs"),
         (Divides, gs.gate, r"install: gates.a.loc stands in the network and has no place in Divides"),
