@@ -171,7 +171,7 @@ def bring_back(
     books.measure("cut", small, note="expected to be low: not yet recovered")
     norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
     if norms:
-        examples = min(RECALIBRATING, len(books.data.train))
+        examples = min(RECALIBRATING, len(books.data.train))  # type: ignore[arg-type]
         books.measure("recalibrated", small, note=f"{norms} BatchNorms, {examples:,} examples")
     if training.epochs:
         _, effort = books.train(small, training, "fine-tune", objective=objective)
