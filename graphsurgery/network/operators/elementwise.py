@@ -12,7 +12,7 @@ from graphsurgery.network.operators.record import Trait, record
 _COMPUTES = Trait.ELEMENTWISE | Trait.FLOAT | Trait.FRESH
 _SLOPED = _COMPUTES | Trait.KEEPS_ZERO
 _ASKS = Trait.ELEMENTWISE | Trait.FRESH
-_PASSES = Trait.ELEMENTWISE | Trait.PASSES | Trait.KEEPS_RANGE | Trait.KEEPS_ZERO
+_PASSES = Trait.ELEMENTWISE | Trait.AFFINE | Trait.PASSES | Trait.KEEPS_RANGE | Trait.KEEPS_ZERO
 _PAIRS = Trait.BROADCAST | Trait.FRESH
 _ARITHMETIC = _PAIRS | Trait.FLOAT
 
@@ -63,7 +63,7 @@ record("contiguous", traits=_PASSES | Trait.MOVES | Trait.LAYS_OUT)
 # Functions of one number ------------------------------------------------------------------------------------------
 
 record("abs absolute", traits=_COMPUTES, also=[abs, operator.abs], onnx="Abs")
-record("neg negative", traits=_SLOPED, also=[operator.neg], onnx="Neg")
+record("neg negative", traits=_SLOPED | Trait.AFFINE, also=[operator.neg], onnx="Neg")
 record("sign", traits=_COMPUTES, onnx="Sign")
 record("sgn", traits=_COMPUTES)
 record("exp", traits=_COMPUTES, onnx="Exp")
@@ -96,8 +96,8 @@ record("erfinv", traits=_SLOPED)
 record("lgamma", traits=_COMPUTES)
 record("digamma", traits=_COMPUTES)
 record("i0", traits=_COMPUTES)
-record("deg2rad", traits=_SLOPED)
-record("rad2deg", traits=_SLOPED)
+record("deg2rad", traits=_SLOPED | Trait.AFFINE)
+record("rad2deg", traits=_SLOPED | Trait.AFFINE)
 record("floor", traits=_COMPUTES, onnx="Floor")
 record("ceil", traits=_COMPUTES, onnx="Ceil")
 record("round", traits=_COMPUTES, onnx="Round")
@@ -106,20 +106,21 @@ record("frac", traits=_COMPUTES)
 record("nan_to_num", traits=_SLOPED)
 record("angle", traits=_ASKS)
 record("conj resolve_conj resolve_neg", traits=Trait.ELEMENTWISE)
-record("detach", traits=Trait.ELEMENTWISE | Trait.FLOAT)
+record("detach", traits=Trait.ELEMENTWISE | Trait.AFFINE | Trait.FLOAT)
 record("isfinite isinf isneginf isposinf", traits=_ASKS)
 record("isnan", traits=_ASKS, onnx="IsNaN")
 record("signbit", traits=_ASKS)
 record("logical_not", traits=_ASKS, onnx="Not")
 record("bitwise_not", traits=_ASKS, also=[operator.invert, operator.inv])
-record("to type float double half bfloat16 bool int long cpu cuda type_as", traits=Trait.ELEMENTWISE, functions=False)
+record("to type float double half bfloat16 cpu cuda type_as", traits=Trait.ELEMENTWISE | Trait.AFFINE, functions=False)
+record("bool int long", traits=Trait.ELEMENTWISE, functions=False)
 record("requires_grad fill zero", traits=Trait.ELEMENTWISE, functions=False)
 
 # Functions of several numbers -------------------------------------------------------------------------------------
 
-record("add", traits=_ARITHMETIC, also=[operator.add, operator.iadd], onnx="Add")
-record("sub subtract", traits=_ARITHMETIC, also=[operator.sub, operator.isub], onnx="Sub")
-record("rsub", traits=_PAIRS)
+record("add", traits=_ARITHMETIC | Trait.AFFINE, also=[operator.add, operator.iadd], onnx="Add")
+record("sub subtract", traits=_ARITHMETIC | Trait.AFFINE, also=[operator.sub, operator.isub], onnx="Sub")
+record("rsub", traits=_PAIRS | Trait.AFFINE)
 record("mul multiply", traits=_ARITHMETIC, also=[operator.mul, operator.imul], onnx="Mul")
 record("div divide true_divide", traits=_ARITHMETIC, also=[operator.truediv, operator.itruediv], onnx="Div")
 record("pow", traits=_ARITHMETIC, also=[operator.pow, operator.ipow], onnx="Pow")

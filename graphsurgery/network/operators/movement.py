@@ -8,7 +8,7 @@ from torch import nn
 
 from graphsurgery.network.operators.record import Trait, record
 
-_MOVES = Trait.MOVES | Trait.KEEPS_RANGE | Trait.KEEPS_ZERO
+_MOVES = Trait.MOVES | Trait.AFFINE | Trait.KEEPS_RANGE | Trait.KEEPS_ZERO
 _LAYS_OUT = _MOVES | Trait.LAYS_OUT
 _REORDERS = _MOVES | Trait.REORDERS
 

@@ -48,6 +48,8 @@ class Trait(Flag):
     """Acts on the last axes, as many as its name says: pooling, resizing, padding."""
     REDUCES = auto()
     """Makes one number of all those along some axes."""
+    AFFINE = auto()
+    """Of the mean of what it could be given, gives the mean of the results, in evaluation."""
     SHARES = auto()
     """Makes shares of one whole out of the numbers along an axis: a softmax."""
     PER_CHANNEL = auto()

@@ -38,8 +38,10 @@ record(
 # Reductions -------------------------------------------------------------------------------------------------------
 
 _REDUCES = Trait.REDUCES | Trait.FRESH
-record("mean nanmean", traits=_REDUCES, mixes="mean")
-record("sum nansum", traits=_REDUCES, mixes="sum")
+record("mean", traits=_REDUCES | Trait.AFFINE, mixes="mean")
+record("nanmean", traits=_REDUCES, mixes="mean")
+record("sum", traits=_REDUCES | Trait.AFFINE, mixes="sum")
+record("nansum", traits=_REDUCES, mixes="sum")
 record("count_nonzero", traits=_REDUCES, mixes="count")
 record("amax amin aminmax any all", traits=_REDUCES, mixes="maximum")
 record("median nanmedian", traits=_REDUCES, mixes="median")
