@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ _REORDERINGS = frozenset(
     }
 )  # fmt: skip
 _TURNS = frozenset({torch.flip, "flip", torch.fliplr, "fliplr", torch.roll, "roll"})
-_SELECTIONS = frozenset({torch.index_select, "index_select"})
+_SELECTIONS = frozenset({torch.index_select, "index_select", torch.gather, "gather"})
+_STRETCHES = frozenset({"expand", "expand_as", "repeat", "t", torch.t, "long", "to", "clone", torch.clone})
 
 _MOVEMENTS = _LAYOUTS | _REORDERINGS
 
@@ -68,19 +69,20 @@ class Movement:
         wirings: those whose tensors are whole channels `[batch, channel, ...]` of tensors that are computed or laid
             out, each example and each position in its place; and which channels. Empty where nothing is shuffled.
         layouts: those that give another shape to the positions of such tensors.
+        indices: the tensors of whole numbers that the network keeps, and what only moves those, with their values.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._leaves = modules_of(module)
-        self._indices = _constant_indices(module)
+        self.indices = _constant_indices(module)
         self._larger: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
         reordered: set[fx.Node] = set()
         for node in module.graph.nodes:
-            if not self._moves(node):
+            if node in self.indices or not self._moves(node):
                 continue
             sources = self._tensors(node)
             self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
@@ -112,7 +114,7 @@ class Movement:
     def _tensors(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node moves; indices only say where to."""
         tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
-        return [source for source in tensors if source not in self._indices]
+        return [source for source in tensors if source not in self.indices]
 
     def _has_channels(self, node: Any) -> bool:
         computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
@@ -139,7 +141,7 @@ class Movement:
 
     def _without_indices(self, index: Any) -> Any:
         """An index with values for nodes, None for indices that are known."""
-        return fx.map_arg(index, lambda node: None if node in self._indices else node.meta["value"])
+        return fx.map_arg(index, lambda node: None if node in self.indices else node.meta["value"])
 
     def _chosen(self, node: fx.Node) -> int | None:
         """The axis that a selection is from; None where that cannot be told."""
@@ -150,7 +152,7 @@ class Movement:
     def _reorders(self, node: fx.Node) -> bool:
         if node.target is not operator.getitem:
             return self._operator(node) in _REORDERINGS | _TURNS | _SELECTIONS
-        if any(isinstance(source, fx.Node) and source in self._indices for source in node.all_input_nodes):
+        if any(isinstance(source, fx.Node) and source in self.indices for source in node.all_input_nodes):
             return True
         index = _plain(node.args[1])
         items = index if isinstance(index, tuple) else (index,)
@@ -182,8 +184,8 @@ class Movement:
 
         def operand(source: fx.Node) -> Any:
             value = source.meta["value"]
-            if source in self._indices:
-                return self._indices[source]
+            if source in self.indices:
+                return self.indices[source]
             if not has_tensors(value):
                 return value
             known = source not in self.origins or source in self.wirings
@@ -238,16 +240,31 @@ class _Coordinates:
 
 
 def _constant_indices(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """The buffers of whole numbers that nothing writes to, with their values, on the CPU."""
+    """The buffers of whole numbers that nothing writes to, and what only moves them, with their values, on the CPU."""
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    found = {}
+    found: dict[fx.Node, Tensor] = {}
     for node in module.graph.nodes:
-        buffer = buffers.get(str(node.target)) if node.op == "get_attr" else None
-        if buffer is None or buffer.is_meta or buffer.dtype not in (torch.int64, torch.int32):
+        if not isinstance(node.meta["value"], Tensor) or any(acts_in_place(module, user) for user in node.users):
             continue
-        if not any(acts_in_place(module, user) for user in node.users):
-            found[node] = buffer.cpu()
+        value = buffers.get(str(node.target)) if node.op == "get_attr" else _moved_index(node, found)
+        if value is not None and not value.is_meta and value.dtype in (torch.int64, torch.int32):
+            found[node] = value.detach().cpu()
     return found
+
+
+def _moved_index(node: fx.Node, found: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """What a call gives that lays out or stretches known indices; None for other calls."""
+    known = node.target in _LAYOUTS | _REORDERINGS | _STRETCHES | {operator.getitem}
+    tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+    if not known or node.op not in ("call_function", "call_method") or not tensors:
+        return None
+    if not all(source in found for source in tensors):
+        return None
+    args: Any = fx.map_arg(node.args, lambda source: found.get(source, source.meta["value"]))
+    kwargs: Any = fx.map_arg(node.kwargs, lambda source: found.get(source, source.meta["value"]))
+    target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    value = target(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    return value if isinstance(value, Tensor) else None
 
 
 def _turned(node: fx.Node) -> set[int]:
