@@ -116,7 +116,9 @@ def page(found: Mapping[int, Mapping[str, Found]]) -> str:
         f" {whole / len(found):.0%} of the {len(found):,} networks, nothing but `concatenate` on {but / len(found):.0%}."
     )
     why = table(["contract", "why it is refused", "networks"], reasons(found))
-    late = table(["impossible request", "networks", "not refused", "ms of the work", "ms of the refusal"], failing(found))
+    late = table(
+        ["impossible request", "networks", "not refused", "ms of the work", "ms of the refusal"], failing(found)
+    )
     return f"{shares}\n\n{table(head, rows(found))}\n\n{why}\n\n{late}"
 
 
