@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +391,43 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "mask": masked,
     "align": aligned,
 }
+
+
+@cache
+def _stranger() -> gs.ModelGraph:
+    """A network of another topology that takes images too."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    return gs.trace(network.double().eval(), torch.zeros(2, 3, 4, 4, dtype=torch.float64), check=False)
+
+
+IMPOSSIBLE: dict[str, tuple[str, Callable[[gs.ModelGraph], Any]]] = {
+    "compress to fewer parameters than one": ("compress, all in half", lambda g: compress(g, target="params=1")),
+    "compress an unknown space": ("compress, all in half", lambda g: compress(g, {"nowhere": 0.5})),
+    "gate an unknown space": ("gate, fold", lambda g: gate(g, ["nowhere"])),
+    "widen like another network": ("widen, undo", lambda g: widen(g, like=_stranger())),
+    "deepen behind an unknown layer": ("deepen", lambda g: deepen(g, "nowhere")),
+    "factorize above the full rank": ("factorize", lambda g: factorize(g, rank=10**6, force=True)),
+    "concatenate with another network": ("concatenate", lambda g: concatenate([g, _stranger()])),
+    "slim below nothing": ("slim", lambda g: Slimmable(g, min_width=0.0)),
+    "mask with the masks of another network": ("mask", lambda g: mask(g, MaskSet.ones(_stranger()))),
+    "align to another network": ("align", lambda g: align(g, _stranger())),
+}
+"""Requests that no network can meet, each with the contract whose work it would be."""
+
+
+def refused(request: Callable[[gs.ModelGraph], Any]) -> Callable[[Subject, Any], float]:
+    """The contract of an impossible request: it holds where the request is refused."""
+
+    def contract(subject: Subject, asked: Any) -> float:
+        try:
+            asked(lambda: request(subject.graph))
+        except gs.SurgeryError:
+            return 0.0
+        return float("inf")
+
+    return contract
+
+
 TRACE, ONNX = "traced, in evaluation", "ONNX Runtime"
 EVERY = (TRACE, *CONTRACTS, ONNX)
 
@@ -405,6 +442,8 @@ def examine(
         return found
     for name, contract in CONTRACTS.items():
         found[name] = measured(subject, contract)
+    for name, (_, request) in IMPOSSIBLE.items():
+        found[name] = measured(subject, refused(request))
     if onnx:
         found[ONNX] = measured(subject, exported)
     return found

@@ -950,6 +950,7 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "softmax of pixels": (_pointwise, lambda x, n, _: x + (x * n[0](x).flatten(2).softmax(2).view_as(x)).sum((2, 3), True)),
     "log-sum of channels": (_gate_of_all, lambda x, n, _: x * torch.tanh(n[0](x.logsumexp(1, keepdim=True)))),
     "activation": (_activated, lambda x, n, _: n[0](x)),
+    "mean of pixels": (_nothing, lambda x, _n, _: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)),
     "pool": (_pooled, lambda x, n, _: n[0](x)),
     "pool and enlarge": (_pointwise, lambda x, n, _: x + F.interpolate(n[0](F.max_pool2d(x, 2)), scale_factor=2.0)),
     "pyramid": (_pyramid, _pyramid_pool),

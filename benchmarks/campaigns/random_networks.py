@@ -23,7 +23,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 sys.path[:0] = [str(TESTS), str(Path(__file__).parents[1])]
 
 import torch
-from all_contracts import CRASHED, EVERY, FAULTS, HOLDS, OUTCOMES, REFUSED, VIOLATED, Found, examine
+from all_contracts import CRASHED, EVERY, FAULTS, HOLDS, IMPOSSIBLE, OUTCOMES, REFUSED, VIOLATED, Found, examine
 from document import DOCS, measured, table, write_section
 from unusual_steps import KINDS
 
@@ -77,13 +77,25 @@ def rows(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
     return lines
 
 
+def failing(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
+    """A row for each impossible request: how long its refusal takes, in proportion to the work."""
+    lines = []
+    for name, (work, _) in IMPOSSIBLE.items():
+        pairs = [(c[name], c[work]) for c in found.values() if name in c and c[work].outcome == HOLDS]
+        taken = [sum(entry.seconds for entry in side) for side in zip(*pairs, strict=True)]
+        wrong = sum(entry.outcome != HOLDS for entry, _ in pairs)
+        shown = [f"{1000 * seconds / len(pairs):.1f}" for seconds in taken] if pairs else ["", ""]
+        lines.append([name, str(len(pairs)), str(wrong), shown[1], shown[0]])
+    return lines
+
+
 def reasons(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
     """Why requests are refused, the most frequent reasons first."""
     count = collections.Counter(
         (name, entry.words)
         for contracts in found.values()
         for name, entry in contracts.items()
-        if entry.outcome == REFUSED
+        if entry.outcome == REFUSED and name in EVERY
     )
     most = [[name, words.replace("|", "\\|"), str(number)] for (name, words), number in count.most_common(SHOWN)]
     rest = sum(count.values()) - sum(int(row[-1]) for row in most)
@@ -103,7 +115,10 @@ def page(found: Mapping[int, Mapping[str, Found]]) -> str:
         f" {whole / len(found):.0%} of the {len(found):,} networks, nothing but `concatenate` on {but / len(found):.0%}."
     )
     why = table(["contract", "why it is refused", "networks"], reasons(found))
-    return f"{shares}\n\n{table(head, rows(found))}\n\n{why}"
+    late = table(
+        ["impossible request", "networks", "not refused", "ms of the work", "ms of the refusal"], failing(found)
+    )
+    return f"{shares}\n\n{table(head, rows(found))}\n\n{why}\n\n{late}"
 
 
 def main() -> int:
