@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 from torch import Tensor, fx
 
 from graphsurgery.errors import SurgeryError
@@ -225,15 +226,31 @@ class Numbers:
         old = self._known(name)
         if old is None and self._length(name) > 1:
             raise SurgeryError(f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}")
-        array = self.edges.setdefault(edge, np.zeros(1, np.int64) if old is None else old.copy())
+        array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
         if self._written.setdefault((edge, entry), new) != new:
             raise SurgeryError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
         array.reshape(-1)[entry] = new
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        """The integers that the file computes under a name."""
+        code = self._kinds.get(name, 0)
+        return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)
+
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        """The types of the values of the file, by name, as far as they can be inferred."""
+        try:
+            model = onnx.shape_inference.infer_shapes(self.file.model)
+        except Exception:  # of an operator that is not of the standard; what is not known is 64 bits wide
+            return {}
+        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
     def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
         """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""
         name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
         maker = self._makers.get(name)
+        if name not in self.file.constants and maker is not None and maker.kind == "Cast":
+            return self._locate((maker.index, 0), place)
         if name in self.file.constants or maker is None or maker.kind != "Concat":
             return edge, place
         for at, part in enumerate(maker.inputs):

@@ -63,12 +63,11 @@ def rewrite_onnx(
             numbers in the file.
         CheckFailedError: the new file would not give what the network gives.
     """
-    shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
-    imported = import_onnx(original, shape=shape, weights=False)
+    imported = import_onnx(original, weights=False, like=graph)
     path = Path(path)
     rewriting = _FileEdit(imported, graph)
     model = rewriting.model()
-    batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
+    batches = imported.batches or (1, 3, 8)
     large = size_of(model, rewriting.arrays) > ONE_FILE
     beside = _free_place(path) if imported.file.weights.outside or large else None
     try:
@@ -97,7 +96,7 @@ def _proof(
     inputs: Sequence[Tensor] | None,
 ) -> OnnxCheck:
     """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
-    fixed = imported.file.batch
+    fixed = imported.batch
     if inputs is not None and fixed is not None:
         # A run of the file takes so many; more would be refused, and fewer are no real batch.
         inputs = [x[:fixed] for x in inputs] if all(len(x) >= fixed for x in inputs) else None
@@ -193,7 +192,7 @@ class _FileEdit:
     def _settle(self, model: onnx.ModelProto) -> None:
         """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
         computed = self.numbers.computed(self.insertion.stays)
-        if not computed or self.file.batch is not None:
+        if not computed or self.imported.batch is not None:
             return
         large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}

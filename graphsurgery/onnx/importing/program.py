@@ -63,12 +63,6 @@ class OnnxProgram:
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
 
-    @cached_property
-    def batch(self) -> int | None:
-        """The batch that it fixes; None where it is free."""
-        size = self.inputs[0].type.tensor_type.shape.dim[0]
-        return size.dim_value if size.HasField("dim_value") else None
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what it gives."""
