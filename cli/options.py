@@ -77,9 +77,8 @@ class Opening:
 
         if not to_train:
             _note_random(source)
-        shape = self._shape(shape)
         graph, module = open_pair(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=shape
+            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self._shape(shape)
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):

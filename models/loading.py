@@ -48,7 +48,7 @@ def open_model(
         CheckpointError: the file is missing, damaged, untrusted, or its weights do not fit `arch`.
         SpecError: an unknown spec, or no input shape is known.
         TraceError: the network's forward cannot be followed.
-        UnsupportedError: an `.onnx` file that is quantised, in half precision, or has control flow.
+        UnsupportedError: an `.onnx` file that is quantised, or has control flow.
     """
     graph, _ = open_pair(source, arch=arch, key=key, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
     return graph

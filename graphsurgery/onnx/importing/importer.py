@@ -20,6 +20,7 @@ from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.probing import index_range, range_of
 from graphsurgery.onnx.files.model_file import lineage_in
+from graphsurgery.onnx.files.precision import single_file
 from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Given, Inputs, axes_of, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
@@ -79,7 +80,7 @@ def import_onnx(
     is freed. Operators that torch does not have are kept whole, run by ONNX Runtime, and freeze the axes around them.
 
     Args:
-        path: the file, of opset 9 or newer, in float32, not quantised.
+        path: the file, not quantised. Whatever precision it is in, the network is in float32.
         shape: of one example of its input, without the batch, where the file leaves it open; or whole shapes of its
             inputs, by name.
         weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
@@ -88,7 +89,7 @@ def import_onnx(
 
     Raises:
         CheckpointError: the file is missing or damaged.
-        UnsupportedError: it holds what is not followed: half precision, quantised operators, control flow.
+        UnsupportedError: it holds what is not followed: quantised operators, control flow.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
         CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
@@ -115,7 +116,7 @@ def _imported(path: Path | str, shape: Given | None, weights: bool, check: bool,
         raise type(cause)(f"{path}: {cause}") from cause
     graph = _described(graph, inputs, weights=weights)
     # Last, as a reason of our own names the operator.
-    refused = complaint(file.path, file.model, file.weights)
+    refused = complaint(file.path, file.model, file.weights, by_path=not file.precision.is_single)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
     record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
@@ -175,9 +176,12 @@ def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
         CheckFailedError: they differ; the first node of the file that does is named.
         SurgeryError: ONNX Runtime does not read or run the file.
     """
-    path = imported.file.path
+    file, path = imported.file, imported.file.path
     batches = imported.batches or (2,)
-    found = check_onnx(imported.graph, path, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False)
+    with single_file(path, file.precision, file.model, file.weights.arrays) as single:
+        found = check_onnx(
+            imported.graph, single, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False
+        )
     if found.broken:
         raise CheckFailedError(f"{path}: {found.broken}; give a file whose weights are numbers")
     if not found.holds:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphsurgery.onnx.files.precision import Precision
 from graphsurgery.onnx.files.storage import Weights
 
 
@@ -48,6 +49,7 @@ class OnnxProgram:
         constants: initializers, constant nodes, and what is computed from those alone, by name.
         aliases: names of values that are another value under a second name.
         weights: the large ones, where they lie; they are among the constants.
+        precision: what its floating numbers are in the file; here they are float32.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class OnnxProgram:
     constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
     aliases: Mapping[str, str] = field(repr=False)
     weights: Weights = field(repr=False, default_factory=Weights)
+    precision: Precision = field(repr=False, default_factory=lambda: Precision({}))
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
