@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graphsurgery.errors import SurgeryError
@@ -69,6 +70,8 @@ class Numbers:
             return
         if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
             self._groups(operator, after)
+        elif operator.kind == "com.microsoft.MultiHeadAttention":
+            self._heads(operator, before, after)
         elif operator.kind == "Reshape":
             self._reshape(operator, before, after)
         elif operator.kind == "Slice":
@@ -180,6 +183,18 @@ class Numbers:
             if array is not None and is_start(array):
                 self.edges[operator.index, at] = np.zeros((*array.shape[:-1], after.hidden_size), array.dtype)
 
+    def _heads(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
+        """The number of heads of an attention, and its scale where heads have another size."""
+        old, new = (_behind(node, F.scaled_dot_product_attention) for node in (before, after))
+        if old is None or new is None:
+            return
+        heads, size = new.meta["value"].shape[1], new.all_input_nodes[0].meta["value"].shape[-1]
+        if heads != old.meta["value"].shape[1]:
+            self.attributes[operator.index, "num_heads"] = int(heads)
+        if size != old.all_input_nodes[0].meta["value"].shape[-1] and not operator.attributes.get("scale"):
+            scale = new.kwargs.get("scale")
+            self.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
+
     def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
         """How much of the axis that is split goes into each output, read or not."""
         for name in operator.outputs:
@@ -263,6 +278,15 @@ class Numbers:
     @cached_property
     def _makers(self) -> dict[str, Operator]:
         return {name: operator for operator in self.file.operators for name in operator.outputs}
+
+
+def _behind(node: fx.Node, function: Any) -> fx.Node | None:
+    """The call of a function whose result a node only moves; None where there is none."""
+    while node.target is not function:
+        if node.op != "call_method" or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _even(parts: Sequence[int]) -> list[int]:

@@ -227,7 +227,7 @@ class Runner:
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
-        return tuple(_boxed(value) for value in found)
+        return tuple(None if value is None else _boxed(value) for value in found)
 
     def _recurrent(self, operator: Operator, layer: Any, x: Any) -> tuple[Any, ...]:
         lengths = self.sequence_lengths(operator)

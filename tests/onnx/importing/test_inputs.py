@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as surgeon
 import pytest
 import torch
+from onnx_files import built, weight
 
 import graphsurgery as gs
 from graphsurgery.cli import run
@@ -14,26 +14,6 @@ from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
-
-
-def built(path, inputs, nodes, outputs=("out",), ir=8, opset=17):
-    """A file of these nodes: kind, names of inputs and constants, name of the output, attributes."""
-    values = {name: surgeon.Variable(name, dtype, shape) for name, (dtype, shape) in inputs.items()}
-    graph = surgeon.Graph(inputs=list(values.values()), opset=opset, ir_version=ir, name="test")
-    for number, (kind, read, written, attributes) in enumerate(nodes):
-        operands = [
-            surgeon.Constant(f"constant_{number}_{at}", value) if isinstance(value, np.ndarray) else values[value]
-            for at, value in enumerate(read)
-        ]
-        values[written] = surgeon.Variable(written, np.float32)
-        graph.nodes.append(surgeon.Node(kind, f"node_{number}", attributes, operands, [values[written]]))
-    graph.outputs = [values[name] for name in outputs]
-    onnx.save(surgeon.export_onnx(graph), str(path))
-    return path
-
-
-def weight(*shape, seed=0):
-    return (np.random.default_rng(seed).standard_normal(shape) / 2).astype(np.float32)
 
 
 def two_layers(x="x", width=6):
