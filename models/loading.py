@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,7 @@ def open_model(
     arch: str | None = None,
     key: str | None = None,
     trust_pickle: bool = False,
-    example_shape: tuple[int, ...] | None = None,
+    example_shape: Shape | None = None,
     seed: int = 0,
 ) -> ModelGraph:
     """The network that `source` names, typed.
@@ -39,15 +40,15 @@ def open_model(
         arch: what the network is that a state_dict belongs to: a model spec, or a checkpoint; checkpoints need none.
         key: which weights of a file that holds several: the path of keys that leads to them, such as `state_dict_ema`.
         trust_pickle: open files that hold pickled objects too. That executes code from the file.
-        example_shape: shape of one input, without the batch; by default what the spec is made for, or the
-            `EXAMPLE_INPUTS` of its file.
+        example_shape: shape of one input, without the batch, or of the inputs of an `.onnx` file by name; by default
+            what the spec is made for, or the `EXAMPLE_INPUTS` of its file.
         seed: draws the weights of a spec.
 
     Raises:
         CheckpointError: the file is missing, damaged, untrusted, or its weights do not fit `arch`.
         SpecError: an unknown spec, or no input shape is known.
         TraceError: the network's forward cannot be followed.
-        UnsupportedError: an `.onnx` file that is quantised, in half precision, or has control flow.
+        UnsupportedError: an `.onnx` file that is quantised, or has control flow.
     """
     graph, _ = open_pair(source, arch=arch, key=key, trust_pickle=trust_pickle, example_shape=example_shape, seed=seed)
     return graph
@@ -59,7 +60,7 @@ def open_pair(
     arch: str | None = None,
     key: str | None = None,
     trust_pickle: bool = False,
-    example_shape: tuple[int, ...] | None = None,
+    example_shape: Shape | None = None,
     seed: int = 0,
 ) -> tuple[ModelGraph, nn.Module | None]:
     """The typed network, and the module that was traced, which takes the same inputs.
@@ -100,7 +101,7 @@ def open_pair(
 
 
 def _filled(
-    contents: Contents, source: str, arch: str, key: str | None, example_shape: tuple[int, ...] | None, seed: int
+    contents: Contents, source: str, arch: str, key: str | None, example_shape: Shape | None, seed: int
 ) -> tuple[ModelGraph, nn.Module | None]:
     """The network that `arch` names with weights of a file; what else the file holds is in its lineage."""
     described = _described(arch)
@@ -151,6 +152,27 @@ def _pickled(contents: Contents, source: str, key: str | None) -> nn.Module:
     return next(iter(found.values()))
 
 
+Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""Of one example, without the batch; or of inputs of an `.onnx` file by name, with it."""
+
+
+def parse_shapes(texts: Sequence[str]) -> Shape | None:
+    """What `3x224x224` says, or several times `NAME=1x3x224x224`.
+
+    Raises:
+        SpecError: something else.
+    """
+    if not any("=" in text for text in texts):
+        if len(texts) > 1:
+            raise SpecError(f"--input {texts[1]}: say whose shape each is: --input NAME=1x3x224x224, with the batch")
+        return parse_shape(texts[0]) if texts else None
+    pairs = [text.rpartition("=") for text in texts]
+    found = {name: parse_shape(sizes) for name, _, sizes in pairs}
+    if "" in found or len(found) < len(pairs):
+        raise SpecError(f"--input {' '.join(texts)}: expected one NAME=1x3x224x224 for an input, with the batch")
+    return found
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """The shape that `3x224x224` spells: one example, without the batch.
 
@@ -168,8 +190,10 @@ def _built(spec: str, seed: int) -> nn.Module:
         return build(spec)
 
 
-def _traced(module: nn.Module, spec: str | None, source: str, example_shape: tuple[int, ...] | None) -> ModelGraph:
+def _traced(module: nn.Module, spec: str | None, source: str, example_shape: Shape | None) -> ModelGraph:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    if isinstance(example_shape, Mapping):
+        raise SpecError(f"{source}: shapes by name are for the inputs of an .onnx file; give --input 3x224x224")
     if example_shape is not None:
         examples: tuple[Tensor | None, ...] | None = (blank(example_shape, dtype),)
     else:
