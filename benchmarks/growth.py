@@ -128,7 +128,7 @@ def main() -> None:
     steps: dict[str, list[float]] = {}
     teachers: list[float] = []
     for seed in range(options.seeds):
-        teacher, _ = train(SPEC, data, replace(PLAN, seed=seed, device="cpu"), reporter=SilentReporter())
+        teacher = train(SPEC, data, replace(PLAN, seed=seed, device="cpu"), reporter=SilentReporter()).graph
         objective = objective_for(data)
         goal = evaluate(teacher.module, data.validation, objective)["accuracy"] + GAIN
         teachers.append(evaluate(teacher.module, data.test, objective)["accuracy"])

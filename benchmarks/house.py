@@ -13,6 +13,7 @@ import datetime
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 from document import DOCS, table, write_section
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("graphsurgery", "passes", "models", "cli")
 LONG = 40
 """Lines from which a function counts as long."""
+RUN = 5
+"""As many equal lines on end make two commands a pair that repeats."""
 
 
 def files() -> list[Path]:
@@ -53,6 +56,26 @@ def spans(kind: type[ast.AST] | tuple[type[ast.AST], ...]) -> Iterator[tuple[int
                 yield lines, f"{path.relative_to(ROOT)}:{node.name}"
 
 
+def said_by(path: Path) -> list[str]:
+    """The lines of a file without indentation, docstrings, comments, and lines that are empty."""
+    text = path.read_text(encoding="utf-8")
+    quiet: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            quiet.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = ((number, line.partition("  #")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [line for number, line in lines if line and not line.startswith("#") and number not in quiet]
+
+
+def repeating_commands() -> list[tuple[str, str]]:
+    """Pairs of commands that say the same for `RUN` lines on end, as `said_by` counts them, signatures among them."""
+    runs = {}
+    for path in sorted((ROOT / "cli/commands").glob("*.py")):
+        lines = said_by(path)
+        runs[path.stem] = {tuple(lines[start : start + RUN]) for start in range(len(lines) - RUN + 1)}
+    return [(one, other) for one, other in combinations(runs, 2) if runs[one] & runs[other]]
+
+
 def broken_contracts() -> int:
     """How many contracts of import-linter do not hold."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo"]
@@ -73,6 +96,7 @@ def main() -> None:
         [f"functions above {LONG} lines", str(len(long))],
         ["longest function", f"{functions[-1][0]} (`{functions[-1][1]}`)"],
         ["largest class", f"{classes[-1][0]} (`{classes[-1][1]}`)"],
+        [f"pairs of commands that repeat {RUN} lines", str(len(repeating_commands()))],
         ["lines of product", f"{sum(len(path.read_text(encoding='utf-8').splitlines()) for path in files()):,}"],
     ]
     today = datetime.date.today().isoformat()

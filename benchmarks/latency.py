@@ -51,7 +51,7 @@ def one_seed(options: argparse.Namespace, data: Data, seed: int, folder: Path) -
         TensorDataset(x[known], y[known]), data.validation, data.test, data.input_shape, data.classes, "fashion-mnist"
     )
     plan = TrainingPlan(**{**vars(TRAINING), "epochs": options.epochs, "seed": seed})
-    graph = train(options.model, few, plan, reporter=SilentReporter())[0]
+    graph = train(options.model, few, plan, reporter=SilentReporter()).graph
     before, after = folder / f"{seed}.onnx", folder / f"{seed}-small.onnx"
     export_onnx(graph, before)
     images = folder / f"images-{seed}"

@@ -28,10 +28,10 @@ import graphsurgery as gs
 from graphsurgery.models.supermasks import save_supermask
 from graphsurgery.recipes.compression.dead import without_dead
 from graphsurgery.recipes.lottery.lottery import lottery
-from graphsurgery.recipes.lottery.supermask import DENSITIES, SupermaskPlan, supermask
-from graphsurgery.recipes.lottery.tickets import LotteryPlan
-from graphsurgery.surgery.masks.restarts import Restart
-from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection
+from graphsurgery.recipes.lottery.plans import DENSITIES, LotteryPlan, SupermaskPlan
+from graphsurgery.recipes.lottery.supermask import supermask
+from graphsurgery.surgery.masks.plans import Restart, Selection
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA
 from graphsurgery.training.data import Data, load_data, split
 from graphsurgery.training.loop.plan import MIXED_PRECISION, TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
@@ -145,7 +145,7 @@ def tickets(network: Network, data: Data, seed: int, options: argparse.Namespace
         control_rounds=network.shown,
         stop_every=network.stop_every,
     )
-    found = lottery(network.spec, data, drawn, folder=folder, reporter=SILENT)
+    found = lottery(network.spec, data, drawn, folder=folder, reporter=SILENT).outcome
     ticket = gs.load(folder / "seed-0" / f"round-{network.rounds:02d}.pt")
     return {"points": [asdict(point) for point in found.points], "dead": without_dead(ticket)[1].as_dict()}
 
@@ -167,7 +167,7 @@ def rules(network: Network, data: Data, seed: int, options: argparse.Namespace) 
             selection=Selection(criterion, conv=0.5, seed=seed),
             restart=Restart("rewind"),
         )
-        result = lottery(network.spec, data, drawn, run=run, reporter=SILENT)
+        result = lottery(network.spec, data, drawn, run=run, reporter=SILENT).outcome
         shutil.copy(run.state_file(DENSE), states / f"{DENSE}.pt")
         found[criterion] = [[point.density, point.test["accuracy"]] for point in result.points]
     shutil.rmtree(states)
@@ -180,7 +180,7 @@ def criteria(network: Network, data: Data, seed: int, options: argparse.Namespac
     for name, constant in (("drawn weights", False), ("signed constants", True)):
         trained = plan(network, seed, options)
         search = SupermaskPlan("heuristic", trained, constant=constant, densities=network.densities)
-        outcome = supermask(network.spec, data, search, reporter=SILENT)[1]
+        outcome = supermask(network.spec, data, search, reporter=SILENT).outcome
         found[name] = [{**asdict(row)} for row in outcome.rows]
     return found
 
@@ -193,10 +193,10 @@ def learned(network: Network, data: Data, seed: int, options: argparse.Namespace
         search = replace(SupermaskPlan(training=scores), **LEARNED[name])
         if search.method == "top-k":
             search = replace(search, training=replace(scores, batch_size=128, lr=0.1, schedule="cosine"))
-        mask, outcome = supermask(network.spec, data, search, reporter=SILENT)
-        size = save_supermask(mask, options.results / "mask.pt")
+        outcome = supermask(network.spec, data, search, reporter=SILENT).outcome
+        size = save_supermask(outcome.supermask, options.results / "mask.pt")
         rows = {row.name: row.test["accuracy"] for row in outcome.rows}
-        found[name] = {"rows": rows, "density": mask.masks.density, "bytes": size}
+        found[name] = {"rows": rows, "density": outcome.supermask.masks.density, "bytes": size}
     return found
 
 

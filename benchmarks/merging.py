@@ -106,7 +106,7 @@ def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]
     data = task.data(seed)
     began = time.process_time()
     parents = [
-        train(task.spec, data, replace(task.plan, seed=2 * seed + index), reporter=silent)[0] for index in (0, 1)
+        train(task.spec, data, replace(task.plan, seed=2 * seed + index), reporter=silent).graph for index in (0, 1)
     ]
     trained = time.process_time() - began
     controls = CONTROLS if rate is None and by == "auto" else ()
@@ -136,7 +136,7 @@ DEMO = "demo"
 def one_demo(seed: int) -> dict[str, Any]:
     """The parents and the merged network of `graphsurgery demo --seed`, without its controls."""
     data, silent = load_data("digits"), SilentReporter()
-    parents = [train(demo.SPEC, data, replace(demo.PLAN, seed=2 * seed + i), reporter=silent)[0] for i in (0, 1)]
+    parents = [train(demo.SPEC, data, replace(demo.PLAN, seed=2 * seed + i), reporter=silent).graph for i in (0, 1)]
     outcome = merge(parents, data, default_plan(parents, seed, controls=()), reporter=silent).outcome
     scores = {row.name: {"test": row.test[outcome.metric]} for row in outcome.rows}
     return {"task": DEMO, "seed": seed, "by": "joint", "rate": None, "metric": outcome.metric, "rows": scores}

@@ -25,13 +25,14 @@ from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import Data, load_data
 from graphsurgery.training.data.transfer import answered, augmented, unlabelled
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.loop.run import History
 from graphsurgery.training.objectives import CrossEntropy, Objective, objective_for
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 TEACHER = "paper/resnet20?in_channels=1&width=8"
@@ -69,7 +70,8 @@ def one_seed(whole: Data, seed: int, labelled: int, found: dict[tuple[str, int],
     known, rest = order[:labelled], order[labelled:]
     data = replace(whole, train=TensorDataset(x[known], y[known]))
     members = [
-        train(TEACHER, data, replace(TEACHING, seed=10 * seed + index), reporter=SILENT)[0].module for index in range(3)
+        train(TEACHER, data, replace(TEACHING, seed=10 * seed + index), reporter=SILENT).graph.module
+        for index in range(3)
     ]
     everyone, one = Teachers(members), Teachers(members[:1])
     more = unlabelled(TensorDataset(x[rest], y[rest]))

@@ -30,7 +30,8 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.recipes.slimming.slimmable import SlimPlan, Statistics, train_slimmable
+from graphsurgery.recipes.slimming.plan import SlimPlan
+from graphsurgery.recipes.slimming.slimmable import train_slimmable
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.slimming import Slimmable
@@ -96,8 +97,8 @@ def training(seed: int, epochs: int) -> TrainingPlan:
 def slimmed(spec: str, data: Data, seed: int, epochs: int, **options: Any) -> dict[str, Any]:
     """Test accuracies of a slimmable network by width: with statistics of its own, and with the whole network's."""
     plan = SlimPlan(training(seed, epochs), **options)
-    slimmable, *_ = train_slimmable(fresh(spec, data, seed), data, plan, reporter=SILENT)
-    known = Statistics(slimmable)
+    known = train_slimmable(fresh(spec, data, seed), data, plan, reporter=SILENT).outcome.statistics
+    slimmable = known.slimmable
     found = {"own": {f"{width}": accuracy(known.network(width, data), data) for width in WIDTHS}}
     if not slimmable.switchable:
         found["whole"] = {f"{width}": accuracy(slimmable.extract(width), data) for width in WIDTHS}

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import Opening, Proof, Shown, Writing
+from graphsurgery.cli.editing import Editing, EditSession, data_of
+from graphsurgery.cli.options import Opening, again
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.grow import Growth
+    from graphsurgery.recipes.outcome import Check
 
 _MANY = Parameter(negative="", show_default=False)
 
@@ -69,10 +71,6 @@ class Deepening:
 
     def options(self) -> dict[str, Any]:
         """What `Growth` takes of it."""
-        from graphsurgery.errors import SurgeryError
-
-        if "auto" in self.after and len(self.after) > 1:
-            raise SurgeryError("deepen: --after auto takes every place; give no other beside it")
         return {"after": self.after, "count": self.count, "block": self.block}
 
 
@@ -83,41 +81,32 @@ def grow_file(
     model: str,
     output: Path,
     growth: Growth,
+    editing: Editing,
     *,
-    data: str | None,
-    dry_run: bool,
-    writing: Writing,
+    data: str | None = None,
     reads: Sequence[str | None] = (),
-    opening: Opening,
-    proof: Proof,
-    shown: Shown,
 ) -> None:
     """Open a network, grow it, prove that its outputs are the same, and save it."""
-    from graphsurgery.cli.options import without_dry_run
-    from graphsurgery.cli.output import Screen, write_network, writes_to
+    session = EditSession.of(output, model, editing, reads=[data, *reads], growth=growth.as_dict())
     from graphsurgery.recipes.delivery.quantize import first_inputs
     from graphsurgery.recipes.grow import check, grown
-    from graphsurgery.training.data.loading import check_fits
 
-    writes_to(output, model, writing, reads=[data, opening.arch, *reads])
-    screen = Screen(shown)
+    opening = editing.opening
     examples = opening.data(data, model, seed=growth.seed) if data else None
-    graph = opening.graph(model, examples.input_shape if examples else None)
+    graph = opening.fitting(model, examples)
     inputs = None
-    if examples is not None:
-        check_fits(examples, graph.module, name=model)
-        inputs = first_inputs(examples.train) if output.suffix == ".onnx" else None
-    if dry_run and growth.after == ("auto",):
-        show_places(screen, graph)
+    if examples is not None and output.suffix == ".onnx":
+        inputs = first_inputs(examples.train)
+    if editing.dry_run and growth.after == ("auto",):
+        show_places(session.screen, graph)
     new = grown(graph, growth, examples)
-    document: dict[str, Any] = {"model": model, "growth": growth.as_dict(), **show_growth(screen, graph, new)}
-    document |= show_check(screen, graph, new, growth, check(graph, new, growth))
-    if dry_run:
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
+    session.document |= show_growth(session.screen, graph, new)
+    _show_check(session, graph, new, growth, check(graph, new, growth))
+    if editing.dry_run:
+        session.would_write()
         return
     del graph  # the proof needs its memory
-    write_network(screen, new, output, model, document, ("inspect", output), proof=proof, inputs=inputs)
+    session.write(new, "inspect", output, inputs=inputs)
 
 
 def show_places(screen: Screen, graph: ModelGraph) -> None:
@@ -149,20 +138,20 @@ def show_growth(screen: Screen, before: ModelGraph, after: ModelGraph) -> dict[s
     return document
 
 
-def show_check(screen: Screen, before: ModelGraph, after: ModelGraph, growth: Growth, held: Any) -> dict[str, Any]:
-    """The contract, or by how much an approximate init changes the outputs.
+def _show_check(
+    session: EditSession, before: ModelGraph, after: ModelGraph, growth: Growth, held: Check | None
+) -> None:
+    """The contract, or by how much an approximate init changes the outputs; into the document, too.
 
     Raises:
         CheckFailedError: the contract does not hold.
     """
-    from graphsurgery.cli.options import again
-    from graphsurgery.cli.output import data_of, show_moved
     from graphsurgery.surgery.deviation import changed_by
 
-    if held is None:
-        screen.line("note", f"{growth.init} is not exact", "yellow")
-        recover = again("--data", data_of(before), command="grow")
-        found = show_moved(screen, before, after, recover, seed=growth.seed)
-        return {"deviation": changed_by(before, after, growth.seed), **found}
-    screen.require(held)
-    return {"deviation": held.measured}
+    if held is not None:
+        session.screen.require(held)
+        session.document["deviation"] = held.measured
+        return
+    session.screen.line("note", f"{growth.init} is not exact", "yellow")
+    session.show_moved(before, after, again("--data", data_of(before), command="grow"), seed=growth.seed)
+    session.document["deviation"] = changed_by(before, after, growth.seed)

@@ -89,6 +89,19 @@ class Opening:
         """The typed network; arguments as for `pair`."""
         return self.pair(source, shape, to_train=to_train)[0]
 
+    def fitting(self, source: str, data: Data | None, *, to_train: bool = False) -> ModelGraph:
+        """The typed network, which takes these data where there are some.
+
+        Raises:
+            SpecError: it does not take them.
+        """
+        from graphsurgery.training.data.loading import check_fits
+
+        graph = self.graph(source, data.input_shape if data else None, to_train=to_train)
+        if data is not None:
+            check_fits(data, graph.module, name=source)
+        return graph
+
     def masks(self, source: str) -> MaskSet:
         """Which of its weights live."""
         from graphsurgery.models.mask_files import open_masks

@@ -1,40 +1,92 @@
-"""A command that trains: what it saves as soon as it is there, and what it shows and writes in the end."""
+"""A command that writes: the options of all that do, what it says first and last, and the files in between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+
+from graphsurgery.cli.options import SHOWN, WRITING, DryRun, Shown, Writing, without_dry_run
+from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.recipes.outcome import Outcome, Result
+    from graphsurgery.training.loop.progress import Reporter
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Training:
+    """What every command takes that trains."""
+
+    run: Running = RUNNING
+    dry_run: DryRun = False
+    writing: Writing = WRITING
+    shown: Shown = SHOWN
+
+
+TRAINING = Training()
+
+
+@dataclass
 class Session:
-    """The files of a command that trains, and what it says of them.
+    """What a command says and writes.
 
-    Args:
-        screen: where it says it.
+    Attributes:
+        shown: what is printed.
         document: what was asked for; it stands in the network's file and in the JSON.
-        network: where the network goes.
-        controls: what follows when the network is there, such as `the controls`; empty where nothing does.
-        others: further files, by what they are; `report` is written here.
+        files: what is written, by what it is.
     """
 
-    def __init__(
-        self,
-        screen: Screen,
-        document: dict[str, Any],
-        network: Path,
-        *,
-        controls: str = "",
-        **others: Path | None,
-    ) -> None:
-        self.screen, self.document, self.network, self.controls = screen, document, network, controls
-        self.files = {"network": network, **{name: path for name, path in others.items() if path is not None}}
+    shown: Shown
+    document: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def screen(self) -> Screen:
+        """Where it says it; made when a command has imported what it needs."""
+        from graphsurgery.cli.output import Screen
+
+        return Screen(self.shown)
+
+    def would(self, what: str) -> None:
+        """End a dry run: what would be done, and the command that does it."""
+        self.screen.line("dry run", f"would {what}")
+        self.screen.finish(self.document, *without_dry_run())
+
+
+@dataclass
+class TrainingSession(Session):
+    """The same of a command that trains.
+
+    Attributes:
+        asked: its options.
+        follows: what is trained when the network is there, such as `the controls`; empty where nothing is.
+    """
+
+    asked: Training = TRAINING
+    follows: str = ""
+
+    @classmethod
+    def of(cls, asked: Training, *, reads: Iterable[str | None], **files: Path | None) -> TrainingSession:
+        """The session of these options, where its files can be written.
+
+        Args:
+            asked: what the command takes.
+            reads: files, or specs that name some, that the command opens.
+            files: what it writes, by what it is.
+
+        Raises:
+            SurgeryError: as for `Writing.allow`.
+        """
+        asked.writing.allow(reads=reads, in_place=None, **files)
+        return cls(asked.shown, files={name: path for name, path in files.items() if path is not None}, asked=asked)
 
     @property
     def is_first(self) -> bool:
@@ -43,27 +95,42 @@ class Session:
 
         return process_rank()[0] == 0
 
+    def begin(self, command: str, settings: Mapping[str, Any], follows: str = "") -> dict[str, Any]:
+        """Open the run folder; what a recipe takes of it, by the names of its arguments.
+
+        Args:
+            command: who trains.
+            settings: what fixes the result.
+            follows: see the class.
+        """
+        self.follows = follows
+        reporter: Reporter = self.screen.reporter()
+        return {"run": self.asked.run.open(self.screen, {"command": command, **settings}), "reporter": reporter}
+
     def keep(self, graph: ModelGraph) -> None:
         """Save a network before anything else is done."""
         from graphsurgery.checkpoint.files import save
 
         if self.is_first:
-            save(graph, self.network, **self.document)
-            follows = f", {self.controls} follow{'' if self.controls.endswith('s') else 's'}" if self.controls else ""
-            self.screen.line("saved", f"{self.network}{follows}")
+            save(graph, self.files["network"], **self.document)
+            words = f", {self.follows} follow{'' if self.follows.endswith('s') else 's'}" if self.follows else ""
+            self.screen.line("saved", f"{self.files['network']}{words}")
 
-    def saved(self, result: Result) -> Outcome:
-        """Save the network with its metrics; the outcome that names the files."""
+    def saved(self, result: Result[Outcome], write: Callable[..., object] | None = None) -> Outcome:
+        """Save the network with its metrics; the outcome that names the files.
+
+        Args:
+            result: of the recipe.
+            write: takes the path and what is stored with the network; by default it writes a checkpoint.
+        """
+        from functools import partial
+
         from graphsurgery.checkpoint.files import save
 
-        outcome = self.with_files(result.outcome)
         if self.is_first:
-            save(result.graph, self.network, **self.document, metrics=[asdict(row) for row in outcome.rows])
-        return outcome
-
-    def with_files(self, outcome: Outcome) -> Outcome:
-        """The outcome that names the files."""
-        return replace(outcome, files={name: str(path) for name, path in self.files.items()})
+            metrics = [asdict(row) for row in result.outcome.rows]
+            (write or partial(save, result.graph))(self.files["network"], **self.document, metrics=metrics)
+        return replace(result.outcome, files={name: str(path) for name, path in self.files.items()})
 
     def report(self, outcome: Outcome) -> None:
         """Write the HTML report, where one is asked for."""
@@ -82,10 +149,22 @@ class Session:
             self.screen.line("verdict", outcome.verdict)
 
     def finish(self, outcome: Outcome, *following: str | Path) -> None:
-        """Name the files, and the next command."""
+        """Name the files, and the next command: by default the export of the network."""
         for name, path in outcome.files.items():
             self.screen.line("wrote", f"{path} ({name})")
-        self.screen.finish({**self.document, "outcome": outcome.as_dict()}, *following)
+        self.screen.finish({**self.document, "outcome": outcome.as_dict()}, *(following or self.export()))
+
+    def export(self, *options: str) -> tuple[str | Path, ...]:
+        """The command that exports the network."""
+        network = self.files["network"]
+        return "export", network, *options, "-o", network.with_suffix(".onnx")
+
+    def end(self, result: Result[Outcome], *following: str | Path, write: Callable[..., object] | None = None) -> None:
+        """Save the network, write the report, and show everything."""
+        outcome = self.saved(result, write)
+        self.report(outcome)
+        self.show(outcome)
+        self.finish(outcome, *following)
 
 
 def show_sizes(screen: Screen, networks: Iterable[tuple[str, ModelGraph]], heading: str = "network") -> None:

@@ -2,6 +2,7 @@
 
 Networks     trace, open_model, save, load, cost; ModelGraph, Space
 Files        import_onnx, rewrite_onnx, export_onnx, check_onnx
+Classes      install
 Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, slim, undo, unfactorize,
              widen
 Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery, supermask, train_slimmable, deliver,
@@ -9,9 +10,10 @@ Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery,
 They take    TrainingPlan, load_data, remap_optimizer
 Errors       SurgeryError and its kinds: TraceError, UnsupportedError, SpecError, CheckpointError, CheckFailedError
 
-A pass takes typed graphs and returns a new one; a recipe trains and measures, too. Every function says what it takes,
-what it raises and where it comes from: `help(gs.compress)`. Importing this package is cheap; torch is imported when a
-name is first used.
+A pass takes typed graphs and returns a new one; a recipe trains and measures, too: it returns `Result(graph, outcome)`,
+where the outcome has a row for each network, and of `lottery`, `supermask` and `train_slimmable` what else they made.
+Every function says what it takes, what it raises and where it comes from: `help(gs.compress)`. Importing this package
+is cheap; torch is imported when a name is first used.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 if TYPE_CHECKING:
     from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
+    from graphsurgery.models.installing import install
     from graphsurgery.models.loading import open_model
     from graphsurgery.onnx.editing.rewriting import rewrite_onnx
     from graphsurgery.onnx.exporting.checking import check_onnx
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from graphsurgery.recipes.lottery.lottery import lottery
     from graphsurgery.recipes.lottery.supermask import supermask
     from graphsurgery.recipes.merging.merge import merge
-    from graphsurgery.recipes.mimic import mimic
+    from graphsurgery.recipes.mimicking.mimic import mimic
     from graphsurgery.recipes.slimming.slimmable import train_slimmable
     from graphsurgery.recipes.train import train
     from graphsurgery.surgery.channels.cost import cost
@@ -84,6 +87,7 @@ __all__ = [
     "gate",
     "grow",
     "import_onnx",
+    "install",
     "load",
     "load_data",
     "lottery",
@@ -126,12 +130,13 @@ _HOMES = {
     "gate": "passes.gate",
     "grow": "recipes.grow",
     "import_onnx": "onnx.importing.importer",
+    "install": "models.installing",
     "load": "checkpoint.files",
     "load_data": "training.data.loading",
     "lottery": "recipes.lottery.lottery",
     "mask": "passes.mask",
     "merge": "recipes.merging.merge",
-    "mimic": "recipes.mimic",
+    "mimic": "recipes.mimicking.mimic",
     "open_model": "models.loading",
     "prune_dead": "passes.prune_dead",
     "recover_without_labels": "recipes.compression.label_free",

@@ -92,22 +92,11 @@ def factorize(
     if layers is not None and not layers:
         raise SurgeryError("factorize: layers names none; leave it out for all")
     matrices, skipped = _matrices(graph, layers, shape)
-    unknown = [path for path in rank if path not in matrices] if isinstance(rank, Mapping) else []
-    if unknown:
-        raise SurgeryError(
-            f"factorize: rank names {unknown[0]}, which is not factorized; {near_names(unknown[0], matrices)}"
-        )
     if target is not None:
         plans = _meet(graph, matrices, parse_target(target) if isinstance(target, str) else target)
     else:
-        plans = [_Plan(p, m, _rank_of(p, m, rank, energy, force=force)) for p, m in matrices.items()]
-    for plan in plans:
-        if not plan.saves and not force:
-            weights = plan.matrix.rows * plan.matrix.columns
-            skipped[plan.path] = f"rank {plan.rank} saves nothing of its {weights:,} weights"
-    plans = [plan for plan in plans if plan.path not in skipped]
-    if not plans:
-        raise SurgeryError(f"factorize: no layer becomes smaller; {_first(skipped)}")
+        plans = _ranked(matrices, rank, energy, force=force)
+    plans = _smaller(plans, skipped, force=force)
     generator = torch.Generator().manual_seed(seed)
     ranks = {plan.path: [plan.matrix.full, plan.rank] for plan in plans}
     record = {"pass": "factorize", "how": how, "shape": shape, "ranks": ranks, "skipped": skipped}
@@ -120,6 +109,34 @@ def factorize(
     for path, pair in pairs.items():
         _replace(new.module, path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
     return _finished(graph, new)
+
+
+def _ranked(
+    matrices: Mapping[str, Matrix],
+    rank: int | float | Mapping[str, int | float] | None,
+    energy: float | None,
+    *,
+    force: bool,
+) -> list[_Plan]:
+    """Every layer at the rank that is asked for, or at that of the energy."""
+    unknown = [path for path in rank if path not in matrices] if isinstance(rank, Mapping) else []
+    if unknown:
+        raise SurgeryError(
+            f"factorize: rank names {unknown[0]}, which is not factorized; {near_names(unknown[0], matrices)}"
+        )
+    return [_Plan(path, m, _rank_of(path, m, rank, energy, force=force)) for path, m in matrices.items()]
+
+
+def _smaller(plans: Sequence[_Plan], skipped: dict[str, str], *, force: bool) -> list[_Plan]:
+    """The plans that save weights; why the others do not is added to what was skipped."""
+    for plan in plans:
+        if not plan.saves and not force:
+            weights = plan.matrix.rows * plan.matrix.columns
+            skipped[plan.path] = f"rank {plan.rank} saves nothing of its {weights:,} weights"
+    found = [plan for plan in plans if plan.path not in skipped]
+    if not found:
+        raise SurgeryError(f"factorize: no layer becomes smaller; {_first(skipped)}")
+    return found
 
 
 def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> ModelGraph:

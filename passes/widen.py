@@ -68,16 +68,7 @@ def widen(
     _check(graph, by, to, like, init, noise, round_to)
     stays = obstacles(graph)
     sizes = _sizes_like(graph, like) if like is not None else _sizes(graph, by, to or {}, round_to, stays)
-    sizes = {space: new for space, new in sizes.items() if new != space.size}
-    for space, new in sizes.items():
-        if new < space.size:
-            raise SurgeryError(
-                f"widen: space {space.name} has {space.size} channels, cannot become {new}; compress removes channels"
-            )
-        if space.dim in stays:
-            raise SurgeryError(f"widen: space {space.name} cannot grow: {stays[space.dim]}")
-    if not sizes:
-        raise SurgeryError(f"widen: no space would grow; {_why_none(graph, stays)}")
+    sizes = _growing(graph, sizes, stays)
     generator = torch.Generator().manual_seed(seed)
     sources = {space: copies(space.size, new, generator) for space, new in sizes.items()}
     record = {
@@ -100,6 +91,21 @@ def widen(
     if init == "next":
         next_layers(graph, wide, edit)
     return wide
+
+
+def _growing(graph: ModelGraph, sizes: Mapping[Space, int], stays: Mapping[Dim, str]) -> dict[Space, int]:
+    """The spaces that become larger, which all of them can."""
+    growing = {space: new for space, new in sizes.items() if new != space.size}
+    for space, new in growing.items():
+        if new < space.size:
+            raise SurgeryError(
+                f"widen: space {space.name} has {space.size} channels, cannot become {new}; compress removes channels"
+            )
+        if space.dim in stays:
+            raise SurgeryError(f"widen: space {space.name} cannot grow: {stays[space.dim]}")
+    if not growing:
+        raise SurgeryError(f"widen: no space would grow; {_why_none(graph, stays)}")
+    return growing
 
 
 def _widened(graph: ModelGraph, edit: Edit, even: Edit, record: Mapping[str, Any]) -> ModelGraph:

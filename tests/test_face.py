@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import typing
 
 import pdoc
 import pytest
@@ -10,7 +11,12 @@ import pytest
 import graphsurgery as gs
 from graphsurgery.passes import PASSES
 from graphsurgery.passes import compress as module_of_compress
+from graphsurgery.recipes.outcome import Outcome, Result
 
+TRAINING = (
+    *("grow", "lottery", "merge", "mimic", "recover_without_labels"),
+    *("shrink", "supermask", "train", "train_slimmable"),
+)
 FUNCTIONS = sorted(name for name in gs.__all__ if inspect.isfunction(getattr(gs, name)))
 
 
@@ -41,6 +47,13 @@ def test_what_a_function_takes_and_raises_is_written_down(name):
         described = text.partition("Args:")[2]
         missing = [p for p in parameters if f"{p}:" not in described and f"{p}," not in described]
         assert not missing
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_recipes_that_train_return_one_shape(name):
+    returned = typing.get_type_hints(getattr(gs, name))["return"]
+    assert typing.get_origin(returned) is Result
+    assert all(issubclass(kind, Outcome) for kind in typing.get_args(returned))
 
 
 def test_the_reference_can_be_built(tmp_path):

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from graphsurgery.cli.options import (
-    OPENING,
-    PROOF,
-    SHOWN,
-    WRITING,
-    DryRun,
-    Opening,
-    Output,
-    Proof,
-    Seed,
-    Shown,
-    Writing,
-    again,
-    note_images,
-    said_of_images,
-    without_dry_run,
+from graphsurgery.cli.compressing import (
+    calibration_of,
+    show_costs,
+    show_cut_check,
+    show_dead,
+    show_latency,
+    show_plan,
+    show_promise,
+    show_steps,
+    unlabelled,
 )
-from graphsurgery.cli.output import data_of, show_moved, write_network, writes_to
+from graphsurgery.cli.editing import EDITING, Editing, EditSession, data_of
+from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Timing
-    from graphsurgery.recipes.compression.cost_table import Steps
+    from graphsurgery.recipes.compression.recovery import Recovery
     from graphsurgery.recipes.compression.shrink import Cut
-    from graphsurgery.recipes.compression.to_latency import LatencyCut, NetworkFiles
-    from graphsurgery.training.data.calibration import Calibration
-    from graphsurgery.training.data.dataset import Data
+    from graphsurgery.recipes.compression.to_latency import NetworkFiles
 
 
 @Parameter(name="*", group="Cutting")
@@ -147,9 +134,8 @@ class Tuning:
 
     def settings(self, seed: int) -> dict[str, Any]:
         """What changes in the plan of the training."""
-        chosen: dict[str, Any] = {"device": self.device, "seed": seed}
-        chosen |= {} if self.epochs is None else {"epochs": self.epochs}
-        return chosen if self.lr is None else {**chosen, "lr": self.lr}
+        chosen = {"device": self.device, "seed": seed, "epochs": self.epochs, "lr": self.lr}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def check(self, data: str | None) -> None:
         """Refuse what does not go together."""
@@ -179,12 +165,7 @@ def compress(
     measuring: Measuring = _MEASURING,
     tuning: Tuning = _TUNING,
     run: Running = RUNNING,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    writing: Writing = WRITING,
-    opening: Opening = OPENING,
-    proof: Proof = PROOF,
-    shown: Shown = SHOWN,
+    editing: Editing = EDITING,
 ) -> None:
     """Remove channels; the result equals the network with the removed reads masked. With data, bring accuracy back.
 
@@ -196,333 +177,131 @@ def compress(
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
-    writes_to(output, model, writing, reads=[data, tuning.calib, opening.arch])
-    from graphsurgery.cli.output import Screen
-
+    session = EditSession.of(output, model, editing, reads=[data, tuning.calib])
     inputs = None
     tuning.check(data)
-    screen = Screen(shown)
     if cutting.dead:
         if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != _MEASURING or data is not None:
             raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
-        small, document = _without_dead(screen, opening.graph(model), model)
+        small = show_dead(session, editing.opening.graph(model))
     else:
-        plan = cutting.plan(seed)
+        plan = cutting.plan(editing.seed)
         if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
             raise SurgeryError(
                 "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
                 "--round-to auto"
             )
-        task = _task(screen, model, data, opening, cutting, tuning, measuring.timing(), seed, run)
-        small, document = task.compressed(plan, output, dry_run=dry_run)
-        inputs = task.real_inputs(output)
-        del task  # and with it the network before the cut: the proof needs its memory
-    if dry_run:
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
+        graph, recovery = _opened(model, data, tuning, editing)
+        task = _Task(session, graph, recovery, cutting, tuning, measuring.timing(), editing.seed, run)
+        small = task.compressed(plan, dry_run=editing.dry_run)
+        inputs = recovery.inputs() if output.suffix == ".onnx" else None
+        del task, graph  # the proof needs the memory of the network before the cut
+    if editing.dry_run:
+        session.would_write()
         return
-    write_network(screen, small, output, model, document, proof=proof, inputs=inputs)
+    session.write(small, inputs=inputs)
 
 
-def _task(
-    screen: Screen,
-    model: str,
-    data: str | None,
-    opening: Opening,
-    cutting: Cutting,
-    tuning: Tuning,
-    timing: Timing,
-    seed: int,
-    run: Running,
-) -> _Task:
-    """What is to be compressed, opened and checked."""
+def _opened(model: str, data: str | None, tuning: Tuning, editing: Editing) -> tuple[ModelGraph, Recovery]:
+    """What is to be compressed, and what it can be brought back with; checked against each other."""
+    from graphsurgery.recipes.compression.recovery import Recovery
     from graphsurgery.training.data.loading import check_fits
 
+    opening, seed = editing.opening, editing.seed
     examples = opening.data(data, model, seed=seed) if data else None
-    unlabelled = _unlabelled(tuning.calib, model, opening, seed)
-    first = examples or unlabelled
+    others = unlabelled(tuning.calib, model, opening, seed)
+    first = examples or others
     graph = opening.graph(model, first.input_shape if first else None)
     if examples is not None:
         check_fits(examples, graph.module, name=model)
-    calibration = None if tuning.calib is None else _calibration(tuning.calib, model, opening, unlabelled, graph, seed)
-    return _Task(screen, model, graph, examples, calibration, cutting, tuning, timing, seed, run)
-
-
-def _unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
-    """The data that a spec names; None for a folder."""
-    from graphsurgery.models.spec_text import is_function_spec
-    from graphsurgery.training.data.calibration import folder_and_options
-
-    if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
-        return None
-    name = calib.partition("?")[0]
-    if "/" in name.partition(":")[0] and not is_function_spec(name):
-        raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
-    return opening.data(calib, model, seed=seed)
-
-
-def _calibration(
-    calib: str, model: str, opening: Opening, data: Data | None, graph: ModelGraph, seed: int
-) -> Calibration:
-    """The examples to recover on, checked against the network."""
-    from graphsurgery.recipes.compression.label_free import check_calibration
-    from graphsurgery.training.data.calibration import calibration_of, read_calibration
-
-    if data is not None:
-        found = calibration_of(data)
-    else:
-        if len(graph.inputs) != 1:
-            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
-        said = said_of_images(model, arch=opening.arch)
-        first = graph.inputs[0]
-        found = read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
-        note_images(calib, found.preprocessing)
-    check_calibration(found, graph)
-    return found
-
-
-def show_cut_check(screen: Screen, before: ModelGraph, small: ModelGraph, seed: int) -> dict[str, Any]:
-    """Show that a cut network is the original with masked reads, or by how much it is not where nothing is promised.
-
-    Raises:
-        CheckFailedError: the contract does not hold.
-    """
-    from dataclasses import asdict
-
-    from graphsurgery.errors import CheckFailedError
-    from graphsurgery.recipes.contracts.edit_checks import check_cut
-    from graphsurgery.surgery.deviation import UnlikeError
-
-    try:
-        found = check_cut(before, small, seed)
-    except UnlikeError as cause:
-        raise CheckFailedError(
-            f"compress: the cut network is unlike the original: {cause}; nothing was written"
-        ) from cause
-    if found.check is None:
-        words = f"cut = reads masked is not exact, as {found.why}: {found.deviation:.1e} of the largest output"
-        screen.line("check", words, "yellow")
-        return asdict(found)
-    screen.require(found.check)
-    return asdict(found)
-
-
-def removal_of(small: ModelGraph) -> Mapping[str, Any]:
-    """What the cut of a network recorded."""
-    from graphsurgery.recipes.compression.shrink import removal
-
-    return removal(small)
+    calibration = None if tuning.calib is None else calibration_of(tuning.calib, model, opening, others, graph, seed)
+    return graph, Recovery(examples, calibration, tuning.recover)
 
 
 @dataclass(frozen=True)
 class _Task:
     """One network to compress, and how."""
 
-    screen: Screen
-    model: str
+    session: EditSession
     graph: ModelGraph
-    data: Data | None
-    calibration: Calibration | None
+    recovery: Recovery
     cutting: Cutting
     tuning: Tuning
     timing: Timing
     seed: int
     run: Running
 
-    def compressed(self, plan: Cut, output: Path, *, dry_run: bool) -> tuple[ModelGraph, dict[str, Any]]:
-        """The network that is written, and what is known of it; a dry run only shows the plan."""
-        from dataclasses import asdict
-
-        with self.files(output) as files:
-            small, plan, found = self.cut(plan, files)
-            document: dict[str, Any] = {"model": self.model, "cut": asdict(plan), **found}
+    def compressed(self, plan: Cut, *, dry_run: bool) -> ModelGraph:
+        """The network that is written; what is known of it goes into the document. A dry run only shows the plan."""
+        document = self.session.document
+        with self.files() as files:
+            small, plan = self.cut(plan, files)
+            document["cut"] = asdict(plan)
             if dry_run:
-                _show_plan(self.screen, removal_of(small))
-                document |= _show_costs(self.screen, self.graph, small)
-                return small, document | self.show_moved(small)
-            document["check"] = show_cut_check(self.screen, self.graph, small, self.seed)
-            small, found = self.recover(small, plan)
-            document |= found
+                show_plan(self.session.screen, small)
+                document |= show_costs(self.session.screen, self.graph, small)
+                self.show_moved(small)
+                return small
+            document["check"] = show_cut_check(self.session.screen, self.graph, small, self.seed)
+            small = self.recovered(small, plan)
             if files is not None and self.cutting.to_latency:
-                document |= self.keep(small, plan, files)
-        return small, document
+                assert plan.target is not None
+                document["promise"] = show_promise(self.session.screen, plan.target, files, small, self.timing)
+        return small
 
-    def files(self, output: Path) -> AbstractContextManager[NetworkFiles | None]:
+    def files(self) -> AbstractContextManager[NetworkFiles | None]:
         """The files that are timed, if any: an .onnx file that is written back is the original itself."""
         from graphsurgery.recipes.compression.to_latency import network_files
 
         if not self.cutting.auto_step and not self.cutting.to_latency:
             return nullcontext()
-        return network_files(self.graph, self.model if output.suffix == ".onnx" else None)
+        return network_files(self.graph, self.session.model if self.session.output.suffix == ".onnx" else None)
 
-    def cut(self, plan: Cut, files: NetworkFiles | None) -> tuple[ModelGraph, Cut, dict[str, Any]]:
-        """The network that is cut, by what plan, and what was measured for it."""
-        from dataclasses import replace
-
+    def cut(self, plan: Cut, files: NetworkFiles | None) -> tuple[ModelGraph, Cut]:
+        """The network that is cut, and by what plan; what was measured for it is shown."""
         from graphsurgery.recipes.compression.cost_table import FileBench
         from graphsurgery.recipes.compression.shrink import cut
         from graphsurgery.recipes.compression.to_latency import cut_to_latency, rewarded_step
 
+        screen, data = self.session.screen, self.recovery.data
         if files is None:
-            return cut(self.graph, plan, self.data), plan, {}
-        self.screen.line("timing", f"ONNX Runtime, {self.timing}")
+            return cut(self.graph, plan, data), plan
+        screen.line("timing", f"ONNX Runtime, {self.timing}")
         if not self.cutting.to_latency:
             steps = rewarded_step(self.graph, FileBench(files.original, self.graph, self.timing))
-            _show_steps(self.screen, steps)
+            self.session.document["steps"] = show_steps(screen, steps)
             plan = replace(plan, round_to=steps.step)
-            return cut(self.graph, plan, self.data), plan, {"steps": steps.as_dict()}
-        small, found = cut_to_latency(
-            self.graph, plan, files, self.timing, auto_step=self.cutting.auto_step, data=self.data
-        )
-        _show_latency(self.screen, found)
-        return small, found.plan, {"latency": found.as_dict()}
+            return cut(self.graph, plan, data), plan
+        auto = self.cutting.auto_step
+        small, found = cut_to_latency(self.graph, plan, files, self.timing, auto_step=auto, data=data)
+        self.session.document["latency"] = show_latency(screen, found)
+        return small, found.plan
 
-    def recover(self, small: ModelGraph, plan: Cut) -> tuple[ModelGraph, dict[str, Any]]:
-        """With examples recalibrate and fine-tune, and show what that gave."""
-        from dataclasses import asdict
-
-        from graphsurgery.recipes.compression.label_free import label_free_plan, recover_without_labels
-        from graphsurgery.recipes.compression.shrink import fine_tuning, shrink
+    def recovered(self, small: ModelGraph, plan: Cut) -> ModelGraph:
+        """With examples recalibrated and fine-tuned; what that gave is shown."""
         from graphsurgery.reports.tables import OutcomeTable
 
-        screen, tuning, settings = self.screen, self.tuning, self.tuning.settings(self.seed)
-        if self.data is None and self.calibration is None:
-            return small, {**_show_costs(screen, self.graph, small), **self.show_moved(small)}
-        if self.calibration is not None:
-            training = label_free_plan(self.calibration, **settings)
-        else:
-            training = fine_tuning(self.graph, **settings)
-        config: dict[str, Any] = {
-            "command": "compress",
-            "model": self.model,
-            "cut": asdict(plan),
-            "plan": asdict(training),
-        }
-        config |= {} if tuning.recover in (None, "labels") else {"recover": tuning.recover}
-        config |= {} if tuning.calib is None else {"calib": tuning.calib}
-        folder = self.run.open(screen, config, trains=training.epochs > 0)
-        reporter = screen.reporter()
-        if self.calibration is not None:
-            small, outcome = recover_without_labels(
-                self.graph, small, self.calibration, training, data=self.data, run=folder, reporter=reporter
-            )
-        else:
-            assert self.data is not None
-            recover = tuning.recover or "labels"
-            small, outcome = shrink(
-                self.graph, plan, self.data, training, recover=recover, small=small, run=folder, reporter=reporter
-            )
-        costs = _show_costs(screen, self.graph, small)
-        screen.show(OutcomeTable(outcome))
-        return small, {**costs, "outcome": outcome.as_dict()}
+        session, screen = self.session, self.session.screen
+        outcome = None
+        if self.recovery.possible:
+            training = self.recovery.plan(self.graph, **self.tuning.settings(self.seed))
+            calib = {} if self.tuning.calib is None else {"calib": self.tuning.calib}
+            config = {"command": "compress", "model": session.model, **self.recovery.config(plan, training), **calib}
+            folder = self.run.open(screen, config, trains=training.epochs > 0)
+            reporter = screen.reporter()
+            small, outcome = self.recovery.run(self.graph, small, plan, training, run=folder, reporter=reporter)
+        session.document |= show_costs(screen, self.graph, small)
+        self.show_moved(small)
+        if outcome is not None:
+            screen.show(OutcomeTable(outcome))
+            session.document["outcome"] = outcome.as_dict()
+        return small
 
-    def show_moved(self, small: ModelGraph) -> dict[str, Any]:
+    def show_moved(self, small: ModelGraph) -> None:
         """What the cut did to the outputs, where nothing is there to measure and recover it on."""
-        if self.data is not None or self.calibration is not None:
-            return {}
+        if self.recovery.possible:
+            return
         recover = again("--data", data_of(self.graph), "--epochs", "10")
-        if self.model.endswith(".onnx"):  # labels for somebody else's file are rarely at hand
+        if self.session.model.endswith(".onnx"):  # labels for somebody else's file are rarely at hand
             recover = again("--calib", "FOLDER", "--recover", "mimic")
-        return show_moved(self.screen, self.graph, small, recover, seed=self.seed)
-
-    def real_inputs(self, output: Path) -> Sequence[Tensor] | None:
-        """Some of the examples, for the proof of an `.onnx` file."""
-        from graphsurgery.recipes.delivery.quantize import first_inputs
-
-        if output.suffix != ".onnx" or (self.data is None and self.calibration is None):
-            return None
-        if self.calibration is not None:
-            return first_inputs(self.calibration.held)
-        assert self.data is not None
-        held = self.data.validation
-        return first_inputs(held if len(held) else self.data.train)  # type: ignore[arg-type]
-
-    def keep(self, small: ModelGraph, plan: Cut, files: NetworkFiles) -> dict[str, Any]:
-        """Measure the promise on the network that is written; it fails where it is not kept."""
-        from graphsurgery.recipes.compression.to_latency import measure_promise, require_kept
-
-        assert plan.target is not None
-        promise = measure_promise(plan.target, files, small, self.timing)
-        require_kept(promise)
-        self.screen.line("promise", f"{promise}; {promise.pair.after.runs} runs of each", "green")
-        busy = promise.pair.before.interrupted + promise.pair.after.interrupted
-        if busy > 0.1 * 2 * promise.pair.after.runs:
-            self.screen.line("note", f"the machine was busy: {busy} runs were interrupted again and again", "yellow")
-        return {"promise": promise.as_dict()}
-
-
-def _show_steps(screen: Screen, steps: Steps) -> None:
-    """Which step the runtime rewards, and why."""
-    found = ", ".join(f"{step}: {100 * part:.0f} %" for step, part in steps.saved.items())
-    if not steps.spaces:
-        screen.line("round to", "1: no space is large enough to measure steps")
-        return
-    screen.line(
-        "round to",
-        f"{steps.step}; channels between multiples save so much of their share of the time, in "
-        f"{', '.join(steps.spaces)}: {found}",
-    )
-
-
-def _show_latency(screen: Screen, found: LatencyCut) -> None:
-    """How the widths were found."""
-    if found.steps is not None:
-        _show_steps(screen, found.steps)
-        if found.plan.round_to != found.steps.step:
-            screen.line("round to", f"{found.plan.round_to}; larger steps do not reach the target")
-    table = found.table
-    missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
-    screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
-    tried = ", ".join(f"{predicted:.3f}x → {measured:.3f}x" for predicted, measured in found.attempts)
-    screen.line("search", f"predicted by the table → measured: {tried}")
-    screen.line("latency", str(found.promise))
-
-
-def _without_dead(screen: Screen, graph: ModelGraph, model: str) -> tuple[ModelGraph, dict[str, Any]]:
-    """Remove dead channels, and show what the network is masked and what it is compressed."""
-    from graphsurgery.cli.output import columns, count
-    from graphsurgery.recipes.compression.dead import without_dead
-
-    small, report = without_dead(graph)
-    numbers = ["parameters", "weights not 0", "MACs", "ONNX file", "latency (ms)"]
-    table = columns("", *numbers, right=numbers)
-    for name, found in (("masked", report.masked), ("compressed", report.compressed)):
-        living = f"{count(found.living)} of {count(found.weights)}"
-        size = f"{count(found.onnx_bytes)}B"
-        table.add_row(name, count(found.parameters), living, count(found.macs), size, f"{found.latency:.3f}")
-    screen.show(table)
-    changed = {name: sizes for name, sizes in small.lineage[-1]["sizes"].items() if sizes[0] != sizes[1]}
-    spaces = ", ".join(f"{name} {before} to {after}" for name, (before, after) in changed.items())
-    screen.line("channels", spaces or "none is dead: every channel has a weight that is not 0")
-    screen.require(report.check)
-    return small, {"model": model, "dead": report.as_dict(), "sizes": small.lineage[-1]["sizes"]}
-
-
-def _show_plan(screen: Screen, removed: Mapping[str, Any]) -> None:
-    """Every space that was looked at: its channels before and after."""
-    from graphsurgery.cli.output import columns
-
-    words = {"each": "others in each group", "same": "the same in every group"}
-    table = columns("space", "before", "after", "", right=["before", "after"])
-    for name, (before, after) in removed["sizes"].items():
-        note = words.get(removed["inside groups"].get(name), "")
-        table.add_row(name, str(before), str(after), "whole" if before == after else note)
-    screen.show(table)
-
-
-def _show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[str, Any]:
-    """The costs before and after, and the target and what is reached of it."""
-    from graphsurgery.recipes.compression.shrink import removal
-    from graphsurgery.surgery.channels.targets import amount_text
-
-    document = {**screen.costs(graph, small), "sizes": removal(small)["sizes"]}
-    target = removal(small).get("target")
-    if target is not None:
-        before_text, after_text = (amount_text(target["quantity"], target[key]) for key in ("before", "reached"))
-        number, _, unit = after_text.partition(" ")
-        share = target["reached"] / max(1, target["before"])
-        of = before_text.removesuffix(f" {unit}")
-        kind = " by the table" if target["quantity"] == "latency" else ""
-        screen.line("target", f"{target['asked']}: {number} of {of} {unit} ({share:.4g}x){kind}")
-        document |= {"target": target["asked"], "reached": target["reached"]}
-    return document
+        self.session.show_moved(self.graph, small, recover, seed=self.seed)

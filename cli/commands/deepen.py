@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from graphsurgery.cli.editing import EDITING, Editing
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
-from graphsurgery.cli.options import (
-    OPENING,
-    PROOF,
-    SHOWN,
-    WRITING,
-    DryRun,
-    Opening,
-    Output,
-    Proof,
-    Seed,
-    Shown,
-    Writing,
-)
+from graphsurgery.cli.options import Output
 
 
 def deepen(
@@ -25,12 +14,7 @@ def deepen(
     output: Output,
     data: str | None = None,
     deepening: Deepening = DEEPENING,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    writing: Writing = WRITING,
-    opening: Opening = OPENING,
-    proof: Proof = PROOF,
-    shown: Shown = SHOWN,
+    editing: Editing = EDITING,
 ) -> None:
     """Insert layers that give what they are given; the outputs stay the same.
 
@@ -44,9 +28,7 @@ def deepen(
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.grow import Growth
 
-    growth = Growth(**deepening.options(), seed=seed)
+    growth = Growth(**deepening.options(), seed=editing.seed)
     if not growth.after:
         raise SurgeryError("deepen: nothing says where; give --after NAME, or --after auto")
-    grow_file(
-        model, output, growth, data=data, dry_run=dry_run, writing=writing, opening=opening, proof=proof, shown=shown
-    )
+    grow_file(model, output, growth, editing, data=data)

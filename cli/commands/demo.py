@@ -28,18 +28,16 @@ def demo(
 
     import torch
 
-    from graphsurgery.cli.output import Screen
-    from graphsurgery.cli.session import Session
+    from graphsurgery.cli.session import TrainingSession
     from graphsurgery.recipes.demo import FILES
     from graphsurgery.recipes.demo import demo as recipe
 
     writing.check_new(*(folder / name for name in FILES))
-    screen = Screen(shown)
+    session = TrainingSession(shown, files={"network": folder / "merged.pt", "report": folder / "report.html"})
     # On networks this small one thread is as fast as many, and sums in the same order on every machine.
     torch.set_num_threads(1)
-    outcome = recipe(folder, data=data, seed=seed, reporter=screen.reporter())
-    session = Session(screen, {}, folder / "merged.pt", report=folder / "report.html")
+    outcome = recipe(folder, data=data, seed=seed, reporter=session.screen.reporter())
     outcome = replace(outcome, files={**outcome.files, "report": str(session.files["report"])})
     session.report(outcome)
     session.show(outcome)
-    session.finish(outcome, "inspect", session.network)
+    session.finish(outcome, "inspect", session.files["network"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,28 +41,15 @@ def diff(
     latency
         Time both in ONNX Runtime, in turn, on one thread.
     """
-    from dataclasses import asdict
-
-    from graphsurgery.cli.output import Screen, columns, few
-    from graphsurgery.errors import SurgeryError
-    from graphsurgery.onnx.runtime.comparing import compare_latency, compare_onnx
+    from graphsurgery.cli.output import Screen, few
+    from graphsurgery.onnx.runtime.comparing import compare_onnx
 
     screen = Screen(shown)
     found = compare_onnx(before, after)
-    times: tuple[Latency, Latency] | None = None
-    untimed = "left out"
-    if latency:
-        try:
-            times = compare_latency(before, after)
-        except SurgeryError as cause:
-            untimed = str(cause)
+    times, untimed = _timed(before, after) if latency else (None, "")
     listed = [pair for pair in found.pairs if all_nodes or pair.kind != "same"]
-    table = columns("", "node", "operator", "output", "parameters", "MACs", right=["parameters", "MACs"])
-    table.add_column("also changed", overflow="fold")
-    for pair in listed:
-        table.add_row(*_cells(pair))
     if listed:
-        screen.show(table)
+        screen.show(_nodes(listed))
     counts = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in _SIGNS}
     screen.line("nodes", ", ".join(f"{number} {kind}" for kind, number in counts.items()))
     for line in found.ends:
@@ -69,7 +58,7 @@ def diff(
     for side in (found.before, found.after):
         if side.uncounted:
             screen.line("note", f"{side.path}: MACs without {few(side.uncounted)}", "yellow")
-    if latency and times is None:
+    if untimed:
         screen.line("note", f"latency not measured: {untimed}", "yellow")
     document: dict[str, Any] = {
         "before": asdict(found.before),
@@ -80,6 +69,28 @@ def diff(
         "latency": None if times is None else dict(zip(("before", "after"), map(asdict, times), strict=True)),
     }
     screen.finish(document, "view", after)
+
+
+def _timed(before: Path, after: Path) -> tuple[tuple[Latency, Latency] | None, str]:
+    """The times of both, or why there are none."""
+    from graphsurgery.errors import SurgeryError
+    from graphsurgery.onnx.runtime.comparing import compare_latency
+
+    try:
+        return compare_latency(before, after), ""
+    except SurgeryError as cause:
+        return None, str(cause)
+
+
+def _nodes(pairs: Sequence[NodePair]) -> Table:
+    """A row for each pair of nodes."""
+    from graphsurgery.cli.output import columns
+
+    table = columns("", "node", "operator", "output", "parameters", "MACs", right=["parameters", "MACs"])
+    table.add_column("also changed", overflow="fold")
+    for pair in pairs:
+        table.add_row(*_cells(pair))
+    return table
 
 
 _SIGNS = {"changed": "~", "removed": "-", "inserted": "+", "same": ""}

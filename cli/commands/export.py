@@ -14,6 +14,8 @@ from graphsurgery.errors import SurgeryError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.table import Table
+
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Latency
@@ -123,9 +125,7 @@ def _deliver_int8(
     proof: Proof,
 ) -> dict[str, Any]:
     """Write the file in 8 bits, and show both networks."""
-    from graphsurgery.cli.output import columns, count
     from graphsurgery.recipes.delivery.quantize import deliver_int8
-    from graphsurgery.reports.cells import metric_text
 
     report = deliver_int8(
         graph,
@@ -137,6 +137,22 @@ def _deliver_int8(
         rtol=proof.rtol,
     )
     _show_export(screen, report.delivery)
+    screen.show(_versions(report))
+    agreement = "" if report.agreement is None else f", same class for {report.agreement:.1%}"
+    screen.line(
+        "int8",
+        f"{report.quantised} tensors in 8 bits, ranges from {report.calibrated} training examples; on {report.tested} "
+        f"test examples the outputs deviate by {report.deviation:.1e} of the largest{agreement}",
+    )
+    _show_schemes(screen, report)
+    return report.as_dict()
+
+
+def _versions(report: Int8Report) -> Table:
+    """Size, latency and scores of both networks."""
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.reports.cells import metric_text
+
     metrics = [f"test {name}" for name in report.float32.metrics]
     numbers = ["size", "latency", *metrics]
     table = columns("", *numbers, right=numbers)
@@ -148,15 +164,7 @@ def _deliver_int8(
         report.int8.latency.median / report.float32.latency.median,
     ]
     table.add_row("ratio", *(f"{ratio:.3f}" for ratio in ratios), *("" for _ in metrics))
-    screen.show(table)
-    agreement = "" if report.agreement is None else f", same class for {report.agreement:.1%}"
-    screen.line(
-        "int8",
-        f"{report.quantised} tensors in 8 bits, ranges from {report.calibrated} training examples; on {report.tested} "
-        f"test examples the outputs deviate by {report.deviation:.1e} of the largest{agreement}",
-    )
-    _show_schemes(screen, report)
-    return report.as_dict()
+    return table
 
 
 def _show_schemes(screen: Screen, report: Int8Report) -> None:

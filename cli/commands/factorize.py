@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import (
-    OPENING,
-    PROOF,
-    SHOWN,
-    WRITING,
-    DryRun,
-    Opening,
-    Output,
-    Proof,
-    Seed,
-    Shown,
-    Writing,
-    without_dry_run,
-)
+from graphsurgery.cli.editing import EDITING, Editing, EditSession, data_of
+from graphsurgery.cli.options import Output
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.graph import ModelGraph
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Factorizing:
+    """Which layers, and how far."""
+
+    layer: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """Path of a layer; may be given again. By default all that become smaller."""
+    rank: float | None = None
+    """Channels between the two; up to 1 a share of the full rank."""
+    energy: float | None = None
+    """Share of the squared singular values that stays in each layer."""
+    target: str | None = None
+    """What the network may cost at most: params=0.5x, macs=300M or size=4MB."""
+    shape: Literal["channel", "spatial"] = "channel"
+    """Convolutions become one of 1x1 behind the kernel (channel), or one down and one along it (spatial)."""
+    how: Literal["svd", "random"] = "svd"
+    """The best approximation (svd), or random factors to be trained."""
+    back: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Instead, multiply the factors to one layer again."""
+
+    def check(self) -> None:
+        """Refuse what does not go together."""
+        if self.back and not (self.rank is None and self.energy is None and self.target is None):
+            raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")
+        if self.rank is not None and self.rank > 1 and self.rank != int(self.rank):
+            raise SurgeryError(f"factorize: --rank is {self.rank:g}; give whole channels, or a share of at most 1")
+
+    def of(self, graph: ModelGraph, seed: int) -> ModelGraph:
+        """The network with factors, or without."""
+        from graphsurgery.passes import factorize as passes
+
+        layers = list(self.layer) or None
+        if self.back:
+            return passes.unfactorize(graph, layers)
+        rank = int(self.rank) if self.rank is not None and self.rank > 1 else self.rank
+        options: dict[str, Any] = {"energy": self.energy, "target": self.target, "how": self.how, "shape": self.shape}
+        return passes.factorize(graph, layers, rank=rank, seed=seed, **options)
+
+
+_FACTORIZING = Factorizing()
 
 
 def factorize(
@@ -27,19 +64,8 @@ def factorize(
     /,
     *,
     output: Output,
-    layer: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    rank: float | None = None,
-    energy: float | None = None,
-    target: str | None = None,
-    shape: Literal["channel", "spatial"] = "channel",
-    how: Literal["svd", "random"] = "svd",
-    back: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    writing: Writing = WRITING,
-    opening: Opening = OPENING,
-    proof: Proof = PROOF,
-    shown: Shown = SHOWN,
+    factorizing: Factorizing = _FACTORIZING,
+    editing: Editing = EDITING,
 ) -> None:
     """Replace linear layers and convolutions by two with few channels between them.
 
@@ -47,62 +73,42 @@ def factorize(
     ----------
     model
         A checkpoint, a state_dict with --arch, or a model spec.
-    layer
-        Path of a layer; may be given again. By default all that become smaller.
-    rank
-        Channels between the two; up to 1 a share of the full rank.
-    energy
-        Share of the squared singular values that stays in each layer.
-    target
-        What the network may cost at most: params=0.5x, macs=300M or size=4MB.
-    shape
-        Convolutions become one of 1x1 behind the kernel (channel), or one down and one along it (spatial).
-    how
-        The best approximation (svd), or random factors to be trained.
-    back
-        Instead, multiply the factors to one layer again.
     """
-    from graphsurgery.cli.output import Screen, columns, data_of, show_moved, write_network, writes_to
-    from graphsurgery.errors import SurgeryError
-    from graphsurgery.passes import factorize as passes
+    session = EditSession.of(output, model, editing)
     from graphsurgery.recipes.contracts.edit_checks import unchanged
     from graphsurgery.surgery.deviation import changed_by
 
-    writes_to(output, model, writing, reads=[opening.arch])
-    screen = Screen(shown)
-    if back and not (rank is None and energy is None and target is None):
-        raise SurgeryError("factorize: --back multiplies factors; leave out --rank, --energy and --target")
-    if rank is not None and rank > 1 and rank != int(rank):
-        raise SurgeryError(f"factorize: --rank is {rank:g}; give whole channels, or a share of at most 1")
-    graph = opening.graph(model)
-    layers = list(layer) or None
-    if back:
-        new = passes.unfactorize(graph, layers)
-    else:
-        count: Any = int(rank) if rank is not None and rank > 1 else rank
-        new = passes.factorize(graph, layers, rank=count, energy=energy, target=target, how=how, shape=shape, seed=seed)
-    record = new.lineage[-1]
-    document: dict[str, Any] = {"model": model, "factorized": dict(record)}
-    if dry_run and not back:
-        table = columns("layer", "full rank", "rank", right=["full rank", "rank"])
-        for path, (full, kept) in record["ranks"].items():
-            table.add_row(path, str(full), str(kept))
-        screen.show(table)
-        for path, reason in record["skipped"].items():
-            screen.line("skipped", f"{path}: {reason}", "yellow")
-    document |= screen.costs(graph, new)
-    recovered = output.with_name(f"{output.stem}_recovered.pt")
-    recover = ("mimic", "--teacher", model, "--student", output, "--data", data_of(graph), "-o", recovered)
+    screen, seed, back = session.screen, editing.seed, factorizing.back
+    factorizing.check()
+    graph = editing.opening.graph(model)
+    new = factorizing.of(graph, seed)
+    session.document["factorized"] = dict(new.lineage[-1])
+    if editing.dry_run and not back:
+        _show_ranks(screen, new.lineage[-1])
+    session.document |= screen.costs(graph, new)
     if back:
         check = unchanged("multiplied back = with factors", graph, new, seed)
         screen.require(check)
-        document["deviation"] = check.measured
-    document |= show_moved(screen, graph, new, recover, seed=seed)
-    if how == "svd" and not back:
-        document["deviation"] = changed_by(graph, new, seed)
-    if dry_run:
-        screen.line("dry run", f"would write {output}")
-        screen.finish(document, *without_dry_run())
+        session.document["deviation"] = check.measured
+    recovered = output.with_name(f"{output.stem}_recovered.pt")
+    recover = ("mimic", "--teacher", model, "--student", output, "--data", data_of(graph), "-o", recovered)
+    session.show_moved(graph, new, recover, seed=seed)
+    if factorizing.how == "svd" and not back:
+        session.document["deviation"] = changed_by(graph, new, seed)
+    if editing.dry_run:
+        session.would_write()
         return
     del graph  # the proof needs its memory
-    write_network(screen, new, output, model, document, ("inspect", output), proof=proof)
+    session.write(new, "inspect", output)
+
+
+def _show_ranks(screen: Screen, record: Mapping[str, Any]) -> None:
+    """The rank of each layer, and which stay as they are, and why."""
+    from graphsurgery.cli.output import columns
+
+    table = columns("layer", "full rank", "rank", right=["full rank", "rank"])
+    for path, (full, kept) in record["ranks"].items():
+        table.add_row(path, str(full), str(kept))
+    screen.show(table)
+    for path, reason in record["skipped"].items():
+        screen.line("skipped", f"{path}: {reason}", "yellow")

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.graph import ModelGraph
+    from graphsurgery.surgery.channels.cost import Cost
 
 
 def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
@@ -13,16 +24,24 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     model
         A checkpoint, a state_dict with --arch, or a model spec.
     """
-    from dataclasses import asdict
-
-    from graphsurgery.cli.output import Screen, columns, count, few, in_few_lines
+    from graphsurgery.cli.output import Screen
     from graphsurgery.surgery.channels.cost import cost
-    from graphsurgery.surgery.gates import why_nothing
-    from graphsurgery.surgery.reasons import by_reason, reasons
+    from graphsurgery.surgery.reasons import reasons
 
     screen = Screen(shown)
     graph = opening.graph(model)
-    size = cost(graph)
+    size, held = cost(graph), reasons(graph)
+    screen.show(_spaces(graph))
+    _show_kept(screen, graph, held)
+    _show_cost(screen, graph, size)
+    document = {"model": model, **_document(graph, held), "cost": asdict(size), "lineage": graph.lineage}
+    screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small_file(model))
+
+
+def _spaces(graph: ModelGraph) -> Table:
+    """A row for each space."""
+    from graphsurgery.cli.output import columns, few
+
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
     table = columns("space", "size", "written by", "read by", *mixed, right=["size"])
     for space in graph.spaces:
@@ -30,7 +49,15 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         name = space.name if space.outer else f"{space.name} (inside another)"
         cells = [", ".join(kinds)] if mixed else []
         table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
-    screen.show(table)
+    return table
+
+
+def _show_kept(screen: Screen, graph: ModelGraph, held: Mapping[tuple[str, int], str]) -> None:
+    """What cannot change, and why; and what was traced as in evaluation."""
+    from graphsurgery.cli.output import few, in_few_lines
+    from graphsurgery.surgery.gates import why_nothing
+    from graphsurgery.surgery.reasons import by_reason
+
     for space in graph.spaces:
         if space.positions:
             screen.line("kept", f"{space.name}: {space.positions}; to cut it, name it: --keep-space {space.name}=0.5")
@@ -38,7 +65,6 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
         screen.line("frozen", "only the network's inputs and outputs" if graph.spaces else why_nothing(graph))
     for frozen in graph.frozen:
         screen.line("frozen", f"{frozen.node}: {frozen.reason}")
-    held = reasons(graph)
     for line in in_few_lines(by_reason(held)):
         screen.line("held", line)
     for line in (line for record in graph.lineage for line in record.get("only as in evaluation", ())):
@@ -46,19 +72,25 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     for record in graph.lineage:
         if made := record.get("weights that were computed"):
             screen.line("training", f"{few(made)}: were computed from other weights, and are weights of their own here")
+
+
+def _show_cost(screen: Screen, graph: ModelGraph, size: Cost) -> None:
+    """The inputs, and what the network costs."""
+    from graphsurgery.cli.output import count
+
     shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
     screen.line("inputs", shapes)
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
     screen.uncounted(size)
+
+
+def _document(graph: ModelGraph, held: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """Spaces, and what cannot change, as JSON has them."""
     names = ("name", "size", "writers", "readers", "outer", "scalable", "mixed", "positions")
-    document = {
-        "model": model,
+    return {
         "nodes": len(graph.module.graph.nodes),
         "spaces": [{name: getattr(space, name) for name in names} for space in graph.spaces],
         "frozen": [{"node": frozen.node, "reason": frozen.reason} for frozen in graph.frozen],
         "held": [{"weight": name, "axis": axis, "reason": why} for (name, axis), why in held.items()],
         "inputs": [{"name": spec.name, "shape": spec.shape[1:]} for spec in graph.inputs],
-        "cost": asdict(size),
-        "lineage": graph.lineage,
     }
-    screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small_file(model))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import combinations
+from operator import and_, or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.editing import Editing, EditSession
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing, small_file
-from graphsurgery.cli.output import show_moved, write_network, writes_to
+from graphsurgery.cli.session import Session
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -49,42 +51,53 @@ def masks(
     """
     sources = (source, *others)
     _check(sources, join, apply, output)
+    reads = [*sources, opening.arch]
     if output is not None and apply is not None:
-        writes_to(output, apply, writing, reads=[*sources, opening.arch])
-    elif output is not None:
-        writing.allow(masks=output, reads=[*sources, opening.arch])
-    from operator import and_, or_
-
-    from graphsurgery.cli.output import Screen
-    from graphsurgery.passes.mask import mask
-    from graphsurgery.recipes.contracts.edit_checks import check_masked
-
-    screen = Screen(shown)
+        editing = Editing(writing=writing, opening=opening, shown=shown)
+        session: Session = EditSession.of(output, apply, editing, reads=reads)
+    else:
+        writing.allow(masks=output, reads=reads)
+        session = Session(shown)
+    screen = session.screen
     found = [opening.masks(each) for each in sources]
-    document = _show(screen, sources, found)
+    known = session.document = _show(screen, sources, found)
     chosen = found[0]
     if join is not None:
-        chosen = reduce({"intersection": and_, "union": or_}[join], found)
+        chosen = _joined(found, join)
         screen.line(join, _living(chosen))
-        document["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
-    if apply is not None and output is not None:
-        whole = opening.graph(apply)
-        network = mask(whole, chosen)
-        screen.require(check_masked(whole, network, chosen))
-        document |= show_moved(screen, whole, network)
-        del whole  # the proof needs its memory
-        following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
-        write_network(screen, network, output, apply, {**document, "network": apply}, following)
+        known["joined"] = {"by": join, "kept": chosen.kept, "density": chosen.density}
+    if isinstance(session, EditSession):
+        _apply(session, opening, chosen)
         return
     if output is not None:
         chosen.save(output)
         screen.line("wrote", str(output))
-        document["files"] = {"masks": output}
+        known["files"] = {"masks": output}
     bits = output or source
     if str(bits).endswith(".json"):
-        screen.finish(document, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
+        screen.finish(known, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
     else:
-        screen.finish(document, "compress", source, *opening.tokens, "--dead", "-o", small_file(source))
+        screen.finish(known, "compress", source, *opening.tokens, "--dead", "-o", small_file(source))
+
+
+def _joined(found: Sequence[MaskSet], join: Literal["intersection", "union"]) -> MaskSet:
+    """The weights that live in all, or in any."""
+    return reduce({"intersection": and_, "union": or_}[join], found)
+
+
+def _apply(session: EditSession, opening: Opening, chosen: MaskSet) -> None:
+    """Write the network whose other weights are 0."""
+    from graphsurgery.passes.mask import mask
+    from graphsurgery.recipes.contracts.edit_checks import check_masked
+
+    whole = opening.graph(session.model)
+    network = mask(whole, chosen)
+    session.screen.require(check_masked(whole, network, chosen))
+    session.show_moved(whole, network)
+    del whole  # the proof needs its memory
+    output = session.output
+    small = output.with_stem(f"{output.stem}_small")
+    session.write(network, "compress", output, "--dead", "-o", small, network=session.model)
 
 
 def _show(screen: Screen, sources: Sequence[str], found: Sequence[MaskSet]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, WRITING, DryRun, Output, Shown, Writing, open_data, without_dry_run
-from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.cli.options import Output, open_data
+from graphsurgery.cli.session import TRAINING, Training, TrainingSession
 from graphsurgery.training.loop.plan import TrainingPlan
 
 _PLAN = TrainingPlan()
@@ -21,10 +22,7 @@ def train(
     output: Output,
     answer: str | None = None,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
-    run: Running = RUNNING,
-    dry_run: DryRun = False,
-    writing: Writing = WRITING,
-    shown: Shown = SHOWN,
+    asked: Training = TRAINING,
 ) -> None:
     """Train a network from a model spec and save it.
 
@@ -39,51 +37,32 @@ def train(
     answer
         Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need.
     """
-    writing.allow(network=output, reads=[spec, data])
-    from dataclasses import asdict
-
+    session = TrainingSession.of(asked, network=output, reads=[spec, data])
     from graphsurgery.checkpoint.files import save
-    from graphsurgery.cli.output import Screen, columns, count
+    from graphsurgery.cli.output import columns, count
     from graphsurgery.models.spec_text import anchored
     from graphsurgery.recipes import train as recipe
     from graphsurgery.surgery.channels.cost import cost
-    from graphsurgery.training.devices import end_processes, process_rank
-    from graphsurgery.training.loop.evaluation import evaluate
-    from graphsurgery.training.objectives.tasks import objective_for
+    from graphsurgery.training.devices import end_processes
 
-    screen = Screen(shown)
     examples = open_data(data, spec, seed=plan.seed)
     size = cost(recipe.fresh(spec, examples, plan.seed, answer))
-    document = {
-        "spec": anchored(spec),
-        "data": anchored(data),
-        "plan": asdict(plan),
-        "parameters": size.parameters,
-        "macs": size.macs,
-    }
+    screen, named = session.screen, {"spec": anchored(spec), "data": anchored(data)}
+    document = session.document = {**named, "plan": asdict(plan), "parameters": size.parameters, "macs": size.macs}
     screen.line("network", f"{spec}: {count(size.parameters)} parameters, {count(size.macs)} MACs per example")
-    if dry_run:
-        screen.line("dry run", f"would train {plan.epochs} epochs on {data} and write {output}")
-        screen.finish(document, *without_dry_run())
+    if asked.dry_run:
+        session.would(f"train {plan.epochs} epochs on {data} and write {output}")
         return
-    settings = {
-        "command": "train",
-        "spec": anchored(spec),
-        "data": anchored(data),
-        "plan": plan.what_fixes_the_result(),
-        **({} if answer is None else {"answer": answer}),
-    }
-    folder = run.open(screen, settings)
-    graph, history = recipe.train(spec, examples, plan, answer=answer, run=folder, reporter=screen.reporter())
-    objective = objective_for(examples)
-    parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
-    found = {name: evaluate(graph.module, part, objective, device=plan.device) for name, part in parts.items()}
+    settings = {**named, "plan": plan.what_fixes_the_result(), **({} if answer is None else {"answer": answer})}
+    books = session.begin("train", settings)
+    graph, outcome = recipe.train(spec, examples, plan, answer=answer, **books)
+    found = {part: getattr(outcome.row("trained"), part) for part in ("train", "validation", "test")}
     table = columns(data, *found["test"], right=list(found["test"]))
     for name, metrics in found.items():
         table.add_row(name, *(f"{value:.4f}" for value in metrics.values()))
-    if process_rank()[0] == 0:
-        save(graph, output, **document, metrics=found, best_epoch=history.best_epoch)
+    if session.is_first:
+        save(graph, output, **document, metrics=found, best_epoch=outcome.config["best_epoch"])
     end_processes()
     screen.show(table)
     screen.line("wrote", str(output))
-    screen.finish({**document, "metrics": found, "files": {"network": output}}, "inspect", output)
+    screen.finish({**document, "metrics": found, "files": session.files}, "inspect", output)

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from graphsurgery.cli.editing import EDITING, Editing
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
-from graphsurgery.cli.options import (
-    OPENING,
-    PROOF,
-    SHOWN,
-    WRITING,
-    DryRun,
-    Opening,
-    Output,
-    Proof,
-    Seed,
-    Shown,
-    Writing,
-)
+from graphsurgery.cli.options import Output
 
 
 def widen(
@@ -24,12 +13,7 @@ def widen(
     *,
     output: Output,
     widening: Widening = WIDENING,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    writing: Writing = WRITING,
-    opening: Opening = OPENING,
-    proof: Proof = PROOF,
-    shown: Shown = SHOWN,
+    editing: Editing = EDITING,
 ) -> None:
     """Add channels that copy what is there; the outputs stay the same.
 
@@ -41,18 +25,7 @@ def widen(
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.grow import Growth
 
-    growth = Growth(**widening.options(opening), seed=seed)
+    growth = Growth(**widening.options(editing.opening), seed=editing.seed)
     if not growth.widens:
         raise SurgeryError("widen: nothing says how wide; give --by 1.5x, --to NAME=96 or --like SPEC")
-    grow_file(
-        model,
-        output,
-        growth,
-        data=None,
-        dry_run=dry_run,
-        writing=writing,
-        reads=[widening.like],
-        opening=opening,
-        proof=proof,
-        shown=shown,
-    )
+    grow_file(model, output, growth, editing, reads=[widening.like])

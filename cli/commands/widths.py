@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing, open_data
 from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.recipes.slimming.slimmable import Statistics
+    from graphsurgery.training.data.dataset import Data
 
 
 def widths(
@@ -47,46 +53,65 @@ def widths(
     writing.allow(plot=plot, report=report, reads=[model, data])
     if search is not None and (at or latency or plot or report):
         raise SurgeryError("widths: --search stands alone; leave out --at, --latency, --plot and --report")
-    from dataclasses import asdict, replace
-
-    from graphsurgery.cli.output import Screen, columns, count
-    from graphsurgery.recipes.slimming.slimmable import load_slimmable, measure_widths, save_slimmable
-    from graphsurgery.recipes.slimming.width_choice import latencies
-    from graphsurgery.recipes.slimming.width_choice import search as find
-    from graphsurgery.reports.html import write_report
-    from graphsurgery.reports.tables import OutcomeTable
-    from graphsurgery.reports.widths import draw_widths
-    from graphsurgery.surgery.channels.slimming import key_of
-    from graphsurgery.surgery.channels.targets import parse_target
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.recipes.slimming.slimmable import load_slimmable, save_slimmable
 
     screen = Screen(shown)
     statistics, metadata = load_slimmable(model)
     examples = open_data(data, model, seed=seed)
-    document: dict[str, Any] = {"model": model, "data": data}
     known = len(statistics.known)
     if search is not None:
-        path = find(statistics.slimmable, examples, parse_target(search), seed=seed)
-        table = columns("channels", "cost", "loss", right=["cost", "loss"])
-        for found in path:
-            table.add_row(" ".join(map(str, found.sizes.values())), count(found.cost), f"{-found.score:.4f}")
-        screen.show(table)
-        document["frontier"] = [asdict(found) for found in path]
-        statistics.network(dict(path[-1].sizes), examples)
-        following = key_of(path[-1].sizes)
+        following, document = _searched(screen, statistics, examples, search, seed)
     else:
-        outcome = measure_widths(statistics, examples, at)
-        if latency:
-            timed = latencies(statistics.slimmable, outcome.widths)
-            rows = zip(outcome.widths, outcome.rows, strict=True)
-            outcome = replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
-        screen.show(OutcomeTable(outcome))
-        document["outcome"] = outcome.as_dict()
-        following = f"{outcome.widths[-1]:g}"
-        for file, write in ((plot, draw_widths), (report, write_report)):
-            if file is not None:
-                write(outcome, file)
-                screen.line("wrote", str(file))
+        files = {"plot": plot, "report": report}
+        following, document = _measured(screen, statistics, examples, at, files, latency=latency)
     if len(statistics.known) > known:
         save_slimmable(statistics, Path(model), **metadata)
         screen.line("kept", f"the statistics of {len(statistics.known) - known} more configurations in {model}")
+    document = {"model": model, "data": data, **document}
     screen.finish(document, "export", model, "--width", following, "-o", Path(model).with_suffix(".onnx"))
+
+
+def _searched(screen: Screen, statistics: Statistics, data: Data, target: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """Search, and show the way to the target; the configuration at its end, and what is known."""
+    from dataclasses import asdict
+
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.recipes.slimming.width_choice import search
+    from graphsurgery.surgery.channels.slimming import key_of
+    from graphsurgery.surgery.channels.targets import parse_target
+
+    path = search(statistics.slimmable, data, parse_target(target), seed=seed)
+    table = columns("channels", "cost", "loss", right=["cost", "loss"])
+    for found in path:
+        table.add_row(" ".join(map(str, found.sizes.values())), count(found.cost), f"{-found.score:.4f}")
+    screen.show(table)
+    statistics.network(dict(path[-1].sizes), data)
+    return key_of(path[-1].sizes), {"frontier": [asdict(found) for found in path]}
+
+
+def _measured(
+    screen: Screen,
+    statistics: Statistics,
+    data: Data,
+    at: tuple[float, ...],
+    files: Mapping[str, Path | None],
+    *,
+    latency: bool,
+) -> tuple[str, dict[str, Any]]:
+    """Measure and show these widths, and draw them; the narrowest, and what is known."""
+    from graphsurgery.recipes.slimming.slimmable import measure_widths
+    from graphsurgery.recipes.slimming.width_choice import with_latencies
+    from graphsurgery.reports.html import write_report
+    from graphsurgery.reports.tables import OutcomeTable
+    from graphsurgery.reports.widths import draw_widths
+
+    outcome = measure_widths(statistics, data, at)
+    if latency:
+        outcome = with_latencies(statistics.slimmable, outcome)
+    screen.show(OutcomeTable(outcome))
+    for name, write in (("plot", draw_widths), ("report", write_report)):
+        if (file := files[name]) is not None:
+            write(outcome, file)
+            screen.line("wrote", str(file))
+    return f"{outcome.widths[-1]:g}", {"outcome": outcome.as_dict()}

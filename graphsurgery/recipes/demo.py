@@ -42,7 +42,7 @@ def demo(
     parents: list[ModelGraph] = []
     for index, name in enumerate("ab"):
         plan = replace(PLAN, seed=2 * seed + index)
-        parent, _ = train(spec, examples, plan, stage=f"parent-{name}", reporter=reporter)
+        parent = train(spec, examples, plan, stage=f"parent-{name}", reporter=reporter).graph
         save(parent, folder / f"{name}.pt")
         parents.append(parent)
 

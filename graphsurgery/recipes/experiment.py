@@ -83,8 +83,22 @@ class Experiment:
     ) -> tuple[History, Effort]:
         """Train a network in place; by default on the task's labels."""
         began = time.process_time()
+        history = self.fit(graph.module, plan, stage, objective=objective, dataset=dataset, groups=groups)
+        return history, self.effort(graph, plan.epochs, time.process_time() - began)
+
+    def fit(
+        self,
+        module: nn.Module,
+        plan: TrainingPlan,
+        stage: str,
+        *,
+        objective: Objective | None = None,
+        dataset: Dataset[Any] | None = None,
+        groups: Iterable[Mapping[str, Any]] | None = None,
+    ) -> History:
+        """Train a module in place, such as one whose weights are masked for the time being."""
         history = fit(
-            graph.module,
+            module,
             self.data.train if dataset is None else dataset,
             plan,
             objective=objective or self.objective,
@@ -95,22 +109,27 @@ class Experiment:
             reporter=self.reporter,
         )
         self.curves.extend(history.records)
-        return history, self.effort(graph, plan.epochs, time.process_time() - began)
+        return history
 
     def effort(self, graph: ModelGraph, epochs: float | None, seconds: float | None = None) -> Effort:
         """What so many epochs of a network take."""
         macs = None if epochs is None else epochs * size_of(self.data.train) * cost(graph).macs
         return Effort(epochs, macs, seconds)
 
+    def scored(self, module: nn.Module) -> dict[str, dict[str, float]]:
+        """The metrics of a module on validation and on test data."""
+        parts = {"validation": self.data.validation, "test": self.data.test}
+        return {name: evaluate(module, part, self.objective, device=self.device) for name, part in parts.items()}
+
     def measured(self, name: str, network: ModelGraph | nn.Module, effort: Effort | None = None, note: str = "") -> Row:
         """What a network scores and costs, as a row that is not in the books yet."""
         module = network.module if isinstance(network, ModelGraph) else network
         size = cost(network) if isinstance(network, ModelGraph) else None
-        effort = effort or Effort(None, None, None)
+        effort, found = effort or Effort(None, None, None), self.scored(module)
         return Row(
             name,
-            test=evaluate(module, self.data.test, self.objective, device=self.device),
-            validation=evaluate(module, self.data.validation, self.objective, device=self.device),
+            test=found["test"],
+            validation=found["validation"],
             parameters=size.parameters if size else sum(p.numel() for p in module.parameters()) or None,
             macs=size.macs if size else None,
             epochs=effort.epochs,
@@ -124,6 +143,15 @@ class Experiment:
         self.rows.append(self.measured(name, network, effort, note))
         return self.rows[-1]
 
+    def write(self, name: str, found: Mapping[str, Mapping[str, float]], note: str = "") -> None:
+        """A row of what `scored` found, without sizes: of a form that a network has for the time being."""
+        self.rows.append(Row(name, found["test"], found["validation"], note=note))
+
+    @property
+    def sign(self) -> float:
+        """What a score is multiplied by so that higher is better."""
+        return 1.0 if self.objective.higher_is_better else -1.0
+
     def scores(self) -> dict[str, float]:
         """The test score of every row by its name."""
         return {row.name: row.test[self.objective.score] for row in self.rows}
@@ -134,8 +162,7 @@ class Experiment:
 
     def rank(self, row: Row) -> tuple[float, float]:
         """Higher is better, on validation data."""
-        score = row.validation[self.objective.score]
-        return (score if self.objective.higher_is_better else -score, -row.validation.get("loss", 0.0))
+        return (self.sign * row.validation[self.objective.score], -row.validation.get("loss", 0.0))
 
     def require(self, check: Check | None) -> None:
         """A contract that nothing is trained behind where it does not hold.
@@ -148,15 +175,18 @@ class Experiment:
 
     def outcome(self, title: str, verdict: str, config: Mapping[str, Any], **more: Any) -> Outcome:
         """Everything that was found out, with the seconds since the experiment began."""
-        return Outcome(
-            title=title,
-            rows=tuple(self.rows),
-            metric=self.objective.score,
-            higher_is_better=self.objective.higher_is_better,
-            curves=tuple(self.curves),
-            checks=tuple(self.checks),
-            verdict=verdict,
-            config=config,
-            seconds=time.perf_counter() - self._began,
-            **more,
-        )
+        return Outcome(**self.findings(title, verdict, config), **more)
+
+    def findings(self, title: str, verdict: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that every kind of outcome has."""
+        return {
+            "title": title,
+            "rows": tuple(self.rows),
+            "metric": self.objective.score,
+            "higher_is_better": self.objective.higher_is_better,
+            "curves": tuple(self.curves),
+            "checks": tuple(self.checks),
+            "verdict": verdict,
+            "config": config,
+            "seconds": time.perf_counter() - self._began,
+        }

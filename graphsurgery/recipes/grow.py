@@ -22,7 +22,7 @@ from graphsurgery.passes.widen import EXACT, widen
 from graphsurgery.recipes.compression.shrink import fine_tuning
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Check, Result, comparison
+from graphsurgery.recipes.outcome import Check, Outcome, Result, comparison
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data
@@ -62,6 +62,10 @@ class Growth:
     count: int = 1
     block: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "auto" in self.after and len(self.after) > 1:
+            raise SurgeryError("deepen: --after auto takes every place; give no other beside it")
 
     @property
     def widens(self) -> bool:
@@ -151,6 +155,12 @@ class GrowPlan:
     scratch: TrainingPlan
     controls: tuple[str, ...] = CONTROLS
 
+    def settings(self) -> dict[str, Any]:
+        """What fixes the result beside the growth, so that an interrupted run can go on."""
+        trainings = {"training": self.training, "scratch": self.scratch}
+        found = {name: plan.what_fixes_the_result() for name, plan in trainings.items()}
+        return {**found, "controls": list(self.controls)}
+
 
 def default_plan(
     teacher: ModelGraph, growth: Growth, *, controls: tuple[str, ...] = CONTROLS, **settings: Any
@@ -170,7 +180,7 @@ def grow(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Widen and deepen a trained network and train it on, next to its controls.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from graphsurgery.errors import CheckFailedError
 from graphsurgery.graph import ModelGraph
@@ -27,6 +27,7 @@ class Row:
         training_macs: multiply-adds of all forward passes of that training.
         seconds: of the processor, for what of that training was done in this run.
         note: what a reader should know.
+        train: the metrics on the training data, where they were measured.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     training_macs: float | None = None
     seconds: float | None = None
     note: str = ""
+    train: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class GateEpoch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a run found out.
+    """Everything that a run found out; recipes that make more than a network have kinds of their own.
 
     Attributes:
         title: what was done, in a few words.
@@ -113,16 +115,29 @@ class Outcome:
         """The row of this name."""
         return next(row for row in self.rows if row.name == name)
 
+    def require(self, command: str) -> None:
+        """Refuse to say that all went well where a contract does not hold.
+
+        Raises:
+            CheckFailedError: it names those that do not.
+        """
+        failing = [check.name for check in self.checks if not check.holds]
+        if failing:
+            raise CheckFailedError(f"{command}: {len(failing)} checks fail: {', '.join(failing)}; see the lines above")
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON-like form."""
-        return asdict(self)
+        """JSON-like form of what every outcome has."""
+        return asdict(Outcome(**{one.name: getattr(self, one.name) for one in fields(Outcome)}))
 
 
-class Result(NamedTuple):
+Found = TypeVar("Found", bound=Outcome, covariant=True)
+
+
+class Result(NamedTuple, Generic[Found]):
     """What a recipe returns: the network, and everything that was found out on the way."""
 
     graph: ModelGraph
-    outcome: Outcome
+    outcome: Found
 
 
 def at_chance(metrics: Mapping[str, float], classes: int | None, examples: int) -> bool:

@@ -10,14 +10,15 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
 from graphsurgery.models.answers import with_output
 from graphsurgery.models.spec_text import anchored
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.tracing.trace import trace
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
-from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import History, Run
-from graphsurgery.training.objectives.tasks import objective_for
+from graphsurgery.training.loop.run import Run
 
 
 def fresh(spec: str, data: Data, seed: int, answer: str | None = None) -> ModelGraph:
@@ -54,7 +55,7 @@ def train(
     run: Run | None = None,
     stage: str = "train",
     reporter: Reporter | None = None,
-) -> tuple[ModelGraph, History]:
+) -> Result[Outcome]:
     """Train the network of a spec; its lineage says how, so that a merge can keep its books.
 
     Args:
@@ -65,18 +66,19 @@ def train(
         run: folder for metrics and resumable state.
         stage: name of the stage in that folder.
         reporter: told about progress.
+
+    Returns:
+        The network, and its row, `trained`, which has the metrics on the training data too.
+
+    Raises:
+        SurgeryError: as for `fresh`, or training fails.
     """
     graph = fresh(spec, data, plan.seed, answer)
-    history = fit(
-        graph.module,
-        data.train,
-        plan,
-        objective=objective_for(data),
-        validation=data.validation,
-        run=run,
-        stage=stage,
-        reporter=reporter,
-    )
+    books = Experiment(data, device=plan.device, run=run, reporter=reporter)
+    history, effort = books.train(graph, plan, stage)
+    on_train = evaluate(graph.module, data.train, books.objective, device=plan.device)
+    books.rows.append(replace(books.measured("trained", graph, effort), train=on_train))
     named = {"spec": anchored(spec), **recorded(data)}
     record = {"pass": "train", **named, "plan": asdict(plan), "best_epoch": history.best_epoch}
-    return replace(graph, lineage=(*graph.lineage, record)), history
+    graph = replace(graph, lineage=(*graph.lineage, record))
+    return Result(graph, books.outcome(f"{spec} trained on {data.name}", "", record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,14 @@ def lottery_markdown(found: Lottery) -> str:
     head, rows = lottery_cells(found)
     lines = [head, ["---:"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_lottery(found: Lottery, *, table: Path, picture: Path, numbers: Path) -> None:
+    """Write the table as Markdown, the plot, and everything as JSON."""
+    for file, text in ((table, lottery_markdown(found)), (numbers, json.dumps(found.as_dict(), indent=2) + "\n")):
+        with atomic_write(file) as partial:
+            partial.write_text(text)
+    draw_lottery(found, picture)
 
 
 def draw_lottery(found: Lottery, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
@@ -23,7 +23,7 @@ def reasons(graph: ModelGraph) -> dict[tuple[str, int], str]:
     which the axis met one that is fixed from the start: an input, an output, a constant or positions.
     """
     graph.types  # noqa: B018  (gives every node its value, for graphs that come from a file)
-    watch = _Watch(graph.module, open_outputs=graph.open_outputs)
+    watch = _AxesWatch(graph.module, open_outputs=graph.open_outputs)
     watch.run()
     late = watch.frozen[watch.recorded :]  # after the last node
     for place, axis in watch.open.items():
@@ -45,15 +45,16 @@ def by_reason(held: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
     return {why: list(found[why]) for why in sorted(found, key=lambda why: len(found[why]))}
 
 
-class _Watch(Inference):
-    """Typing that notes, for every axis of a parameter, where its last free index went."""
+class Watch(Inference):
+    """Typing that looks at what every node has done."""
 
-    def __init__(self, module: fx.GraphModule, *, open_outputs: bool) -> None:
-        super().__init__(module, open_outputs=open_outputs)
-        self.found: dict[tuple[str, int], str] = {}
-        self.open: dict[tuple[str, int], Axis] = {}
-        self.recorded = 0
-        self._known: set[str] = set()
+    def noted(self, recorded: int) -> None:
+        """Called when a node is typed.
+
+        Args:
+            recorded: how many axes had been frozen before it.
+        """
+        raise NotImplementedError
 
     def get_attr(self) -> Any:
         return self._noting(super().get_attr)
@@ -70,9 +71,24 @@ class _Watch(Inference):
     def output(self) -> Any:
         return self._noting(super().output)
 
-    def _noting(self, visit: Any) -> Any:
+    def _noting(self, visit: Callable[[], Any]) -> Any:
         recorded = len(self.frozen)
         result = visit()
+        self.noted(recorded)
+        return result
+
+
+class _AxesWatch(Watch):
+    """Notes for every axis of a parameter where its last free index went."""
+
+    def __init__(self, module: fx.GraphModule, *, open_outputs: bool) -> None:
+        super().__init__(module, open_outputs=open_outputs)
+        self.found: dict[tuple[str, int], str] = {}
+        self.open: dict[tuple[str, int], Axis] = {}
+        self.recorded = 0
+        self._known: set[str] = set()
+
+    def noted(self, recorded: int) -> None:
         for name in [name for name in self.parameters if name not in self._known]:
             self._known.add(name)
             self.open |= {(name, index): axis for index, axis in enumerate(self.parameters[name].axes)}
@@ -81,7 +97,6 @@ class _Watch(Inference):
                 del self.open[place]
                 self.found[place] = self._reason(recorded)
         self.recorded = len(self.frozen)
-        return result
 
     def _reason(self, recorded: int) -> str:
         if len(self.frozen) > recorded:

@@ -101,6 +101,14 @@ class Likeness:
             if self.dtype != torch.float32 or not self._in_double().compared(training=training):
                 raise
 
+    def run_model(self) -> None:
+        """Run the module on the inputs in evaluation; what its own code raises goes on."""
+        self.model.eval()
+        with _quiet(), _Buffers(self.model) as own:
+            self.buffers = (own,)
+            self._reset()
+            _run(self._own, self.x)
+
     def _in_double(self) -> Likeness:
         """The same in float64, with other memory."""
         self._restore_weights()

@@ -116,12 +116,12 @@ def test_what_cannot_be_resumed(fails, here):
 
 @pytest.mark.usefixtures("here")
 def test_a_run_that_kept_nothing_leaves_no_folder(monkeypatch):
-    from graphsurgery.recipes import train
+    from graphsurgery.recipes import experiment
 
     def failing(*_, **__):
         raise SurgeryError("no")
 
-    monkeypatch.setattr(train, "fit", failing)
+    monkeypatch.setattr(experiment, "fit", failing)
     assert run([*TRAIN, "-o", "x.pt"]) == 2
     assert not Path("runs").exists()
 

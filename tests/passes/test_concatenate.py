@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import assert_direct_sum
+from contracts import Network, assert_direct_sum, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import INDEXED, SHUFFLES, STEPS, RandomNetwork
@@ -196,3 +196,27 @@ def test_norms_over_all_channels_keep_the_statistics_of_each_network(tmp_path):
         small = compress(two, 0.5)
         assert small(x).shape == (2, 3)
     assert len(two.spaces) == len(graphs[0].spaces)
+
+
+MEANS = {
+    "a sum": lambda y: 2 * y - y.flip(-1) / 3 + 1,
+    "its square": lambda y: y * y,
+    "its square as a method": lambda y: y.mul(y),
+    "a product of two numbers": lambda y: y[0, 0, 0, 0] * y[0, 0, 0, 1],
+    "one over it": lambda y: 1 / (y + 5),
+    "what is common over it": lambda y: torch.div(torch.ones_like(y), y + 5),
+    "a rounded quotient": lambda y: torch.div(y, 0.1, rounding_mode="floor"),
+    "a norm of windows": lambda y: F.lp_pool2d(y, 2, 2),
+    "a largest of windows": lambda y: F.max_pool2d(y, 2),
+    "whole numbers": lambda y: (5 * y).long().double(),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_of_what_bends_it(name):
+    function = MEANS[name]
+    network = Network(lambda n, x: function(n.b(torch.relu(n.a(x)))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1))
+    graphs = [typed(network, (3, 4, 4), seed=seed)[0] for seed in (0, 1)]
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert deviation(concatenate(graphs)(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12

@@ -26,7 +26,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def teacher(digits):
-    return train("paper/cnn?width=3", digits, PLAN, reporter=SilentReporter())[0]
+    return train("paper/cnn?width=3", digits, PLAN, reporter=SilentReporter()).graph
 
 
 def test_every_network_is_trained_and_measured(digits, teacher):
@@ -73,7 +73,7 @@ def test_statistics_of_new_norms_come_from_the_training_data(digits, teacher):
 
 def test_parents_of_unlike_depth_are_merged(digits):
     spec = "paper/resnet20?in_channels=1&width=2"
-    deep = train(spec, digits, PLAN, reporter=SilentReporter())[0]
+    deep = train(spec, digits, PLAN, reporter=SilentReporter()).graph
     shallow = gs.trace(_shallow(), torch.zeros(2, 1, 8, 8))
     assert len(deepen_like(shallow, deep).module.graph.nodes) == len(deep.module.graph.nodes)
     stage = replace(PLAN, epochs=1)

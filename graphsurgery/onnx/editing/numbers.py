@@ -14,6 +14,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
+from graphsurgery.onnx.importing.recurrent import RECURRENT, STATES_AT, is_start
 from graphsurgery.onnx.importing.sizes import axes_of
 
 _GROUPS_AT = 6
@@ -58,6 +59,9 @@ class Numbers:
     def _of(self, operator: Operator) -> None:
         if operator.kind == "Split":
             self._split(operator)
+            return
+        if operator.kind in RECURRENT:
+            self._recurrent(operator)
             return
         before, after = self.value(self.old, operator.outputs[0]), self.value(self.new, operator.outputs[0])
         if before is None or after is None:
@@ -158,6 +162,22 @@ class Numbers:
         name, usual = ("num_groups", None) if operator.kind == "GroupNormalization" else ("group", 1)
         if count != operator.attributes.get(name, usual):
             self.attributes[operator.index, name] = count
+
+    def _recurrent(self, operator: Operator) -> None:
+        """The number of hidden units, and of the zeros that it may start with."""
+        path = self.imported.layers.get(operator.index)
+        if path is None:
+            return
+        before: Any = self.imported.graph.module.get_submodule(path)
+        after: Any = self.graph.module.get_submodule(path)
+        if before.hidden_size == after.hidden_size:
+            return
+        if "hidden_size" in operator.attributes:
+            self.attributes[operator.index, "hidden_size"] = after.hidden_size
+        for at in STATES_AT:
+            array = self.file.constants.get(self.file.name(operator.inputs[at])) if at < len(operator.inputs) else None
+            if array is not None and is_start(array):
+                self.edges[operator.index, at] = np.zeros((*array.shape[:-1], after.hidden_size), array.dtype)
 
     def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
         """How much of the axis that is split goes into each output, read or not."""

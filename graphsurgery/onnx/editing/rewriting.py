@@ -32,6 +32,7 @@ from graphsurgery.onnx.files.storage import ONE_FILE, Array, Weights, bare, save
 from graphsurgery.onnx.importing.building import computed_sizes
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.importing.reading import program_of
+from graphsurgery.onnx.importing.sources import assembled
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
 _ROUNDING = 1e-6
@@ -166,8 +167,8 @@ class _FileEdit:
         self.tensors = graph.tensors()
         self.numbers = Numbers(imported, graph)
         self.insertion = Insertion(imported, graph, self._constant)
-        self.replaced: dict[str, str] = {}
-        """The parameter that a constant holds by now, by the constant's name."""
+        self.replaced: dict[str, tuple[str, ...]] = {}
+        """The parameters that a constant holds by now, one or all its parts, by the constant's name."""
         self.arrays: dict[str, Callable[[], Array]] = {}
         """What gives the numbers of a weight that the model is left without, by its name."""
 
@@ -223,26 +224,29 @@ class _FileEdit:
         """What a constant of the file holds after the edit."""
         return self._written(self.replaced[name]) if name in self.replaced else self.file.constants[name]
 
-    def _written(self, path: str) -> Array:
-        """A parameter as the file holds it."""
-        source = self.imported.sources[path]
-        return source.written(self.tensors[path], self.file.constants[source.constant])
+    def _written(self, paths: Sequence[str]) -> Array:
+        """A parameter, or the parts of a constant, as the file holds them."""
+        sources = [self.imported.sources[path] for path in paths]
+        return assembled(sources, [self.tensors[path] for path in paths], self.file.constants[sources[0].constant])
 
     def _weights(self) -> None:
         """The constants that are parameters; one that several layers share by chance is split where they differ."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[tuple[int, bool | str], list[str]]] = {}
         for path, source in self.imported.sources.items():
             if path in self.tensors:
-                found.setdefault(source.constant, []).append(path)
-        for constant, paths in found.items():
-            first = self._written(paths[0])
-            if all(np.array_equal(first, self._written(path)) for path in paths[1:]):
-                if not np.array_equal(first, self.file.constants[constant]):
-                    self.replaced[constant] = paths[0]
+                # The parts of a constant go together; whole ones may be read twice by one node.
+                key = self.imported.readers[path], source.part is not None or path
+                found.setdefault(source.constant, {}).setdefault(key, []).append(path)
+        for constant, readers in found.items():
+            first, *others = readers.values()
+            array = self._written(first)
+            if all(np.array_equal(array, self._written(paths)) for paths in others):
+                if not np.array_equal(array, self.file.constants[constant]):
+                    self.replaced[constant] = tuple(first)
                 continue
-            for path in paths:
-                for edge in self._readers(path, constant):
-                    self.numbers.edges[edge] = self._written(path)
+            for paths in readers.values():
+                for edge in self._readers(paths[0], constant):
+                    self.numbers.edges[edge] = self._written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""

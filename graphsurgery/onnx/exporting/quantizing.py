@@ -56,37 +56,17 @@ def quantize_onnx(
             be quantised, or ONNX Runtime refuses it. Nothing is written then.
     """
     check_scheme(str(source), scheme)
-    # Importing it takes a second, and only this function needs it.
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     original = onnx.load(source, load_external_data=False)
     with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
         feed = _Batches([value.name for value in original.graph.input], batches)
         try:
-            with quiet():
-                quant_pre_process(str(source), str(prepared))
-                quantize_static(
-                    str(prepared),
-                    str(quantized),
-                    feed,
-                    quant_format=QuantFormat.QDQ,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QUInt8 if scheme == "u8u8" else QuantType.QInt8,
-                    per_channel=True,
-                    nodes_to_exclude=norm_operators(onnx.load(prepared)),
-                    reduce_range=scheme == "u8s7",
-                    # One zero for all channels, without which ONNX Runtime does not run a convolution in integers.
-                    extra_options={"WeightSymmetric": True},
-                )
+            model = _quantized(source, Path(folder), feed, scheme)
         except SurgeryError:
             raise
         except Exception as cause:  # ONNX Runtime's errors have no public base class
             if not feed.count:
                 raise SurgeryError(f"{source}: cannot be quantised without examples; give at least one") from cause
             raise SurgeryError(f"{source}: ONNX Runtime cannot quantise it: {one_line(cause)}") from cause
-        model = onnx.load(quantized)
     count = sum(node.op_type == QUANTIZED[0] for node in model.graph.node)
     if not count:
         raise SurgeryError(f"{source}: has no operator that can be quantised; export it without --int8")
@@ -95,6 +75,31 @@ def quantize_onnx(
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return count
+
+
+def _quantized(source: Path | str, folder: Path, feed: _Batches, scheme: Scheme) -> onnx.ModelProto:
+    """What ONNX Runtime makes of a file; it works in the folder."""
+    # Importing it takes a second, and only this function needs it.
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
+    with quiet():
+        quant_pre_process(str(source), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(quantized),
+            feed,
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8 if scheme == "u8u8" else QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=norm_operators(onnx.load(prepared)),
+            reduce_range=scheme == "u8s7",
+            # One zero for all channels, without which ONNX Runtime does not run a convolution in integers.
+            extra_options={"WeightSymmetric": True},
+        )
+    return onnx.load(quantized)
 
 
 def check_scheme(where: str, scheme: str) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
 from graphsurgery.onnx.importing import operators
-from graphsurgery.onnx.importing.layers import Source, layer_of
+from graphsurgery.onnx.importing.layers import layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
+from graphsurgery.onnx.importing.recurrent import RECURRENT
 from graphsurgery.onnx.importing.running import FEW, OnnxNetwork, Runner, RunPlan, Watched, on_sizes, outputs_of
+from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.importing.whole_operators import alone, is_matrix
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
@@ -152,7 +154,7 @@ class _Builder(Runner):
         plain = replace(operator, inputs=tuple(file.name(name) if name else "" for name in operator.inputs))
         read = Watched(plain.attributes)
         layer = layer_of(replace(plain, attributes=read), file.constants, x.dim())
-        if layer is None or any(name in self.plan.needed for name in operator.outputs[1:]):
+        if layer is None or (operator.kind not in RECURRENT and self.plan.needed & {*operator.outputs[1:]}):
             return
         try:
             self.plan.require_known(operator, read)
@@ -168,6 +170,9 @@ class _Builder(Runner):
             self._register(layer.module, name, source)
             self.plan.sources[f"{path}.{name}"] = source
             self.plan.readers[f"{path}.{name}"] = operator.index
+        for at in self.starts(operator) if operator.kind in RECURRENT else ():
+            if isinstance(self.value(operator.inputs[at]), np.ndarray):
+                self._make_tensor(operator, at, file.name(operator.inputs[at]))
 
     def _read_otherwise(self, source: Source) -> bool:
         """Whether a matrix that a layer reads transposed is read as it stands elsewhere."""
@@ -314,7 +319,9 @@ def _is_of_layer(constant: str) -> bool:
     return bool(stem) and last in ("weight", "bias", "running_mean", "running_var")
 
 
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu"))
+_LAYERS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu", *RECURRENT)
+)
 
 
 def _scope(name: str) -> str:

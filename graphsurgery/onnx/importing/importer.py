@@ -19,12 +19,13 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
+from graphsurgery.onnx.exporting.probing import index_range, range_of
 from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.importing.building import network_of
-from graphsurgery.onnx.importing.layers import Source
 from graphsurgery.onnx.importing.operators import UnlikeTorchError, torch_dtype
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import HALF, read_program
+from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.tracing.trace import trace
 
@@ -103,6 +104,7 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool, chec
     refused = complaint(file.path, file.model, file.weights)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
+    graph = _with_ranges(graph) if weights else graph
     record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
@@ -124,6 +126,16 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool, chec
     if weights and check:
         compare(imported)
     return imported
+
+
+def _with_ranges(graph: ModelGraph) -> ModelGraph:
+    """With the indices that the network takes noted beside its inputs."""
+    if all(spec.dtype.is_floating_point for spec in graph.inputs):
+        return graph
+    limits = index_range(graph, _TRACED_BATCH)
+    ranges = [(0, 0) if spec.dtype.is_floating_point else range_of(spec.dtype, limits) for spec in graph.inputs]
+    inputs = [replace(spec, low=low, high=high) for spec, (low, high) in zip(graph.inputs, ranges, strict=True)]
+    return replace(graph, inputs=tuple(inputs))
 
 
 def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:

@@ -18,7 +18,7 @@ from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
-from graphsurgery.recipes.outcome import Result, Row
+from graphsurgery.recipes.outcome import Outcome, Result, Row
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
@@ -74,7 +74,7 @@ def recover_without_labels(
     data: Data | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Recalibrate BatchNorm and learn what the network said before the cut; every step is measured.
 
     Args:

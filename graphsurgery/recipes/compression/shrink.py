@@ -15,18 +15,19 @@ from graphsurgery.models.spec_text import parse_value
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import EVERY, compress
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Result
+from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.surgery.channels.planning import Price
 from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of
-from graphsurgery.training.loop.evaluation import recalibrate
+from graphsurgery.training.imitation import Imitation
+from graphsurgery.training.loop.evaluation import RECALIBRATING, recalibrate
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Objective, objective_for
 from graphsurgery.training.objectives.teachers import Teachers
 
@@ -119,7 +120,7 @@ def shrink(
     small: ModelGraph | None = None,
     run: Run | None = None,
     reporter: Reporter | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Cut, recalibrate BatchNorm and fine-tune with a fresh optimizer; every step is measured.
 
     Args:
@@ -171,7 +172,8 @@ def bring_back(
     books.measure("cut", small, note="expected to be low: not yet recovered")
     norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
     if norms:
-        books.measure("recalibrated", small, note=f"{norms} BatchNorms, 1,000 examples")
+        examples = min(RECALIBRATING, len(books.data.train))  # type: ignore[arg-type]
+        books.measure("recalibrated", small, note=f"{norms} BatchNorms, {examples:,} examples")
     if training.epochs:
         _, effort = books.train(small, training, "fine-tune", objective=objective)
         books.measure("fine-tuned", small, effort, f"{training.epochs} epochs{source}")

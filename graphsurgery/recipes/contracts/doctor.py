@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from graphsurgery.axes.algebra import is_fixed
+from graphsurgery.errors import CheckFailedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.recipes.contracts.contract import TOLERANCES, Contract, NothingToCompareError
 from graphsurgery.recipes.contracts.held import UNUSED, held_parameters
@@ -57,6 +58,22 @@ class DoctorReport:
     def holds(self) -> bool:
         """Whether no contract fails; refused ones do not count."""
         return all(contract.status != "fails" for contract in self.contracts)
+
+    @property
+    def insensitive(self) -> bool:
+        """Whether the outputs hardly depend on the inputs, so that equal ones say little."""
+        return self.sensitivity is not None and self.sensitivity < 1e-3
+
+    def require(self, name: str) -> None:
+        """Refuse to say that all is well with a network where a contract fails.
+
+        Raises:
+            CheckFailedError: it names those that fail.
+        """
+        failing = [contract.name for contract in self.contracts if contract.status == "fails"]
+        if failing:
+            found = f"{len(failing)} of {len(self.contracts)} contracts fail: {', '.join(failing)}"
+            raise CheckFailedError(f"{name}: {found}")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form; a deviation that is not finite is None."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from graphsurgery.axes.algebra import Dim, dims_of
-from graphsurgery.axes.inference import Inference
 from graphsurgery.graph import ModelGraph
+from graphsurgery.surgery.reasons import Watch
 
 EDGES = "its axes are the network's inputs, outputs, positions or constants"
 UNUSED = "not used by the traced forward"
@@ -21,7 +19,7 @@ def held_parameters(graph: ModelGraph) -> dict[str, int]:
     nearest such record upstream. Parameters that have no axis but those of inputs, outputs and positions come last.
     """
     graph.types  # noqa: B018  (gives every node its value, for graphs that come from a file)
-    watch = _Watch(graph.module, open_outputs=graph.open_outputs)
+    watch = _ParameterWatch(graph.module, open_outputs=graph.open_outputs)
     watch.run()
     own = {id(p) for p in graph.module.parameters()}
     tensors = graph.tensors()
@@ -38,8 +36,8 @@ def held_parameters(graph: ModelGraph) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (item[0] in (EDGES, UNUSED), -item[1])))
 
 
-class _Watch(Inference):
-    """Typing that notes, for every parameter without a free axis, what took it.
+class _ParameterWatch(Watch):
+    """Notes for every parameter without a free axis what took it.
 
     Attributes:
         reasons: the reason by the name of the parameter; none where only inputs, outputs and positions fixed it.
@@ -56,21 +54,9 @@ class _Watch(Inference):
         """A free dim of the parameter."""
         return next((d for axis in self.parameters[name].axes for d in dims_of(axis) if not d.fixed), None)
 
-    def call_function(self) -> Any:
-        return self._noting(super().call_function)
-
-    def call_method(self) -> Any:
-        return self._noting(super().call_method)
-
-    def call_module(self) -> Any:
-        return self._noting(super().call_module)
-
-    def output(self) -> Any:
-        return self._noting(super().output)
-
-    def _noting(self, visit: Any) -> Any:
-        recorded = len(self.frozen)
-        result = visit()
+    def noted(self, recorded: int) -> None:
+        if self.node.op == "get_attr":
+            return  # what its readers do to it counts
         if len(self.frozen) > recorded:
             reason: str | None = self.frozen[-1].reason
         elif self.node.op == "output":
@@ -91,4 +77,3 @@ class _Watch(Inference):
             self._free.pop(name, None)
             if reason is not None:
                 self.reasons[name] = reason
-        return result

@@ -27,7 +27,7 @@ from graphsurgery.recipes.delivery.deliver import Delivery, deliver
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.training.data.batches import Examples, in_order
-from graphsurgery.training.data.dataset import UNLABELLED, Data
+from graphsurgery.training.data.dataset import UNLABELLED, Data, size_of
 
 _BATCH = 32
 _REAL = 64
@@ -155,11 +155,7 @@ def deliver_int8(
         CheckFailedError: in float32 already, ONNX Runtime computes something else.
     """
     check_scheme(str(path), scheme)
-    for split, dataset in (("training", data.train), ("test", data.test)):
-        if len(dataset) == 0:  # type: ignore[arg-type]
-            raise SpecError(f"{data.name}: has no {split} examples; quantising needs both training and test examples")
-    if examples < 1:
-        raise SpecError(f"{data.name}: {examples} examples to calibrate on, expected at least 1")
+    _check_examples(data, examples)
     real = real_inputs(graph, data)
     training = Examples(data.train, torch.device("cpu"))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:examples]
@@ -174,15 +170,15 @@ def deliver_int8(
         after = files[scheme]
         latency = measure_latency({"float32": before, "int8": after})
         exact, found = _outputs(before, data), _outputs(after, data)
-        count = min(len(exact[0]), max(1, _COMPUTED // max(1, cost(graph).macs)))
-        schemes = {name: _computed(file, data, [output[:count] for output in exact]) for name, file in files.items()}
+        compared = [output[: _comparable(graph, exact)] for output in exact]
+        schemes = {name: _computed(file, data, compared) for name, file in files.items()}
         with atomic_write(path) as temporary:
             temporary.write_bytes(after.read_bytes())
         sizes = [file.stat().st_size for file in (before, after)]
     return Int8Report(
         scheme=scheme,
         schemes=schemes,
-        compared=count,
+        compared=len(compared[0]),
         delivery=delivery,
         float32=Version(sizes[0], latency["float32"], _metrics(exact, data)),
         int8=Version(sizes[1], latency["int8"], _metrics(found, data)),
@@ -192,6 +188,15 @@ def deliver_int8(
         calibrated=len(order),
         quantised=quantised[scheme],
     )
+
+
+def _check_examples(data: Data, examples: int) -> None:
+    """Refuse data that have no examples to calibrate and to measure on."""
+    for split, dataset in (("training", data.train), ("test", data.test)):
+        if size_of(dataset) == 0:
+            raise SpecError(f"{data.name}: has no {split} examples; quantising needs both training and test examples")
+    if examples < 1:
+        raise SpecError(f"{data.name}: {examples} examples to calibrate on, expected at least 1")
 
 
 def real_inputs(graph: ModelGraph, data: Data, count: int = _REAL) -> tuple[Tensor, ...]:
@@ -234,6 +239,11 @@ def _outputs(path: Path, data: Data) -> list[Tensor]:
     name = session.get_inputs()[0].name
     batches = [run_session(session, {name: _single(x)}, path.name) for x, _ in _test(data)]
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def _comparable(graph: ModelGraph, exact: list[Tensor]) -> int:
+    """How many test examples the sums of the schemes are computed on: fewer, the larger the network."""
+    return min(len(exact[0]), max(1, _COMPUTED // max(1, cost(graph).macs)))
 
 
 def _computed(path: Path, data: Data, expected: list[Tensor]) -> SchemeReport:

@@ -12,37 +12,37 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from graphsurgery.checkpoint.files import save
+from graphsurgery.checkpoint.files import load, save
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.recipes.compression.shrink import with_gradients
-from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, LotteryPlan, Point
-from graphsurgery.recipes.outcome import Check, required
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.lottery.plans import LotteryPlan
+from graphsurgery.recipes.lottery.tickets import TICKET, Lottery, Point, mean_and_deviation
+from graphsurgery.recipes.outcome import Check, Result, Row, required
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.restarts import CONTROLS, Restart, Start, put, restart
+from graphsurgery.surgery.masks.plans import CONTROLS, Restart
+from graphsurgery.surgery.masks.restarts import Start, put, restart
 from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, select
 from graphsurgery.surgery.masks.training import masked
 from graphsurgery.training.data.batches import mixed_seed
-from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits, recorded
-from graphsurgery.training.loop.evaluation import evaluate
-from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.loop.snapshots import LossReadings, Snapshot
-from graphsurgery.training.objectives.tasks import Objective, objective_for
+from graphsurgery.training.objectives.tasks import Objective
 
 _CONTRACT = "dead weights = what the mask makes of them"
 
@@ -56,7 +56,7 @@ def lottery(
     run: Run | None = None,
     folder: Path | None = None,
     reporter: Reporter | None = None,
-) -> Lottery:
+) -> Result[Lottery]:
     """Draw tickets from the network of a spec, or from one that is there.
 
     Args:
@@ -69,40 +69,54 @@ def lottery(
         folder: gets the ticket of every round, trained, with its masks in the metadata: `seed-0/round-03.pt`.
         reporter: told about progress.
 
+    Returns:
+        The chosen ticket of the first network, trained (the last one, where none is as good as the dense network), and
+        everything that was found out. Without a folder the tickets of the first network stay in memory until then.
+
     Raises:
         SurgeryError: a density that empties a tensor, a step to go back to that training does not reach, the data do
             not fit, a start with gates, or training fails.
         CheckFailedError: the dead weights of a ticket are not what its mask makes of them; it is not written.
     """
-    began = time.perf_counter()
     if start is not None:
         check_fits(data, start.module, name=spec)
         if has_gates(start):
             raise SurgeryError(f"lottery: {spec} has gates; fold or compress it first")
-    seeds = [_Seed(spec, data, plan, number, start, run, folder, reporter) for number in range(plan.seeds)]
+    books = Experiment(data, device=plan.training.device, run=run, reporter=reporter)
+    seeds = [_Seed(spec, plan, number, start, folder, books) for number in range(plan.seeds)]
     for one in seeds:
         one.go()
-    objective = objective_for(data)
+    books.require(max((one.check for one in seeds), key=lambda check: check.measured))
+    config = {"spec": spec, "data": data.name, "plan": asdict(plan)}
     found = Lottery(
-        title=f"tickets of {spec} on {data.name}",
+        **books.findings(f"tickets of {spec} on {data.name}", "", config),
         points=tuple(point for one in seeds for point in one.points),
-        metric=objective.score,
-        higher_is_better=objective.higher_is_better,
-        chosen=None,
         masks={(number, index): masks for number, one in enumerate(seeds) for index, masks in one.masks.items()},
-        config={"spec": spec, "data": data.name, "plan": asdict(plan)},
-        seconds=time.perf_counter() - began,
-        checks=(max((one.check for one in seeds), key=lambda check: check.measured),),
     )
-    return replace(found, chosen=_choice(found))
+    found = replace(found, rows=tuple(_rows(found)), verdict=_verdict(found))
+    return Result(seeds[0].ticket(found.delivered), found)
 
 
-def _choice(found: Lottery) -> int | None:
-    """The sparsest round that is as good as the dense network, on validation data."""
-    sign = 1 if found.higher_is_better else -1
-    dense = sign * found.mean(0, test=False)[0]
-    good = [number for number in found.rounds[1:] if sign * found.mean(number, test=False)[0] >= dense]
-    return max(good, default=None)
+def _rows(found: Lottery) -> Iterator[Row]:
+    """The means over the seeds: of the dense network, and of the ticket and the controls of every round."""
+    for number in found.rounds:
+        for name in dict.fromkeys(point.name for point in found.points if point.round == number):
+            points = found.of(number, name)
+            called = f"{name} of round {number}" if number else "dense"
+            means = _means([point.test for point in points]), _means([point.validation for point in points])
+            yield Row(called, *means, note=f"{points[0].density:.2%} of the weights live")
+
+
+def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric."""
+    return {name: mean_and_deviation([metrics[name] for metrics in measured])[0] for name in measured[0]}
+
+
+def _verdict(found: Lottery) -> str:
+    """Which round is best, by what."""
+    if found.chosen is None:
+        return f"no round: by validation {found.metric} all are worse than the dense network"
+    return f"round {found.chosen}, the last whose mean validation {found.metric} is not worse than the dense network's"
 
 
 def _moved(weights: Mapping[str, Tensor], start: Start) -> float:
@@ -121,20 +135,19 @@ class _Seed:
     def __init__(
         self,
         spec: str,
-        data: Data,
         plan: LotteryPlan,
         number: int,
         start: ModelGraph | None,
-        run: Run | None,
         folder: Path | None,
-        reporter: Reporter | None,
+        books: Experiment,
     ) -> None:
-        self.spec, self.data, self.plan, self.number, self.run = spec, data, plan, number, run
-        self.start, self.folder, self.reporter = start, folder, reporter
+        self.spec, self.plan, self.number, self.start, self.folder = spec, plan, number, start, folder
+        self.books, self.data = books, books.data
         self.training = replace(plan.training, seed=plan.training.seed + number)
-        self.steps = math.ceil(len(data.train) / plan.training.batch_size)  # type: ignore[arg-type]
+        self.steps = math.ceil(size_of(self.data.train) / plan.training.batch_size)
         self.points: list[Point] = []
         self.masks: dict[int, MaskSet] = {}
+        self.kept: dict[int, dict[str, Tensor]] = {}
         self.check = Check(_CONTRACT, 0.0, 0.0)
 
     def go(self) -> None:
@@ -196,7 +209,7 @@ class _Seed:
 
     def _dense(self) -> dict[str, Tensor]:
         """Train the dense network; its weights at the step to go back to."""
-        watched = Snapshot(objective_for(self.data), self.graph.module, self.plan.rewind_to)
+        watched = Snapshot(self.books.objective, self.graph.module, self.plan.rewind_to)
         self._fit(0, TICKET, self.masks[0], watched)
         if watched.values is None:
             raise SurgeryError(
@@ -207,25 +220,14 @@ class _Seed:
     def _train(self, number: int, name: str, start: Start) -> None:
         put(self.graph, start.values)
         with masked(self.graph, start.masks, start.dead):
-            self._fit(number, name, start.masks, objective_for(self.data))
+            self._fit(number, name, start.masks, self.books.objective)
 
     def _fit(self, number: int, name: str, masks: MaskSet, objective: Objective) -> None:
         """Train the module as it is, and measure it."""
         readings = LossReadings(objective, self.graph.module, self.data.validation, self.plan.stop_every)
-        history = fit(
-            self.graph.module,
-            self.data.train,
-            self.training,
-            objective=readings,
-            validation=self.data.validation,
-            run=self.run,
-            stage=f"seed-{self.number}.round-{number:02d}.{re.sub(r'[^a-z0-9]+', '-', name)}",
-            reporter=self.reporter,
-        )
-        measured = {
-            part: evaluate(self.graph.module, examples, objective, device=self.training.device)
-            for part, examples in (("validation", self.data.validation), ("test", self.data.test))
-        }
+        stage = f"seed-{self.number}.round-{number:02d}.{re.sub(r'[^a-z0-9]+', '-', name)}"
+        history = self.books.fit(self.graph.module, self.training, stage, objective=readings)
+        measured = self.books.scored(self.graph.module)
         losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
         stop = min(losses, key=lambda step: losses[step], default=0)
         self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
@@ -236,18 +238,33 @@ class _Seed:
         self.check = max(self.check, found, key=lambda check: check.measured)
 
     def _keep(self, number: int, masks: MaskSet) -> None:
-        """Write the ticket of a round."""
-        if self.folder is None:
-            return
-        place = self.folder / f"seed-{self.number}"
-        place.mkdir(parents=True, exist_ok=True)
+        """Write the ticket of a round; without a folder those of the first network are kept, to be given out."""
+        place = self._place(number)
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save(self._recorded(number), place, masks=masks.as_dict(), metrics=asdict(self.points[-1]))
+        elif self.number == 0:
+            self.kept[number] = self._values()
+
+    def _place(self, number: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"seed-{self.number}" / f"round-{number:02d}.pt"
+
+    def ticket(self, number: int) -> ModelGraph:
+        """The trained ticket of a round."""
+        place = self._place(number)
+        if place is not None:
+            return load(place)
+        put(self.graph, self.kept[number])
+        return self._recorded(number)
+
+    def _recorded(self, number: int) -> ModelGraph:
+        """The network with a record of its round."""
         record = {
             "pass": "lottery",
             "spec": anchored(self.spec),
             **recorded(self.data),
             "round": number,
-            "density": masks.density,
+            "density": self.masks[number].density,
             "plan": asdict(self.training),
         }
-        ticket = replace(self.graph, lineage=(*self.graph.lineage, record))
-        save(ticket, place / f"round-{number:02d}.pt", masks=masks.as_dict(), metrics=asdict(self.points[-1]))
+        return replace(self.graph, lineage=(*self.graph.lineage, record))

@@ -8,11 +8,9 @@ is delivered: one fixed network, with the rescaling folded into its weights.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -20,65 +18,56 @@ from torch import nn
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
+from graphsurgery.models.specs import names_file
 from graphsurgery.models.supermasks import Supermask, prepare
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.contracts.edit_checks import unchanged
-from graphsurgery.recipes.outcome import Check, Outcome, Row, required
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.lottery.plans import SupermaskPlan
+from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection, select
+from graphsurgery.surgery.masks.plans import Selection
+from graphsurgery.surgery.masks.selection import select
 from graphsurgery.surgery.masks.training import parametrized
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.loop.evaluation import evaluate, recalibrate
-from graphsurgery.training.loop.fit import fit
-from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.learned_masks import BernoulliMask, TopKMask
-from graphsurgery.training.objectives.tasks import Objective, objective_for
 
-METHODS = ("learned", "top-k", "heuristic")
-DENSITIES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 DRAWS = 10
+"""How many sampled scores are averaged."""
 
 
-@dataclass(frozen=True)
-class SupermaskPlan:
-    """How a mask is found.
+def check_spec(spec: str) -> None:
+    """Refuse a file: its weights are drawn by no seed.
+
+    Raises:
+        SurgeryError: it is one.
+    """
+    if names_file(spec):
+        raise SurgeryError(
+            f"supermask: {spec} is a file, and a supermask's weights are drawn by a seed; give a model spec, or prune "
+            "the weights of the file with lottery"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Outcome):
+    """What was found out about a mask.
 
     Attributes:
-        method: `learned` (Bernoulli), `top-k`, or `heuristic`, by criteria of a network that is trained for it.
-        training: of the scores; with `heuristic`, of the network whose weights the criteria look at.
-        constant: weights are the signs of the drawn ones times the standard deviation of their tensor.
-        rescaled: living weights are multiplied by how many there are of each; with `heuristic` they are not.
-        through_factor: see `BernoulliMask`.
-        density: of `top-k`, in every tensor.
-        criteria, densities: what `heuristic` tries.
+        supermask: spec, seed and bits, which are the network.
     """
 
-    method: str = "learned"
-    training: TrainingPlan = field(default_factory=TrainingPlan)
-    constant: bool = True
-    rescaled: bool = True
-    through_factor: bool = False
-    density: float = 0.5
-    criteria: tuple[str, ...] = tuple(WEIGHT_CRITERIA)
-    densities: tuple[float, ...] = DENSITIES
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SurgeryError(f"supermask: method is {self.method!r}; choose from {', '.join(METHODS)}")
-        for density in (self.density, *self.densities):
-            if not 0 < density <= 1:
-                raise SurgeryError(f"supermask: density is {density:g}, expected a share above 0 and at most 1")
-        for criterion in self.criteria:
-            Selection(criterion)
+    supermask: Supermask
 
 
 def supermask(
     spec: str, data: Data, plan: SupermaskPlan, *, run: Run | None = None, reporter: Reporter | None = None
-) -> tuple[Supermask, Outcome]:
+) -> Result[Masked]:
     """Find a mask for the weights that `plan.training.seed` draws.
 
     Args:
@@ -89,51 +78,31 @@ def supermask(
         reporter: told about progress.
 
     Returns:
-        The mask, and a table: untrained, sampled and thresholded networks, or the best density of every criterion.
+        The network that seed and mask give, and with the mask a table: untrained, sampled and thresholded networks, or
+        the best density of every criterion.
 
     Raises:
         SurgeryError: a density that empties a tensor, the data do not fit, or training fails.
         CheckFailedError: what the seed and the mask give is not the network that was measured.
     """
-    began = time.perf_counter()
-    graph = fresh(spec, data, plan.training.seed)
-    work = _Masking(spec, data, plan, graph, run, reporter)
-    found = work.heuristic() if plan.method == "heuristic" else work.learned()
-    outcome = Outcome(
-        title=f"supermask of {spec} on {data.name}",
-        rows=tuple(work.rows),
-        metric=work.objective.score,
-        higher_is_better=work.objective.higher_is_better,
-        curves=work.curves,
-        checks=work.checks,
-        verdict=work.verdict,
-        config={"spec": spec, "data": data.name, "plan": asdict(plan)},
-        seconds=time.perf_counter() - began,
-    )
-    return found, outcome
+    books = Experiment(data, device=plan.training.device, run=run, reporter=reporter)
+    work = _Masking(spec, plan, fresh(spec, data, plan.training.seed), books)
+    found, measured, verdict = work.heuristic() if plan.method == "heuristic" else work.learned()
+    network = found.network()
+    books.require(unchanged("drawn by the seed and masked = measured", measured, network, plan.training.seed))
+    config = {"spec": spec, "data": data.name, "plan": asdict(plan)}
+    outcome = Masked(**books.findings(f"supermask of {spec} on {data.name}", verdict, config), supermask=found)
+    return Result(network, outcome)
 
 
 class _Masking:
     """One search in progress."""
 
-    def __init__(
-        self,
-        spec: str,
-        data: Data,
-        plan: SupermaskPlan,
-        graph: ModelGraph,
-        run: Run | None,
-        reporter: Reporter | None,
-    ) -> None:
-        self.spec, self.data, self.plan, self.graph, self.run, self.reporter = spec, data, plan, graph, run, reporter
-        self.objective: Objective = objective_for(data)
-        self.rows: list[Row] = []
-        self.curves: tuple[EpochRecord, ...] = ()
-        self.checks: tuple[Check, ...] = ()
-        self.verdict = ""
+    def __init__(self, spec: str, plan: SupermaskPlan, graph: ModelGraph, books: Experiment) -> None:
+        self.spec, self.plan, self.graph, self.books, self.data = spec, plan, graph, books, books.data
 
-    def learned(self) -> Supermask:
-        """Train the scores, and measure the mask in every form that it has."""
+    def learned(self) -> tuple[Supermask, ModelGraph, str]:
+        """Train the scores, and measure the mask in every form that it has; with the masked network, and in words."""
         graph, plan = self.graph, self.plan
         drawn = {name: t.detach().clone() for name, t in graph.tensors().items()}
         self._row("untrained", graph.module)
@@ -143,25 +112,15 @@ class _Masking:
             torch.manual_seed(plan.training.seed)
             parts = {name: self._part(name, weight) for name, weight in weights.items()}
         with _frozen(graph.module), parametrized(graph, parts) as module:
-            history = fit(
-                module,
-                self.data.train,
-                plan.training,
-                objective=self.objective,
-                validation=self.data.validation,
-                run=self.run,
-                stage="mask",
-                reporter=self.reporter,
-            )
-            self.curves = history.records
+            self.books.fit(module, plan.training, "mask")
             if plan.method == "learned":
                 self._sampled(module, list(parts.values()))
             recalibrate(module, self.data.train, seed=plan.training.seed)
             self._row("thresholded" if plan.method == "learned" else "top-k", module, "one network; what is delivered")
             masks = MaskSet({name: part.mask().cpu() for name, part in parts.items()})
         rescaled = {name: living.numel() / max(1, int(living.sum())) for name, living in masks.items()}
-        self.verdict = f"{100 * masks.density:.1f} % of the weights live"
-        return self._found(masks, drawn, rescaled if plan.rescaled else {}, graph)
+        found = self._found(masks, drawn, rescaled if plan.rescaled else {})
+        return found, graph, f"{100 * masks.density:.1f} % of the weights live"
 
     def _part(self, name: str, weight: torch.Tensor) -> BernoulliMask | TopKMask:
         if self.plan.method == "learned":
@@ -180,20 +139,20 @@ class _Masking:
         found: list[dict[str, dict[str, float]]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.plan.training.seed)
-            found = [self._measured(module) for _ in range(DRAWS)]
+            found = [self.books.scored(module) for _ in range(DRAWS)]
         for part in parts:
             part.sampling = False
-        self._add("sampled", found[0], "a draw for each batch")
-        score = self.objective.score
+        self.books.write("sampled", found[0], "a draw for each batch")
+        score = self.books.objective.score
         mean = {
             split: {key: sum(one[split][key] for one in found) / DRAWS for key in found[0][split]}
             for split in ("validation", "test")
         }
         spread = torch.tensor([one["test"][score] for one in found], dtype=torch.float64).std()
-        self._add("averaged", mean, f"mean of {DRAWS} such scores, deviation on test data {float(spread):.2g}")
+        self.books.write("averaged", mean, f"mean of {DRAWS} such scores, deviation on test data {float(spread):.2g}")
 
-    def heuristic(self) -> Supermask:
-        """Train a network, and choose criterion and density for the weights that it had before."""
+    def heuristic(self) -> tuple[Supermask, ModelGraph, str]:
+        """Train a network, and choose criterion and density for the weights that it had before; as for `learned`."""
         graph, plan = self.graph, self.plan
         drawn = {name: t.detach().clone() for name, t in graph.tensors().items()}
         self._row("untrained", graph.module)
@@ -201,17 +160,7 @@ class _Masking:
         gradients = {
             name: w.grad for name, w in (maskable(with_gradients(graph, self.data)) if needs_gradients else {}).items()
         }
-        history = fit(
-            graph.module,
-            self.data.train,
-            plan.training,
-            objective=self.objective,
-            validation=self.data.validation,
-            run=self.run,
-            stage="dense",
-            reporter=self.reporter,
-        )
-        self.curves = history.records
+        self.books.fit(graph.module, plan.training, "dense")
         self._row("trained", graph.module, "all weights, for comparison")
         first = fresh(self.spec, self.data, plan.training.seed)
         prepare(first, maskable(first), constant=plan.constant)
@@ -227,22 +176,16 @@ class _Masking:
             best.append((score, masks, f"{criterion} at {100 * density:g} %"))
             self._row(criterion, mask(first, masks).module, f"{100 * density:g} % live")
         _, masks, words = max(best, key=lambda one: one[0])
-        self.verdict = f"best on validation data: {words} of each tensor"
-        return self._found(masks, drawn, {}, mask(first, masks))
+        found = self._found(masks, drawn, {})
+        return found, mask(first, masks), f"best on validation data: {words} of each tensor"
 
-    def _found(
-        self,
-        masks: MaskSet,
-        drawn: Mapping[str, torch.Tensor],
-        factors: Mapping[str, float],
-        measured: ModelGraph,
-    ) -> Supermask:
+    def _found(self, masks: MaskSet, drawn: Mapping[str, torch.Tensor], factors: Mapping[str, float]) -> Supermask:
         """The mask, with what no seed draws; what they give is the network that was measured."""
         parameters = {name for name, _ in self.graph.module.named_parameters(remove_duplicate=False)}
         # A heuristic mask is for the untrained network, whose statistics are those of the start.
         now = {} if self.plan.method == "heuristic" else self.graph.tensors()
         buffers = {n: t for n, t in now.items() if n not in parameters and not torch.equal(t.cpu(), drawn[n].cpu())}
-        found = Supermask(
+        return Supermask(
             anchored(self.spec),
             self.plan.training.seed,
             self.data.input_shape,
@@ -252,29 +195,16 @@ class _Masking:
             buffers,
             {"data": self.data.name, "method": self.plan.method, "density": masks.density},
         )
-        name = "drawn by the seed and masked = measured"
-        self.checks = (required(unchanged(name, measured, found.network(), self.plan.training.seed)),)
-        return found
 
     def _score(self, module: nn.Module) -> float:
         """On validation data, higher is better."""
-        found = evaluate(module, self.data.validation, self.objective, device=self.plan.training.device)
-        sign = 1.0 if self.objective.higher_is_better else -1.0
-        score = sign * found[self.objective.score]
+        objective = self.books.objective
+        found = evaluate(module, self.data.validation, objective, device=self.books.device)
+        score = self.books.sign * found[objective.score]
         return -math.inf if math.isnan(score) else score
 
-    def _measured(self, module: nn.Module) -> dict[str, dict[str, float]]:
-        device = self.plan.training.device
-        return {
-            split: evaluate(module, examples, self.objective, device=device)
-            for split, examples in (("validation", self.data.validation), ("test", self.data.test))
-        }
-
     def _row(self, name: str, module: nn.Module, note: str = "") -> None:
-        self._add(name, self._measured(module), note)
-
-    def _add(self, name: str, found: Mapping[str, Mapping[str, Any]], note: str) -> None:
-        self.rows.append(Row(name, found["test"], found["validation"], note=note))
+        self.books.write(name, self.books.scored(module), note)
 
 
 def _present(gradients: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor] | None:

@@ -1,73 +1,18 @@
-"""How lottery tickets are drawn, and what was found out about them: plain data."""
+"""What was found out about lottery tickets: plain data."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from graphsurgery.errors import SurgeryError
-from graphsurgery.recipes.outcome import Check
+from graphsurgery.recipes.outcome import Outcome
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.masks.restarts import CONTROLS, Restart
-from graphsurgery.surgery.masks.selection import Selection
-from graphsurgery.training.loop.plan import TrainingPlan
 
 TICKET = "ticket"
-
-
-@dataclass(frozen=True)
-class LotteryPlan:
-    """How tickets are drawn.
-
-    Attributes:
-        training: of the dense network and of every round; its seed is that of the first network.
-        rounds: how often weights are pruned.
-        density: the share of the weights that lives after the last round, where their rate has the factor 1.
-        one_shot: cut every density from the dense network instead of from the round before.
-        selection: which weights stay.
-        restart: what a ticket starts from.
-        rewind_to: the step whose weights a ticket goes back to.
-        controls: names in `restarts.CONTROLS`, each trained under the ticket's mask.
-        control_rounds: the rounds in which controls are trained; none stands for all.
-        seeds: how many networks, from as many seeds.
-        stop_every: steps between readings of the validation loss, which the early-stopping step comes from; it is read
-            at the end of each epoch in any case.
-    """
-
-    training: TrainingPlan = field(default_factory=TrainingPlan)
-    rounds: int = 12
-    density: float = 0.07
-    one_shot: bool = False
-    selection: Selection = field(default_factory=Selection)
-    restart: Restart = field(default_factory=Restart)
-    rewind_to: int = 0
-    controls: tuple[str, ...] = ()
-    control_rounds: tuple[int, ...] = ()
-    seeds: int = 1
-    stop_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "seeds"):
-            if getattr(self, name) < 1:
-                raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected at least 1")
-        if not 0 < self.density < 1:
-            raise SurgeryError(f"lottery: density is {self.density:g}, expected a share between 0 and 1")
-        for name in ("rewind_to", "stop_every"):
-            if getattr(self, name) < 0:
-                raise SurgeryError(f"lottery: {name} is {getattr(self, name)}, expected a number of steps from 0")
-        for name in self.controls:
-            if name not in CONTROLS:
-                raise SurgeryError(f"lottery: control {name!r} is unknown; choose from {'; '.join(CONTROLS)}")
-        for number in self.control_rounds:
-            if not 1 <= number <= self.rounds:
-                raise SurgeryError(f"lottery: control round {number} is not one of the rounds 1 to {self.rounds}")
-
-    def keep(self, number: int) -> float:
-        """The share of the weights that stay in a round, of those that live or, in one shot, of all."""
-        return float(self.density ** ((number if self.one_shot else 1) / self.rounds))
 
 
 @dataclass(frozen=True)
@@ -92,31 +37,17 @@ class Point:
     stop: int
 
 
-@dataclass(frozen=True)
-class Lottery:
-    """Everything that was found out.
+@dataclass(frozen=True, kw_only=True)
+class Lottery(Outcome):
+    """Everything that was found out; a row has the means over the seeds, a check is of the worst ticket.
 
     Attributes:
-        title: what was done, in a few words.
         points: all trainings.
-        metric: what decides; `higher_is_better` says which way.
-        chosen: the last round whose mean validation metric is not below that of the dense network; None where the first
-            is already worse.
         masks: those of each seed and round.
-        checks: what the tickets promise, of the worst of them.
-        config: what was run, resolved.
-        seconds: wall-clock time.
     """
 
-    title: str
     points: tuple[Point, ...]
-    metric: str
-    higher_is_better: bool
-    chosen: int | None
     masks: Mapping[tuple[int, int], MaskSet]
-    config: Mapping[str, Any]
-    seconds: float
-    checks: tuple[Check, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -132,21 +63,27 @@ class Lottery:
         """The trainings of a round, one for each seed; of the dense network for round 0, whatever the name."""
         return [p for p in self.points if p.round == number and p.name == (name if number else TICKET)]
 
+    @cached_property
+    def chosen(self) -> int | None:
+        """The last round whose mean validation metric is not worse than the dense network's; None where all are."""
+        sign = 1 if self.higher_is_better else -1
+        dense = sign * self.mean(0, test=False)[0]
+        good = [number for number in self.rounds[1:] if sign * self.mean(number, test=False)[0] >= dense]
+        return max(good, default=None)
+
+    @property
+    def delivered(self) -> int:
+        """The round whose ticket is given out: the chosen one, else the last."""
+        return self.rounds[-1] if self.chosen is None else self.chosen
+
     def mean(self, number: int, name: str = TICKET, *, test: bool = True) -> tuple[float, float]:
         """Mean and standard deviation of the metric over the seeds; no numbers where nothing was trained."""
         return mean_and_deviation([(p.test if test else p.validation)[self.metric] for p in self.of(number, name)])
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-like form, without the masks."""
-        return {
-            "title": self.title,
-            "metric": self.metric,
-            "chosen": self.chosen,
-            "points": [asdict(point) for point in self.points],
-            "checks": [asdict(check) for check in self.checks],
-            "config": dict(self.config),
-            "seconds": self.seconds,
-        }
+        """JSON-like form, with the trainings; without the masks, and without the epochs of each training."""
+        found = {key: value for key, value in super().as_dict().items() if key != "curves"}
+        return {**found, "chosen": self.chosen, "points": [asdict(point) for point in self.points]}
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:

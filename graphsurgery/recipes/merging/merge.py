@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.deepen import as_deep
 from graphsurgery.recipes.contracts.edit_checks import unchanged
+from graphsurgery.recipes.delivery.deliver import deliver
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.merging.averaging import by_average, by_soup, unlike_sizes
 from graphsurgery.recipes.merging.closing_gates import by_gates
@@ -16,7 +18,7 @@ from graphsurgery.recipes.merging.controls import controls
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import GUESSES, Merging
-from graphsurgery.recipes.outcome import Check, Result, Row, comparison
+from graphsurgery.recipes.outcome import Check, Outcome, Result, Row, comparison
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
 from graphsurgery.training.data.dataset import Data
@@ -36,7 +38,7 @@ def merge(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Merge trained networks of one topology into one.
 
     Args:
@@ -83,12 +85,28 @@ def merge(
     return Result(graph, outcome)
 
 
+def check_parents(parents: Sequence[ModelGraph], data: Data, names: Sequence[str]) -> None:
+    """Check that all take the data, and have the topology of the first.
+
+    Raises:
+        SurgeryError: one does not.
+    """
+    for position, (name, parent) in enumerate(zip(names, parents, strict=True), 1):
+        check_fits(data, parent.module, name=name)
+        if position > 1:
+            match_nodes(parents[0], parent, position)
+
+
+def with_latency(outcome: Outcome, graph: ModelGraph, parent: ModelGraph, path: Path) -> Outcome:
+    """Write the merged network as an ONNX file; the outcome with its latency and that of the first parent."""
+    latency = deliver(graph, path, name="merged", against={"parent 1": parent}).latency
+    timed = {name: found.median for name, found in latency.items()}
+    return replace(outcome, rows=tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows))
+
+
 def _check(parents: Sequence[ModelGraph], data: Data, plan: MergePlan) -> None:
     """Find what does not fit together before anything is measured."""
-    for position, parent in enumerate(parents, 1):
-        check_fits(data, parent.module, name=f"parent {position}")
-    for position, parent in enumerate(parents[1:], 2):
-        match_nodes(parents[0], parent, position)
+    check_parents(parents, data, [f"parent {position}" for position, _ in enumerate(parents, 1)])
     unlike = unlike_sizes(parents)
     if unlike is not None and not plan.trains:
         raise SurgeryError(

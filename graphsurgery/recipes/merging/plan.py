@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch.nn.modules.batchnorm import _BatchNorm
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.graph import ModelGraph
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
-from graphsurgery.training.objectives.imitation import Imitation
+
+if TYPE_CHECKING:
+    from graphsurgery.graph import ModelGraph
+from graphsurgery.training.imitation import Imitation
 
 WAYS = ("auto", "joint", "gates", "average", "soup")
 CONTROLS = ("longer", "faster", "another", "distilled", "wide")
@@ -79,6 +79,12 @@ class MergePlan:
         """Whether it trains anything; averages only find the statistics of BatchNorms anew."""
         return self.by not in ("average", "soup")
 
+    def what_fixes_the_result(self) -> dict[str, Any]:
+        """The fields that a resumed merge must share with its beginning."""
+        found = asdict(self)
+        del found["wide"]["device"], found["fine_tuning"]["device"]
+        return found
+
 
 def default_plan(
     parents: Sequence[ModelGraph], seed: int = 0, *, by: str = "joint", rate: float | None = None, **settings: Any
@@ -110,8 +116,77 @@ def default_plan(
     return MergePlan(by, wide, _lasting(replace(trained, lr=lr), DISTILLED), **{"seed": seed, **settings})
 
 
+@dataclass(frozen=True)
+class MergeWishes:
+    """What changes in the default plan of some parents.
+
+    Attributes:
+        by: how: joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the
+            paper's recipe; average aligns channels and averages weights, soup averages them as they are, both without
+            training; auto tries all but the gates, and takes what is best on validation data, a parent if need be.
+        wide_epochs: epochs of the parents side by side: jointly, or while gates close.
+        epochs: epochs of fine-tuning after the cut.
+        rate: what the parents' learning rate is multiplied by; by default 2.5 with BatchNorm and SGD, else 1 (gates:
+            1).
+        lr: learning rate of both stages, instead; while gates close it is 0.3 times this.
+        labels: weight of the labels beside what networks say, 0 to 1; 0 needs no labels. By default 0.5 (gates: 1).
+        parent_epochs: how long each parent was trained; by default their files say.
+        budget: size of every space of the result, as a multiple of the first parent's.
+        gate_lr: learning rate of the gates.
+        controls: which controls are trained too, to compare with, separated by commas.
+        control: train controls; without any it takes a fraction of the time, and nothing says whether it paid.
+        optimizer: sgd, adam or adamw.
+        batch_size: examples of one optimizer step.
+        weight_decay: of all trainable parameters with two axes or more.
+        mixed_precision: no, bf16 or fp16.
+        device: auto, cpu, cuda or any torch device.
+    """
+
+    by: Literal["auto", "joint", "gates", "average", "soup"] = "joint"
+    wide_epochs: int | None = None
+    epochs: int | None = None
+    rate: float | None = None
+    lr: float | None = None
+    labels: float | None = None
+    parent_epochs: float | None = None
+    budget: float = 1.0
+    gate_lr: float | None = None
+    controls: str = ",".join(CONTROLS)
+    control: bool = True
+    optimizer: str | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
+    mixed_precision: str | None = None
+    device: str = "auto"
+
+    def plan(self, parents: Sequence[ModelGraph], seed: int) -> MergePlan:
+        """The default plan of these parents with these changes.
+
+        Raises:
+            SurgeryError: as for `default_plan`.
+        """
+        controls = tuple(name.strip() for name in self.controls.split(",")) if self.control else ()
+        settings = {"budget": self.budget, "controls": controls, "parent_epochs": self.parent_epochs}
+        plan = default_plan(parents, seed, by=self.by, rate=self.rate, **settings)
+        imitation = replace(plan.imitation, **_given(labels=self.labels))
+        wide_lr = None if self.lr is None else (0.3 if self.by == "gates" else 1) * self.lr
+        names = ("optimizer", "batch_size", "weight_decay", "mixed_precision", "device")
+        both = {name: getattr(self, name) for name in names}
+        wide = replace(plan.wide, **_given(**both, lr=wide_lr, epochs=self.wide_epochs))
+        fine_tuning = replace(plan.fine_tuning, **_given(**both, lr=self.lr, epochs=self.epochs))
+        changed = _given(gate_lr=self.gate_lr)
+        return replace(plan, wide=wide, fine_tuning=fine_tuning, imitation=imitation, **changed)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The settings that say something."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def rate_for(parent: ModelGraph, trained: TrainingPlan) -> float:
     """The factor on the learning rate of the parents."""
+    from torch.nn.modules.batchnorm import _BatchNorm  # so that a command shows its help without torch
+
     normed = any(isinstance(module, _BatchNorm) for module in parent.module.modules())
     return RATE if normed and trained.optimizer == "sgd" else 1.0
 

@@ -5,7 +5,6 @@ Source: Yu & Huang, "Universally slimmable networks and improved training techni
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,18 +16,16 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.slim import slim
 from graphsurgery.recipes.contracts.edit_checks import unchanged
-from graphsurgery.recipes.outcome import Check, Outcome, Row, required
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.recipes.experiment import Experiment
+from graphsurgery.recipes.outcome import Check, Outcome, Result
+from graphsurgery.recipes.slimming.plan import SlimPlan
 from graphsurgery.surgery.channels.slimming import Slimmable, Width, batch_norms, key_of, pack_norms, unpack_norms
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
-from graphsurgery.training.loop.evaluation import evaluate, recalibrate
-from graphsurgery.training.loop.fit import fit
-from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import EpochRecord, Run
+from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.sandwich import Sandwich
-from graphsurgery.training.objectives.tasks import objective_for
 
 SHOWN = (0.25, 0.5, 0.75, 1.0)
 _SETTINGS = ("min_width", "round_to", "switchable")
@@ -36,36 +33,9 @@ _OLD_SETTINGS = {"minimum": "min_width", "divisor": "round_to"}
 """What files were written with before."""
 
 
-@dataclass(frozen=True)
-class SlimPlan:
-    """How a network is trained for every width.
-
-    Attributes:
-        training: the training.
-        min_width: the smallest width.
-        round_to: numbers of channels become multiples of this.
-        widths: how many each step trains.
-        rule: `sandwich`, or as controls `random` and `widest`.
-        distil: whether narrow networks learn what the widest says.
-        warmup: fraction of the training in which they learn labels.
-        sort: put important channels first, where the network is trained already.
-        switchable: the only widths, each with BatchNorms of its own; none: any width, and shared BatchNorms.
-    """
-
-    training: TrainingPlan
-    min_width: float = 0.25
-    round_to: int = 1
-    widths: int = 4
-    rule: str = "sandwich"
-    distil: bool = True
-    warmup: float = 0.5
-    sort: bool = True
-    switchable: tuple[float, ...] = ()
-
-
 def train_slimmable(
     graph: ModelGraph, data: Data, plan: SlimPlan, *, run: Run | None = None, reporter: Reporter | None = None
-) -> tuple[Slimmable, tuple[EpochRecord, ...], tuple[Check, ...]]:
+) -> Result[Slimmed]:
     """Train a network for every width.
 
     Args:
@@ -76,7 +46,7 @@ def train_slimmable(
         reporter: told about progress.
 
     Returns:
-        The trained network, every epoch, and the contracts of what was done to it.
+        The whole network, and what it does at the usual widths, with the statistics that each of them has.
 
     Raises:
         SurgeryError: the data do not fit, nothing can be slimmed, or training fails.
@@ -85,44 +55,36 @@ def train_slimmable(
     """
     check_fits(data, graph.module)
     sorted_first = slim(graph) if plan.sort else slim(graph, importance="random", seed=plan.training.seed)
-    ordered = required(unchanged("channels in order = original", graph, sorted_first, plan.training.seed))
+    books = Experiment(data, device=plan.training.device, run=run, reporter=reporter)
+    books.require(unchanged("channels in order = original", graph, sorted_first, plan.training.seed))
     record = {"pass": "slimmable", **recorded(data), "plan": asdict(plan)}
     whole = replace(sorted_first, lineage=(*sorted_first.lineage, record))
     slimmable = Slimmable(whole, min_width=plan.min_width, round_to=plan.round_to, switchable=plan.switchable)
     objective = Sandwich(
         slimmable,
-        objective_for(data),
+        books.objective,
         widths=plan.widths,
         rule=plan.rule,
         distil=plan.distil,
         warmup=plan.warmup,
     )
-    history = fit(
-        slimmable.trained_module(),
-        data.train,
-        replace(plan.training, keep_best=False),
-        objective=objective,
-        validation=data.validation,
-        run=run,
-        stage="slim",
-        reporter=reporter,
-    )
-    return slimmable, history.records, (ordered, *check_narrow(slimmable, plan.training.seed))
+    books.fit(slimmable.trained_module(), replace(plan.training, keep_best=False), "slim", objective=objective)
+    books.require(check_narrow(slimmable, plan.training.seed))
+    statistics = Statistics(slimmable)
+    widths = _measure(books, statistics, usual_widths(slimmable))
+    found = books.findings(f"every width on {data.name}", _verdict(widths), asdict(plan))
+    return Result(slimmable.graph, Slimmed(**found, widths=widths, statistics=statistics))
 
 
-def check_narrow(slimmable: Slimmable, seed: int = 0) -> tuple[Check, ...]:
-    """The contract of the narrowest width; none where widths have BatchNorms of their own, which no cut has.
-
-    Raises:
-        CheckFailedError: it does not hold.
-    """
+def check_narrow(slimmable: Slimmable, seed: int = 0) -> Check | None:
+    """The contract of the narrowest width; none where widths have BatchNorms of their own, which no cut has."""
     if slimmable.switchable:
-        return ()
+        return None
     sizes = slimmable.sizes(slimmable.min_width)
     keep = {name: list(range(size)) for name, size in sizes.items() if size < slimmable.spaces[name].size}
     cut = compress(slimmable.graph, keep) if keep else slimmable.graph
     name = f"slim at width {slimmable.min_width:g} = compressed to the first channels"
-    return (required(unchanged(name, cut, slimmable.extract(slimmable.min_width), seed)),)
+    return unchanged(name, cut, slimmable.extract(slimmable.min_width), seed)
 
 
 class Statistics:
@@ -162,6 +124,17 @@ class Statistics:
         recalibrate(graph.module, data.train, images=images, seed=seed)
         self.known[key] = pack_norms(graph.module)
         return graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slimmed(Outcome):
+    """What was found out about a slimmable network.
+
+    Attributes:
+        statistics: the network at any width, with the statistics of those that were measured.
+    """
+
+    statistics: Statistics
 
 
 def save_slimmable(statistics: Statistics, path: Path, **metadata: Any) -> None:
@@ -213,40 +186,20 @@ def usual_widths(slimmable: Slimmable) -> tuple[float, ...]:
     return slimmable.switchable or tuple(sorted({max(width, slimmable.min_width) for width in SHOWN}))
 
 
-def measure_widths(
-    statistics: Statistics,
-    data: Data,
-    widths: Sequence[float] = (),
-    *,
-    curves: tuple[EpochRecord, ...] = (),
-    checks: tuple[Check, ...] = (),
-) -> Outcome:
+def measure_widths(statistics: Statistics, data: Data, widths: Sequence[float] = ()) -> Outcome:
     """What the network does at several widths, or the usual ones, each with statistics of its own."""
-    began = time.perf_counter()
-    widths = widths or usual_widths(statistics.slimmable)
-    objective = objective_for(data)
-    rows = []
+    books = Experiment(data)
+    measured = _measure(books, statistics, widths or usual_widths(statistics.slimmable))
+    return books.outcome(f"every width on {data.name}", _verdict(measured), {}, widths=measured)
+
+
+def _measure(books: Experiment, statistics: Statistics, widths: Sequence[float]) -> tuple[float, ...]:
+    """A row for each width, the widest first; the widths in that order."""
     widths = tuple(sorted(widths, reverse=True))
     for width in widths:
-        graph = statistics.network(width, data)
-        size = cost(graph)
-        rows.append(
-            Row(
-                f"width {width:g}",
-                test=evaluate(graph.module, data.test, objective),
-                validation=evaluate(graph.module, data.validation, objective),
-                parameters=size.parameters,
-                macs=size.macs,
-            )
-        )
-    return Outcome(
-        title=f"every width on {data.name}",
-        rows=tuple(rows),
-        metric=objective.score,
-        higher_is_better=objective.higher_is_better,
-        curves=curves,
-        checks=checks,
-        widths=widths,
-        verdict=f"One set of weights at {len(rows)} widths, each with its own statistics.",
-        seconds=time.perf_counter() - began,
-    )
+        books.measure(f"width {width:g}", statistics.network(width, books.data))
+    return widths
+
+
+def _verdict(widths: Sequence[float]) -> str:
+    return f"One set of weights at {len(widths)} widths, each with its own statistics."

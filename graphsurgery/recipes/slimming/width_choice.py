@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from graphsurgery.axes.maps import Widths
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import kept_modes
+from graphsurgery.recipes.outcome import Outcome
 from graphsurgery.surgery.channels.planned_cost import PlannedCost
 from graphsurgery.surgery.channels.slimming import Slimmable, Width
 from graphsurgery.surgery.channels.targets import Target
@@ -72,6 +73,13 @@ def _within_time(slimmable: Slimmable, target: Target) -> float:
             break
         found = width
     return found
+
+
+def with_latencies(slimmable: Slimmable, outcome: Outcome) -> Outcome:
+    """What was measured at several widths, and how long each takes."""
+    timed = latencies(slimmable, outcome.widths)
+    rows = zip(outcome.widths, outcome.rows, strict=True)
+    return replace(outcome, rows=tuple(replace(row, latency=timed[width]) for width, row in rows))
 
 
 def latencies(slimmable: Slimmable, widths: Sequence[float]) -> dict[float, float]:

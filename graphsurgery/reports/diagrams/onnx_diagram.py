@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
@@ -17,27 +18,7 @@ def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
         size: bytes of the file.
     """
     colored = {node.operator for node in graph.nodes if node.parameters}
-    boxes, edges, writer = {}, [], {}
-    for name, shape in graph.inputs.items():
-        boxes[f"input {name}"] = Box(
-            name, ("input", shape_text(shape)), (), {"input": name, "shape": shape_text(shape)}
-        )
-        writer[name] = f"input {name}"
-    for number, node in enumerate(graph.nodes):
-        key = f"node {number}"
-        boxes[key] = _box(node, node.operator in colored)
-        # Topological order: what is read was written before.
-        edges += [(writer[name], key) for name in node.inputs if name in writer]
-        writer.update(dict.fromkeys(node.outputs, key))
-    for name, shape in graph.outputs.items():
-        key = f"output {name}"
-        boxes[key] = Box(name, ("output", shape_text(shape)), (), {"output": name, "shape": shape_text(shape)})
-        edges += [(writer[name], key)] if name in writer else []
-    counts = Counter(node.operator for node in graph.nodes)
-    parameters = Counter[str]()
-    for node in graph.nodes:
-        parameters[node.operator] += node.parameters
-    order = sorted(counts, key=lambda operator: (-parameters[operator], -counts[operator], operator))
+    boxes, edges = _wired(graph, colored)
     return Diagram(
         title=title,
         summary=(
@@ -49,15 +30,44 @@ def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
         boxes=boxes,
         edges=tuple(dict.fromkeys(edges)),
         heads=("operator", "nodes", "parameters"),
-        keys={
-            operator: Key(
-                (operator, f"{counts[operator]:,}", f"{parameters[operator]:,}" if parameters[operator] else ""),
-                grey=operator not in colored,
-            )
-            for operator in order
-        },
+        keys=_keys(graph, colored),
         notes=("Shapes and MACs are for a batch of one.",),
     )
+
+
+def _wired(graph: OnnxGraph, colored: Collection[str]) -> tuple[dict[str, Box], list[tuple[str, str]]]:
+    """A box for each input, node and output, and who reads whom."""
+    boxes, edges, writer = {}, [], {}
+    for name, shape in graph.inputs.items():
+        key = writer[name] = f"input {name}"
+        boxes[key] = _end("input", name, shape_text(shape))
+    for number, node in enumerate(graph.nodes):
+        key = f"node {number}"
+        boxes[key] = _box(node, node.operator in colored)
+        # Topological order: what is read was written before.
+        edges += [(writer[name], key) for name in node.inputs if name in writer]
+        writer.update(dict.fromkeys(node.outputs, key))
+    for name, shape in graph.outputs.items():
+        key = f"output {name}"
+        boxes[key] = _end("output", name, shape_text(shape))
+        edges += [(writer[name], key)] if name in writer else []
+    return boxes, edges
+
+
+def _keys(graph: OnnxGraph, colored: Collection[str]) -> dict[str, Key]:
+    """A line of the key for each operator, those with most parameters first."""
+    counts = Counter(node.operator for node in graph.nodes)
+    parameters = Counter[str]()
+    for node in graph.nodes:
+        parameters[node.operator] += node.parameters
+    order = sorted(counts, key=lambda operator: (-parameters[operator], -counts[operator], operator))
+    texts = {name: (f"{counts[name]:,}", f"{parameters[name]:,}" if parameters[name] else "") for name in order}
+    return {name: Key((name, *text), grey=name not in colored) for name, text in texts.items()}
+
+
+def _end(kind: str, name: str, shape: str) -> Box:
+    """The box of an input or an output."""
+    return Box(name, (kind, shape), (), {kind: name, "shape": shape})
 
 
 def _box(node: OnnxNode, colored: bool) -> Box:

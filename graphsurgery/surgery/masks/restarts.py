@@ -1,20 +1,5 @@
 """What a ticket starts from: the values of the weights that live, and the constants of those that are dead.
 
-kept         where living weights start (mask-1 actions)
-lr-rewind    where they ended; the learning rate begins anew (Renda et al., arXiv:2003.02389)
-rewind       where they were at the start, or at an early step (Frankle & Carbin, arXiv:1803.03635)
-reinit       at new draws: the control of a ticket
-reshuffle    at each other's first values, within a tensor
-constant     at plus or minus the standard deviation of their tensor's first values
-
-dead               what dead weights are (mask-0 actions)
-zero               0
-freeze             their first values
-variant-1          0 where they moved toward 0 in training, else their first values
-variant-2          the same, and living weights that moved toward 0 start at 0
-variant-N-random   as many zeros of each tensor, at places drawn by the seed
-variant-N-reversed zeros where weights moved away from 0
-
 Source of what the first source does not have: Zhou et al., "Deconstructing lottery tickets", arXiv:1905.01067,
 sections 3 (dead weights) and 4 (living weights).
 """
@@ -31,51 +16,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.surgery.growth.fresh_weights import signed_constant
 from graphsurgery.surgery.masks.mask_set import MaskSet
-
-KEPT = ("lr-rewind", "rewind", "reinit", "reshuffle", "constant")
-DEAD = ("zero", "freeze", *(f"variant-{n}{rule}" for n in (1, 2) for rule in ("", "-random", "-reversed")))
-
-
-@dataclass(frozen=True)
-class Restart:
-    """How a ticket starts.
-
-    Attributes:
-        kept: one of `KEPT`.
-        keep_sign: whether living weights start with the sign that they had first (or last, by `lr-rewind`). Without it
-            `reinit` and `reshuffle` bring signs of their own, and the others get random ones.
-        dead: one of `DEAD`.
-        shuffled: whether the mask is shuffled within each tensor: the other control of a ticket.
-        rescaled: whether living weights are multiplied by how many there are of each that lives.
-    """
-
-    kept: str = "lr-rewind"
-    keep_sign: bool = True
-    dead: str = "zero"
-    shuffled: bool = False
-    rescaled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kept not in KEPT:
-            raise SurgeryError(f"restart: {self.kept!r} is unknown; living weights take {', '.join(KEPT)}")
-        if self.dead not in DEAD:
-            raise SurgeryError(f"restart: {self.dead!r} is unknown; dead weights take {', '.join(DEAD)}")
-
-
-TICKET = Restart("rewind")
-CONTROLS: Mapping[str, Restart] = {
-    "reinit": Restart("reinit", keep_sign=False),
-    "shuffle": Restart("rewind", shuffled=True),
-    "reinit, sign kept": Restart("reinit"),
-    "reshuffle": Restart("reshuffle", keep_sign=False),
-    "reshuffle, sign kept": Restart("reshuffle"),
-    "constant": Restart("constant", keep_sign=False),
-    "constant, sign kept": Restart("constant"),
-    "rewind": TICKET,
-    "lr-rewind": Restart("lr-rewind"),
-    **{dead: Restart("rewind", dead=dead) for dead in DEAD if dead != "zero"},
-}
-"""What a ticket is compared with, by name."""
+from graphsurgery.surgery.masks.plans import Restart
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +18,8 @@ from torch import Tensor, fx
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
+from graphsurgery.surgery.masks.plans import CRITERION_NAMES, Selection
 
-SCOPES = ("layer", "global")
 Values = Mapping[str, Tensor]
 
 
@@ -83,48 +82,11 @@ def grad(gradient: Tensor) -> Tensor:
     return gradient.abs()
 
 
-WEIGHT_CRITERIA: Mapping[str, Callable[..., Tensor]] = {
-    function.__name__: function
-    for function in (
-        large_final, small_final, large_init, small_init, large_init_large_final, small_init_small_final,
-        magnitude_increase, movement, random, large_final_same_sign, large_final_diff_sign, snip, grad,
-    )
-}  # fmt: skip
+WEIGHT_CRITERIA: Mapping[str, Callable[..., Tensor]] = {name: globals()[name] for name in CRITERION_NAMES}
 _MISSING = {
     "initial": "the weights before training; give initial, or choose large_final",
     "gradient": "gradients, and gradients need data; give gradients, or choose large_final",
 }
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which weights stay.
-
-    Attributes:
-        criterion: one of `WEIGHT_CRITERIA`.
-        scope: `layer`, each tensor by its own rate; or `global`, all compete for as many places.
-        floor: with `global`, the share of each tensor that stays whatever its scores (at least one weight).
-        linear, conv, output: factors on the rate at which each kind of weights is pruned; `output` are those behind
-            which no others stand, whatever their kind. A factor of 0 leaves them whole.
-        seed: breaks ties.
-    """
-
-    criterion: str = "large_final"
-    scope: str = "layer"
-    floor: float = 0.01
-    linear: float = 1.0
-    conv: float = 1.0
-    output: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.criterion not in WEIGHT_CRITERIA:
-            raise SurgeryError(f"criterion {self.criterion!r} is unknown; choose from {', '.join(WEIGHT_CRITERIA)}")
-        if self.scope not in SCOPES:
-            raise SurgeryError(f"selection: scope is {self.scope!r}; choose from {', '.join(SCOPES)}")
-        for name in ("floor", "linear", "conv", "output"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SurgeryError(f"selection: {name} is {getattr(self, name)}, expected a number from 0 to 1")
 
 
 def select(

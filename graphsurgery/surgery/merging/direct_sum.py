@@ -14,10 +14,8 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes.algebra import Dim, dims_of, resolve
@@ -25,33 +23,19 @@ from graphsurgery.axes.types import Mixing, TensorType, Typing, is_inside, tenso
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, written_together
 from graphsurgery.network.layers import Boundary, either, shift_mask
-from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
+from graphsurgery.network.operators import Trait, operator_of
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import setting
 from graphsurgery.surgery.grouping import groups_of
 from graphsurgery.surgery.merging.side_by_side import Family, hands_on
 
-_NOT_LINEAR = frozenset(
-    kind for kind in (*POOLING_MODULES, *POOLING_FUNCTIONS) if "max" in kind.__name__.lower() or "LP" in kind.__name__
-)
-_LINEAR = frozenset(
-    {
-        *POOLING_MODULES, *POOLING_FUNCTIONS, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten,
-        torch.reshape, torch.permute, torch.transpose, torch.cat, torch.stack, torch.mean, torch.sum, torch.add,
-        torch.sub, operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, operator.getitem,
-        torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.pad, "flatten", "reshape", "view", "permute",
-        "transpose", "mean", "sum", "squeeze", "unsqueeze", "expand", "contiguous", "chunk", "split", "add", "to",
-        "float", "double", "clone", either, Boundary,
-    }
-) - _NOT_LINEAR  # fmt: skip
 _CONSTANT = frozenset(
     {
         torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, "new_zeros", "new_ones", "new_full",
         "new_empty", shift_mask,
     }
 )  # fmt: skip
-_SCALING = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 
 
 class State(Enum):
@@ -248,19 +232,29 @@ class _Following:
                 return State.COMMON
             if node in self._weighs:
                 return State.MEAN
-        elif self._keeps_means(node, sources) or all(len(typed) == 0 for typed in tensors):
+        elif self._keeps_means(node) or not tensors:
             return State.MEAN
         raise _refusal(node, "is not linear, and reads a mean of the parents (a frozen axis lies before it)")
 
-    def _keeps_means(self, node: fx.Node, sources: list[State]) -> bool:
+    def _keeps_means(self, node: fx.Node) -> bool:
         """Whether a node maps the mean of its inputs to the mean of its outputs."""
         if hands_on(node):
             return True
         if self._weights[node]:
             return False
-        module = node.op == "call_module"
-        key: Any = type(self.module.get_submodule(str(node.target))) if module else node.target
-        return key in _LINEAR or (key in _SCALING and sources.count(State.MEAN) == 1)
+        known = operator_of(self.module, node)
+        if known is None:
+            return node.target is either or isinstance(self._leaf(node), Boundary)
+        if Trait.AFFINE in known.traits:
+            return True
+        operands = [*node.args, *node.kwargs.values()]
+        means = [isinstance(operand, fx.Node) and self.states[operand] is State.MEAN for operand in operands]
+        if known.name == "div":
+            return means == [True, False]  # by what is common, and not rounded
+        return known.name == "mul" and sum(means) == 1
+
+    def _leaf(self, node: fx.Node) -> nn.Module | None:
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _mixers(graph: ModelGraph, summed: Iterable[Dim]) -> dict[fx.Node, str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from graphsurgery.network.outputs.naming import one_output
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.imitation import Imitation
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Batch
 
 if TYPE_CHECKING:

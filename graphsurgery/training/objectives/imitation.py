@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphsurgery.errors import SurgeryError
 from graphsurgery.training.data.dataset import UNLABELLED
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.objectives.tasks import Batch, Objective, total_loss
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-LOSSES = ("logits", "probabilities", "kl", "dkd", "dist")
 
-
-@dataclass(frozen=True)
-class Imitation:
-    """What a student is compared with its teacher by.
-
-    Attributes:
-        loss: `logits`, half the mean squared distance of logits, each example's centred, since softmax ignores what
-            they have in common (Ba & Caruana, arXiv:1312.6184, section 2.2); `probabilities`, the same after a softmax;
-            `kl`, the divergence at a temperature, times its square (Hinton, Vinyals, Dean, arXiv:1503.02531); `dkd`,
-            its two parts for the teacher's class and for the others, weighted (Zhao et al., CVPR 2022); `dist`,
-            correlations within examples and within classes (Huang et al., NeurIPS 2022).
-        temperature: of `kl`, `dkd` and `dist`.
-        alpha, beta: weights of the two parts of `dkd`; of `dist` the weights of examples and of classes.
-        labels: weight of the cross entropy with the labels, between 0 and 1; the imitation has the rest.
-    """
-
-    loss: str = "logits"
-    temperature: float = 4.0
-    alpha: float = 1.0
-    beta: float = 1.0
-    labels: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise SurgeryError(f"imitation: unknown loss {self.loss!r}; choose from {', '.join(LOSSES)}")
-        if not self.temperature > 0:
-            raise SurgeryError(f"imitation: temperature is {self.temperature:g}, expected more than 0")
-        if not 0 <= self.labels <= 1:
-            raise SurgeryError(f"imitation: labels is {self.labels:g}, expected a weight from 0 to 1")
-
-    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of logits `[batch, classes]` of both, a mean over the batch."""
-        match self.loss:
-            case "logits":
-                return squared(student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True))
-            case "probabilities":
-                return squared(student.softmax(1), teacher.softmax(1))
-            case "kl":
-                return divergence(student, teacher, self.temperature)
-            case "dkd":
-                return decoupled(student, teacher, self.temperature, self.alpha, self.beta)
-        return correlated(student, teacher, self.temperature, self.alpha, self.beta)
+def imitation_loss(imitation: Imitation, student: Tensor, teacher: Tensor) -> Tensor:
+    """The loss of logits `[batch, classes]` of both, a mean over the batch."""
+    match imitation.loss:
+        case "logits":
+            return squared(student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True))
+        case "probabilities":
+            return squared(student.softmax(1), teacher.softmax(1))
+        case "kl":
+            return divergence(student, teacher, imitation.temperature)
+        case "dkd":
+            return decoupled(student, teacher, imitation.temperature, imitation.alpha, imitation.beta)
+    return correlated(student, teacher, imitation.temperature, imitation.alpha, imitation.beta)
 
 
 def squared(student: Tensor, teacher: Tensor) -> Tensor:
@@ -150,7 +118,7 @@ class Mimicry(Objective):
             return F.mse_loss(output, target)  # as labels are, so that a weight between the two means what it says
         if self.spread is not None:
             output, target = output / self.spread, target / self.spread
-        return self.imitation(output, target)
+        return imitation_loss(self.imitation, output, target)
 
     def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
         """The cross entropy of the examples that have a label; 0 where none has."""

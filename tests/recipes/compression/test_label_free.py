@@ -28,7 +28,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return train("paper/cnn?width=4", digits, TrainingPlan(epochs=2, device="cpu"), reporter=SilentReporter())[0]
+    return train("paper/cnn?width=4", digits, TrainingPlan(epochs=2, device="cpu"), reporter=SilentReporter()).graph
 
 
 @pytest.fixture(scope="module", params=["network", "file"])

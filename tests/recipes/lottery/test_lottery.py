@@ -10,12 +10,12 @@ from graphsurgery.checkpoint import read_metadata
 from graphsurgery.models.loading import open_model
 from graphsurgery.passes.gate import gate
 from graphsurgery.recipes.lottery.lottery import lottery
-from graphsurgery.recipes.lottery.tickets import LotteryPlan, mean_and_deviation
+from graphsurgery.recipes.lottery.plans import LotteryPlan
+from graphsurgery.recipes.lottery.tickets import mean_and_deviation
 from graphsurgery.recipes.train import fresh
 from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.masks.restarts import Restart
-from graphsurgery.surgery.masks.selection import Selection
+from graphsurgery.surgery.masks.plans import Restart, Selection
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -38,7 +38,7 @@ def data():
 @pytest.mark.parametrize("spec", [SPEC, "paper/resnet20?in_channels=1&width=4"])
 def test_every_round_keeps_its_share_of_what_lives(spec, data, tmp_path):
     plan = replace(PLAN, selection=Selection(output=1.0), training=replace(TRAINING, epochs=1))
-    found = lottery(spec, data, plan, folder=tmp_path, reporter=SILENT)
+    found = lottery(spec, data, plan, folder=tmp_path, reporter=SILENT).outcome
     assert [point.round for point in found.points] == [0, 1, 2]
     living = found.masks[0, 0]
     for number in (1, 2):
@@ -53,8 +53,22 @@ def test_every_round_keeps_its_share_of_what_lives(spec, data, tmp_path):
         living = masks
 
 
+def test_the_network_is_the_chosen_ticket_of_the_first_seed(data, tmp_path):
+    plan = replace(PLAN, seeds=2, training=replace(TRAINING, epochs=1))
+    graph, outcome = lottery(SPEC, data, plan, reporter=SILENT)
+    assert MaskSet.nonzero(graph) == outcome.masks[0, outcome.delivered]
+    kept = lottery(SPEC, data, plan, folder=tmp_path, reporter=SILENT).graph
+    assert kept.lineage[-1] == graph.lineage[-1]
+    assert all(torch.equal(tensor, kept.tensors()[name]) for name, tensor in graph.tensors().items())
+    assert [row.name for row in outcome.rows] == ["dense", "ticket of round 1", "ticket of round 2"]
+    assert [row.test["accuracy"] for row in outcome.rows] == [outcome.mean(number)[0] for number in outcome.rounds]
+    assert {record.stage for record in outcome.curves} == {
+        f"seed-{s}.round-0{n}.ticket" for s in (0, 1) for n in (0, 1, 2)
+    }
+
+
 def test_in_one_shot_every_density_comes_from_the_dense_network(data):
-    found = lottery(SPEC, data, replace(PLAN, one_shot=True, selection=Selection(output=1.0)), reporter=SILENT)
+    found = lottery(SPEC, data, replace(PLAN, one_shot=True, selection=Selection(output=1.0)), reporter=SILENT).outcome
     assert [round(found.of(number)[0].density, 2) for number in found.rounds] == [1.0, 0.5, 0.25]
     assert (found.masks[0, 2] & found.masks[0, 1]) == found.masks[0, 2]
 
@@ -62,7 +76,7 @@ def test_in_one_shot_every_density_comes_from_the_dense_network(data):
 def test_seeds_and_controls(data):
     controls = ("reinit", "shuffle", "constant, sign kept", "variant-1")
     plan = replace(PLAN, seeds=2, controls=controls, control_rounds=(2,), restart=Restart("rewind"))
-    found = lottery(SPEC, data, plan, reporter=SILENT)
+    found = lottery(SPEC, data, plan, reporter=SILENT).outcome
     assert found.names == ["ticket", *controls]
     assert [len(found.of(2, name)) for name in found.names] == [2] * 5
     assert found.of(1, "reinit") == []
@@ -87,7 +101,7 @@ def test_tickets_of_a_network_go_back_to_its_weights(data, tmp_path):
         restart=Restart("rewind"),
         controls=("reinit",),
     )
-    found = lottery("a.pt", data, plan, start=start, folder=tmp_path, reporter=SILENT)
+    found = lottery("a.pt", data, plan, start=start, folder=tmp_path, reporter=SILENT).outcome
     for seed in (0, 1):
         ticket = gs.load(tmp_path / f"seed-{seed}" / "round-01.pt")
         for name, mask in found.masks[seed, 1].items():
@@ -97,8 +111,8 @@ def test_tickets_of_a_network_go_back_to_its_weights(data, tmp_path):
 
 
 def test_choice_is_by_validation_data_only(data):
-    found = lottery(SPEC, replace(data, test=data.train), PLAN, reporter=SILENT)
-    other = lottery(SPEC, replace(data, test=data.validation), PLAN, reporter=SILENT)
+    found = lottery(SPEC, replace(data, test=data.train), PLAN, reporter=SILENT).outcome
+    other = lottery(SPEC, replace(data, test=data.validation), PLAN, reporter=SILENT).outcome
     assert found.chosen == other.chosen
     assert [p.validation for p in found.points] == [p.validation for p in other.points]
 
@@ -120,15 +134,15 @@ class Stopping(SilentReporter):
 @pytest.mark.parametrize("epochs", [1, 3, 4, 5])
 def test_a_lottery_goes_on_between_rounds_and_within_them(epochs, data, tmp_path):
     plan = replace(PLAN, controls=("shuffle",), restart=Restart("rewind"), rewind_to=3, stop_every=2)
-    expected = lottery(SPEC, data, plan, reporter=SILENT)
+    expected = lottery(SPEC, data, plan, reporter=SILENT).outcome
     run = Run(tmp_path, save_every=2)
     with pytest.raises(Stopped):
         lottery(SPEC, data, plan, run=run, reporter=Stopping(epochs))
-    found = lottery(SPEC, data, plan, run=run, reporter=SILENT)
+    found = lottery(SPEC, data, plan, run=run, reporter=SILENT).outcome
     assert found.points == expected.points
     assert found.masks == expected.masks
     again = Stopping(1)
-    assert lottery(SPEC, data, plan, run=run, reporter=again).points == expected.points
+    assert lottery(SPEC, data, plan, run=run, reporter=again).outcome.points == expected.points
     assert again.left == 1
 
 
@@ -144,7 +158,7 @@ def test_a_snapshot_is_what_training_so_far_gives(data):
 
 def test_reading_the_loss_more_often_changes_nothing_but_the_step(data):
     plan = replace(PLAN, rounds=1, training=replace(TRAINING, epochs=6, lr=2e-2))
-    found, finely = (lottery(SPEC, data, replace(plan, stop_every=n), reporter=SILENT) for n in (0, 2))
+    found, finely = (lottery(SPEC, data, replace(plan, stop_every=n), reporter=SILENT).outcome for n in (0, 2))
     assert [replace(p, stop=0) for p in finely.points] == [replace(p, stop=0) for p in found.points]
     assert all(point.stop % 5 == 0 for point in found.points)
     assert all(point.stop % 5 == 0 or point.stop % 2 == 0 for point in finely.points)
@@ -163,13 +177,13 @@ def test_losses_are_read_every_so_many_steps(data):
 
 @pytest.mark.parametrize("criterion", ["snip", "movement"])
 def test_criteria_that_need_more(criterion, data):
-    found = lottery(SPEC, data, replace(PLAN, rounds=1, selection=Selection(criterion)), reporter=SILENT)
+    found = lottery(SPEC, data, replace(PLAN, rounds=1, selection=Selection(criterion)), reporter=SILENT).outcome
     assert len(found.points) == 2
 
 
 def test_table_and_plot(data, tmp_path):
     plan = replace(PLAN, seeds=2, controls=("reinit",), training=replace(TRAINING, epochs=1))
-    found = lottery(SPEC, data, plan, reporter=SILENT)
+    found = lottery(SPEC, data, plan, reporter=SILENT).outcome
     text = lottery_markdown(found)
     assert len(text.splitlines()) == 5
     assert "±" in text
@@ -183,7 +197,7 @@ def test_table_and_plot(data, tmp_path):
 
 def test_regression_has_tickets_too():
     spec = "paper/mlp?hidden=20"
-    found = lottery(spec, load_data("sine?train=500"), replace(PLAN, seeds=2, rounds=1), reporter=SILENT)
+    found = lottery(spec, load_data("sine?train=500"), replace(PLAN, seeds=2, rounds=1), reporter=SILENT).outcome
     assert found.metric == "mse"
     assert "±" in lottery_markdown(found)
 

@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 
 import graphsurgery as gs
 from graphsurgery.models.supermasks import drawn, load_supermask, save_supermask
-from graphsurgery.recipes.lottery.supermask import SupermaskPlan, supermask
+from graphsurgery.recipes.lottery.plans import SupermaskPlan
+from graphsurgery.recipes.lottery.supermask import supermask
 from graphsurgery.surgery.masks.mask_set import maskable
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.evaluation import evaluate
@@ -94,7 +95,8 @@ def test_top_k_has_exactly_that_many(count):
 def test_what_is_delivered_is_what_was_measured(method, constant, data, tmp_path):
     training = TRAINING if method == "learned" else replace(TRAINING, lr=0.2)
     plan = SupermaskPlan(method, training, constant=constant, density=0.3)
-    found, outcome = supermask(SPEC, data, plan, reporter=SILENT)
+    outcome = supermask(SPEC, data, plan, reporter=SILENT).outcome
+    found = outcome.supermask
     save_supermask(found, tmp_path / "mask.pt")
     network = load_supermask(tmp_path / "mask.pt").network()
     last = outcome.rows[-1]
@@ -116,16 +118,18 @@ def test_what_is_delivered_is_what_was_measured(method, constant, data, tmp_path
 
 def test_networks_with_norms_keep_their_statistics(data, tmp_path):
     training = replace(TRAINING, epochs=1, lr=5.0)
-    found, outcome = supermask("paper/cnn?width=4", data, SupermaskPlan("learned", training), reporter=SILENT)
+    graph, outcome = supermask("paper/cnn?width=4", data, SupermaskPlan("learned", training), reporter=SILENT)
+    found = outcome.supermask
     assert "norm1.running_mean" in found.buffers
     save_supermask(found, tmp_path / "mask.pt")
     network = load_supermask(tmp_path / "mask.pt").network()
     assert evaluate(network.module, data.test, CrossEntropy(10))["accuracy"] == outcome.rows[-1].test["accuracy"]
+    assert all(torch.equal(tensor, graph.tensors()[name]) for name, tensor in network.tensors().items())
 
 
 def test_a_search_goes_on_after_an_interruption(data, tmp_path):
     plan = SupermaskPlan("learned", replace(TRAINING, epochs=2))
-    expected, _ = supermask(SPEC, data, plan, reporter=SILENT)
+    expected = supermask(SPEC, data, plan, reporter=SILENT).outcome.supermask
 
     class Stopping(SilentReporter):
         def epoch_finished(self, _):
@@ -133,26 +137,29 @@ def test_a_search_goes_on_after_an_interruption(data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         supermask(SPEC, data, plan, run=Run(tmp_path), reporter=Stopping())
-    found, _ = supermask(SPEC, data, plan, run=Run(tmp_path), reporter=SILENT)
+    found = supermask(SPEC, data, plan, run=Run(tmp_path), reporter=SILENT).outcome.supermask
     assert found.masks == expected.masks
 
 
 def test_heuristic_masks_are_chosen_on_validation_data(data):
     training = TrainingPlan(epochs=4, batch_size=64, optimizer="adam", lr=2e-3, schedule="constant", device="cpu")
     plan = SupermaskPlan("heuristic", training, criteria=("large_final", "small_final", "snip"), densities=(0.5, 0.2))
-    found, outcome = supermask(SPEC, data, plan, reporter=SILENT)
+    outcome = supermask(SPEC, data, plan, reporter=SILENT).outcome
+    found = outcome.supermask
     assert [row.name for row in outcome.rows] == ["untrained", "trained", "large_final", "small_final", "snip"]
     rows = {row.name: row.validation["accuracy"] for row in outcome.rows[2:]}
     assert max(rows, key=rows.get) == "large_final"
     assert outcome.row("large_final").test["accuracy"] > outcome.row("untrained").test["accuracy"] + 0.2
     measured = evaluate(found.network().module, data.test, CrossEntropy(10))["accuracy"]
     assert measured == outcome.row("large_final").test["accuracy"]
-    other, _ = supermask(SPEC, replace(data, test=data.train), plan, reporter=SILENT)
+    other = supermask(SPEC, replace(data, test=data.train), plan, reporter=SILENT).outcome.supermask
     assert other.masks == found.masks
 
 
 def test_onnx_runtime_computes_the_delivered_network(data, tmp_path):
-    found, _ = supermask(SPEC, data, SupermaskPlan("learned", replace(TRAINING, epochs=1)), reporter=SILENT)
+    found = supermask(
+        SPEC, data, SupermaskPlan("learned", replace(TRAINING, epochs=1)), reporter=SILENT
+    ).outcome.supermask
     network = found.network()
     gs.export_onnx(network, tmp_path / "mask.onnx")
     assert gs.check_onnx(network, tmp_path / "mask.onnx").holds

@@ -35,7 +35,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def parents(data):
-    return [train(SPEC, data, replace(PLAN, seed=seed), reporter=SILENT)[0] for seed in (0, 1)]
+    return [train(SPEC, data, replace(PLAN, seed=seed), reporter=SILENT).graph for seed in (0, 1)]
 
 
 def quick(parents, by="joint", **settings):
@@ -180,7 +180,7 @@ def test_the_aligned_average_has_a_lower_barrier(parents, data):
 
 
 def test_averages_need_equal_sizes(parents, data):
-    wide = train("paper/cnn?width=4", data, PLAN, reporter=SILENT)[0]
+    wide = train("paper/cnn?width=4", data, PLAN, reporter=SILENT).graph
     for by in ("average", "soup"):
         with pytest.raises(gs.SurgeryError, match=f"unlike sizes, whose weights have no average; --by {by} needs"):
             merge([parents[0], wide], data, quick(parents, by), reporter=SILENT)
@@ -235,7 +235,7 @@ def test_an_interrupted_merge_ends_like_an_uninterrupted_one(parents, data, tmp_
 def test_regression_data(tmp_path):
     data = load_data("sine?train=200")
     plan = replace(PLAN, epochs=1, lr=0.01)
-    parents = [train("paper/mlp?hidden=6", data, replace(plan, seed=s), reporter=SILENT)[0] for s in (0, 1)]
+    parents = [train("paper/mlp?hidden=6", data, replace(plan, seed=s), reporter=SILENT).graph for s in (0, 1)]
     found = merge(parents, data, quick(parents, "auto"), reporter=SILENT)
     assert found.outcome.metric == "mse"
     assert "mse" in found.outcome.verdict
@@ -276,7 +276,7 @@ def test_default_plans():
     for spec, optimizer, factor in names:
         data = load_data("digits")
         plan = replace(PLAN, epochs=0, optimizer=optimizer)
-        parent, _ = train(spec, data, plan, reporter=SILENT)
+        parent = train(spec, data, plan, reporter=SILENT).graph
         record = {**parent.lineage[-1], "plan": {**parent.lineage[-1]["plan"], "epochs": 20}}
         parent = replace(parent, lineage=(record,))
         joint, gates = (default_plan([parent, parent], by=by) for by in ("joint", "gates"))
@@ -297,7 +297,7 @@ def test_refuses(parents, data):
         MergePlan(controls=("luck",))
     with pytest.raises(gs.SpecError, match="parent 1"):
         merge(parents, load_data("sine?train=50"), reporter=SILENT)
-    lenet, _ = train("paper/lenet_300_100?in_features=64", data, replace(PLAN, epochs=0), reporter=SILENT)
+    lenet = train("paper/lenet_300_100?in_features=64", data, replace(PLAN, epochs=0), reporter=SILENT).graph
     with pytest.raises(gs.SurgeryError, match="different topologies"):
         merge([parents[0], lenet], data, reporter=SILENT)
 

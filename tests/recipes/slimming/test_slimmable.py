@@ -9,8 +9,8 @@ import zoo
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.slimming import width_choice
+from graphsurgery.recipes.slimming.plan import SlimPlan
 from graphsurgery.recipes.slimming.slimmable import (
-    SlimPlan,
     Statistics,
     load_slimmable,
     measure_widths,
@@ -38,7 +38,8 @@ def digits():
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return train_slimmable(fresh("paper/cnn?width=8", digits, 0), digits, PLAN, reporter=SilentReporter())[0]
+    graph = fresh("paper/cnn?width=8", digits, 0)
+    return train_slimmable(graph, digits, PLAN, reporter=SilentReporter()).outcome.statistics.slimmable
 
 
 def test_every_width_works_with_statistics_of_its_own(digits, trained):
@@ -107,7 +108,8 @@ def test_the_search_ends_at_its_target_and_leaves_the_network_as_it_was(digits, 
 @pytest.fixture(scope="module")
 def switchable(digits):
     plan = SlimPlan(TrainingPlan(epochs=4, lr=0.1, device="cpu"), switchable=(0.25, 0.5))
-    return train_slimmable(fresh("paper/cnn?width=8", digits, 0), digits, plan, reporter=SilentReporter())[0]
+    graph = fresh("paper/cnn?width=8", digits, 0)
+    return train_slimmable(graph, digits, plan, reporter=SilentReporter()).outcome.statistics.slimmable
 
 
 def test_switchable_widths_need_no_data(digits, switchable, tmp_path):

@@ -14,8 +14,9 @@ import graphsurgery as gs
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.masks.restarts import DEAD, KEPT, Restart, put, restart
-from graphsurgery.surgery.masks.selection import Selection, select
+from graphsurgery.surgery.masks.plans import DEAD, KEPT, Restart, Selection
+from graphsurgery.surgery.masks.restarts import put, restart
+from graphsurgery.surgery.masks.selection import select
 from graphsurgery.surgery.masks.training import masked
 
 SOME = ("paper/lenet_300_100", "paper/resnet20?width=8", *FEW)

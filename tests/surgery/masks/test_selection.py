@@ -13,7 +13,8 @@ from zoo import FEW, traced
 import graphsurgery as gs
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, Selection, kinds_of, select
+from graphsurgery.surgery.masks.plans import Selection
+from graphsurgery.surgery.masks.selection import WEIGHT_CRITERIA, kinds_of, select
 
 NINE = (
     "large_final", "small_final", "large_init", "small_init", "large_init_large_final", "small_init_small_final",

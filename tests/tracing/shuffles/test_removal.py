@@ -547,3 +547,15 @@ def test_tokens_of_a_window_are_no_channels():
         x = torch.randn(sizes, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             assert deviation(graph(x), network(x)) < 1e-12
+
+
+@pytest.mark.parametrize("operator", [torch.add, torch.mul, torch.maximum])
+def test_one_channel_for_all_that_are_shuffled(operator):
+    """A dense layer of one channel has no order to write in, whatever the other operand wants."""
+    network = Network(
+        lambda net, x: net.head(operator(F.channel_shuffle(net.body(x), 2), net.one(torch.relu(x)))),
+        body=nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        one=nn.Conv2d(8, 1, 1),
+        head=nn.Conv2d(8, 3, 1),
+    )
+    assert kept(check(network)) == (0, 0)

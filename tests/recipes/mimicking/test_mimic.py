@@ -10,13 +10,14 @@ from torch.utils.data import TensorDataset
 
 import graphsurgery as gs
 from graphsurgery.recipes.compression.shrink import Cut, recovery, shrink
-from graphsurgery.recipes.mimic import MimicPlan, hopeless, mimic
+from graphsurgery.recipes.mimicking.mimic import hopeless, mimic
+from graphsurgery.recipes.mimicking.plan import MimicPlan
 from graphsurgery.recipes.outcome import Row
 from graphsurgery.recipes.train import fresh, train
 from graphsurgery.training.data import load_data
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
-from graphsurgery.training.objectives.imitation import Imitation
 from graphsurgery.training.objectives.tasks import CrossEntropy
 
 PLAN = TrainingPlan(epochs=2, lr=0.05, device="cpu")
@@ -31,7 +32,7 @@ def digits():
 @pytest.fixture(scope="module")
 def teachers(digits):
     plans = [replace(PLAN, seed=seed, epochs=4) for seed in (0, 1)]
-    return {f"t{p.seed}": train("paper/cnn?width=4", digits, p, reporter=SilentReporter())[0].module for p in plans}
+    return {f"t{p.seed}": train("paper/cnn?width=4", digits, p, reporter=SilentReporter()).graph.module for p in plans}
 
 
 def test_everything_is_measured(digits, teachers, tmp_path):
@@ -80,7 +81,7 @@ def test_teachers_that_do_not_beat_the_student_are_hopeless(gain, warns):
 
 
 def test_a_cut_network_learns_from_what_it_was(digits):
-    graph, _ = train("paper/cnn?width=4", digits, replace(PLAN, epochs=4), reporter=SilentReporter())
+    graph = train("paper/cnn?width=4", digits, replace(PLAN, epochs=4), reporter=SilentReporter()).graph
     wrong = replace(digits, train=TensorDataset(digits.train.tensors[0], torch.zeros_like(digits.train.tensors[1])))
     accuracy = {}
     for recover in ("labels", "mimic"):

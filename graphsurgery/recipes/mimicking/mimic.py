@@ -9,7 +9,7 @@ Source: Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +24,21 @@ from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.outcome import Result, Row, comparison
+from graphsurgery.recipes.mimicking.plan import MimicPlan
+from graphsurgery.recipes.outcome import Outcome, Result, Row, comparison
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.data.transfer import answered, augmented, unlabelled
 from graphsurgery.training.devices import choose_device, placed
-from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
-from graphsurgery.training.objectives.imitation import Imitation, Mimicry
+from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Objective
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 CONTROL = "student on labels"
 """The row of the control."""
-
-
-@dataclass(frozen=True)
-class MimicPlan:
-    """How a student mimics.
-
-    Attributes:
-        training: of the student, and of the one that learns labels.
-        imitation: the loss.
-        standardise: divide the logits of each class by their deviation over the transfer set.
-        bottleneck: channels between the two factors of the student's largest linear layer while it trains; afterwards
-            they are multiplied to one layer again. None trains the layer as it is.
-        keep_bottleneck: leave the two factors.
-        copies: augmented copies of each example, without labels.
-        control: also train the same student on labels.
-        margin: by how much the teachers must beat that student on validation data for mimicry to make sense.
-    """
-
-    training: TrainingPlan
-    imitation: Imitation = field(default_factory=Imitation)
-    standardise: bool = False
-    bottleneck: int | None = None
-    keep_bottleneck: bool = False
-    copies: int = 0
-    control: bool = True
-    margin: float = 0.0
 
 
 def mimic(
@@ -78,7 +52,7 @@ def mimic(
     run: Run | None = None,
     reporter: Reporter | None = None,
     made: Callable[[ModelGraph], None] | None = None,
-) -> Result:
+) -> Result[Outcome]:
     """Train a student on the logits of its teachers.
 
     Args:

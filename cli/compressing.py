@@ -1,0 +1,179 @@
+"""What the command that removes channels opens beside the network, and what it shows of a cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graphsurgery.cli.options import Opening, note_images, said_of_images
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from graphsurgery.cli.editing import EditSession
+    from graphsurgery.cli.output import Screen
+    from graphsurgery.graph import ModelGraph
+    from graphsurgery.onnx.runtime.latency import Timing
+    from graphsurgery.recipes.compression.cost_table import Steps
+    from graphsurgery.recipes.compression.to_latency import LatencyCut, NetworkFiles
+    from graphsurgery.surgery.channels.targets import Target
+    from graphsurgery.training.data.calibration import Calibration
+    from graphsurgery.training.data.dataset import Data
+
+
+def unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
+    """The data that a spec names; None for a folder."""
+    from graphsurgery.models.spec_text import is_function_spec
+    from graphsurgery.training.data.calibration import folder_and_options
+
+    if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
+        return None
+    name = calib.partition("?")[0]
+    if "/" in name.partition(":")[0] and not is_function_spec(name):
+        raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
+    return opening.data(calib, model, seed=seed)
+
+
+def calibration_of(
+    calib: str, model: str, opening: Opening, data: Data | None, graph: ModelGraph, seed: int
+) -> Calibration:
+    """The examples to recover on, checked against the network."""
+    from graphsurgery.recipes.compression.label_free import check_calibration
+    from graphsurgery.training.data import calibration
+
+    if data is not None:
+        found = calibration.calibration_of(data)
+    else:
+        if len(graph.inputs) != 1:
+            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
+        said = said_of_images(model, arch=opening.arch)
+        first = graph.inputs[0]
+        found = calibration.read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        note_images(calib, found.preprocessing)
+    check_calibration(found, graph)
+    return found
+
+
+def show_cut_check(screen: Screen, before: ModelGraph, small: ModelGraph, seed: int) -> dict[str, Any]:
+    """Show that a cut network is the original with masked reads, or by how much it is not where nothing is promised.
+
+    Raises:
+        CheckFailedError: the contract does not hold.
+    """
+    from dataclasses import asdict
+
+    from graphsurgery.errors import CheckFailedError
+    from graphsurgery.recipes.contracts.edit_checks import check_cut
+    from graphsurgery.surgery.deviation import UnlikeError
+
+    try:
+        found = check_cut(before, small, seed)
+    except UnlikeError as cause:
+        raise CheckFailedError(
+            f"compress: the cut network is unlike the original: {cause}; nothing was written"
+        ) from cause
+    if found.check is None:
+        words = f"cut = reads masked is not exact, as {found.why}: {found.deviation:.1e} of the largest output"
+        screen.line("check", words, "yellow")
+        return asdict(found)
+    screen.require(found.check)
+    return asdict(found)
+
+
+def show_plan(screen: Screen, small: ModelGraph) -> None:
+    """Every space that was looked at: its channels before and after."""
+    from graphsurgery.cli.output import columns
+    from graphsurgery.recipes.compression.shrink import removal
+
+    removed = removal(small)
+    words = {"each": "others in each group", "same": "the same in every group"}
+    table = columns("space", "before", "after", "", right=["before", "after"])
+    for name, (before, after) in removed["sizes"].items():
+        note = words.get(removed["inside groups"].get(name), "")
+        table.add_row(name, str(before), str(after), "whole" if before == after else note)
+    screen.show(table)
+
+
+def show_costs(screen: Screen, graph: ModelGraph, small: ModelGraph) -> dict[str, Any]:
+    """The costs before and after, and the target and what is reached of it."""
+    from graphsurgery.recipes.compression.shrink import removal
+    from graphsurgery.surgery.channels.targets import amount_text
+
+    document = {**screen.costs(graph, small), "sizes": removal(small)["sizes"]}
+    target = removal(small).get("target")
+    if target is not None:
+        before_text, after_text = (amount_text(target["quantity"], target[key]) for key in ("before", "reached"))
+        number, _, unit = after_text.partition(" ")
+        share = target["reached"] / max(1, target["before"])
+        of = before_text.removesuffix(f" {unit}")
+        kind = " by the table" if target["quantity"] == "latency" else ""
+        screen.line("target", f"{target['asked']}: {number} of {of} {unit} ({share:.4g}x){kind}")
+        document |= {"target": target["asked"], "reached": target["reached"]}
+    return document
+
+
+def show_steps(screen: Screen, steps: Steps) -> dict[str, Any]:
+    """Which step the runtime rewards, and why; the same for the document."""
+    found = ", ".join(f"{step}: {100 * part:.0f} %" for step, part in steps.saved.items())
+    words = "1: no space is large enough to measure steps"
+    if steps.spaces:
+        words = f"{steps.step}; channels between multiples save so much of their share of the time, in "
+        words += f"{', '.join(steps.spaces)}: {found}"
+    screen.line("round to", words)
+    return steps.as_dict()
+
+
+def show_latency(screen: Screen, found: LatencyCut) -> dict[str, Any]:
+    """How the widths were found; the same for the document."""
+    if found.steps is not None:
+        show_steps(screen, found.steps)
+        if found.plan.round_to != found.steps.step:
+            screen.line("round to", f"{found.plan.round_to}; larger steps do not come near the target from below")
+    table = found.table
+    missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
+    screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
+    tried = ", ".join(f"{predicted:.3f}x → {measured:.3f}x" for predicted, measured in found.attempts)
+    screen.line("search", f"predicted by the table → measured: {tried}")
+    screen.line("latency", str(found.promise))
+    if found.missed:
+        screen.line("missed", found.missed, "yellow")
+    return found.as_dict()
+
+
+def show_promise(
+    screen: Screen, target: Target, files: NetworkFiles, small: ModelGraph, timing: Timing
+) -> dict[str, Any]:
+    """Measure the promise on the network that is written; the same for the document.
+
+    Raises:
+        CheckFailedError: it is not kept.
+    """
+    from graphsurgery.recipes.compression.to_latency import measure_promise, require_kept
+
+    promise = measure_promise(target, files, small, timing)
+    require_kept(promise)
+    screen.line("promise", f"{promise}; {promise.pair.after.runs} runs of each", "green")
+    busy = promise.pair.before.interrupted + promise.pair.after.interrupted
+    if busy > 0.1 * 2 * promise.pair.after.runs:
+        screen.line("note", f"the machine was busy: {busy} runs were interrupted again and again", "yellow")
+    return promise.as_dict()
+
+
+def show_dead(session: EditSession, graph: ModelGraph) -> ModelGraph:
+    """Remove dead channels, and show what the network is masked and what it is compressed."""
+    from graphsurgery.cli.output import columns, count
+    from graphsurgery.recipes.compression.dead import without_dead
+
+    small, report = without_dead(graph)
+    screen = session.screen
+    numbers = ["parameters", "weights not 0", "MACs", "ONNX file", "latency (ms)"]
+    table = columns("", *numbers, right=numbers)
+    for name, found in (("masked", report.masked), ("compressed", report.compressed)):
+        living = f"{count(found.living)} of {count(found.weights)}"
+        size = f"{count(found.onnx_bytes)}B"
+        table.add_row(name, count(found.parameters), living, count(found.macs), size, f"{found.latency:.3f}")
+    screen.show(table)
+    changed = {name: sizes for name, sizes in small.lineage[-1]["sizes"].items() if sizes[0] != sizes[1]}
+    spaces = ", ".join(f"{name} {before} to {after}" for name, (before, after) in changed.items())
+    screen.line("channels", spaces or "none is dead: every channel has a weight that is not 0")
+    screen.require(report.check)
+    session.document |= {"dead": report.as_dict(), "sizes": small.lineage[-1]["sizes"]}
+    return small

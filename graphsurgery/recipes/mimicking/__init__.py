@@ -1,0 +1,1 @@
+"""A student learns what teachers say: the plan and the recipe."""
