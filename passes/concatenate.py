@@ -57,7 +57,11 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
 def _direct_sum(family: Family, graphs: Sequence[ModelGraph], found: Layout | None = None) -> ModelGraph:
     """The networks of a family in one; `found` says what has to be computed for each of them."""
     first = family.graphs[0]
-    record: dict[str, Any] = {"pass": "concatenate", "teachers": [[dict(r) for r in g.lineage] for g in graphs]}
+    record: dict[str, Any] = {
+        "pass": "concatenate",
+        "teachers": [[dict(r) for r in g.lineage] for g in graphs],
+        "channels": {s.name: [family.dim_size(t, s.dim) for t in range(len(graphs))] for s in first.spaces if s.outer},
+    }
     own = set() if found is None else names_apart(first, found)
 
     def new_tensor(typed: ParameterType, old: Tensor) -> Tensor:

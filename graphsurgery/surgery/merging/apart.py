@@ -234,7 +234,7 @@ class _Keeping:
         """The networks' values side by side on one axis, where each lies in the direct sum."""
         inner = _repeated(axis)
         if inner is not None:
-            sizes = [len(self.family.places(teacher, inner)) for teacher in range(self.count)]
+            sizes = [self.family.own_size(teacher, inner) for teacher in range(self.count)]
             unfolded = [self._unfolded(part, index, size) for part, size in zip(parts, sizes, strict=True)]
             joined = self._beside(unfolded, index + 1, inner)
             return self._node("call_method", "flatten", (joined, index, index + 1), parts[0])

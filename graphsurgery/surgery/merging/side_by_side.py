@@ -78,7 +78,7 @@ class Family:
         types = tensor_types(self.graphs[0].types.types[node])
         for teacher, shapes in enumerate(others, 1):
             batches = self.graphs[0].batch, self.graphs[teacher].batch
-            expected = [tuple(len(self.places(teacher, axis)) for axis in typed.axes) for typed in types]
+            expected = [tuple(self.own_size(teacher, axis) for axis in typed.axes) for typed in types]
             if batches[0] == batches[1] and expected != shapes:
                 return f"{place_of(node)} gives {first} in one network and {shapes} in another; parents must agree"
         return ""
@@ -95,6 +95,10 @@ class Family:
     def dim_size(self, teacher: int, dim: Dim) -> int:
         """Size of a dim in one teacher."""
         return self.dims[teacher].get(dim, dim).size
+
+    def own_size(self, teacher: int, axis: Axis) -> int:
+        """Number of indices of the axis in one teacher."""
+        return sum(prod(self.dim_size(teacher, dim) for dim in term) for term in resolve(axis))
 
     def size(self, axis: Axis) -> int:
         """New number of indices of the axis."""
@@ -113,7 +117,7 @@ class Family:
 
     def places(self, teacher: int, axis: Axis) -> Tensor:
         """Where the indices of a teacher's axis stand in the direct sum; everywhere on what is not summed."""
-        found, offset = [], 0
+        found, offset = [torch.zeros(0, dtype=torch.int64)], 0
         for term in resolve(axis):
             place = torch.zeros(1, dtype=torch.int64)
             for dim in term:
@@ -216,7 +220,7 @@ class Family:
         """The indices of an axis of one teacher along which the teachers do not stand side by side."""
         found, offset = [torch.zeros(0, dtype=torch.int64)], 0
         for term in resolve(axis):
-            size = prod(self.dim_size(teacher, dim) for dim in term)
+            size = self.own_size(teacher, (term,))
             if not any(dim in self.summed for dim in term):
                 found.append(torch.arange(offset, offset + size))
             offset += size
