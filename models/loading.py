@@ -18,6 +18,7 @@ from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.models.weights import chosen, load_weights
+from graphsurgery.network.randomness import seeded
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace
 
@@ -185,8 +186,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def _built(spec: str, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return build(spec)
 
 
