@@ -51,12 +51,15 @@ class Opening:
     """Shape of one input without the batch, such as 3x224x224, where the spec does not say."""
     trust_pickle: Annotated[bool, _FLAG] = False
     """Open files with pickled objects, which executes code from the file."""
+    trust_remote_code: Annotated[bool, _FLAG] = False
+    """Open folders of Hugging Face (hf:FOLDER) whose network is code in the folder, which executes it."""
 
     @property
     def tokens(self) -> list[str]:
         """The same options on a command line."""
         named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer, "--input": self.input}
         given = [token for option, value in named.items() if value for token in (option, value)]
+        given += ["--trust-remote-code"] * self.trust_remote_code
         return given + ["--trust-pickle"] * self.trust_pickle
 
     def pair(
@@ -76,7 +79,12 @@ class Opening:
             _note_random(source)
         shape = self._shape(shape)
         graph, module = open_pair(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=shape
+            source,
+            arch=self.arch,
+            key=self.key,
+            trust_pickle=self.trust_pickle,
+            trust_remote_code=self.trust_remote_code,
+            example_shape=shape,
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):
