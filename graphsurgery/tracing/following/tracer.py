@@ -258,7 +258,7 @@ class ValueTracer(HoldingTracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
         """Record a node and compute its value."""
         if target in _FILLING:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), _filling)  # type: ignore[assignment]
+            args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
         return self.proxy(node)
 
