@@ -53,6 +53,8 @@ class Opening:
     several inputs NAME=1x3x224x224, with the batch; may be given again."""
     trust_pickle: Annotated[bool, _FLAG] = False
     """Open files with pickled objects, which executes code from the file."""
+    trust_remote_code: Annotated[bool, _FLAG] = False
+    """Open folders of Hugging Face (hf:FOLDER) whose network is code in the folder, which executes it."""
 
     @property
     def tokens(self) -> list[str]:
@@ -60,6 +62,7 @@ class Opening:
         named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer}
         given = [token for option, value in named.items() if value for token in (option, value)]
         given += [token for text in self.input for token in ("--input", text)]
+        given += ["--trust-remote-code"] * self.trust_remote_code
         return given + ["--trust-pickle"] * self.trust_pickle
 
     def pair(
@@ -78,7 +81,12 @@ class Opening:
         if not to_train:
             _note_random(source)
         graph, module = open_pair(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self._shape(shape)
+            source,
+            arch=self.arch,
+            key=self.key,
+            trust_pickle=self.trust_pickle,
+            trust_remote_code=self.trust_remote_code,
+            example_shape=self._shape(shape),
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):

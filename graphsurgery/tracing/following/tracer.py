@@ -52,6 +52,8 @@ _VISION = (
 """Functions of torchvision that are operators, with rules of their own."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
+_FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
+"""What fills a tensor with one number."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -255,6 +257,8 @@ class ValueTracer(HoldingTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
         """Record a node and compute its value."""
+        if target in _FILLING:
+            args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
         return self.proxy(node)
 
@@ -378,6 +382,12 @@ class ValueTracer(HoldingTracer):
         """Refuse a part of the model that asks for another precision than what surrounds it."""
         if self._precision != _autocast():
             raise TraceError("computes under torch.autocast, which a graph would leave out")
+
+
+def _filling(argument: Any) -> Any:
+    """A number that a plain attribute holds as a tensor is that number: on meta tensors nobody could read it."""
+    constant = isinstance(argument, Tensor) and not issubclass(type(argument), fx.Proxy)
+    return argument.item() if constant and argument.dim() == 0 and not argument.is_meta else argument
 
 
 def _autocast() -> tuple[bool, ...]:
