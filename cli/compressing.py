@@ -126,13 +126,15 @@ def show_latency(screen: Screen, found: LatencyCut) -> dict[str, Any]:
     if found.steps is not None:
         show_steps(screen, found.steps)
         if found.plan.round_to != found.steps.step:
-            screen.line("round to", f"{found.plan.round_to}; larger steps do not reach the target")
+            screen.line("round to", f"{found.plan.round_to}; larger steps do not come near the target from below")
     table = found.table
     missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
     screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
     tried = ", ".join(f"{predicted:.3f}x → {measured:.3f}x" for predicted, measured in found.attempts)
     screen.line("search", f"predicted by the table → measured: {tried}")
     screen.line("latency", str(found.promise))
+    if found.missed:
+        screen.line("missed", found.missed, "yellow")
     return found.as_dict()
 
 

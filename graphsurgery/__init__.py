@@ -2,6 +2,7 @@
 
 Networks     trace, open_model, save, load, cost; ModelGraph, Space
 Files        import_onnx, rewrite_onnx, export_onnx, check_onnx
+Classes      install
 Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, slim, undo, unfactorize,
              widen
 Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery, supermask, train_slimmable, deliver,
@@ -25,6 +26,7 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 if TYPE_CHECKING:
     from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
+    from graphsurgery.models.installing import install
     from graphsurgery.models.loading import open_model
     from graphsurgery.onnx.editing.rewriting import rewrite_onnx
     from graphsurgery.onnx.exporting.checking import check_onnx
@@ -85,6 +87,7 @@ __all__ = [
     "gate",
     "grow",
     "import_onnx",
+    "install",
     "load",
     "load_data",
     "lottery",
@@ -127,6 +130,7 @@ _HOMES = {
     "gate": "passes.gate",
     "grow": "recipes.grow",
     "import_onnx": "onnx.importing.importer",
+    "install": "models.installing",
     "load": "checkpoint.files",
     "load_data": "training.data.loading",
     "lottery": "recipes.lottery.lottery",

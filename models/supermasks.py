@@ -37,6 +37,7 @@ from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.models.specs import build
+from graphsurgery.network.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.growth.fresh_weights import signed_constant
 from graphsurgery.surgery.masks import bits as mask_bits
@@ -103,8 +104,7 @@ class Supermask:
 
 def drawn(spec: str, seed: int, shape: tuple[int, ...]) -> ModelGraph:
     """The network of a spec with weights drawn by a seed, traced at an input shape."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = build(spec)
     return trace(module, torch.empty(2, *shape, device="meta"))
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from graphsurgery.axes.algebra import resolve
-from graphsurgery.axes.types import TensorType
+from graphsurgery.axes.types import ParameterType, TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.records import ends
-from graphsurgery.surgery.merging.direct_sum import why_not_the_mean
+from graphsurgery.network.paths import place_of
+from graphsurgery.surgery.merging.apart import keep_apart, names_apart
+from graphsurgery.surgery.merging.direct_sum import Layout, layout
 from graphsurgery.surgery.merging.groups import count_groups, in_groups
 from graphsurgery.surgery.merging.side_by_side import Family
 from graphsurgery.surgery.remap import rebuild
@@ -39,16 +44,34 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
     family = Family([in_groups(g) for g in graphs])
-    refusal = why_not_the_mean(family.graphs[0], family.summed, family.same_everywhere)
-    if refusal is not None:
-        family = Family([in_groups(replace(g, open_outputs=True)) for g in graphs])
-        if why_not_the_mean(family.graphs[0], family.summed, family.same_everywhere) is not None:
-            raise SurgeryError(f"concatenate: {refusal}")
-    record = {"pass": "concatenate", "teachers": [[dict(r) for r in g.lineage] for g in graphs]}
-    new = rebuild(family.graphs[0], family, family.direct_sum, None)
+    if not layout(family, first=True).apart:
+        return _direct_sum(family, graphs)
+    opened = Family([in_groups(replace(g, open_outputs=True)) for g in graphs])
+    if not layout(opened, first=True).apart:
+        new = _direct_sum(opened, graphs)
+        _average_outputs(opened, new)
+        return new
+    return _direct_sum(family, graphs, layout(family))
+
+
+def _direct_sum(family: Family, graphs: Sequence[ModelGraph], found: Layout | None = None) -> ModelGraph:
+    """The networks of a family in one; `found` says what has to be computed for each of them."""
+    first = family.graphs[0]
+    record: dict[str, Any] = {
+        "pass": "concatenate",
+        "teachers": [[dict(r) for r in g.lineage] for g in graphs],
+        "channels": {s.name: [family.dim_size(t, s.dim) for t in range(len(graphs))] for s in first.spaces if s.outer},
+    }
+    own = set() if found is None else names_apart(first, found)
+
+    def new_tensor(typed: ParameterType, old: Tensor) -> Tensor:
+        return old.clone() if typed.name in own else family.direct_sum(typed, old)
+
+    new = rebuild(first, family, new_tensor, None, frozenset() if found is None else frozenset(found.apart))
     count_groups(new)
-    if refusal is not None:
-        _average_outputs(family, new)
+    if found is not None:
+        record["apart"] = [place_of(node) for node in found.apart]
+        keep_apart(family, found, new)
     new.module.recompile()
     return ModelGraph(new.module, new.inputs, (record,))
 
@@ -80,3 +103,4 @@ def _average_outputs(family: Family, new: ModelGraph) -> None:
             value = source.meta["value"]
             apart.meta["value"] = value.unflatten(index, (len(family.graphs), *sizes))
             mean.meta["value"] = apart.meta["value"].mean(index)
+    new.module.recompile()

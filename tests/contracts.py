@@ -14,6 +14,7 @@ import graphsurgery as gs
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.gate import fold, gate
 from graphsurgery.surgery.channels.nesting import Nesting
 from graphsurgery.surgery.deviation import deviation
@@ -92,6 +93,21 @@ def assert_contracts(network: nn.Module, *shapes: Sequence[int], seed: int = 0) 
             assert deviation(compress(graph, kept)(*x), masked(graph, kept)(*x)) < 1e-10
             assert_gates(graph, x, list(kept))
     return graph
+
+
+def assert_direct_sum(graphs: Sequence[gs.ModelGraph], x: Sequence[Tensor], apart: str | None = None) -> gs.ModelGraph:
+    """Networks side by side give the mean of their outputs; returns their direct sum.
+
+    Args:
+        graphs: the networks.
+        x: inputs.
+        apart: the first node that has to be computed for each network; None where there is none.
+    """
+    big = concatenate(graphs)
+    assert next(iter(big.lineage[-1].get("apart", [])), None) == apart
+    with torch.no_grad():
+        assert deviation(big(*x), sum(graph(*x) for graph in graphs) / len(graphs)) < 1e-12
+    return big
 
 
 def assert_gates(graph: gs.ModelGraph, x: Sequence[Tensor], names: list[str]) -> None:

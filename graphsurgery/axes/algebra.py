@@ -291,6 +291,8 @@ def unify(a: Axis, b: Axis) -> None:
         raise Clash(f"{size_of(a)} and {size_of(b)} indices")
     if _becomes(a, b) or _becomes(b, a):
         return
+    if _repeats(a, b) or _repeats(b, a):
+        return
     left, right = list(reversed(a)), list(reversed(b))
     while left:
         s, t = _pop(left), _pop(right)
@@ -316,6 +318,19 @@ def _becomes(axis: Axis, other: Axis) -> bool:
     if any(len(term) > 1 and any(dim.size == 1 for dim in term) for term in other):
         return False
     axis[0][0].link = other
+    return True
+
+
+def _repeats(axis: Axis, other: Axis) -> bool:
+    """Make a product of n the n equal parts of a sum, whose borders lie inside of what matching would split off."""
+    if len(axis) != 1 or len(axis[0]) < 2 or len(other) < 2 or len(other) % axis[0][0].size:
+        return False
+    count = axis[0][0].size
+    part = other[: len(other) // count]
+    if count == 1 or other != part * count:
+        return False
+    axis[0][0].fixed = True
+    unify((axis[0][1:],), part)
     return True
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.operators import Trait, modules, operators
 
 
 def _words(text: str) -> list[str]:
@@ -36,18 +37,9 @@ _NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Classes that only hold other modules; each is stored as a plain `nn.Module`."""
 
-_LAYERS = _words("""
-Identity Linear Bilinear Embedding EmbeddingBag Flatten Unflatten Fold Unfold MultiheadAttention Conv1d Conv2d Conv3d
-ConvTranspose1d ConvTranspose2d ConvTranspose3d RNN LSTM GRU RNNCell LSTMCell GRUCell BatchNorm1d BatchNorm2d
-BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d GroupNorm LayerNorm RMSNorm LocalResponseNorm Dropout
-Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout AvgPool1d AvgPool2d AvgPool3d MaxPool1d MaxPool2d
-MaxPool3d MaxUnpool1d MaxUnpool2d MaxUnpool3d LPPool1d LPPool2d LPPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d
-AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d CircularPad1d CircularPad2d CircularPad3d
-ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d
-ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d ChannelShuffle PixelShuffle PixelUnshuffle Upsample
-UpsamplingBilinear2d UpsamplingNearest2d CosineSimilarity CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh
-LeakyReLU LogSigmoid LogSoftmax Mish PReLU ReLU ReLU6 RReLU SELU SiLU Sigmoid Softmax Softmax2d Softmin Softplus
-Softshrink Softsign Tanh Tanhshrink Threshold
+_OTHER_LAYERS = _words("""
+Bilinear EmbeddingBag Fold Unfold MultiheadAttention RNN LSTM GRU RNNCell LSTMCell GRUCell RMSNorm LocalResponseNorm
+MaxUnpool1d MaxUnpool2d MaxUnpool3d CosineSimilarity GLU PReLU
 """)
 
 _OPERATORS = _words("""
@@ -64,11 +56,7 @@ ceil cos exp fabs floor fmod gcd hypot isfinite isinf isnan isqrt lcm log log10 
 
 _FACTORIES = _words("""
 _assert arange as_strided as_tensor bernoulli empty eye finfo full full_like linspace multinomial normal ones poisson
-rand rand_like randn randn_like randint randint_like randperm relu_ scalar_tensor tensor tril_indices triu_indices zeros
-""")
-
-_ACTIVATIONS = _words("""
-celu_ elu_ hardsigmoid hardswish hardtanh_ leaky_relu_ relu_ rrelu_ selu_ sigmoid tanh threshold_
+rand rand_like randn randn_like randint randint_like randperm scalar_tensor tensor tril_indices triu_indices zeros
 """)
 
 _VISION = _words("stochastic_depth deform_conv2d roi_align roi_pool")
@@ -77,35 +65,24 @@ _PACKING = _words("pack_padded_sequence pad_packed_sequence")
 
 _FOREIGN_PREFIXES = ("fbgemm_", "miopen_", "quantized_", "q_", "choose_qparams")
 
-_TENSOR_METHODS = _words("""
-abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle any argmax
-argmin argsort argwhere as_strided asin asinh atan atan2 atanh baddbmm bernoulli bfloat16 bitwise_and bitwise_not
-bitwise_or bitwise_xor bmm bool broadcast_to byte ceil char chunk clamp clamp_max clamp_min clip clone conj contiguous
-copysign copy_ cos cosh count_nonzero cpu cross cummax cummin cumprod cumsum deg2rad det detach diag diag_embed
-diagonal diagonal_scatter diff digamma dim dist div divide dot double element_size eq equal erf erfc erfinv exp exp2
-expand expand_as expm1 fill_ flatten flip fliplr flipud float float_power floor floor_divide fmax fmin fmod frac
-gather ge greater greater_equal gt half hardshrink heaviside hypot index_add index_copy index_fill index_put
-index_select inner int inverse is_complex is_contiguous is_floating_point isclose isfinite isinf isnan item kron
-kthvalue le lerp less less_equal lgamma log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
-logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_scatter masked_select matmul matrix_exp
-matrix_power max maximum mean median min minimum mm moveaxis movedim msort mul multiply mv nan_to_num nanmean
-nanmedian nansum narrow ndimension ne neg negative nelement new_empty new_full new_ones new_tensor new_zeros nonzero
-norm normal_ not_equal numel outer permute pinverse polygamma positive pow prelu prod quantile rad2deg ravel real
-reciprocal relu remainder renorm repeat repeat_interleave requires_grad_ reshape reshape_as roll rot90 round rsqrt
-scatter scatter_add scatter_reduce select select_scatter sgn short sigmoid sign signbit sin sinc sinh size
-slice_scatter softmax sort split split_with_sizes sqrt square squeeze std stride sub subtract sum sum_to_size swapaxes
-swapdims t take take_along_dim tan tanh tensor_split tile to topk trace transpose tril triu true_divide trunc type
-type_as unbind unflatten unfold uniform_ unique unsafe_chunk unsafe_split unsqueeze var view view_as vsplit hsplit
-dsplit where xlogy zero_
+_OTHER_METHODS = _words("""
+addbmm addr argmax argmin argsort argwhere as_strided bernoulli byte char copy_ cross cummax cummin cumprod cumsum det
+diag diag_embed diagonal diagonal_scatter diff dim dist dot element_size equal gather index_add index_copy index_fill
+index_put inner inverse is_complex is_contiguous is_floating_point item kron kthvalue logcumsumexp masked_scatter
+masked_select matrix_exp matrix_power max min msort ndimension nelement nonzero norm normal_ numel pinverse polygamma
+prelu quantile real renorm repeat_interleave scatter scatter_add scatter_reduce select_scatter short size slice_scatter
+sort stride sum_to_size take take_along_dim topk trace tril triu unfold uniform_ unique
 """)
 
 _DRAWING_METHODS = _words("exponential_ log_normal_ geometric_ cauchy_ random_")
 
+_CATALOGUED_METHODS = {name for known in operators() for name in known.methods if not name.startswith("__")} - {"cuda"}
+
 METHODS = frozenset(
-    ["numel", "count", "index", *_TENSOR_METHODS, *_DRAWING_METHODS]
-    + [f"{name}_" for name in _TENSOR_METHODS if not name.endswith("_") and hasattr(torch.Tensor, f"{name}_")]
+    ["numel", "count", "index", *_CATALOGUED_METHODS, *_OTHER_METHODS, *_DRAWING_METHODS]
+    + [f"{name}_" for name in _OTHER_METHODS if not name.endswith("_") and hasattr(torch.Tensor, f"{name}_")]
 )
-"""Methods of tensors and shapes that a graph may call, the in-place forms too."""
+"""Methods of tensors and shapes that a graph may call, the in-place forms too; a file runs without a GPU."""
 
 ATTRIBUTES = frozenset(
     _words("""
@@ -145,8 +122,10 @@ def module_classes() -> Mapping[str, type[nn.Module]]:
     """The leaf classes by the name under which they are stored."""
     from graphsurgery.network import gated_layers, layers
 
-    classes: dict[str, type[nn.Module]] = {f"torch.nn.{name}": getattr(nn, name) for name in _LAYERS}
-    classes["torchvision.ops.StochasticDepth"] = torchvision.ops.StochasticDepth
+    classes: dict[str, type[nn.Module]] = {f"torch.nn.{name}": getattr(nn, name) for name in _OTHER_LAYERS}
+    for kind in modules(Trait.NONE):
+        home = "torch.nn" if kind.__module__.startswith("torch.nn.") else "torchvision.ops"
+        classes[f"{home}.{kind.__name__}"] = kind
     classes["torchvision.ops.FrozenBatchNorm2d"] = torchvision.ops.FrozenBatchNorm2d
     for name in layers.__all__:
         own = getattr(layers, name)
@@ -162,7 +141,8 @@ def module_classes() -> Mapping[str, type[nn.Module]]:
 def functions() -> Mapping[str, Callable[..., Any]]:
     """The functions by the name under which they are stored.
 
-    These are what torch itself lists as functions of tensors, its factories, arithmetic, and our own.
+    These are the operators of the catalogue, what torch itself lists as functions of tensors, its factories,
+    arithmetic, and our own.
     """
     from graphsurgery.network import layers
 
@@ -175,7 +155,10 @@ def functions() -> Mapping[str, Callable[..., Any]]:
             if listed and not name.startswith(("_", *_FOREIGN_PREFIXES)):
                 table[f"{namespace.__name__}.{name}"] = function
     table |= {f"torch.{name}": getattr(torch, name) for name in _FACTORIES}
-    table |= {f"torch.nn.functional.{name}": getattr(F, name) for name in _ACTIVATIONS}
+    for function in (function for known in operators() for function in known.functions):
+        name = getattr(function, "__name__", "")
+        homes = [space for space in (torch, F) if getattr(space, name, None) is function]
+        table |= {f"{space.__name__}.{name}": function for space in homes}
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
     table |= {f"builtins.{name}": getattr(builtins, name) for name in _BUILTINS}
     table |= {f"math.{name}": getattr(math, name) for name in _MATH}

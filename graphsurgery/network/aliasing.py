@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from graphsurgery.network.operators import Trait, is_a, is_in_place
 from graphsurgery.network.paths import has_tensors
-
-_IN_PLACE_OPERATORS = frozenset(
-    getattr(operator, f"i{name}")
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
-) | {operator.setitem}
-_NEW_MODULES = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ReLU,
-    nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d,
-)  # fmt: skip
-_NEW_FUNCTIONS = frozenset(
-    {
-        operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul,
-        torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.stack, torch.matmul, torch.bmm, torch.relu,
-        torch.sigmoid, torch.tanh, F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.batch_norm, F.gelu, F.relu,
-        F.softmax, torch.softmax, F.scaled_dot_product_attention, F.max_pool2d, F.avg_pool2d, torch.clone,
-        torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like,
-        torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.exp, torch.where,
-    }
-)  # fmt: skip
-_NEW_METHODS = frozenset(
-    {
-        "clone", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "add", "sub", "mul", "div", "neg",
-        "pow", "exp", "log", "sqrt", "abs", "relu", "sigmoid", "tanh", "softmax", "sum", "mean", "matmul", "bmm",
-    }
-)  # fmt: skip
 
 
 def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write into the memory of its first operand."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    if node.op != "call_function":
+    if node.op not in ("call_function", "call_method"):
         return False
-    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+    if is_in_place(node.target) or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return True
-    name, home = (str(getattr(node.target, part, "")) for part in ("__name__", "__module__"))
-    positional = home == F.__name__ and any(argument is True for argument in node.args)
-    return positional or (name.endswith("_") and not name.startswith("_"))
+    home = str(getattr(node.target, "__module__", ""))
+    return home == F.__name__ and any(argument is True for argument in node.args)
 
 
 def owns_memory(module: nn.Module, node: fx.Node) -> bool:
@@ -65,10 +34,7 @@ def makes_new(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node gives memory of its own; False where that is not certain."""
     if acts_in_place(module, node):
         return False
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _NEW_MODULES)
-    known: Any = _NEW_METHODS if node.op == "call_method" else _NEW_FUNCTIONS
-    return node.op in ("call_function", "call_method") and node.target in known
+    return is_a(module, node, Trait.FRESH)
 
 
 def versions(module: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, int]]:
@@ -91,6 +57,24 @@ def is_functional(module: fx.GraphModule) -> bool:
     return True
 
 
+def written_together(module: fx.GraphModule) -> list[frozenset[fx.Node]]:
+    """For each memory that is written in place, the nodes whose values may lie in it."""
+    roots: dict[fx.Node, frozenset[fx.Node]] = {}
+    written: dict[fx.Node, None] = {}
+    for node in module.graph.nodes:
+        roots[node] = _roots(module, node, roots)
+        if node.all_input_nodes and acts_in_place(module, node):
+            written.update(dict.fromkeys(roots[node.all_input_nodes[0]]))
+    return [frozenset(node for node, own in roots.items() if root in own) for root in written]
+
+
+def _roots(module: nn.Module, node: fx.Node, roots: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
+    """The nodes that made the memory in which the value of a node may lie, from those of its operands."""
+    if makes_new(module, node):
+        return frozenset({node})
+    return frozenset().union(*(roots[source] for source in node.all_input_nodes)) or frozenset({node})
+
+
 def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
     """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
     roots: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -98,8 +82,7 @@ def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
-        shared: Any = frozenset() if makes_new(module, node) else frozenset().union(*(roots[s] for s in sources))
-        roots[node] = shared or frozenset({node})
+        roots[node] = _roots(module, node, roots)
         written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
         for root in written:
             writes[root] = writes.get(root, 0) + 1

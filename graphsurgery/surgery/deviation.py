@@ -16,7 +16,17 @@ from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.naming import run, tensors_of
 from graphsurgery.network.paths import place_of
-from graphsurgery.network.values.dtypes import holds_numbers, in_double
+from graphsurgery.network.values.dtypes import (
+    holds_numbers,
+    in_double,
+    literals_in_double,
+    made_in_double,
+    method_in_double,
+)
+
+_MAKERS = frozenset(
+    (torch.full, torch.zeros, torch.ones, torch.empty, torch.eye, torch.arange, torch.linspace, torch.tensor)
+)
 
 
 def deviation(found: Any, expected: Any) -> float:
@@ -121,21 +131,47 @@ def double(graph: ModelGraph) -> ModelGraph:
     """A float64 copy in evaluation mode on the CPU, to measure contracts on."""
     module = copy.deepcopy(graph.module).cpu().double().eval()
     for node in module.graph.nodes:
+        node.args, node.kwargs = literals_in_double(node.args), literals_in_double(node.kwargs)
+        if node.op == "call_method":
+            node.target = method_in_double(str(node.target))
+        if _makes_numbers(node):
+            node.update_kwarg("dtype", torch.float64)
         # Types are inferred anew, from values of the new dtype.
         node.meta.pop("value", None)
+    module.recompile()
     inputs = tuple(replace(s, dtype=torch.float64) if s.dtype.is_floating_point else s for s in graph.inputs)
     return replace(graph, module=module, inputs=inputs)
 
 
+def _makes_numbers(node: fx.Node) -> bool:
+    """Whether a call makes floating numbers of sizes alone, in the default dtype."""
+    return node.op == "call_function" and node.target in _MAKERS and _is_floating(node) and "dtype" not in node.kwargs
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("value")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 class InDouble(fx.Interpreter):
-    """Runs a network in float64, in evaluation mode on the CPU, with a float64 copy of one layer at a time."""
+    """Runs a network in float64, in evaluation mode on the CPU, with a float64 copy of one layer at a time.
+
+    A floating dtype that the network names, or makes numbers in, is float64 too.
+    """
 
     def __init__(self, graph: ModelGraph) -> None:
         super().__init__(graph.module)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The outputs of the network; floating inputs may be of any precision."""
-        return self.run(*(_double(x) for x in inputs))
+        with made_in_double():
+            return self.run(*(_double(x) for x in inputs))
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_function(target, literals_in_double(args), literals_in_double(kwargs))
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_method(method_in_double(target), literals_in_double(args), literals_in_double(kwargs))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()

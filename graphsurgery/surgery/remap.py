@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,7 +143,11 @@ def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups
 
 
 def rebuild(
-    graph: ModelGraph, resize: Resize, new_tensor: NewTensor, record: Mapping[str, Any] | None = None
+    graph: ModelGraph,
+    resize: Resize,
+    new_tensor: NewTensor,
+    record: Mapping[str, Any] | None = None,
+    left: Collection[fx.Node] = frozenset(),
 ) -> ModelGraph:
     """A new network with the same structure and other sizes.
 
@@ -152,6 +156,7 @@ def rebuild(
         resize: the new size of every axis.
         new_tensor: the new parameter or buffer, from its type and its old value.
         record: what to add to the lineage.
+        left: nodes that are left as they are, as the caller puts others in their place.
     """
     types, old_modules = graph.types, modules_of(graph.module)
     tensors = graph.tensors()
@@ -171,15 +176,20 @@ def rebuild(
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
     kept = KeptNumbers(types.types, copies)
+    modules = [node for node in graph.module.graph.nodes if node.op == "call_module"]
+    untouched = {node.target for node in modules} - {node.target for node in modules if node not in left}
     with torch.no_grad():
         for node in graph.module.graph.nodes:
             copy = new_graph.node_copy(node, copies.__getitem__)
             copies[node] = copy
             originals[copy] = node
-            kept.keep(node, types.sized.get(node, ()))
-            for rewrite in types.rewrites.get(node, ()):
-                rewrite(copy, resize)
-            copy.meta["value"] = _new_value(node, copy, types, resize)
+            if node in left:
+                copy.meta["value"] = _resized(node.meta["value"], types.types[node], resize)
+            else:
+                kept.keep(node, types.sized.get(node, ()))
+                for rewrite in types.rewrites.get(node, ()):
+                    rewrite(copy, resize)
+                copy.meta["value"] = _new_value(node, copy, types, resize)
             path = str(node.target)
             if node.op == "get_attr" and path not in parts:
                 prefix, _, name = path.rpartition(".")
@@ -187,9 +197,9 @@ def rebuild(
                 parts[path] = replaced(part) if path in types.canonical else part
             elif node.op == "call_module" and path not in parts:
                 parts[path] = copy_module(old_modules[path], replaced)
-                for change in types.attributes.get(path, ()):
+                for change in types.attributes.get(path, ()) if path not in untouched else ():
                     change(parts[path], resize)
-    _erase_unused_numbers(new_graph)
+    erase_unused_numbers(new_graph)
     _keep_names(new_graph, originals)
     module = assembled(parts, new_graph, type(graph.module).__name__)
     _keep_modes(old_modules, module)
@@ -239,7 +249,7 @@ def _no_attribute(path: str) -> Any:
     raise SurgeryError(f"{path}: a module between sizes")
 
 
-def _erase_unused_numbers(graph: fx.Graph) -> None:
+def erase_unused_numbers(graph: fx.Graph) -> None:
     """Sizes that nobody asks for any more go, which might not even be computable, and checks of changed widths."""
     for node in reversed(list(graph.nodes)):
         number = node.op in ("call_function", "call_method") and not has_tensors(node.meta["value"])

@@ -17,6 +17,7 @@ from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
+from graphsurgery.tracing.calls import call_of, is_plain
 from graphsurgery.tracing.following.caches import Place, forget, numbers
 from graphsurgery.tracing.following.questions import may_stand_in
 from graphsurgery.tracing.following.tracer import UnfollowedError, ValueTracer
@@ -33,7 +34,13 @@ DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, de
 
 
 def trace(
-    model: nn.Module, example_input: Tensor | Sequence[Tensor | None], *, copy: bool = True, check: bool = True
+    model: nn.Module,
+    example_input: Tensor | Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    outputs: str | Sequence[str] | None = None,
+    copy: bool = True,
+    check: bool = True,
 ) -> ModelGraph:
     """Trace a model into a typed graph; the model is not modified and shares nothing with the result.
 
@@ -46,7 +53,11 @@ def trace(
         example_input: one input `[batch, ...]`, or one for each argument of `forward`. Its shape counts, whether it
             holds numbers or indices, and the range of the indices. Inputs of another first size than the first one (a
             number, a mask `[1, tokens, tokens]`) have no batch. An argument that is None stays None: the graph
-            does not take it.
+            does not take it. Tensors may stand in tuples, lists and dicts; the graph takes them one after the other.
+            Numbers and texts among them are constants. A mapping is taken as `kwargs`.
+        kwargs: the same for arguments that are given by name.
+        outputs: which outputs count, by their place (`logits`, `0`, `1.aux`): the graph gives this one, or a dict of
+            these. By default it gives what the model gives.
         copy: whether the graph gets memory of its own. Without, its tensors share that of the model: no time and no
             memory go into copies, but who trains the one trains the other. What passes make of the graph has its own.
         check: whether the graph is compared with the model: on the example inputs, in evaluation and in training with
@@ -57,16 +68,21 @@ def trace(
         TraceError: the forward cannot be followed, and the message names the source line; or the graph computes
             something else than the model.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if isinstance(model, DETECTORS):
         raise TraceError(
             f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
             " put it back with install(graph, detector); both are in graphsurgery.models.detection"
         )
+    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
+    if isinstance(example_input, Mapping):
+        example_input, kwargs = (), {**example_input, **(kwargs or {})}
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    for example in examples:
-        if not isinstance(example, Tensor | None):
-            raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
+    if not is_plain(examples, kwargs, outputs):
+        call, examples = call_of(model, examples, kwargs or {}, outputs)
+        model, record["call"] = call.adapted(model), call.as_record()
+    if not any(isinstance(example, Tensor) for example in examples):
+        raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
     if not any(example is not None and example.dim() for example in examples):
         raise SurgeryError("trace: example inputs are tensors [batch, ...], found none among the numbers")
     for path, part in modules_of(model).items():
@@ -76,7 +92,6 @@ def trace(
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     model, computed = with_plain_weights(model)
     traces, module = _compared(model, examples, copy=copy, check=check)
-    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
     if computed:
         record["weights that were computed"] = computed
     if traces.only_evaluating:
@@ -134,7 +149,7 @@ def _without_memory(
     return None
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module that torch.compile or data parallelism has been put around."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(

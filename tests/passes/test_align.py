@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import zoo
 from contracts import Network, typed
 from random_networks import RandomNetwork
@@ -132,3 +133,19 @@ def test_refuses():
         align(graph, graph, [])
     with pytest.raises(gs.SurgeryError, match="has gates; fold or compress"):
         align(gate(graph), graph, [x])
+
+
+def test_a_parameter_that_is_read_as_it_is_can_be_compared():
+    network = Network(
+        lambda net, x: net.head(
+            F.scaled_dot_product_attention(net.queries.expand(x.shape[0], 2, 6), y := net.stem(x), y)
+        ),
+        {"queries": torch.zeros(2, 6)},
+        stem=nn.Linear(4, 6),
+        head=nn.Linear(6, 3),
+    )
+    graph, (x,), _ = typed(network, (7, 4))
+    moved = shuffled(graph)
+    aligned = align(moved, graph, [x])
+    assert deviation(aligned(x), moved(x)) < 1e-12
+    assert same_weights(aligned, graph)

@@ -286,3 +286,28 @@ def test_a_gated_network_is_refused():
     graph, _ = traced("paper/lenet5")
     with pytest.raises(gs.SurgeryError, match=r"prune_dead: this network has gates; fold or compress it first"):
         prune_dead(gate(graph))
+
+
+VECTORS = {
+    "a vector": (nn.Linear(6, 5), lambda given: given),
+    "rows": (nn.Linear(6, 5), lambda given: given[None].expand(2, -1)),
+    "a signal without a batch": (nn.Conv1d(6, 5, 1), lambda given: given[:, None]),
+}
+
+
+@pytest.mark.parametrize("case", VECTORS)
+def test_layers_that_read_constants_of_any_rank_take_them_into_their_bias(case):
+    """As weights that are generated: constants through two layers."""
+    layer, laid = VECTORS[case]
+    network = Network(
+        lambda net, x: net.head(x) + net.second(laid(net.first(net.table))).sum(),
+        {"table": torch.zeros(3)},
+        first=nn.Linear(3, 6),
+        second=layer,
+        head=nn.Linear(4, 5),
+    )
+    graph, x, _ = typed(network, (4,))
+    small = prune_dead(graph)
+    assert small.tensors()["second.weight"].shape[1] == 1
+    with torch.no_grad():
+        assert deviation(small(*x), network(*x)) < 1e-12

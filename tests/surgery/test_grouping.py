@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, assert_permutes, typed
+from contracts import Network, assert_direct_sum, assert_permutes, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
@@ -150,13 +150,12 @@ def test_division_by_what_is_no_norm_is_refused():
         concatenate([graph, graph])
 
 
-def test_channels_of_all_networks_in_one_norm_are_refused():
+def test_channels_of_all_networks_in_one_norm_are_normalised_with_those_of_each():
     network = Network(
         lambda net, x: net.b(net.norm(torch.cat([net.a(x), x], -1))),
         a=nn.Linear(3, 8),
         norm=nn.LayerNorm(11),
         b=nn.Linear(11, 2),
     )
-    graph, _, _ = typed(network, (5, 3))
-    with pytest.raises(gs.SurgeryError, match=r"norm_members is of a norm over channels that the networks share"):
-        concatenate([graph, graph])
+    graphs = [typed(network, (5, 3), seed=seed)[0] for seed in range(2)]
+    assert_direct_sum(graphs, [torch.randn(3, 5, 3, dtype=torch.float64)], apart="norm_weight")

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
-import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.widen import widen
@@ -163,8 +162,8 @@ def test_the_scale_of_attention_keeps_its_value():
         assert deviation(small(*x), net(*x)) < 1e-12
 
 
-def test_networks_of_other_numbers_have_no_mean():
-    """The size in the call may differ, what it is filled with may not."""
+def test_networks_may_calculate_with_other_numbers():
+    """The size in the call may differ, and what it is filled with then is computed for each network."""
 
     def of(size):
         return Network(
@@ -176,5 +175,4 @@ def test_networks_of_other_numbers_have_no_mean():
     x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert deviation(concatenate(graphs[:2])(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
-    with pytest.raises(gs.SurgeryError, match=r"full uses 8 in one network and 6 in another"):
-        concatenate(graphs[1:])
+    assert_direct_sum(graphs[1:], [x], apart="full")

@@ -15,10 +15,10 @@ from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.network.layers import ChannelGate, grouped_norm, weigh
-from graphsurgery.network.operators import PER_CHANNEL_NORMS
+from graphsurgery.network.operators import Trait, modules
 
 
-@rule(*PER_CHANNEL_NORMS)
+@rule(*modules(Trait.PER_CHANNEL))
 def batch_norm(infer: Inference, input: TensorType) -> TensorType:
     """Per-channel affine: weight, bias and both running statistics follow axis 1 of the input."""
     for name in ("weight", "bias", "running_mean", "running_var"):

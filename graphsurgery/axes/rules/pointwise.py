@@ -13,15 +13,7 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.types import Resize, TensorType, tensor_types
 from graphsurgery.network.layers import Boundary, either, scale_axis
-from graphsurgery.network.operators import (
-    BINARY_FUNCTIONS,
-    BINARY_NAMES,
-    UNARY_FUNCTIONS,
-    UNARY_METHODS,
-    UNARY_MODULES,
-    UNARY_NAMES,
-    spellings,
-)
+from graphsurgery.network.operators import Trait, spellings
 from graphsurgery.network.training_only import InTraining
 
 
@@ -35,7 +27,7 @@ def in_training(infer: Inference, x: TensorType) -> TensorType:
     return TensorType(x.axes)
 
 
-@rule(*UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES))
+@rule(*spellings(Trait.ELEMENTWISE))
 def unary(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """The output has the type of the input."""
     return TensorType(input.axes)
@@ -71,7 +63,7 @@ def gated_linear_unit(infer: Inference, input: TensorType, dim: int | None = Non
     return input.replace(axis, first)
 
 
-@rule(*BINARY_FUNCTIONS, *spellings(BINARY_NAMES))
+@rule(*spellings(Trait.BROADCAST))
 def pointwise(infer: Inference, *operands: Any, **options: Any) -> TensorType:
     """Axes are aligned from the right; those of size 1 stretch, the others are unified."""
     return broadcast(infer, *tensor_types(operands), *tensor_types(options))

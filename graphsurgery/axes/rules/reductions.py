@@ -14,22 +14,10 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.pointwise import broadcast
 from graphsurgery.axes.types import TensorType
-from graphsurgery.network.operators import spellings
-
-_KINDS = {
-    "mean": "mean nanmean",
-    "sum": "sum nansum",
-    "count": "count_nonzero",
-    "maximum": "amax amin aminmax any all",
-    "median": "median nanmedian",
-    "variance": "var std var_mean std_mean",
-    "product": "prod",
-    "logsumexp": "logsumexp",
-}
-_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+from graphsurgery.network.operators import Trait, operator_named, spellings
 
 
-@rule(*spellings(" ".join(_KINDS.values())))
+@rule(*spellings(Trait.REDUCES))
 def reduce(
     infer: Inference,
     input: TensorType,
@@ -38,10 +26,13 @@ def reduce(
     **options: Any,  # noqa: ARG001
 ) -> Any:
     """Mixes the named axes, or all."""
-    return reduced(infer, input, dim, _KIND_OF[infer.operator()])
+    known = operator_named(infer.node.target)
+    assert known is not None
+    assert known.mixes is not None
+    return reduced(infer, input, dim, known.mixes)
 
 
-@rule(*spellings("max min"))
+@rule(torch.max, "max", torch.min, "min")
 def extreme(infer: Inference, input: TensorType, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:  # noqa: ARG001
     """Of all elements, along an axis (with the indices), or of two tensors."""
     other = options.get("other", dim)
@@ -60,7 +51,7 @@ def _takes_values(user: fx.Node) -> bool:
     return user.target is getattr and bool(user.args[1] == "values")
 
 
-@rule(*spellings("argmax argmin"))
+@rule(torch.argmax, "argmax", torch.argmin, "argmin")
 def index_of_extreme(infer: Inference, input: TensorType, dim: Any = None, *others: Any, **options: Any) -> Any:  # noqa: ARG001
     """What is found is an index, so the axis is fixed."""
     infer.freeze_axis("an axis in which an index is found", *(input.axes if dim is None else [input[dim]]))

@@ -12,10 +12,10 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import outputs_like
 from graphsurgery.axes.types import TensorType
-from graphsurgery.network.operators import POOLING_FUNCTIONS, POOLING_MODULES
+from graphsurgery.network.operators import Trait, spellings
 
 
-@rule(*POOLING_MODULES, *POOLING_FUNCTIONS)
+@rule(*spellings(Trait.POSITIONS))
 def pool(infer: Inference, input: TensorType, *others: Any, **options: Any) -> Any:  # noqa: ARG001
     """The last axes, as many as the operator's name says, are new positions; those before them stay."""
     digits = [int(c) for c in infer.operator() if c.isdigit()]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphsurgery.errors import SpecError
+from graphsurgery.network.randomness import seeded
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
@@ -46,19 +47,21 @@ def one_output(output: Any, where: str) -> Tensor:
     return next(iter(named.values()))
 
 
+def field_names(output: Any) -> dict[str, Any]:
+    """What an output holds, by the names that it has there; nothing where it is no structure."""
+    if isinstance(output, Mapping):
+        return {str(key): value for key, value in output.items()}
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return {str(index): value for index, value in enumerate(output)} if isinstance(output, (tuple, list)) else {}
+
+
 def _named(output: Any, place: str) -> Iterator[tuple[str, Any]]:
     """The tensors and numbers of an output."""
-    if isinstance(output, Mapping):
-        items = [(str(key), value) for key, value in output.items()]
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        items = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
-    elif isinstance(output, (tuple, list)):
-        items = [(str(index), value) for index, value in enumerate(output)]
-    else:
-        if isinstance(output, Tensor | Number | np.ndarray | np.number | np.bool_):
-            yield place or "0", output
+    if isinstance(output, Tensor | Number | np.ndarray | np.number | np.bool_):
+        yield place or "0", output
         return
-    for key, value in items:
+    for key, value in field_names(output).items():
         yield from _named(value, f"{place}.{key}" if place else key)
 
 
@@ -68,8 +71,7 @@ def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict
     It computes as it trains: torch's transformers have another path for evaluation without gradients, which gives
     zeros for tokens that are padding.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_by_index(), _one_path():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad(), dropout_by_index(), _one_path():
         return named_outputs(module(*inputs))
 
 

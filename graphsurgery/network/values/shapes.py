@@ -20,7 +20,7 @@ from torch import (
     nn,
 )
 
-from graphsurgery.network.operators import PER_CHANNEL_NORMS, UNARY_MODULES
+from graphsurgery.network.operators import Trait, is_in_place, modules, operators
 
 Shape = Callable[..., Tensor | None]
 
@@ -293,8 +293,8 @@ def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
 
 
 MODULES: Mapping[type[nn.Module], Shape] = {
-    **dict.fromkeys(UNARY_MODULES, _unary_module),
-    **dict.fromkeys(PER_CHANNEL_NORMS, _batch_norm_module),
+    **dict.fromkeys(modules(Trait.ELEMENTWISE), _unary_module),
+    **dict.fromkeys(modules(Trait.PER_CHANNEL), _batch_norm_module),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution_module),
     nn.Linear: _linear_module,
     nn.MaxPool2d: _pool_module,
@@ -304,18 +304,12 @@ MODULES: Mapping[type[nn.Module], Shape] = {
     nn.GroupNorm: _group_norm_module,
 }
 
-_ELEMENTWISE = (
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
-    torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt, torch.square,
-    torch.abs, torch.neg, torch.sin, torch.cos, torch.erf, torch.reciprocal, torch.clone, torch.detach, operator.neg,
-)  # fmt: skip
+_ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT
+_ON_PAIRS = Trait.BROADCAST | Trait.FLOAT
 
 FUNCTIONS: Mapping[Any, Shape] = {
-    **dict.fromkeys(_ELEMENTWISE, _unary),
-    **dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), _binary),
-    **dict.fromkeys((torch.add, torch.sub, torch.mul, torch.div), _binary),
-    **dict.fromkeys((operator.iadd, operator.isub, operator.imul, operator.itruediv), _in_place),
+    **{f: _unary for known in operators(_ON_EACH) for f in known.functions},
+    **{f: _in_place if is_in_place(f) else _binary for known in operators(_ON_PAIRS) for f in known.functions},
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
@@ -329,8 +323,7 @@ FUNCTIONS: Mapping[Any, Shape] = {
 }
 
 METHODS: Mapping[Any, Shape] = {
-    **dict.fromkeys(("relu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt"), _unary),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _binary),
-    **dict.fromkeys(("add_", "sub_", "mul_", "div_"), _in_place),
+    **{m: _unary for known in operators(_ON_EACH) for m in known.methods},
+    **{m: _in_place if is_in_place(m) else _binary for known in operators(_ON_PAIRS) for m in known.methods},
     "mean": _mean,
 }

@@ -25,6 +25,8 @@ from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.running import OnnxNetwork
 from graphsurgery.tracing.shuffles.removal import ADDED
 
+_FREE_WEIGHTS = 4
+"""From this version of the format on weights need not be inputs."""
 _SPELLINGS = ({"chunk", "split"},)
 """Words for one operator."""
 
@@ -304,6 +306,17 @@ def drop_unread(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
         for at in reversed(range(len(field))):
             if field[at].name in gone:
                 del field[at]
+
+
+def declare_weights(model: onnx.ModelProto) -> None:
+    """Say the shapes of weights that are inputs too by now; before version 4 of the format all of them had to be."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    declared = {value.name: value for value in graph.input if value.name in weights}
+    for name, tensor in weights.items():
+        if name in declared or model.ir_version < _FREE_WEIGHTS:
+            value = declared[name] if name in declared else graph.input.add()
+            value.CopyFrom(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
 
 
 def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:

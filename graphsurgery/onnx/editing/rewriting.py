@@ -24,7 +24,7 @@ from torch import Tensor
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.onnx.editing.inserting import Insertion, drop_behind, drop_unread
+from graphsurgery.onnx.editing.inserting import Insertion, declare_weights, drop_behind, drop_unread
 from graphsurgery.onnx.editing.numbers import Edge, Numbers
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.exporter import note_lineage
@@ -32,6 +32,8 @@ from graphsurgery.onnx.files.storage import ONE_FILE, Array, Weights, bare, save
 from graphsurgery.onnx.importing.building import computed_sizes
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.importing.reading import program_of
+from graphsurgery.onnx.importing.sources import assembled
+from graphsurgery.onnx.runtime.acceptance import refusal
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
 _ROUNDING = 1e-6
@@ -62,28 +64,57 @@ def rewrite_onnx(
             numbers in the file.
         CheckFailedError: the new file would not give what the network gives.
     """
-    shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
-    imported = import_onnx(original, shape=shape, weights=False)
+    imported = import_onnx(original, weights=False, like=graph)
     path = Path(path)
     rewriting = _FileEdit(imported, graph)
     model = rewriting.model()
-    batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
+    batches = imported.batches or (1, 3, 8)
     large = size_of(model, rewriting.arrays) > ONE_FILE
     beside = _free_place(path) if imported.file.weights.outside or large else None
     try:
         with atomic_write(path) as temporary:
-            save_model(model, rewriting.arrays, temporary, beside)
-            imported.file.weights.release()
+            stored, arrays = imported.file.precision.restored(model, rewriting.arrays)
             complaint = _complaint(model, rewriting.arrays)
             if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
                 raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
-            del rewriting
-            check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
+            if stored is model:
+                save_model(model, arrays, temporary, beside)
+                imported.file.weights.release()
+                del rewriting
+                check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
+            else:
+                check = _proof_in_single(graph, imported, rewriting, model, path, batches, rtol, inputs)
+                save_model(stored, arrays, temporary, beside)
+                _require_opened(imported.file.path, temporary, path)
     except BaseException:
         if beside is not None:
             beside.unlink(missing_ok=True)
         raise
     return replace(check, path=path)
+
+
+def _require_opened(original: Path, file: Path, path: Path) -> None:
+    """ONNX Runtime opens an edited file in other precisions than float32, where it opens the original."""
+    why = refusal(file)
+    if why and not refusal(original):
+        raise SurgeryError(f"{path}: not written, because ONNX Runtime does not open the edited file: {why}")
+
+
+def _proof_in_single(
+    graph: ModelGraph,
+    imported: Imported,
+    rewriting: _FileEdit,
+    model: onnx.ModelProto,
+    path: Path,
+    batches: Sequence[int],
+    rtol: float,
+    inputs: Sequence[Tensor] | None,
+) -> OnnxCheck:
+    """The comparison in float32, before what is written gets the precision that the file has."""
+    with tempfile.TemporaryDirectory() as folder:
+        single, beside = Path(folder, "model.onnx"), Path(folder, "weights")
+        save_model(model, rewriting.arrays, single, beside)
+        return _proof(graph, imported, single, path, batches, rtol, inputs)
 
 
 def _proof(
@@ -96,7 +127,7 @@ def _proof(
     inputs: Sequence[Tensor] | None,
 ) -> OnnxCheck:
     """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
-    fixed = imported.file.batch
+    fixed = imported.batch
     if inputs is not None and fixed is not None:
         # A run of the file takes so many; more would be refused, and fewer are no real batch.
         inputs = [x[:fixed] for x in inputs] if all(len(x) >= fixed for x in inputs) else None
@@ -126,7 +157,7 @@ def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.name in rewriting.arrays:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rewriting.arrays[tensor.name]()), tensor.name))
-    return model
+    return imported.file.precision.restored(model, {})[0]
 
 
 def _free_place(path: Path) -> Path:
@@ -166,8 +197,8 @@ class _FileEdit:
         self.tensors = graph.tensors()
         self.numbers = Numbers(imported, graph)
         self.insertion = Insertion(imported, graph, self._constant)
-        self.replaced: dict[str, str] = {}
-        """The parameter that a constant holds by now, by the constant's name."""
+        self.replaced: dict[str, tuple[str, ...]] = {}
+        """The parameters that a constant holds by now, one or all its parts, by the constant's name."""
         self.arrays: dict[str, Callable[[], Array]] = {}
         """What gives the numbers of a weight that the model is left without, by its name."""
 
@@ -185,6 +216,7 @@ class _FileEdit:
         drop_behind(model, replaced)
         self._settle(model)
         drop_unread(model, self.file.model)
+        declare_weights(model)
         self._shapes(model)
         note_lineage(model, self.graph)
         return model
@@ -192,7 +224,7 @@ class _FileEdit:
     def _settle(self, model: onnx.ModelProto) -> None:
         """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
         computed = self.numbers.computed(self.insertion.stays)
-        if not computed or self.file.batch is not None:
+        if not computed or self.imported.batch is not None:
             return
         large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
@@ -223,26 +255,29 @@ class _FileEdit:
         """What a constant of the file holds after the edit."""
         return self._written(self.replaced[name]) if name in self.replaced else self.file.constants[name]
 
-    def _written(self, path: str) -> Array:
-        """A parameter as the file holds it."""
-        source = self.imported.sources[path]
-        return source.written(self.tensors[path], self.file.constants[source.constant])
+    def _written(self, paths: Sequence[str]) -> Array:
+        """A parameter, or the parts of a constant, as the file holds them."""
+        sources = [self.imported.sources[path] for path in paths]
+        return assembled(sources, [self.tensors[path] for path in paths], self.file.constants[sources[0].constant])
 
     def _weights(self) -> None:
         """The constants that are parameters; one that several layers share by chance is split where they differ."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[tuple[int, bool | str], list[str]]] = {}
         for path, source in self.imported.sources.items():
             if path in self.tensors:
-                found.setdefault(source.constant, []).append(path)
-        for constant, paths in found.items():
-            first = self._written(paths[0])
-            if all(np.array_equal(first, self._written(path)) for path in paths[1:]):
-                if not np.array_equal(first, self.file.constants[constant]):
-                    self.replaced[constant] = paths[0]
+                # The parts of a constant go together; whole ones may be read twice by one node.
+                key = self.imported.readers[path], source.part is not None or path
+                found.setdefault(source.constant, {}).setdefault(key, []).append(path)
+        for constant, readers in found.items():
+            first, *others = readers.values()
+            array = self._written(first)
+            if all(np.array_equal(array, self._written(paths)) for paths in others):
+                if not np.array_equal(array, self.file.constants[constant]):
+                    self.replaced[constant] = tuple(first)
                 continue
-            for path in paths:
-                for edge in self._readers(path, constant):
-                    self.numbers.edges[edge] = self._written(path)
+            for paths in readers.values():
+                for edge in self._readers(paths[0], constant):
+                    self.numbers.edges[edge] = self._written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.network import layers
+from graphsurgery.network.operators import TorchOperator, Trait, is_in_place, operators
 
 _INT64_MAX = 2**63 - 1
 
@@ -286,25 +287,37 @@ def _grouped_norm(
 # Arithmetic.
 
 
-def _elementwise(kind: str, *kinds: Any) -> None:
-    @writes(*kinds)
-    def write(w: Writer, a: Any, b: Any) -> str:
-        return w.op(kind, w.operand(a), w.operand(b))
+def _spellings(known: TorchOperator) -> Iterator[Any]:
+    return (spelling for spelling in known.spellings if not is_in_place(spelling))
 
 
-def _activation(kind: str, *kinds: Any) -> None:
-    @writes(*kinds)
+def _activation(known: TorchOperator) -> None:
+    @writes(*_spellings(known))
     def write(w: Writer, x: fx.Node, *, at: str = "", inplace: bool = False) -> str:  # noqa: ARG001
-        return w.op(kind, w.value(x))
+        if at and _layer(w, at).extra_repr() not in ("", "inplace=True"):
+            raise UnsupportedError(f"{at} is new, and its options are not written")
+        return w.op(_of_version(w, known), w.value(x))
 
 
-_elementwise("Add", operator.add, torch.add, "add")
-_elementwise("Sub", operator.sub, torch.sub, "sub")
-_elementwise("Mul", operator.mul, torch.mul, "mul")
-_elementwise("Div", operator.truediv, torch.div, "div")
-_activation("Relu", nn.ReLU, F.relu, torch.relu, "relu")
-_activation("Sigmoid", nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid")
-_activation("Tanh", nn.Tanh, F.tanh, torch.tanh, "tanh")
+def _arithmetic(known: TorchOperator) -> None:
+    @writes(*_spellings(known))
+    def write(w: Writer, a: Any, b: Any) -> str:
+        return w.op(_of_version(w, known), w.operand(a), w.operand(b))
+
+
+def _of_version(w: Writer, known: TorchOperator) -> str:
+    """The ONNX operator, if the opset of the file has it."""
+    assert known.onnx is not None
+    try:
+        onnx.defs.get_schema(known.onnx, w.opset)
+    except onnx.defs.SchemaError as missing:
+        raise UnsupportedError(f"{w._at} is new, and opset {w.opset} has no {known.onnx}") from missing
+    return known.onnx
+
+
+for _known in operators(Trait.FLOAT):
+    if _known.onnx is not None:
+        (_activation if Trait.ELEMENTWISE in _known.traits else _arithmetic)(_known)
 
 
 @writes(torch.mean, "mean")

@@ -14,8 +14,8 @@ GIVEN = "given inputs"
 _NORMAL = "normal"
 _EXAMPLES = 4
 """An output can only be seen to vary on several examples."""
-_INDICES = (1000, 100, 10, 2)
-"""How large random indices are tried to be; tables have as many rows or more."""
+_INDICES = ((0, 999), (0, 99), (0, 9), (0, 1), (1, 4), (1, 2), (1, 1))
+"""Ranges of random indices that are tried; tables have as many rows or more, and lengths are not 0."""
 
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "noise from 0 to 1": torch.special.ndtr,
@@ -53,11 +53,11 @@ def feeds(network: ModelGraph, batches: Sequence[int], inputs: Sequence[Tensor] 
     sizes = list(batches)
     while sizes and sum(sizes) < _EXAMPLES:
         sizes.append(sizes[-1])
-    limit = _index_limit(network, sizes[0]) if sizes else 1
+    limits = index_range(network, sizes[0]) if sizes else (0, 0)
     found = []
     for number, size in enumerate(sizes):
         again = 1000 * number if size in sizes[:number] else 0
-        found.append(Feed(f"batch {size}", _NORMAL, _noise(network, size, size + again, limit)))
+        found.append(Feed(f"batch {size}", _NORMAL, _noise(network, size, size + again, limits)))
     if inputs is not None:
         real = tuple(x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs)
         return [*found, Feed(GIVEN, GIVEN, real)]
@@ -66,33 +66,41 @@ def feeds(network: ModelGraph, batches: Sequence[int], inputs: Sequence[Tensor] 
     middle = sorted(sizes)[len(sizes) // 2] if sizes else 1
     for label, scaled in _SCALES.items():
         for number in range(-(-_EXAMPLES // middle)):
-            tensors = _noise(network, middle, 100 + number, limit)
+            tensors = _noise(network, middle, 100 + number, limits)
             tensors = tuple(scaled(x) if x.is_floating_point() else x for x in tensors)
             found.append(Feed(label, label, tensors))
     return found
 
 
-def _noise(network: ModelGraph, size: int, seed: int, limit: int) -> tuple[Tensor, ...]:
-    """Normal noise; of inputs that are no floating numbers random indices below a limit, bytes and flags."""
+def _noise(network: ModelGraph, size: int, seed: int, limits: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Normal noise; of inputs that are no floating numbers random indices within limits, bytes and flags."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for x in network.example_inputs(size, seed=seed):
         if not x.is_floating_point():
-            most = 2 if x.dtype == torch.bool else 256 if x.dtype == torch.uint8 and limit > 1 else limit
-            x = torch.randint(0, most, x.shape, generator=generator).to(x.dtype)
+            low, high = range_of(x.dtype, limits)
+            x = torch.randint(low, high + 1, x.shape, generator=generator).to(x.dtype)
         found.append(x)
     return tuple(found)
 
 
-def _index_limit(network: ModelGraph, size: int) -> int:
-    """The largest limit for random indices that the network takes; 1 (zeros) where it takes no others."""
+def range_of(dtype: torch.dtype, limits: tuple[int, int]) -> tuple[int, int]:
+    """Of what no network takes as an index, the range that its dtype has; else these limits."""
+    if dtype == torch.bool:
+        return 0, 1
+    return (0, 255) if dtype == torch.uint8 and limits[1] > 0 else limits
+
+
+def index_range(network: ModelGraph, size: int) -> tuple[int, int]:
+    """The smallest and the largest of random indices that the network takes; twice 0 where it takes no others."""
     if all(spec.dtype.is_floating_point for spec in network.inputs):
-        return 1
-    for limit in _INDICES:
+        return 0, 0
+    for limits in _INDICES:
         try:
             with torch.no_grad():
-                network.module(*_noise(network, size, 0, limit))
+                for drawn in (limits, *((end, end) for end in limits)):  # few draws do not meet both ends
+                    network.module(*_noise(network, size, 0, drawn))
         except Exception:  # an index out of range, in whatever way the operator says so
             continue
-        return limit
-    return 1
+        return limits
+    return 0, 0

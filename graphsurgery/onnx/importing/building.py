@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
 from graphsurgery.onnx.importing import operators
-from graphsurgery.onnx.importing.layers import Source, layer_of
+from graphsurgery.onnx.importing.inputs import Inputs, axes_of
+from graphsurgery.onnx.importing.layers import layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
+from graphsurgery.onnx.importing.recurrent import RECURRENT
 from graphsurgery.onnx.importing.running import FEW, OnnxNetwork, Runner, RunPlan, Watched, on_sizes, outputs_of
+from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.importing.whole_operators import alone, is_matrix
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
@@ -27,7 +30,7 @@ _FOLDED = 2**22
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bool = True) -> OnnxNetwork:
+def network_of(file: OnnxProgram, inputs: Inputs, *, weights: bool = True) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for
@@ -35,21 +38,20 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bo
 
     Args:
         file: the file.
-        examples: meta tensors `[batch, ...]` by the names of the inputs, with a batch that is not the file's.
+        inputs: what it is run with.
         weights: whether it gets them; else they stay on meta.
 
     Raises:
         TraceError: an operator cannot be run.
     """
-    inputs, joined = list(examples.values()), _with_biases(file)
-    first = [x.new_empty((file.batch or len(x) + 1, *x.shape[1:])) for x in inputs]
+    joined = _with_biases(file)
     rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
-    rehearsal.build(first)
+    rehearsal.build(inputs.again)
     seen = rehearsal.seen if _only_batch_free(file) else {}
-    plan = RunPlan(file, joined, file.batch, shapes=rehearsal.shapes, seen=seen)
+    plan = RunPlan(file, joined, inputs.batch, shapes=rehearsal.shapes, seen=seen)
     network = OnnxNetwork(plan)
     builder = _Builder(network)
-    builder.build(inputs)
+    builder.build(list(inputs.examples.values()))
     builder.fill(weights=weights)
     return network
 
@@ -67,8 +69,7 @@ def computed_sizes(file: OnnxProgram, examples: Sequence[Tensor]) -> dict[str, n
 
 def _only_batch_free(file: OnnxProgram) -> bool:
     """Whether a file states all sizes of its inputs but the batch."""
-    dims = [size for value in file.inputs for size in value.type.tensor_type.shape.dim[1:]]
-    return all(size.HasField("dim_value") for size in dims)
+    return all(axis.size is not None for value in file.inputs for axis in axes_of(value, file.path)[1:])
 
 
 class _Builder(Runner):
@@ -152,7 +153,7 @@ class _Builder(Runner):
         plain = replace(operator, inputs=tuple(file.name(name) if name else "" for name in operator.inputs))
         read = Watched(plain.attributes)
         layer = layer_of(replace(plain, attributes=read), file.constants, x.dim())
-        if layer is None or any(name in self.plan.needed for name in operator.outputs[1:]):
+        if layer is None or (operator.kind not in RECURRENT and self.plan.needed & {*operator.outputs[1:]}):
             return
         try:
             self.plan.require_known(operator, read)
@@ -168,6 +169,9 @@ class _Builder(Runner):
             self._register(layer.module, name, source)
             self.plan.sources[f"{path}.{name}"] = source
             self.plan.readers[f"{path}.{name}"] = operator.index
+        for at in self.starts(operator) if operator.kind in RECURRENT else ():
+            if isinstance(self.value(operator.inputs[at]), np.ndarray):
+                self._make_tensor(operator, at, file.name(operator.inputs[at]))
 
     def _read_otherwise(self, source: Source) -> bool:
         """Whether a matrix that a layer reads transposed is read as it stands elsewhere."""
@@ -314,7 +318,9 @@ def _is_of_layer(constant: str) -> bool:
     return bool(stem) and last in ("weight", "bias", "running_mean", "running_var")
 
 
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu"))
+_LAYERS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu", *RECURRENT)
+)
 
 
 def _scope(name: str) -> str:

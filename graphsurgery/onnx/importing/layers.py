@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graphsurgery.onnx.importing.operators import per_axis, transposed_options
 from graphsurgery.onnx.importing.program import Operator
+from graphsurgery.onnx.importing.recurrent import RECURRENT, recurrent_layer
+from graphsurgery.onnx.importing.sources import Arrays, Layer, Source, stored
 
-Layout = Literal["same", "transposed", "flat"]
-
-_Arrays = Mapping[str, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where in the file a parameter or buffer stands.
-
-    Attributes:
-        constant: name of the initializer or constant.
-        layout: how the parameter's axes lie in it: the same, transposed, or with axes of one added or taken.
-    """
-
-    constant: str
-    layout: Layout = "same"
-
-    def read(self, array: np.ndarray[Any, Any]) -> Tensor:
-        """The parameter from the constant."""
-        tensor = torch.from_numpy(np.array(array))
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
-        if self.layout == "transposed":
-            return tensor.t().contiguous()
-        return tensor.flatten() if self.layout == "flat" else tensor
-
-    def written(self, tensor: Tensor, old: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The constant from the parameter, with as many axes as it had."""
-        array = tensor.detach().cpu().numpy().astype(old.dtype)
-        if self.layout == "transposed":
-            return np.ascontiguousarray(array.T)
-        if self.layout == "flat":
-            return array.reshape([-1 if size == old.size else 1 for size in old.shape] if old.size > 1 else old.shape)
-        return array
+_Maker = Callable[[Operator, Arrays, int], Layer | None]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer without its weights, and where they stand."""
-
-    module: nn.Module
-    sources: Mapping[str, Source]
-
-
-_Maker = Callable[[Operator, _Arrays, int], Layer | None]
-
-
-def layer_of(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+def layer_of(operator: Operator, constants: Arrays, rank: int) -> Layer | None:
     """The layer of an operator whose weights are constants of the file, on meta; None where there is none.
 
     Args:
@@ -74,18 +31,17 @@ def layer_of(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
         return maker(operator, constants, rank)
 
 
-def _stored(operator: Operator, constants: _Arrays, *positions: int) -> list[str] | None:
+def _stored(operator: Operator, constants: Arrays, *positions: int) -> list[str] | None:
     """The names of these inputs, if all are floating constants or left out."""
     names = [operator.inputs[i] if i < len(operator.inputs) else "" for i in positions]
-    fit = all(not name or (name in constants and constants[name].dtype.kind == "f") for name in names)
-    return names if fit and names[0] else None
+    return names if stored(names, constants) else None
 
 
 def _sources(**names: str) -> dict[str, Source]:
     return {key: Source(name) for key, name in names.items() if name}
 
 
-def _conv(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _conv(operator: Operator, constants: Arrays, _: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     given = operator.attributes
     if names is None or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
@@ -109,7 +65,7 @@ def _conv(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
     return Layer(module, _sources(weight=names[0], bias=names[1]))
 
 
-def _conv_transpose(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _conv_transpose(operator: Operator, constants: Arrays, _: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     if names is None or operator.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         return None
@@ -124,7 +80,7 @@ def _conv_transpose(operator: Operator, constants: _Arrays, _: int) -> Layer | N
     return Layer(module, _sources(weight=names[0], bias=names[1]))
 
 
-def _linear(weight: str, transposed: bool, bias: str, constants: _Arrays, rank: int) -> Layer | None:
+def _linear(weight: str, transposed: bool, bias: str, constants: Arrays, rank: int) -> Layer | None:
     """`x W + b` with the file's `W [in, out]`, or `[out, in]` where it is transposed already.
 
     Args:
@@ -147,7 +103,7 @@ def _linear(weight: str, transposed: bool, bias: str, constants: _Arrays, rank: 
     return Layer(nn.Linear(inputs, outputs, bias=bool(bias)), sources)
 
 
-def _gemm(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+def _gemm(operator: Operator, constants: Arrays, rank: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     given = operator.attributes
     if names is None or given.get("transA") or given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1:
@@ -155,13 +111,13 @@ def _gemm(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
     return _linear(names[0], bool(given.get("transB")), names[1], constants, rank)
 
 
-def _matmul(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+def _matmul(operator: Operator, constants: Arrays, rank: int) -> Layer | None:
     """A product with a constant; a third input is the bias that was added to it."""
     names = _stored(operator, constants, 1, 2)
     return None if names is None else _linear(names[0], False, names[1], constants, rank)
 
 
-def _batch_norm(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+def _batch_norm(operator: Operator, constants: Arrays, rank: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2, 3, 4)
     given = operator.attributes
     if names is None or given.get("training_mode") or not given.get("spatial", 1):
@@ -172,7 +128,7 @@ def _batch_norm(operator: Operator, constants: _Arrays, rank: int) -> Layer | No
     return Layer(module, _sources(weight=names[0], bias=names[1], running_mean=names[2], running_var=names[3]))
 
 
-def _layer_norm(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _layer_norm(operator: Operator, constants: Arrays, _: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     if names is None or len([name for name in operator.outputs if name]) > 1:
         return None
@@ -183,7 +139,7 @@ def _layer_norm(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
     return Layer(module, _sources(weight=names[0], bias=names[1]))
 
 
-def _group_norm(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
+def _group_norm(operator: Operator, constants: Arrays, _: int) -> Layer | None:
     names = _stored(operator, constants, 1, 2)
     if names is None or operator.opset < 21:
         return None
@@ -192,14 +148,14 @@ def _group_norm(operator: Operator, constants: _Arrays, _: int) -> Layer | None:
     return Layer(module, _sources(weight=names[0], bias=names[1]))
 
 
-def _dropout(operator: Operator, constants: _Arrays, _: int) -> Layer:
+def _dropout(operator: Operator, constants: Arrays, _: int) -> Layer:
     ratio = operator.attributes.get("ratio", 0.5)
     if len(operator.inputs) > 1 and operator.inputs[1] in constants:
         ratio = float(constants[operator.inputs[1]])
     return Layer(nn.Dropout(ratio), {})
 
 
-def _prelu(operator: Operator, constants: _Arrays, rank: int) -> Layer | None:
+def _prelu(operator: Operator, constants: Arrays, rank: int) -> Layer | None:
     """One slope, or one for each channel: slopes broadcast from the last axis, so they need axes behind theirs."""
     names = _stored(operator, constants, 1)
     if names is None:
@@ -221,4 +177,5 @@ _MAKERS: dict[str, _Maker] = {
     "GroupNormalization": _group_norm,
     "PRelu": _prelu,
     "Dropout": _dropout,
+    **dict.fromkeys(RECURRENT, recurrent_layer),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphsurgery.onnx.files.precision import Precision
 from graphsurgery.onnx.files.storage import Weights
 
 
@@ -48,6 +49,7 @@ class OnnxProgram:
         constants: initializers, constant nodes, and what is computed from those alone, by name.
         aliases: names of values that are another value under a second name.
         weights: the large ones, where they lie; they are among the constants.
+        precision: what its floating numbers are in the file; here they are float32.
     """
 
     path: Path
@@ -56,18 +58,13 @@ class OnnxProgram:
     constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
     aliases: Mapping[str, str] = field(repr=False)
     weights: Weights = field(repr=False, default_factory=Weights)
+    precision: Precision = field(repr=False, default_factory=lambda: Precision({}))
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
         """What a caller feeds: the inputs that are no weights."""
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
-
-    @cached_property
-    def batch(self) -> int | None:
-        """The batch that it fixes; None where it is free."""
-        size = self.inputs[0].type.tensor_type.shape.dim[0]
-        return size.dim_value if size.HasField("dim_value") else None
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.importing import operators, sizes
-from graphsurgery.onnx.importing.layers import Source
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
+from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
+from graphsurgery.onnx.importing.sources import Source
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -204,7 +205,8 @@ class Runner:
         """What an operator gives."""
         plan = self.plan
         if operator.index in plan.layers:
-            return (self.part(plan.layers[operator.index])(self.value(operator.inputs[0])),)
+            layer, x = self.part(plan.layers[operator.index]), self.value(operator.inputs[0])
+            return self._recurrent(operator, layer, x) if operator.kind in RECURRENT else (layer(x),)
         if operator.index in plan.opaque:
             return outputs_of(operator, self.part(plan.opaque[operator.index])(*self.data(operator).values()))
         if operator.index in plan.folded:
@@ -219,13 +221,32 @@ class Runner:
         ]
         while arguments and arguments[-1] is None:
             arguments.pop()
-        arguments = self._rebatched(operator, arguments)
+        arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
         read = Watched(operator.attributes)
         found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
-        return tuple(_boxed(value) for value in found)
+        return tuple(None if value is None else _boxed(value) for value in found)
+
+    def _recurrent(self, operator: Operator, layer: Any, x: Any) -> tuple[Any, ...]:
+        lengths = self.sequence_lengths(operator)
+        states = [self._operand(operator, at, self.value(operator.inputs[at])) for at in self.starts(operator)]
+        return run_recurrent(operator, layer, x, lengths, states)
+
+    def sequence_lengths(self, operator: Operator) -> Any:
+        """The lengths of the sequences that a recurrent operator is given; None where they are whole."""
+        name = operator.inputs[LENGTHS_AT] if len(operator.inputs) > LENGTHS_AT else ""
+        return self._operand(operator, LENGTHS_AT, self.value(name)) if name else None
+
+    def starts(self, operator: Operator) -> list[int]:
+        """Which of its inputs are states that it starts with; constants of 0 are what it starts with anyway."""
+        given = [at for at in STATES_AT if at < len(operator.inputs) and operator.inputs[at]]
+        constants = self.plan.file.constants
+        own = [constants.get(self.plan.file.name(operator.inputs[at])) for at in given]
+        if not given or all(array is not None and is_start(array) for array in own):
+            return []
+        return given
 
     def _given(self, operator: Operator) -> list[Any]:
         """The inputs of an operator; the shape that sizes get has to be known."""
@@ -280,6 +301,16 @@ class Runner:
         if (operator.index, at) in self.plan.made:
             return self.part(self.plan.made[operator.index, at])
         raise TraceError("sizes stand where data are expected")
+
+    def _from_the_end(self, operator: Operator, arguments: list[Any]) -> list[Any]:
+        """Indices along an inner axis that count from its end, as those that torch takes."""
+        if operator.kind != "Gather" or operators.rank(arguments[1]) != 1:
+            return arguments
+        axis = operator.attributes.get("axis", 0) % operators.rank(arguments[0])
+        known = self.plan.file.constants.get(self.plan.file.name(operator.inputs[1]))
+        if axis == 0 or (known is not None and not (known < 0).any()):
+            return arguments
+        return [arguments[0], arguments[1] % operators.size_of(arguments[0], axis)]
 
     def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Shapes that hold the batch of the file, with the batch of the input in its place."""

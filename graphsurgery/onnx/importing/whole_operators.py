@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 
 
+_FREE_WEIGHTS = 4
+"""From this version of the format on weights need not be inputs."""
+
+
 def alone(
     file: OnnxProgram,
     indices: Iterable[int],
@@ -42,7 +46,8 @@ def alone(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
-    return onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
+    version = max(file.model.ir_version, _FREE_WEIGHTS)
+    return onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=version)
 
 
 def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
@@ -66,6 +71,7 @@ _Array = np.ndarray[Any, Any]
 _WEIGHTS_AT = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "BatchNormalization": (1, 2, 3, 4),
     "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2), "PRelu": (1,),
+    "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "RNN": (1, 2, 3),
 }  # fmt: skip
 
 

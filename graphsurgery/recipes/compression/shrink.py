@@ -23,7 +23,7 @@ from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.devices import device_of
 from graphsurgery.training.imitation import Imitation
-from graphsurgery.training.loop.evaluation import recalibrate
+from graphsurgery.training.loop.evaluation import RECALIBRATING, recalibrate
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
@@ -172,7 +172,8 @@ def bring_back(
     books.measure("cut", small, note="expected to be low: not yet recovered")
     norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
     if norms:
-        books.measure("recalibrated", small, note=f"{norms} BatchNorms, 1,000 examples")
+        examples = min(RECALIBRATING, len(books.data.train))  # type: ignore[arg-type]
+        books.measure("recalibrated", small, note=f"{norms} BatchNorms, {examples:,} examples")
     if training.epochs:
         _, effort = books.train(small, training, "fine-tune", objective=objective)
         books.measure("fine-tuned", small, effort, f"{training.epochs} epochs{source}")

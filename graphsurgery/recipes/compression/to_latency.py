@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting.exporter import export_onnx
 from graphsurgery.onnx.runtime.latency import Pair, Timing, measure_pair
+from graphsurgery.recipes.compression.bracket import NEAR, Bracket, Trial
 from graphsurgery.recipes.compression.cost_table import (
     STEPS,
     Bench,
@@ -29,10 +31,10 @@ from graphsurgery.recipes.compression.shrink import Cut, cut, removal
 from graphsurgery.surgery.channels.targets import NANOSECONDS, Target
 from graphsurgery.training.data.dataset import Data
 
-ATTEMPTS = 6
-_AIM, _NEAR = 0.98, 0.92
-"""The search leaves two percent to what varies between measurements, and is content with what comes near that."""
+ATTEMPTS = 10
 _MORE = 4
+_ABOVE = 1 + 1e-6
+"""What a rounding error may take from the least share."""
 
 
 class Files(Protocol):
@@ -102,6 +104,11 @@ class Promise:
         """Whether the target lies within the interval."""
         return not self.kept and self.reached(self.pair.low, self.pair.after.low) <= 1
 
+    @property
+    def spare(self) -> float:
+        """The share of what is allowed that the whole interval leaves; more than five percent are a failed search."""
+        return 1 - self.reached(self.pair.high, self.pair.after.high)
+
     def reached(self, ratio: float, milliseconds: float) -> float:
         """A ratio, or a time, over what was asked for."""
         return (ratio if self.target.relative else milliseconds) / self.target.amount
@@ -116,7 +123,7 @@ class Promise:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form."""
-        return {"asked": str(self.target), "kept": self.kept, **asdict(self.pair)}
+        return {"asked": str(self.target), "kept": self.kept, "spare": self.spare, **asdict(self.pair)}
 
 
 def measure_promise(target: Target, files: Files, small: ModelGraph, timing: Timing) -> Promise:
@@ -151,10 +158,21 @@ class LatencyCut:
     promise: Promise
     attempts: tuple[tuple[float, float], ...]
 
+    @property
+    def missed(self) -> str:
+        """By how much the search has missed the target, in words; empty where it is within five percent below it."""
+        if self.promise.spare <= 1 - NEAR + 1e-9:
+            return ""
+        return (
+            f"the search failed by {self.promise.spare:.0%}: so much of {self.promise.target} is left, as none of "
+            f"{len(self.attempts)} cuts came closer from below"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form."""
         return {
             "promise": self.promise.as_dict(),
+            "missed": self.missed,
             "round_to": self.plan.round_to,
             "steps": None if self.steps is None else self.steps.as_dict(),
             "attempts": [{"predicted": predicted, "measured": measured} for predicted, measured in self.attempts],
@@ -180,8 +198,9 @@ def cut_to_latency(
 ) -> tuple[ModelGraph, LatencyCut]:
     """Cut a network so that the runtime takes as long as a target allows, and measure that it does.
 
-    The widths are searched in the table; after each measurement of whole files the table's savings are corrected by
-    what was really saved. Of what keeps the promise with two percent to spare, the slowest is taken.
+    The widths are searched in the table, between those at which whole files are known to be too slow and those at which
+    they are fast enough. What is slower than the original is too slow and says no more. Of what keeps the promise with
+    two percent to spare, that which keeps most is taken; what is within five percent ends the search.
 
     Args:
         graph: the network; it is not modified.
@@ -189,7 +208,7 @@ def cut_to_latency(
         files: the network as files.
         timing: how times are taken.
         auto_step: find the step that the runtime rewards, instead of the plan's; where the target cannot be reached in
-            such steps, the next smaller one is tried.
+            such steps, or nothing near it, the next smaller one is tried.
         data: for an importance that needs it.
         bench: where operators are measured; by default the original file is.
 
@@ -205,105 +224,143 @@ def cut_to_latency(
         graph.space(name)
     measuring = FileBench(files.original, graph, timing) if bench is None else bench()
     steps = rewarded_step(graph, measuring) if auto_step else None
-    plan = plan if steps is None else replace(plan, round_to=steps.step)
+    search = _Search(graph, plan, files, timing, data)
     table = None
-    while True:
-        table = measure_table(measuring, spaces, plan.round_to, table)
-        search = _Search(graph, plan, target, table, files, timing, data)
-        if target.goal(search.price({})) >= search.price({}):
-            raise SurgeryError(f"compress: {target} removes nothing, the network takes {search.whole / 1e3:.4g} ms")
-        try:
-            first = search.cut()
+    sizes = (plan.round_to,) if steps is None else _smaller(steps.step)
+    for step in sizes:
+        table = measure_table(measuring, spaces, step, table)
+        search.in_steps(step, table, last=step == sizes[-1])
+        if search.done:
             break
-        except SurgeryError:
-            if steps is None or plan.round_to == 1:
-                first = search.smallest()
-                break
-            # Small spaces have few multiples of a large step, or none.
-            plan = replace(plan, round_to=max((step for step in STEPS if step < plan.round_to), default=1))
-    small, promise = search.run(first)
-    return small, LatencyCut(plan, table, steps, promise, tuple(search.attempts))
+    if search.best is None:
+        raise search.failure()
+    best = search.best
+    assert table is not None
+    return best.small, LatencyCut(best.plan, table, steps, best.promise, tuple(search.attempts))
+
+
+def _smaller(step: int) -> tuple[int, ...]:
+    """A step and those below it: small spaces have few multiples of a large one, or none near what is asked."""
+    return (step, *(other for other in STEPS if other < step), *((1,) if step > 1 else ()))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A cut that was measured, with what the table predicts of it."""
+
+    small: ModelGraph
+    promise: Promise
+    plan: Cut
+    predicted: float
+
+    @property
+    def part(self) -> float:
+        """What it takes at most, over what is allowed."""
+        return self.promise.reached(self.promise.pair.high, self.promise.pair.after.high)
+
+    @property
+    def trial(self) -> Trial:
+        return Trial(self.predicted, self.part)
 
 
 class _Search:
-    """The search for widths, corrected by what whole files take."""
+    """The search for widths: the table says what to try, and whole files decide."""
 
-    def __init__(
-        self,
-        graph: ModelGraph,
-        plan: Cut,
-        target: Target,
-        table: CostTable,
-        files: Files,
-        timing: Timing,
-        data: Data | None,
-    ) -> None:
-        self.graph, self.plan, self.target, self.table = graph, plan, target, table
+    def __init__(self, graph: ModelGraph, plan: Cut, files: Files, timing: Timing, data: Data | None) -> None:
+        assert plan.target is not None
+        self.graph, self.plan, self.target = graph, plan, plan.target
         self.files, self.timing, self.data = files, timing, data
-        self.whole = table.microseconds({})
-        self.correction = 1.0
-        self.scale = 1.0
-        self.least = 1.0
         self.attempts: list[tuple[float, float]] = []
+        self.best: _Found | None = None
+        self._nearest: Promise | None = None
+        self._trials: list[Trial] = []
+        self._known: dict[tuple[int, ...], float] = {}
+        """The part that was measured, by the sizes."""
 
-    def cut(self) -> ModelGraph:
-        """The network at the widths that the table, corrected, allows."""
+    @property
+    def done(self) -> bool:
+        """Whether a cut is near what the target allows, or all attempts are spent."""
+        return (self.best is not None and self.best.part >= NEAR) or len(self.attempts) >= ATTEMPTS
+
+    def in_steps(self, step: int, table: CostTable, *, last: bool) -> None:
+        """Try cuts whose sizes are multiples of a step.
+
+        Raises:
+            SurgeryError: the target asks for nothing to go.
+        """
+        self.plan, self.table = replace(self.plan, round_to=step), table
+        self.whole = table.microseconds({})
+        self._now = round(1e3 * self.whole)
+        self.allowed = self.target.amount
+        if not self.target.relative:
+            self.allowed *= NANOSECONDS / self._now
+        if self.allowed >= 1:
+            raise SurgeryError(f"compress: {self.target} removes nothing, the network takes {self.whole / 1e3:.4g} ms")
+        self.least = 1.0
+        try:
+            self.cut(self.allowed)
+        except SurgeryError:
+            if self.least == 1.0:  # it is not about the target
+                raise
+        if self.least <= self.allowed or last:  # by the table; where nothing smaller is left, whole files decide
+            self._run()
+
+    def cut(self, share: float) -> ModelGraph:
+        """The network at the widths that leave at most a share of the time by the table.
+
+        Raises:
+            SurgeryError: no widths do, or all channels would stay.
+        """
+        self.share = share
         return cut(self.graph, self.plan, self.data, self.price)
 
-    def smallest(self) -> ModelGraph:
-        """The least that can stay: where the table says that it is too slow, whole files decide."""
-        if not self.least < 1:
-            return self.cut()
-        goal = self.target.goal(self.price({})) / self.price({})
-        self.correction = (1 - 0.999 * goal) / (1 - self.least)
-        return self.cut()
-
-    def run(self, small: ModelGraph) -> tuple[ModelGraph, Promise]:
-        """The slowest cut that keeps the promise, starting with this one."""
-        best: tuple[ModelGraph, Promise] | None = None
-        nearest: Promise | None = None
-        tried: list[Mapping[str, Any]] = []
-        for _ in range(ATTEMPTS):
-            sizes = removal(small)["sizes"]
-            if sizes in tried:
-                break
-            tried.append(sizes)
-            promise = Promise(self.target, self.files.timed(small, self.timing))
-            part = promise.reached(promise.pair.high, promise.pair.after.high)
-            self._learn({name: after for name, (_, after) in sizes.items()}, promise)
-            if part <= _AIM and (best is None or promise.pair.ratio > best[1].pair.ratio):
-                best = small, promise
-            nearest = promise if nearest is None or promise.pair.ratio < nearest.pair.ratio else nearest
-            if _NEAR <= part <= _AIM:
-                break
-            try:
-                small = self.cut()
-            except SurgeryError:
-                break
-        if best is None:
-            outside = self.table.other / self.whole
-            fixed = (
-                f" ({outside:.0%} of the time is spent outside operators and cannot be cut)" if outside > 0.1 else ""
-            )
-            raise CheckFailedError(
-                f"compress: of {len(tried)} cuts none keeps the promise, the fastest: {nearest}{fixed}; ask for less, "
-                "or measure on a quiet machine"
-            )
-        return best
-
     def price(self, sizes: Mapping[str, int]) -> int:
-        """Nanoseconds of a run, by the table and what was measured since."""
+        """Nanoseconds of a run by the table, bent so that the share that is tried is what the target allows."""
         ratio = self.table.microseconds(sizes) / self.whole
         self.least = min(self.least, ratio)
-        return round(1e3 * self.whole * self.scale * (1 - self.correction * (1 - ratio)))
+        below = self.allowed * ratio / self.share
+        above = self.allowed + (1 - self.allowed) * (ratio - self.share) / max(1e-9, 1 - self.share)
+        return math.floor(self._now * (below if ratio <= self.share else above))
 
-    def _learn(self, sizes: Mapping[str, int], promise: Promise) -> None:
-        """Correct what is saved by what was saved, two percent aside."""
-        predicted = self.table.microseconds(sizes) / self.whole
-        self.attempts.append((predicted, promise.pair.ratio))
-        self.correction = (1 - promise.pair.high / _AIM) / max(1e-6, 1 - predicted)
-        if not self.target.relative:
-            self.scale = promise.pair.before.high * NANOSECONDS / (1e3 * self.whole)
+    def _run(self) -> None:
+        """Try cuts until one is near what the target allows, or none is left to try."""
+        bracket = Bracket(1 / self.allowed, self.least * _ABOVE, list(self._trials))
+        for share in bracket.shares():
+            try:
+                small = self.cut(share)
+            except SurgeryError:  # all channels stay
+                bracket.trials.append(Trial(share, bracket.whole))
+                continue
+            sizes = tuple(after for _, after in removal(small)["sizes"].values())
+            if sizes not in self._known:
+                if self.done:
+                    break
+                found = self._measured(small)
+                self._known[sizes] = found.part
+                self._trials.append(found.trial)
+                bracket.whole = found.promise.reached(1.0, found.promise.pair.before.median)
+            bracket.trials.append(Trial(share, self._known[sizes]))
+
+    def _measured(self, small: ModelGraph) -> _Found:
+        """A cut that whole files have timed; of those that are fast enough the one that keeps most is the best."""
+        sizes = {name: after for name, (_, after) in removal(small)["sizes"].items()}
+        promise = Promise(self.target, self.files.timed(small, self.timing))
+        found = _Found(small, promise, self.plan, self.table.microseconds(sizes) / self.whole)
+        self.attempts.append((found.predicted, promise.pair.ratio))
+        if found.trial.fast and (self.best is None or found.predicted > self.best.predicted):
+            self.best = found
+        if self._nearest is None or promise.pair.ratio < self._nearest.pair.ratio:
+            self._nearest = promise
+        return found
+
+    def failure(self) -> CheckFailedError:
+        """That no cut keeps the promise."""
+        outside = self.table.other / self.whole
+        fixed = f" ({outside:.0%} of the time is spent outside operators and cannot be cut)" if outside > 0.1 else ""
+        return CheckFailedError(
+            f"compress: of {len(self.attempts)} cuts none keeps the promise, the fastest: {self._nearest}{fixed}; ask "
+            "for less, or measure on a quiet machine"
+        )
 
 
 def _cuttable(graph: ModelGraph, plan: Cut | None = None) -> list[Space]:

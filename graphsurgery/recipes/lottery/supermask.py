@@ -20,6 +20,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.models.specs import names_file
 from graphsurgery.models.supermasks import Supermask, prepare
+from graphsurgery.network.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.contracts.edit_checks import unchanged
@@ -107,8 +108,7 @@ class _Masking:
         drawn = self._drawn()
         weights = maskable(graph)
         prepare(graph, weights, constant=plan.constant)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.training.seed)
+        with seeded(plan.training.seed):
             parts = {name: self._part(name, weight) for name, weight in weights.items()}
         with _frozen(graph.module), parametrized(graph, parts) as module:
             self.books.fit(module, plan.training, "mask")
@@ -141,8 +141,7 @@ class _Masking:
         for part in parts:
             part.sampling = True
         found: list[dict[str, dict[str, float]]] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.training.seed)
+        with seeded(self.plan.training.seed):
             found = [self.books.scored(module) for _ in range(DRAWS)]
         for part in parts:
             part.sampling = False

@@ -18,6 +18,7 @@ from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.merging.plan import PARENT, MergePlan, trained_epochs
 from graphsurgery.recipes.outcome import GateEpoch, at_chance
+from graphsurgery.surgery.merging.parts import parts_of, shared_out
 from graphsurgery.training.data.dataset import size_of
 from graphsurgery.training.data.loading import recorded
 from graphsurgery.training.data.transfer import answered
@@ -62,14 +63,22 @@ class Merging:
         return big
 
     def targets(self, big: ModelGraph) -> dict[str, int]:
-        """How many channels each outer space of the result shall have."""
+        """How many channels each outer space of the result shall have.
+
+        Where a space has a part for each parent, as what the parents compute one by one has, each gives in proportion.
+        """
         first = {space.name: space.size for space in self.parents[0].spaces}
+        sizes = {space.name: space.size for space in big.spaces if space.outer}
+        parts = parts_of(self.parents[0], big)
+        known = {part for found in parts.values() for part in found}
+        alone = {name: [name] for name in sizes if name not in known}
         targets = {}
-        for space in big.spaces:
-            if space.outer:
-                size = first.get(space.name, space.size // len(self.parents))
-                targets[space.name] = min(space.size, max(1, round(size * self.plan.budget)))
-        return targets
+        for name, found in (parts | alone).items():
+            whole = sum(sizes[part] for part in found)
+            size = first.get(name, whole // len(self.parents))
+            total = min(whole, max(1, round(size * self.plan.budget)))
+            targets.update(zip(found, shared_out(total, [sizes[part] for part in found]), strict=True))
+        return {name: targets[name] for name in sizes}
 
     def cut(self, big: ModelGraph, kept: Mapping[str, Any]) -> tuple[ModelGraph, str]:
         """What is left of a network, and why the cut is not exact; the contract is checked."""
@@ -77,10 +86,19 @@ class Merging:
         found = check_cut(big, small, self.plan.seed)
         self.books.require(found.check)
         assert small.origin is not None
+        sizes = {space.name: space.size for space in big.spaces}
+        places = {
+            part: (name, sum(sizes[before] for before in parts[:number]))
+            for name, parts in parts_of(self.parents[0], big).items()
+            for number, part in enumerate(parts)
+        }
         for dim, name in small.origin.spaces.items():
             chosen = small.origin.edit.maps.get(dim)
             if name in kept and isinstance(chosen, ChannelMap):
-                self.origins[name] = self._origins(name, chosen.source)
+                space, start = places.get(name, (name, 0))
+                counts = self._origins(space, chosen.source + start)
+                known = self.origins.get(space, (0,) * len(counts)) if start else (0,) * len(counts)
+                self.origins[space] = tuple(a + b for a, b in zip(known, counts, strict=True))
         return small, found.why
 
     def _origins(self, name: str, kept: Tensor) -> tuple[int, ...]:

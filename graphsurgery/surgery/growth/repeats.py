@@ -8,54 +8,24 @@ part finds which layers have to become what.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import either, scale_axis, weigh
-from graphsurgery.network.operators import spellings
+from graphsurgery.network.operators import Trait, is_a, operator_of
 from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"
 
-IDEMPOTENT_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
-_IDEMPOTENT_FUNCTIONS: dict[Any, str] = {F.relu: "relu", F.relu_: "relu", F.relu6: "relu6", F.hardtanh: "hardtanh"}
-_IDEMPOTENT_FUNCTIONS |= dict.fromkeys(spellings("relu"), "relu")
-_PASSING_MODULES = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, torchvision.ops.StochasticDepth,
-    InTraining,
-)  # fmt: skip
-_PASSING_FUNCTIONS = frozenset(
-    {F.dropout, F.dropout2d, F.dropout3d, torchvision.ops.stochastic_depth, *spellings("clone contiguous")}
-) | {"contiguous", "clone"}
-_POOLS = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-_POOLING = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d})
 _AVERAGING = frozenset({"nearest", "nearest-exact", "linear", "bilinear", "trilinear"})
-_MOVES = frozenset(
-    spellings("reshape flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze roll expand")
-) | {"view", "reshape", "flatten", "permute", "transpose", "unflatten", "squeeze", "unsqueeze", "expand", "roll"}
-# Operators that give 0 for 0, with a slope there: what stands behind a zero still learns.
-_SLOPING_MODULES = (
-    nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.PReLU, nn.Softsign,
-)  # fmt: skip
-_SLOPING_FUNCTIONS = frozenset(
-    {F.gelu, F.silu, F.leaky_relu, F.hardswish, F.elu, F.mish, operator.getitem, *spellings("tanh neg sin")}
-)
-_ADDITIONS = frozenset({operator.add, operator.iadd, *spellings("add")})
-_PRODUCTS = frozenset({operator.mul, operator.imul, *spellings("mul multiply")})
-_MATRIX_PRODUCTS = frozenset({operator.matmul, *spellings("matmul bmm")})
 _AFFINE = (
     nn.Linear, *CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *BATCH_NORMS, nn.LayerNorm,
     nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -192,15 +162,17 @@ def settled(module: fx.GraphModule, node: Any, activation: str) -> bool:
 
 def _keeps_range(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether what a node gives lies between the least and the largest of what it is given."""
-    if node.op != "call_module":
-        divides = node.target is F.avg_pool2d and (len(node.args) > 6 or "divisor_override" in node.kwargs)
-        return not divides and (node.target in _MOVES or node.target in _PASSING_FUNCTIONS or node.target in _POOLING)
-    leaf = module.get_submodule(str(node.target))
+    known, leaf = operator_of(module, node), _leaf(module, node)
     if isinstance(leaf, nn.Upsample):
         return leaf.mode in _AVERAGING
-    if isinstance(leaf, _POOLS):
-        return getattr(leaf, "divisor_override", None) is None
-    return isinstance(leaf, (*_PASSING_MODULES, nn.Flatten))
+    if known is None or Trait.KEEPS_RANGE not in known.traits:
+        return isinstance(leaf, InTraining)
+    divisor = node.kwargs.get("divisor_override", node.args[6] if len(node.args) > 6 else None)
+    return not known.name.startswith("avg_pool") or getattr(leaf, "divisor_override", divisor) is None
+
+
+def _leaf(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _keeps_zero(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -212,27 +184,23 @@ def _keeps_zero(module: fx.GraphModule, node: fx.Node) -> bool:
             mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
             value: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
             return bool(mode == "constant" and not value)
-        return node.target in _SLOPING_FUNCTIONS or node.target in (scale_axis, weigh)
+        return is_a(module, node, Trait.KEEPS_ZERO) or node.target in (scale_axis, weigh)
     leaf = module.get_submodule(str(node.target))
     if isinstance(leaf, nn.Hardtanh):
         return leaf.min_val < 0 < leaf.max_val
-    return isinstance(leaf, (*_SLOPING_MODULES, *_POOLS, nn.Upsample))
+    return is_a(module, node, Trait.KEEPS_ZERO) or isinstance(leaf, nn.PReLU)
 
 
 def activation_of(module: fx.GraphModule, node: fx.Node) -> str | None:
     """A name of the idempotent activation that a node applies, the same for equal ones; None for other nodes."""
-    if node.op == "call_module":
-        leaf = module.get_submodule(str(node.target))
-        if type(leaf) in (nn.ReLU6, nn.Hardtanh):
-            assert isinstance(leaf, nn.Hardtanh)
-            return f"hardtanh {leaf.min_val} {leaf.max_val}"
-        return "relu" if type(leaf) is nn.ReLU else None
-    if node.op not in ("call_function", "call_method"):
+    known, leaf = operator_of(module, node), _leaf(module, node)
+    if known is None or Trait.SETTLES not in known.traits:
         return None
-    name = _IDEMPOTENT_FUNCTIONS.get(node.target)
-    if name == "relu6":
+    if isinstance(leaf, nn.Hardtanh):
+        return f"hardtanh {leaf.min_val} {leaf.max_val}"
+    if known.name == "relu6":
         return "hardtanh 0.0 6.0"
-    return f"hardtanh {node.args[1:]} {dict(node.kwargs)}" if name == "hardtanh" else name
+    return f"hardtanh {node.args[1:]} {dict(node.kwargs)}" if known.name == "hardtanh" else known.name
 
 
 class _Through:
@@ -255,20 +223,21 @@ class _Through:
     def _carry(self, node: fx.Node) -> Changes | None:
         if node.op == "call_module":
             return self._carry_module(node, self.module.get_submodule(str(node.target)))
-        if node.target in _ADDITIONS and not node.kwargs and len(node.args) == 2:
+        known = operator_of(self.module, node)
+        if known is not None and known.name == "add" and not node.kwargs and len(node.args) == 2:
             return self._first(self._skip(*sides) for sides in (node.args, node.args[::-1]))
         if node.target is either:
             return self._all(self.carry, node.args[1:])
-        if node.target in _PASSING_FUNCTIONS:
+        if known is not None and Trait.PASSES in known.traits:
             return self.carry(node.args[0])
         activation = activation_of(self.module, node)
         # What goes into the repeat is the exit of the part.
         return self.carry(node.args[0]) if activation and settled(self.module, self.exit, activation) else None
 
     def _carry_module(self, node: fx.Node, leaf: nn.Module) -> Changes | None:
-        if isinstance(leaf, _PASSING_MODULES):
+        if isinstance(leaf, InTraining) or is_a(self.module, node, Trait.PASSES):
             return self.carry(node.args[0])
-        if isinstance(leaf, IDEMPOTENT_MODULES):
+        if is_a(self.module, node, Trait.SETTLES):
             activation = activation_of(self.module, node)
             return self.carry(node.args[0]) if activation and settled(self.module, self.exit, activation) else None
         kind = IDENTITY if can_be_identity(leaf) else CALIBRATE if can_be_calibrated(leaf) else None
@@ -289,15 +258,17 @@ class _Through:
                 return (Change(str(node.target), ZERO),)
             keeps = isinstance(leaf, _AFFINE) or _keeps_zero(self.module, node)
             return self.zero(node.args[0]) if keeps else None
-        if node.target in _ADDITIONS and not node.kwargs:
+        known = operator_of(self.module, node)
+        name = known.name if known else None
+        if name == "add" and not node.kwargs:
             return self._all(self.zero, node.args)
-        if node.target in _PRODUCTS | _MATRIX_PRODUCTS and len(set(node.args)) < len(node.args):
+        if name in ("mul", "matmul") and len(set(node.args)) < len(node.args):
             return None
-        if node.target in _PRODUCTS:
+        if name == "mul":
             # A factor that is a parameter (a layer scale) comes first.
             factors = sorted(node.args, key=lambda a: not (isinstance(a, fx.Node) and a.op == "get_attr"))
             return self._first(self.zero(factor) for factor in factors)
-        if node.target in _MATRIX_PRODUCTS:
+        if name == "matmul":
             return self._first(self.zero(factor) for factor in node.args)
         if node.target is F.linear:
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")

@@ -19,22 +19,16 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from graphsurgery.axes.inference import RULES
-from graphsurgery.axes.rules import contraction, indexing, movement, norms, pointwise, reductions, spatial
+from graphsurgery.axes.rules import contraction, movement, norms, pointwise, reductions, spatial
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
+from graphsurgery.network.operators import Trait, is_a
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
 from graphsurgery.surgery.deviation import double
 
 _RANDOM = ("rand", "dropout", "rrelu", "stochastic_depth", "bernoulli", "normal", "uniform", "multinomial", "empty")
-_ELEMENTWISE = (pointwise.unary, pointwise.prelu, pointwise.pointwise, norms.batch_norm, norms.frozen_batch_norm)
-_MOVING = (
-    movement.reshape, movement.reshape_as, movement.flatten, movement.flatten_module, movement.unflatten_module,
-    movement.unflatten, movement.permute, movement.movedim, movement.transpose, movement.t, movement.attribute,
-    movement.unsqueeze, movement.squeeze, movement.cat, movement.stack, movement.expand, movement.expand_as,
-    movement.repeat, indexing.split, indexing.unbind, indexing.getitem, indexing.select, indexing.narrow,
-    indexing.index_select, spatial.pixel_shuffle, spatial.pixel_unshuffle,
-)  # fmt: skip
+_WITH_VECTORS = (pointwise.prelu, norms.batch_norm, norms.frozen_batch_norm)
 _SUMS = ("mean", "sum", "amax")
 # What may put zeros around its input, so that even what is constant depends on the resolution.
 _BORDERED = (
@@ -159,7 +153,7 @@ class _Following(fx.Interpreter):
 
     def _known(self, node: fx.Node, module: nn.Module | None, rule: Any, value: Any) -> Any:
         """Where the result of a known operator varies; None for others."""
-        if rule in _ELEMENTWISE:
+        if rule in _WITH_VECTORS or is_a(self.module, node, Trait.ELEMENTWISE, Trait.BROADCAST):
             found = _nowhere(value)
             for part in _tensors((self._followed(node.args), self._followed(node.kwargs))):
                 found = found | part
@@ -168,9 +162,9 @@ class _Following(fx.Interpreter):
         if rule is movement.pad:
             pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
             return self._moved(node, module, bordered=any(pads[:-2]) if isinstance(pads, (tuple, list)) else True)
-        if rule in _MOVING:
+        if is_a(self.module, node, Trait.MOVES):
             return self._moved(node, module)
-        if rule is spatial.pool:
+        if is_a(self.module, node, Trait.POSITIONS):
             return self._pooled(node, module, value)
         if rule is reductions.reduce and str(getattr(node.target, "__name__", node.target)) in _SUMS:
             return self._moved(node, module)

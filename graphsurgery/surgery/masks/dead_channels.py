@@ -90,7 +90,7 @@ class Readings:
         # With factors of their own, channels cannot make up for each other.
         factors = 0.5 + torch.rand(dim.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         added = response(module, self.given(read.access, dim, read.constant * factors))
-        rows = added.movedim(_channel(module), -1).flatten(0, -2)
+        rows = _rows(module, added)
         return bool((rows - rows[:1]).abs().max() <= 1e-13 * rows.abs().max())
 
     def layer(self, node: fx.Node) -> nn.Module | None:
@@ -119,7 +119,8 @@ class Readings:
         if not self.used_once(access.node) or self.weights[access.weight] != 1:
             return None
         typed = self.types.types[access.value]
-        value = self.known.values[access.value.name].movedim(access.dim, 0).flatten(1)
+        value = self.known.values[access.value.name].movedim(access.dim, 0)
+        value = value.reshape(len(value), -1)
         rows = torch.stack([value[places] for places in blocks(typed[access.dim], dim)]).movedim(1, 0).flatten(1)
         own = rows[carrier]
         place = int(own.abs().argmax())
@@ -136,7 +137,7 @@ class Readings:
         """What the channels of a space, each times its factor, add to the bias of a layer that takes it."""
         layer = self.layer(access.node)
         assert layer is not None
-        return response(layer, self.given(access, dim, factors)).movedim(_channel(layer), -1).flatten(0, -2)[0]
+        return _rows(layer, response(layer, self.given(access, dim, factors)))[0]
 
 
 def labels(axis: Axis, dim: Dim) -> Tensor | None:
@@ -179,9 +180,12 @@ def _any(flags: Tensor, label: Tensor, size: int) -> Tensor:
     return found > 0
 
 
-def _channel(module: nn.Module) -> int:
-    """The axis of the outputs that a bias is added along."""
-    return -1 if isinstance(module, nn.Linear) else 1
+def _rows(module: nn.Module, given: Tensor) -> Tensor:
+    """What a layer gives, `[everything else, channels]`, with a batch or without."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    moved = given if isinstance(module, nn.Linear) else given.movedim(1 - weight.dim(), -1)
+    return moved.reshape(-1, moved.shape[-1])
 
 
 def _users(graph: ModelGraph) -> dict[fx.Node, set[str]]:

@@ -340,7 +340,7 @@ class _Correlation:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Columns `[n, columns]` of both."""
-        a, b = a.double(), b.double()
+        a, b = a.detach().double(), b.detach().double()  # a parameter that is read as it is has a gradient
         sums = [a.sum(1), b.sum(1), a.square().sum(1), b.square().sum(1), a @ b.t()]
         self._sums = [x + y for x, y in zip(self._sums, sums, strict=True)] if self._sums else sums
         self._count += a.shape[1]

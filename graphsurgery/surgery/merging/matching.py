@@ -153,11 +153,19 @@ def _tensor_names(first: ModelGraph, node: fx.Node, other: ModelGraph, twin: fx.
         yield f"{node.target}.{name}", f"{twin.target}.{name}"
 
 
-def match_dims(first: ModelGraph, other: ModelGraph, names: dict[str, str]) -> dict[Dim, Dim]:
+def match_dims(
+    first: ModelGraph, other: ModelGraph, names: dict[str, str], unlike: dict[str, str] | None = None
+) -> dict[Dim, Dim]:
     """The free dim of `other` for every free dim of `first` that a parameter has.
 
+    Args:
+        first: a network.
+        other: another.
+        names: the parameter of `other` for every one of `first`.
+        unlike: gets the parameters of `first` that have a fixed axis of another size, with the sizes.
+
     Raises:
-        SurgeryError: an axis is typed differently, or a fixed one has another size.
+        SurgeryError: an axis is typed differently, or a fixed one has another size and `unlike` is not given.
     """
     dims: dict[Dim, Dim] = {}
     for name, twin in names.items():
@@ -169,19 +177,28 @@ def match_dims(first: ModelGraph, other: ModelGraph, names: dict[str, str]) -> d
         for index, (a, b) in enumerate(zip(ours.axes, theirs.axes, strict=True)):
             if ours.counts and index == 1 and is_fixed(a) and is_fixed(b):
                 continue  # each network has groups of its own
-            _match_axis(f"{name} axis {index}", resolve(a), resolve(b), dims)
+            sizes = _match_axis(f"{name} axis {index}", resolve(a), resolve(b), dims)
+            if sizes and unlike is None:
+                raise SurgeryError(sizes)
+            if sizes and unlike is not None:
+                unlike.setdefault(name, sizes)
     return dims
 
 
-def _match_axis(where: str, a: Axis, b: Axis, dims: dict[Dim, Dim]) -> None:
+def _match_axis(where: str, a: Axis, b: Axis, dims: dict[Dim, Dim]) -> str:
+    """Match the free dims of two axes; says which fixed ones are unlike, if there are such."""
+    unlike = ""
     if [len(term) for term in a] != [len(term) for term in b]:
         raise SurgeryError(f"{where}: the parents' channels are laid out differently there")
     for s, t in zip(a, b, strict=True):
         for x, y in zip(s, t, strict=True):
-            if x.fixed != y.fixed or (x.fixed and x.size != y.size):
-                raise SurgeryError(
+            if x.fixed != y.fixed:
+                raise SurgeryError(f"{where}: the parents' channels can change in one of them only")
+            if x.fixed and x.size != y.size:
+                unlike = (
                     f"{where}: {x.size} and {y.size} indices on an axis that cannot change;"
                     " parents must agree in input shape and classes"
                 )
             if not x.fixed and dims.setdefault(x, y) is not y:
                 raise SurgeryError(f"{where}: channels that change together in one parent do not in the other")
+    return unlike

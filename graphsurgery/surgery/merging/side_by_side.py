@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.axes.algebra import Axis, Dim, Term, dims_of, resolve, term_size
-from graphsurgery.axes.types import ParameterType
+from graphsurgery.axes.algebra import Axis, Dim, Term, dims_of, resolve
+from graphsurgery.axes.types import ParameterType, TensorType, tensor_types
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.records import is_record
+from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.kept_numbers import numbers_of
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
 
 
 class Family:
-    """Teachers matched to the first; knows the size and the place of everything in their direct sum."""
+    """Teachers matched to the first; knows the size and the place of everything in their direct sum.
+
+    Attributes:
+        graphs: the teachers.
+        stored: the tensors of each, by name.
+        nodes: the node of each teacher for every node of the first.
+        names: the parameter of each for every parameter of the first.
+        dims: the dim of each for every free dim of the first.
+        unlike: the nodes of the first that calculate with other numbers than those of the others, with what they are.
+        resized: those whose values have other sizes in some network than the types of the first say, with the sizes.
+        summed: the dims along which the teachers stand side by side.
+    """
 
     def __init__(self, graphs: Sequence[ModelGraph]) -> None:
         self.graphs = graphs
@@ -29,25 +44,61 @@ class Family:
         self.nodes = [{n: n for n in first.module.graph.nodes}]
         self.names = [{name: name for name in first.types.parameters}]
         self.dims: list[dict[Dim, Dim]] = [{}]
+        self.unlike: dict[fx.Node, str] = {}
+        unlike: dict[str, str] = {}
         for position, other in enumerate(graphs[1:], 2):
             nodes = match_nodes(first, other, position)
             names = match_parameters(first, other, nodes)
             self.nodes.append(nodes)
             self.names.append(names)
-            self.dims.append(match_dims(first, other, names))
-            _check_numbers(first, nodes)
+            self.dims.append(match_dims(first, other, names, unlike))
+            self.unlike.update(_unlike_numbers(first, nodes))
+        self._same: dict[str, bool] = {}
+        self._obstacles: dict[str, str | None] = dict(unlike)
         self.summed = {space.dim for space in first.spaces if space.outer}
-        for space in first.spaces:
-            sizes = [self.dim_size(t, space.dim) for t in range(len(graphs))]
-            if not space.outer and len(set(sizes)) > 1:
-                raise SurgeryError(
-                    f"concatenate: space {space.name} lies inside groups or heads, so it must have one size in all"
-                    f" networks, not {sizes}"
-                )
+        self._ragged = {
+            space.dim
+            for space in first.spaces
+            if not space.outer and len({self.dim_size(t, space.dim) for t in range(len(graphs))}) > 1
+        }
+        self.resized = {node: why for node in first.module.graph.nodes if (why := self._other_sizes(node))}
+        for node, why in self.resized.items():
+            if hands_on(node):
+                raise SurgeryError(f"concatenate: {next(iter(unlike.values()), why)}")
+        self.unlike.update(self.resized)
+
+    def _other_sizes(self, node: fx.Node) -> str:
+        """How the value of a node is laid out otherwise in another network than side by side; empty where it is not."""
+        for typed in tensor_types(self.graphs[0].types.types[node]):
+            ragged = [dim for axis in typed.axes for dim in dims_of(axis) if dim in self._ragged]
+            if ragged:
+                sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
+                return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
+        first, *others = (_shapes(nodes[node].meta["value"]) for nodes in self.nodes)
+        types = tensor_types(self.graphs[0].types.types[node])
+        for teacher, shapes in enumerate(others, 1):
+            batches = self.graphs[0].batch, self.graphs[teacher].batch
+            expected = [tuple(self.own_size(teacher, axis) for axis in typed.axes) for typed in types]
+            if batches[0] == batches[1] and expected != shapes:
+                return f"{place_of(node)} gives {first} in one network and {shapes} in another; parents must agree"
+        return ""
+
+    def can_be_joined(self, node: fx.Node) -> bool:
+        """Whether what every network gives can stand side by side in one tensor: on one axis, nothing in common."""
+        typed = self.graphs[0].types.types[node]
+        if node in self.resized or not isinstance(typed, TensorType):
+            return False
+        parts = [[sum(dim in self.summed for dim in term) for term in resolve(axis)] for axis in typed.axes]
+        sides = [counts for counts in parts if any(counts)]
+        return len(sides) == 1 and all(count == 1 for count in sides[0])
 
     def dim_size(self, teacher: int, dim: Dim) -> int:
         """Size of a dim in one teacher."""
         return self.dims[teacher].get(dim, dim).size
+
+    def own_size(self, teacher: int, axis: Axis) -> int:
+        """Number of indices of the axis in one teacher."""
+        return sum(prod(self.dim_size(teacher, dim) for dim in term) for term in resolve(axis))
 
     def size(self, axis: Axis) -> int:
         """New number of indices of the axis."""
@@ -66,7 +117,7 @@ class Family:
 
     def places(self, teacher: int, axis: Axis) -> Tensor:
         """Where the indices of a teacher's axis stand in the direct sum; everywhere on what is not summed."""
-        found, offset = [], 0
+        found, offset = [torch.zeros(0, dtype=torch.int64)], 0
         for term in resolve(axis):
             place = torch.zeros(1, dtype=torch.int64)
             for dim in term:
@@ -76,6 +127,10 @@ class Family:
             found.append(place + offset)
             offset += self._term_size(term)
         return torch.cat(found)
+
+    def runs(self, teacher: int, axis: Axis) -> list[tuple[int, int, int]]:
+        """A teacher's axis in pieces that are whole in the direct sum: its start here, its start there, its length."""
+        return list(_runs(self.places(teacher, axis)))
 
     def is_summed(self, axis: Axis) -> bool:
         """Whether the teachers stand side by side on this axis."""
@@ -87,11 +142,46 @@ class Family:
 
     def same_everywhere(self, name: str) -> bool:
         """Whether all teachers have the same values there."""
-        first, *others = self.tensors(name)
-        return all(first.shape == other.shape and torch.equal(first, other) for other in others)
+        if name not in self._same:
+            first, *others = self.tensors(name)
+            self._same[name] = all(first.shape == other.shape and torch.equal(first, other) for other in others)
+        return self._same[name]
+
+    def obstacle(self, name: str) -> str | None:
+        """Why a parameter or buffer has no direct sum; None where it has one."""
+        if name not in self._obstacles:
+            self._obstacles[name] = self._find_obstacle(name)
+        return self._obstacles[name]
+
+    def _find_obstacle(self, name: str) -> str | None:
+        typed, tensors = self.graphs[0].types.parameters.get(name), self.tensors(name)
+        if typed is None:
+            return None
+        if any(dim in self._ragged for axis in typed.axes for dim in dims_of(axis)):
+            return f"{name} has groups or heads of other sizes in each network"
+        sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
+        if not sides:
+            numbers = holds_numbers(tensors[0]) or self.same_everywhere(name)
+            return None if numbers else f"{name} holds other indices in each network"
+        if typed.counts and sides == [0]:
+            places = torch.cat([self.places(teacher, typed.axes[0]) for teacher in range(len(tensors))])
+            shared = len(places.unique()) < len(places)
+            return f"{name} is of a norm over channels that the networks share" if shared else None
+        if all(self._is_read_whole(typed, index) for index in sides):
+            return None
+        common = [[self._common(teacher, axis) for axis in typed.axes] for teacher in range(len(tensors))]
+        if not all(len(places) for places in common[0]):
+            return None
+        where = [torch.meshgrid(*places, indexing="ij") for places in common]
+        first, *others = (t.cpu()[places] for t, places in zip(tensors, where, strict=True))
+        if all(torch.equal(first, other) for other in others):
+            return None
+        return f"{name} differs on frozen channels, which the networks would have to share"
 
     def direct_sum(self, typed: ParameterType, first: Tensor) -> Tensor:
-        """One parameter of the concatenated network."""
+        """One parameter of the concatenated network; one that has no direct sum stays that of the first teacher."""
+        if self.obstacle(typed.name) is not None:
+            return first.clone()
         tensors = [t.to(first.device) for t in self.tensors(typed.name)]
         sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
         if not sides:
@@ -100,8 +190,6 @@ class Family:
             return self._groups(typed, tensors)
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
         averaged = all(self._is_read_whole(typed, index) for index in sides)
-        if not averaged:
-            self._check_common(typed, tensors)
         for teacher, tensor in enumerate(tensors):
             block = tensor / len(tensors) if averaged else tensor
             places = [self.places(teacher, axis) for axis in typed.axes]
@@ -119,8 +207,6 @@ class Family:
         start = 0
         for teacher, tensor in enumerate(tensors):
             places = self.places(teacher, typed.axes[0])
-            if bool(new[places].any()):
-                raise SurgeryError(f"concatenate: {typed.name} is of a norm over channels that the networks share")
             new[places, start : start + tensor.shape[1]] = tensor
             start += tensor.shape[1]
         return new
@@ -130,31 +216,19 @@ class Family:
         read = set(dims_of(typed.reads.get(index, ())))
         return all(dim in read for dim in dims_of(typed.axes[index]) if dim in self.summed)
 
-    def _check_common(self, typed: ParameterType, tensors: list[Tensor]) -> None:
-        """What stands in one place for all teachers must be the same in all."""
-        common = [self._common(axis) for axis in typed.axes]
-        if not all(len(places) for places in common):
-            return
-        where = torch.meshgrid(*common, indexing="ij")
-        first, *others = (t.cpu()[where] for t in tensors)
-        if not all(torch.equal(first, other) for other in others):
-            raise SurgeryError(
-                f"concatenate: {typed.name} differs on frozen channels, which the networks would have to share"
-            )
-
-    def _common(self, axis: Axis) -> Tensor:
-        """The indices of an axis, in any teacher, along which the teachers do not stand side by side."""
+    def _common(self, teacher: int, axis: Axis) -> Tensor:
+        """The indices of an axis of one teacher along which the teachers do not stand side by side."""
         found, offset = [torch.zeros(0, dtype=torch.int64)], 0
         for term in resolve(axis):
-            size = term_size(term)
+            size = self.own_size(teacher, (term,))
             if not any(dim in self.summed for dim in term):
                 found.append(torch.arange(offset, offset + size))
             offset += size
         return torch.cat(found)
 
 
-def _check_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> None:
-    """A number that is computed from a width, and is no size, has one value in the direct sum."""
+def _unlike_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, str]]:
+    """The nodes that calculate with a number that is computed from a width, is no size, and is another one there."""
     types = first.types
     for node in first.module.graph.nodes:
         sizes = types.sized.get(node, frozenset())
@@ -163,7 +237,29 @@ def _check_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> None:
         for number in numbers_of(node, sizes):
             mine, theirs = number.meta["value"], nodes[number].meta["value"]
             if mine != theirs:
-                raise SurgeryError(f"concatenate: {node.name} uses {mine} in one network and {theirs} in another")
+                yield node, f"{place_of(node)} uses {mine} in one network and {theirs} in another"
+
+
+def hands_on(node: fx.Node) -> bool:
+    """Whether a node is the output, or a named tuple or dataclass of what is given."""
+    return node.op == "output" or is_record(node.target)
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in a value, in order."""
+    if isinstance(value, Tensor):
+        return [tuple(value.shape)]
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return [shape for part in value for shape in _shapes(part)]
+    return [shape for part in value.values() for shape in _shapes(part)] if isinstance(value, Mapping) else []
+
+
+def _runs(places: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Where consecutive places begin, the first of them, and how many they are."""
+    borders = (places.diff() != 1).nonzero().flatten() + 1
+    starts = [0, *borders.tolist()]
+    for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
+        yield start, int(places[start]), stop - start
 
 
 def _as_slice(places: Tensor) -> slice | None:

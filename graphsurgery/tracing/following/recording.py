@@ -15,6 +15,9 @@ from graphsurgery.tracing.following.decisions import HoldingTracer
 from graphsurgery.tracing.following.effects import NO_GRADIENT
 from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
 
+_FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
+"""What fills a tensor with one number."""
+
 
 class RecordingTracer(HoldingTracer):
     """Gives every node its value.
@@ -53,6 +56,8 @@ class RecordingTracer(HoldingTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
         """Record a node and compute its value."""
+        if target in _FILLING:
+            args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
         return self.proxy(node)
 
@@ -96,3 +101,9 @@ class RecordingTracer(HoldingTracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+def _filling(argument: Any) -> Any:
+    """A number that a plain attribute holds as a tensor is that number: on meta tensors nobody could read it."""
+    constant = isinstance(argument, Tensor) and not issubclass(type(argument), fx.Proxy)
+    return argument.item() if constant and argument.dim() == 0 and not argument.is_meta else argument

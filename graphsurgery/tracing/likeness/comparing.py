@@ -81,6 +81,14 @@ class Likeness:
             if self.dtype != torch.float32 or not self._in_double().compared(training=training):
                 raise
 
+    def run_model(self) -> None:
+        """Run the module on the inputs in evaluation; what its own code raises goes on."""
+        with _quiet(), kept_modes(self.traced), self.sides:
+            self.sides.set_mode(training=False)
+            self.sides.reset()
+            with torch.no_grad():
+                outputs_of(self._own, self.inputs.x)
+
     def _in_double(self) -> Likeness:
         """The same in float64, with other memory."""
         self.sides.restore_weights()

@@ -16,20 +16,9 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.layers import either
-from graphsurgery.network.operators import (
-    BINARY_FUNCTIONS,
-    BINARY_NAMES,
-    PER_CHANNEL_NORMS,
-    POOLING_FUNCTIONS,
-    POOLING_MODULES,
-    UNARY_FUNCTIONS,
-    UNARY_METHODS,
-    UNARY_MODULES,
-    UNARY_NAMES,
-    spellings,
-)
+from graphsurgery.network.operators import Trait, modules, spelling_of, spellings
 from graphsurgery.network.paths import has_tensors
-from graphsurgery.tracing.shuffles.wires import Order, Wiring, lays_out_positions, natural_order, operator_of, runs
+from graphsurgery.tracing.shuffles.wires import Order, Wiring, lays_out_positions, natural_order, runs
 
 Arrangement = tuple[tuple[int, tuple[Order, ...]], ...]
 """How a parameter is reordered: axes, each with one order for all of it, or with one for each block of its axis 0."""
@@ -103,20 +92,17 @@ def _operand(known: Known, node: fx.Node) -> tuple[fx.Node, Order] | None:
     return (operand, natural_order(wiring)) if isinstance(operand, fx.Node) and wiring is not None else None
 
 
-@plan(
-    *UNARY_MODULES, *UNARY_FUNCTIONS, *UNARY_METHODS, *spellings(UNARY_NAMES), nn.Softmax, nn.LogSoftmax, nn.Softmin,
-    nn.Softmax2d, F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
-)  # fmt: skip
+@plan(*spellings(Trait.ELEMENTWISE), *spellings(Trait.SHARES))
 def keep(known: Known, node: fx.Node) -> Reordering | None:
     """Acts on all channels alike, so it keeps their order."""
     found = _operand(known, node)
     return found and Reordering({found[0]: found[1]}, result=found[1])
 
 
-@plan(*POOLING_MODULES, *POOLING_FUNCTIONS)
+@plan(*spellings(Trait.POSITIONS))
 def pool(known: Known, node: fx.Node) -> Reordering | None:
     """Keeps the order of channels, which come before the positions."""
-    operator = operator_of(known.module, node)
+    operator = spelling_of(known.module, node)
     digits = [int(c) for c in operator.__name__ if c.isdigit()]
     return keep(known, node) if _rank(node) >= 2 + (digits[-1] if digits else 1) else None
 
@@ -133,7 +119,7 @@ def _rank(node: fx.Node) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-@plan(*PER_CHANNEL_NORMS, torchvision.ops.FrozenBatchNorm2d, nn.PReLU)
+@plan(*modules(Trait.PER_CHANNEL), torchvision.ops.FrozenBatchNorm2d, nn.PReLU)
 def per_channel(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow the channels; a single slope serves all."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
@@ -217,7 +203,7 @@ def linear(known: Known, node: fx.Node) -> Reordering | None:
     return Reordering({found[0]: found[1]}, _tensors(node, known, weight=weight, bias=((0, (rows,)),)), rows)
 
 
-@plan(*BINARY_FUNCTIONS, *spellings(BINARY_NAMES))
+@plan(*spellings(Trait.BROADCAST))
 def pointwise(known: Known, node: fx.Node) -> Reordering | None:
     """All operands get the order in which they are the fewest slices together; parameters follow it."""
     met = meeting(node)
@@ -251,10 +237,10 @@ def choice(known: Known, node: fx.Node) -> Reordering | None:
     return pointwise(known, node) if alike else None
 
 
-@plan(*spellings("mean nanmean sum nansum count_nonzero prod amax amin any all var std logsumexp"))
+@plan(*spellings(Trait.REDUCES))
 def reduce(known: Known, node: fx.Node) -> Reordering | None:
     """Over positions, keeps the order; over the channels too, it does not matter."""
-    found = _operand(known, node)
+    found = _operand(known, node) if isinstance(node.meta["value"], Tensor) else None
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
     if found is None or not isinstance(dims, (list, tuple)) or not dims or not all(isinstance(d, int) for d in dims):
@@ -300,7 +286,7 @@ def lay_out(known: Known, node: fx.Node) -> Reordering | None:
 def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether only linear layers read a tensor, unchanged or each element for itself."""
     for user in node.users:
-        operator = operator_of(module, user) if user.op.startswith("call") else None
+        operator = spelling_of(module, user) if user.op.startswith("call") else None
         passes = operator is nn.Linear or (PLANS.get(operator) is keep and _for_linear(module, user))
         if not passes or user.args[0] is not node:
             return False
@@ -309,7 +295,7 @@ def _for_linear(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def keeps(module: fx.GraphModule, node: fx.Node, operand: fx.Node) -> bool:
     """Whether a node has as many channels as this operand, and gives them in the order in which it gets them."""
-    kind = PLANS.get(operator_of(module, node)) if node.op.startswith("call") else None
+    kind = PLANS.get(spelling_of(module, node)) if node.op.startswith("call") else None
     if kind is convolution:
         layer = module.get_submodule(str(node.target))
         return layer.groups == layer.in_channels == layer.out_channels

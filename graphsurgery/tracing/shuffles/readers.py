@@ -12,9 +12,10 @@ from itertools import pairwise
 from torch import fx
 
 from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.operators import spelling_of
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.tracing.shuffles.plans import PLANS, convolution, group_norm, keeps, meeting, pointwise
-from graphsurgery.tracing.shuffles.wires import Movement, Order, Wiring, natural_order, operator_of
+from graphsurgery.tracing.shuffles.wires import Movement, Order, Wiring, natural_order
 
 
 def computes(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -75,9 +76,12 @@ class Readers:
 
     def _met(self, reader: fx.Node, operand: fx.Node, wires: Callable[[fx.Node], Wiring | None]) -> Order | None:
         """The order in which a node that does not keep the order of an operand wants its channels."""
-        kind = PLANS.get(operator_of(self.module, reader)) if reader.op.startswith("call") else None
+        kind = PLANS.get(spelling_of(self.module, reader)) if reader.op.startswith("call") else None
         if kind is pointwise:
-            others = [wires(other) for other in meeting(reader) if other is not operand]
+            met = meeting(reader)
+            if operand not in met:  # one channel, for all of another operand
+                return None
+            others = [wires(other) for other in met if other is not operand]
             orders = [natural_order(wiring) for wiring in others if wiring is not None]
             return orders[0] if orders else None
         grouped = kind is convolution and self.module.get_submodule(str(reader.target)).groups != 1

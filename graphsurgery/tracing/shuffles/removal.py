@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from graphsurgery.network.aliasing import acts_in_place, is_functional, makes_new
 from graphsurgery.network.copying import meta_of, own_tensors
+from graphsurgery.network.operators import spelling_of
 from graphsurgery.network.paths import has_tensors, named_tensors
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.tracing.shuffles.plans import PLANS, Arrangement, Reordering, arranged, same
@@ -31,7 +32,6 @@ from graphsurgery.tracing.shuffles.wires import (
     Order,
     Wiring,
     natural_order,
-    operator_of,
     runs,
     shuffle_groups,
 )
@@ -89,9 +89,10 @@ class _Unshuffling:
     def run(self) -> set[int]:
         """Write the new graph; returns `torn`."""
         for node in self.module.graph.nodes:
-            if node in self.movement.wirings or (node in self.movement.layouts and not self.readers.of(node)):
+            moved = node in self.movement.wirings or node in self.movement.indices
+            if moved or (node in self.movement.layouts and not self.readers.of(node)):
                 continue
-            planner = PLANS.get(operator_of(self.module, node)) if node.op.startswith("call") else None
+            planner = PLANS.get(spelling_of(self.module, node)) if node.op.startswith("call") else None
             plan = planner(self, node) if planner is not None else None
             if plan is not None and any(id(self.tensors[name]) in self.fixed for name in plan.tensors):
                 plan = None

@@ -2,7 +2,7 @@
 
 Views, transposes, splits, slices and concatenations compute nothing, and a channel shuffle is written with them in a
 dozen ways. So they are not matched but run, on tensors that hold coordinates, and where the channels came from is read
-off. Channels are axis 1.
+off. Channels are axis 1. Channels that are turned round, rolled, or looked up by indices that the network keeps move too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.aliasing import acts_in_place
+from graphsurgery.network.operators import Trait, is_a, operator_of
+from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.values.evaluation import values_for
 
 Wire = tuple[fx.Node, int]
@@ -29,33 +30,8 @@ Wiring = tuple[Wire, ...]
 Order = tuple[int, ...]
 """Channels in another order: the old number of each new one."""
 
-_LAYOUTS = frozenset(
-    {
-        torch.reshape, "reshape", "view", torch.flatten, "flatten", nn.Flatten, torch.unflatten, "unflatten",
-        nn.Unflatten, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", "contiguous", nn.Identity, torch.split,
-        "split", torch.split_with_sizes, "split_with_sizes", torch.chunk, "chunk", torch.tensor_split, "tensor_split",
-        torch.narrow, "narrow", torch.unbind, "unbind", torch.cat, torch.concat,
-    }
-)  # fmt: skip
-_LAYOUTS_FROM = frozenset(
-    {
-        torch.flatten, "flatten", torch.unflatten, "unflatten", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
-    }
-)  # fmt: skip
-_REORDERINGS = frozenset(
-    {
-        torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.permute, "permute", torch.movedim, "movedim",
-        torch.stack, F.channel_shuffle, torch.native_channel_shuffle, nn.ChannelShuffle,
-    }
-)  # fmt: skip
-
-
-_MOVEMENTS = _LAYOUTS | _REORDERINGS
-
-
-def operator_of(module: fx.GraphModule, node: fx.Node) -> Any:
-    """What a node runs: the class of a module, a function, or the name of a method."""
-    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+_TURNS = frozenset({"flip", "fliplr", "roll"})
+_SELECTIONS = frozenset({"index_select", "gather"})
 
 
 class Movement:
@@ -66,18 +42,19 @@ class Movement:
         wirings: those whose tensors are whole channels `[batch, channel, ...]` of tensors that are computed or laid
             out, each example and each position in its place; and which channels. Empty where nothing is shuffled.
         layouts: those that give another shape to the positions of such tensors.
+        indices: the tensors of whole numbers that the network keeps, and what only moves those, with their values.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self._leaves = modules_of(module)
+        self.indices = _constant_indices(module)
         self._larger: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
         reordered: set[fx.Node] = set()
         for node in module.graph.nodes:
-            if not self._moves(node):
+            if node in self.indices or not self._moves(node):
                 continue
             sources = self._tensors(node)
             self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
@@ -107,14 +84,13 @@ class Movement:
         return len(runs(wiring)) > len({source for source, _ in wiring})
 
     def _tensors(self, node: fx.Node) -> list[fx.Node]:
-        return [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+        """The tensors that a node moves; indices only say where to."""
+        tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+        return [source for source in tensors if source not in self.indices]
 
     def _has_channels(self, node: Any) -> bool:
         computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
         return computed or node in self.wirings or node in self.layouts
-
-    def _operator(self, node: fx.Node) -> Any:
-        return type(self._leaves[str(node.target)]) if node.op == "call_module" else node.target
 
     def _moves(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or not has_tensors(node.meta["value"]):
@@ -123,14 +99,35 @@ class Movement:
             source, index = node.args
             assert isinstance(source, fx.Node)
             known = source in self.origins or isinstance(source.meta["value"], Tensor)
-            return known and not has_tensors(_plain(index))
+            return known and not has_tensors(self._without_indices(index))
+        kind = self._kind(node)
+        if kind in _TURNS:
+            return _turned(node) == {1}
+        if kind in _SELECTIONS:
+            return len(self._tensors(node)) == 1 and self._chosen(node) == 1
+        known = is_a(self.module, node, Trait.LAYS_OUT, Trait.REORDERS)
         # `x.view(dtype)` looks at other bytes.
-        known = self._operator(node) in _MOVEMENTS
         return known and not any(isinstance(a, torch.dtype) for a in node.args)
+
+    def _kind(self, node: fx.Node) -> str | None:
+        known = operator_of(self.module, node)
+        return known.name if known else None
+
+    def _without_indices(self, index: Any) -> Any:
+        """An index with values for nodes, None for indices that are known."""
+        return fx.map_arg(index, lambda node: None if node in self.indices else node.meta["value"])
+
+    def _chosen(self, node: fx.Node) -> int | None:
+        """The axis that a selection is from; None where that cannot be told."""
+        dim, source = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None), node.args[0]
+        rank = source.meta["value"].dim() if isinstance(source, fx.Node) else 0
+        return dim % rank if isinstance(dim, int) and rank else None
 
     def _reorders(self, node: fx.Node) -> bool:
         if node.target is not operator.getitem:
-            return self._operator(node) in _REORDERINGS
+            return is_a(self.module, node, Trait.REORDERS) or self._kind(node) in _TURNS | _SELECTIONS
+        if any(isinstance(source, fx.Node) and source in self.indices for source in node.all_input_nodes):
+            return True
         index = _plain(node.args[1])
         items = index if isinstance(index, tuple) else (index,)
         return any(isinstance(i, list) or (isinstance(i, slice) and i.step not in (None, 1)) for i in items)
@@ -161,6 +158,8 @@ class Movement:
 
         def operand(source: fx.Node) -> Any:
             value = source.meta["value"]
+            if source in self.indices:
+                return self.indices[source]
             if not has_tensors(value):
                 return value
             known = source not in self.origins or source in self.wirings
@@ -214,6 +213,47 @@ class _Coordinates:
         return tuple(wires) if torch.equal(expected.to(elements), elements) else None
 
 
+def _constant_indices(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """The buffers of whole numbers that nothing writes to, and what only moves them, with their values, on the CPU."""
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    found: dict[fx.Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if not isinstance(node.meta["value"], Tensor) or any(acts_in_place(module, user) for user in node.users):
+            continue
+        value = buffers.get(str(node.target)) if node.op == "get_attr" else _moved_index(module, node, found)
+        if value is not None and not value.is_meta and value.dtype in (torch.int64, torch.int32):
+            found[node] = value.detach().cpu()
+    return found
+
+
+def _moved_index(module: fx.GraphModule, node: fx.Node, found: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """What a call gives that lays out or stretches known indices; None for other calls."""
+    known = is_a(module, node, Trait.MOVES, Trait.PASSES) or node.target in ("to", "long")
+    tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+    if not known or node.op not in ("call_function", "call_method") or not tensors:
+        return None
+    if not all(source in found for source in tensors):
+        return None
+    args: Any = fx.map_arg(node.args, lambda source: found.get(source, source.meta["value"]))
+    kwargs: Any = fx.map_arg(node.kwargs, lambda source: found.get(source, source.meta["value"]))
+    target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    value = target(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    return value if isinstance(value, Tensor) else None
+
+
+def _turned(node: fx.Node) -> set[int]:
+    """The axes along which channels are turned round or rolled; none where that cannot be told."""
+    if str(getattr(node.target, "__name__", node.target)) == "fliplr":
+        return {1}
+    rolled = str(getattr(node.target, "__name__", node.target)) == "roll"
+    given: Any = node.kwargs.get("dims", node.args[2:] if rolled else node.args[1:])
+    while isinstance(given, (tuple, list)) and len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = given[0]
+    axes = given if isinstance(given, (tuple, list)) else [given]
+    rank = node.meta["value"].dim()
+    return {axis % rank for axis in axes} if all(isinstance(axis, int) for axis in axes) else set()
+
+
 def _at_twice_the_size(module: fx.GraphModule) -> dict[fx.Node, Any]:
     """What every node gives at twice the height and width; the values that it has where the network takes one size."""
     values = {node: node.meta["value"] for node in module.graph.nodes}
@@ -237,22 +277,23 @@ def _alike(a: Any, b: Any) -> bool:
 
 def lays_out_positions(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node gives another shape to the positions of a tensor; its axes 0 and 1 stay, whatever the sizes."""
-    kind, source = operator_of(module, node), node.args[0] if node.args else None
+    known, source = operator_of(module, node), node.args[0] if node.args else None
+    name = known.name if known else None
     if not isinstance(source, fx.Node) or not isinstance(source.meta["value"], Tensor):
         return False
     shape, new = source.meta["value"].shape, node.meta["value"]
     if not isinstance(new, Tensor) or min(len(shape), new.dim()) < 2 or shape[:2] != new.shape[:2]:
         return False
-    if kind in (torch.reshape, "reshape", "view"):
+    if name == "reshape":
         sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
         return len(sizes) > 1 and -1 not in sizes[:2]
     named: Any = node.kwargs.get("start_dim", node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
-    if kind is nn.Flatten:
+    if node.op == "call_module" and name == "flatten":
         named = module.get_submodule(str(node.target)).start_dim
-    elif kind not in _LAYOUTS_FROM:
+    elif name not in ("flatten", "unflatten", "squeeze", "unsqueeze"):
         return False
     axes = named if isinstance(named, (list, tuple)) else [named]
-    rank = len(shape) + (kind in (torch.unsqueeze, "unsqueeze"))
+    rank = len(shape) + (name == "unsqueeze")
     return all(isinstance(axis, int) and (axis > 1 or axis < 0 < axis + rank - 1) for axis in axes)
 
 

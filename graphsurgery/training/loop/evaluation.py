@@ -14,6 +14,9 @@ from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
 from graphsurgery.training.objectives.tasks import Objective
 
+RECALIBRATING = 1000
+"""How many examples statistics are taken from, where there are so many."""
+
 
 def evaluate(
     module: nn.Module,
@@ -64,7 +67,7 @@ def recalibrate(
     module: nn.Module,
     dataset: Dataset[Any],
     *,
-    images: int = 1000,
+    images: int = RECALIBRATING,
     batch_size: int = 128,
     device: str | None = None,
     seed: int = 0,

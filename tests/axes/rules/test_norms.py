@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network, assert_contracts, assert_permutes, random_choice, typed
+from contracts import Network, assert_contracts, assert_direct_sum, assert_permutes, random_choice, typed
 from torch import nn
 
 import graphsurgery as gs
@@ -168,12 +168,11 @@ RMS_NORMS_WITHOUT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", RMS_NORMS_WITHOUT_WEIGHTS)
-def test_rms_norms_of_two_networks_would_mix(name):
+def test_rms_norms_keep_the_statistics_of_each_network(name):
     make, shape = RMS_NORMS_WITHOUT_WEIGHTS[name]
     graph = assert_contracts(make(), shape)
     assert [(s.size, len(s.mixed)) for s in graph.spaces] == [(8, 1)]
-    with pytest.raises(gs.SurgeryError, match="rms_norm over channels would mix the parents' streams"):
-        assert_mean(make, shape)
+    assert_mean(make, shape)
 
 
 @pytest.mark.parametrize(("normalized", "spaces"), [((8, 4, 4), []), ((4, 4), [8]), ((4,), [8])])
@@ -340,7 +339,7 @@ def test_normalize_mixes_its_axis():
     assert graph.spaces[0].mixed == ("normalize at normalize",)
 
 
-def test_a_norm_over_positions_beside_parents_is_refused():
+def test_a_norm_over_positions_with_other_weights_is_computed_for_each_parent():
     network = Network(
         lambda n, x: n.b(n.norm(n.a(x).flatten(2)).flatten(1)),
         a=nn.Conv2d(3, 8, 1),
@@ -349,5 +348,4 @@ def test_a_norm_over_positions_beside_parents_is_refused():
     )
     assert_contracts(network, (3, 4, 4))
     graphs = [typed(network, (3, 4, 4), seed=seed)[0] for seed in range(2)]
-    with pytest.raises(gs.SurgeryError, match="norm has one weight for the streams of all parents"):
-        concatenate(graphs)
+    assert_direct_sum(graphs, [torch.randn(3, 3, 4, 4, dtype=torch.float64)], apart="norm")

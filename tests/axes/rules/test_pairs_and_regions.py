@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, RoIAlign
 
 import graphsurgery as gs
-from graphsurgery.errors import SurgeryError
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.widen import widen
@@ -139,10 +138,9 @@ def test_networks_side_by_side(name: str) -> None:
         assert deviation(concatenate([a, b])(*x), (a(*x) + b(*x)) / 2) < 1e-12
 
 
-def test_offsets_would_be_a_mean() -> None:
-    (a, _, _), (b, _, _) = (typed(network("deformable", seed), PIXELS, seed=seed) for seed in (0, 1))
-    with pytest.raises(SurgeryError, match="deform_conv2d combines a mean of the parents with their streams"):
-        concatenate([a, b])
+def test_every_network_has_its_own_offsets() -> None:
+    (a, x, _), (b, _, _) = (typed(network("deformable", seed), PIXELS, seed=seed) for seed in (0, 1))
+    assert_direct_sum([a, b], x, apart="deform_conv2d")
 
 
 def test_a_bilinear_layer_counts() -> None:

@@ -6,18 +6,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
-import graphsurgery as gs
-from graphsurgery.network.operators import (
-    BINARY_NAMES,
-    UNARY_FUNCTIONS,
-    UNARY_METHODS,
-    UNARY_MODULES,
-    UNARY_NAMES,
-    spellings,
-)
+from graphsurgery.network.operators import Trait, modules, operators
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
 
@@ -34,7 +26,7 @@ def between(operator, **parameters):
     )
 
 
-@pytest.mark.parametrize("kind", UNARY_MODULES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", modules(Trait.ELEMENTWISE), ids=lambda kind: kind.__name__)
 def test_modules(kind):
     arguments = (0.5, "row") if kind.__name__ == "StochasticDepth" else NEEDS.get(kind, ())
     module = kind(*arguments)
@@ -43,40 +35,40 @@ def test_modules(kind):
     assert_contracts(nn.Sequential(convolution(3, 8, 1), module, convolution(8, 2, 1)), (3, *dims))
 
 
-@pytest.mark.parametrize("function", UNARY_FUNCTIONS, ids=lambda f: getattr(f, "__name__", str(f)))
-def test_functions(function):
-    name = function.__name__
+def options_of(name):
+    """What an elementwise operator needs besides its tensor."""
     if name == "stochastic_depth":
-        assert_contracts(between(lambda h, _: function(h, 0.5, "row", training=False)), (3, 4, 4))
-    elif name == "dropout1d":
-        assert_contracts(between(lambda h, _: function(h[:, :, 0], 0.5, training=False)[:, :, None]), (3, 1, 4))
-    elif "dropout" in name:
-        assert_contracts(between(lambda h, _: function(h, 0.5, training=False)), (3, 4, 4))
-    elif "threshold" in name:
-        assert_contracts(between(lambda h, _: function(h, 0.5, 0.25)), (3, 4, 4))
-    elif name in ("invert", "inv"):
-        assert_contracts(between(lambda h, _: h * function(h > 0.5)), (3, 4, 4))
-    else:
-        assert_contracts(between(lambda h, _: function(h)), (3, 4, 4))
+        return (0.5, "row", False)
+    if "dropout" in name:
+        return (0.5, False)
+    return {"threshold": (0.5, 0.25), "fill": (0.5,)}.get(name.strip("_"), ())
 
 
 def written(spelling, h):
     """What an elementwise operator makes of a copy of h, in h's dtype and finite."""
-    operand = (h > 0.5) if "bitwise" in str(spelling) else h.clone()
-    value = getattr(operand, spelling)() if isinstance(spelling, str) else spelling(operand)
+    name = spelling if isinstance(spelling, str) else spelling.__name__
+    operand = (h > 0.5) if "bitwise" in name or name in ("invert", "inv") else h.clone()
+    if name == "dropout1d":
+        return spelling(operand[:, :, 0], 0.5, False)[:, :, None]
+    if name == "dropout3d":
+        return spelling(operand[..., None], 0.5, False)[..., 0]
+    options = options_of(name)
+    value = getattr(operand, spelling)(*options) if isinstance(spelling, str) else spelling(operand, *options)
     return torch.nan_to_num(value.to(h.dtype), 0.5, 2.0, -2.0)
 
 
-def test_elementwise_names():
-    graph = assert_contracts(between(lambda h, _: h + sum(written(s, h) for s in spellings(UNARY_NAMES))), (3, 2, 2))
+@pytest.mark.parametrize("first", "abcdefghijklmnopqrstuvwxyz")
+def test_every_spelling_of_elementwise_operators(first):
+    named = [
+        spelling
+        for known in operators(Trait.ELEMENTWISE)
+        if known.name.startswith(first)
+        for spelling in (*known.functions, *known.methods)
+        if spelling not in CASTS
+    ]
+    graph = assert_contracts(between(lambda h, _: h + sum(written(s, h) for s in named)), (3, 2, 2))
     assert [s.size for s in graph.spaces] == [8]
     assert not graph.frozen
-
-
-@pytest.mark.parametrize("method", [m for m in UNARY_METHODS if m not in CASTS])
-def test_methods(method):
-    arguments = (0.5,) if method == "fill_" else ()
-    assert_contracts(between(lambda h, _: h + getattr(h.clone(), method)(*arguments)), (3, 4, 4))
 
 
 def combined(spelling, h, p):
@@ -99,8 +91,16 @@ def combined(spelling, h, p):
     return torch.nan_to_num(value.to(h.dtype), 0.5, 2.0, -2.0)
 
 
+PAIRS = [
+    spelling
+    for known in operators(Trait.BROADCAST)
+    for spelling in (*known.functions, *known.methods)
+    if getattr(spelling, "__module__", None) != "_operator"
+]
+
+
 def test_binary_names():
-    network = between(lambda h, net: h + sum(combined(s, h, net.p) for s in spellings(BINARY_NAMES)), p=(8,))
+    network = between(lambda h, net: h + sum(combined(s, h, net.p) for s in PAIRS), p=(8,))
     graph = assert_contracts(network, (3, 2, 2))
     assert [s.size for s in graph.spaces] == [8]
     assert not graph.frozen
@@ -146,13 +146,7 @@ def test_prelu(slopes):
     graph = assert_contracts(networks[0], (3,))
     assert [s.name for s in graph.spaces] == ["0"]
     graphs = [typed(network, (3,), seed=seed)[0] for seed, network in enumerate(networks)]
-    if slopes == 1:
-        with pytest.raises(gs.SurgeryError, match="1 has one weight for the streams of all parents"):
-            concatenate(graphs)
-        return
-    x = torch.randn(3, 3, dtype=torch.float64)
-    with torch.no_grad():
-        assert deviation(concatenate(graphs)(x), (graphs[0](x) + graphs[1](x)) / 2) < 1e-12
+    assert_direct_sum(graphs, [torch.randn(3, 3, dtype=torch.float64)], apart="1" if slopes == 1 else None)
 
 
 def test_a_value_written_between_two_reads_is_gated_anew():

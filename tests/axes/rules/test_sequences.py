@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, assert_contracts, typed
+from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
-import graphsurgery as gs
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
@@ -81,8 +80,8 @@ def test_grouped_queries():
 def test_softmax_modules_mix(kind):
     graph = assert_contracts(nn.Sequential(nn.Linear(3, 8), kind(1), nn.Linear(8, 2)), (3,))
     assert graph.spaces[0].mixed == ("softmax at 1",)
-    with pytest.raises(gs.SurgeryError, match="1: softmax over channels would mix the parents' streams"):
-        concatenate([graph, graph])
+    graphs = [typed(nn.Sequential(nn.Linear(3, 8), kind(1), nn.Linear(8, 2)), (3,), seed=n)[0] for n in range(2)]
+    assert_direct_sum(graphs, [torch.randn(3, 3, dtype=torch.float64)], apart="1")
 
 
 @pytest.mark.parametrize(
@@ -122,3 +121,16 @@ def test_learned_tokens_beside_positions_are_positions(fused):
 def test_softmax_over_positions_mixes_nothing():
     graph = assert_contracts(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Softmax(2), nn.Conv1d(8, 2, 1)), (3, 5))
     assert graph.spaces[0].mixed == ()
+
+
+def test_tokens_of_causal_attention_stay_in_their_order():
+    """Learned tokens have an axis that nothing else fixes."""
+
+    def forward(net, x):
+        tokens = net.table * net.a(x).unsqueeze(1)
+        return net.b(F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True).flatten(1))
+
+    network = Network(forward, {"table": torch.zeros(5, 6)}, a=nn.Linear(3, 6), b=nn.Linear(30, 2))
+    graph = assert_contracts(network, (3,))
+    assert [frozen.reason for frozen in graph.frozen] == ["an axis along which attention looks back"]
+    assert [space.size for space in graph.spaces] == [6]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphsurgery.network.values.shapes import FUNCTIONS, METHODS, MODULES, result_of
+from graphsurgery.network.operators import Trait, operator_named
+from graphsurgery.network.values.shapes import METHODS, MODULES, result_of
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -209,8 +210,6 @@ def test_every_module(kind):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name):
     x = meta(2, 4, 6, 6)
-    check(
-        name,
-        x,
-        *{"mean": ((2, 3),)}.get(name, () if FUNCTIONS.get(getattr(torch, name, None)) is METHODS[name] else (x,)),
-    )
+    known = operator_named(name)
+    pairs = known is not None and Trait.BROADCAST in known.traits
+    check(name, x, *{"mean": ((2, 3),)}.get(name, (x,) if pairs else ()))

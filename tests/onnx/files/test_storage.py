@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from onnx_files import written
 
 import graphsurgery as gs
-from graphsurgery.errors import CheckFailedError, CheckpointError, UnsupportedError
+from graphsurgery.errors import CheckFailedError, CheckpointError
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.files.storage import open_model, save_model
 from graphsurgery.onnx.importing import import_onnx
@@ -193,11 +193,3 @@ def test_a_large_file_takes_little_memory(tmp_path):
         assert read < 1.3
         assert compressed < 2.3
         assert factorized < 2.5
-
-
-def test_half_precision_is_still_refused(tmp_path):
-    weights = {"w": np.ones((64, 64), np.float16)}
-    nodes = [helper.make_node("Cast", ["w"], ["c"], to=1), helper.make_node("MatMul", ["x", "c"], ["y"])]
-    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 64]}, ["y"], weights)
-    with pytest.raises(UnsupportedError, match="w is in half precision"):
-        read_program(path)

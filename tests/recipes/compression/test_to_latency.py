@@ -111,6 +111,48 @@ def test_what_is_never_fast_enough_fails(graph):
         cut(graph, "latency=0.5x", Files(0.05))
 
 
+class Kernels(Files):
+    """Whole files on a runtime that has a slow kernel for some widths, slower than the original."""
+
+    def timed(self, small, timing):
+        sizes = [after for _, after in removal(small)["sizes"].values()]
+        found = super().timed(small, timing)
+        return pair(1.4, self.spread) if any(40 < size < 60 for size in sizes) else found
+
+
+def test_a_cut_that_is_slower_than_the_original_is_not_believed(graph):
+    """The widths above the slow ones are as good as before: 40 channels are left, not two."""
+    small, found = cut(graph, "latency=0.6x", Kernels(), auto_step=False)
+    assert found.promise.kept
+    assert max(ratio for _, ratio in found.attempts) == 1.4
+    assert [after for _, after in removal(small)["sizes"].values()] == [40, 40]
+    assert found.missed == (
+        f"the search failed by {found.promise.spare:.0%}: so much of latency=0.6x is left, as none of "
+        f"{len(found.attempts)} cuts came closer from below"
+    )
+    assert found.promise.spare > 0.3
+
+
+@pytest.mark.parametrize("asked", [0.3, 0.45, 0.6, 0.8])
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.5])
+def test_ends_within_five_percent_below_or_says_how_far(graph, asked, power):
+    small, found = cut(graph, f"latency={asked}x", Files(power), auto_step=False)
+    assert found.promise.kept
+    assert (found.promise.spare > 0.05) == bool(found.missed)
+    assert found.promise.spare <= 0.09  # one channel of one space is up to six percent of the time at this power
+    kept = [predicted for predicted, ratio in found.attempts if ratio * 1.01 <= 0.98 * asked]
+    most = found.table.microseconds({name: after for name, (_, after) in removal(small)["sizes"].items()})
+    assert most / found.table.microseconds({}) == pytest.approx(max(kept))
+
+
+def test_smaller_steps_are_tried_where_the_rewarded_ones_come_not_near(graph):
+    """Between 48 and 64 channels of both spaces the target lies well above the first."""
+    _, found = cut(graph, "latency=0.7x", Files(), block=16)
+    assert found.steps.step == 16
+    assert found.plan.round_to == 8
+    assert not found.missed
+
+
 class Slow(Bench):
     """A run has a fixed cost beside its operators."""
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rounding import alike
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import graphsurgery as gs
@@ -15,6 +17,7 @@ from graphsurgery.recipes.train import train
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.training.data import load_data
+from graphsurgery.training.loop.fit import fit
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.loop.run import Run
@@ -320,3 +323,33 @@ def test_a_parent_that_guesses_is_named(parents, data):
 def test_guessing_is_what_one_of_the_classes_gives(accuracy, classes, examples, guesses):
     assert at_chance({"accuracy": accuracy}, classes, examples) is guesses
     assert not at_chance({"mse": 1.0}, classes, examples)
+
+
+class AttendingChannels(nn.Module):
+    """A softmax over channels, and one attention head over pixels."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem, self.norm, self.qkv = nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Linear(width, 3 * width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = (x * x.softmax(1)).flatten(2).transpose(1, 2)
+        return self.head(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)).mean(1))
+
+
+@pytest.mark.parametrize("by", ["joint", "gates"])
+def test_what_the_parents_compute_one_by_one_is_cut_in_proportion(by, data):
+    parents = []
+    for seed, width in enumerate((6, 4)):
+        torch.manual_seed(seed)
+        graph = gs.trace(AttendingChannels(width), torch.zeros(2, 1, 8, 8))
+        fit(graph.module, data.train, replace(PLAN, epochs=2, seed=seed), objective=CrossEntropy(10), reporter=SILENT)
+        parents.append(graph)
+    plan = replace(quick(parents, by), parent_epochs=2.0)
+    found = merge(parents, data, plan, reporter=SILENT)
+    sizes = {space.name: space.size for space in found.graph.spaces}
+    assert sizes == {"stem": 4, "stem:2": 2, "qkv": 4, "qkv:2": 2, "qkv:3": 4, "qkv:4": 2}
+    assert {name: sum(counts) for name, counts in found.outcome.origins.items()} == {"stem": 6, "qkv": 6, "qkv:2": 6}
+    assert found.outcome.origins["stem"] == (4, 2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator as op
 from functools import reduce
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from graphsurgery.network.operators import Trait, operators
 from graphsurgery.onnx.importing.operators.registry import (
     FLOATING,
     OPERATORS,
@@ -22,22 +22,11 @@ from graphsurgery.onnx.importing.operators.registry import (
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, number
 
-_UNARY: dict[str, Any] = {
-    "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Exp": torch.exp, "Log": torch.log,
-    "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg, "Erf": torch.erf, "Floor": torch.floor, "Ceil": torch.ceil,
-    "Round": torch.round, "Sign": torch.sign, "Reciprocal": torch.reciprocal, "Sin": torch.sin, "Cos": torch.cos,
-    "Softplus": F.softplus, "Softsign": F.softsign, "HardSwish": F.hardswish, "Mish": F.mish, "Not": torch.logical_not,
-    "Atan": torch.atan, "IsNaN": torch.isnan,
-}  # fmt: skip
-_BINARY: dict[str, Any] = {
-    "Add": op.add, "Sub": op.sub, "Mul": op.mul, "Pow": op.pow, "Equal": op.eq, "Greater": op.gt, "Less": op.lt,
-    "GreaterOrEqual": op.ge, "LessOrEqual": op.le, "And": op.and_, "Or": op.or_, "Xor": op.xor,
-}  # fmt: skip
-
-for _kind, _function in _UNARY.items():
-    OPERATORS[_kind] = lambda _, x, _function=_function: _function(x)
-for _kind, _function in _BINARY.items():
-    OPERATORS[_kind] = lambda _, a, b, _function=_function: _function(a, b)
+for _known in operators():
+    if _known.onnx is not None and Trait.ELEMENTWISE in _known.traits:
+        OPERATORS[_known.onnx] = lambda _, x, _call=_known.call: _call(x)
+    elif _known.onnx is not None:
+        OPERATORS[_known.onnx] = lambda _, a, b, _call=_known.call: _call(a, b)
 
 
 @rule("Div")

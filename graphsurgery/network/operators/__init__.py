@@ -1,0 +1,30 @@
+"""The catalogue of operators: one record for each, with its spellings and what is known about it."""
+
+from graphsurgery.network.operators import elementwise, movement, sums, windows
+from graphsurgery.network.operators.record import (
+    TorchOperator,
+    Trait,
+    is_a,
+    is_in_place,
+    modules,
+    operator_named,
+    operator_of,
+    operators,
+    spelling_of,
+    spellings,
+)
+
+__all__ = [
+    "TorchOperator",
+    "Trait",
+    "is_a",
+    "is_in_place",
+    "modules",
+    "operator_named",
+    "operator_of",
+    "operators",
+    "spelling_of",
+    "spellings",
+]
+
+_TABLES = (elementwise, movement, sums, windows)
