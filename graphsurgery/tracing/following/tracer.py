@@ -224,7 +224,7 @@ class ValueTracer(RecordingTracer):
             return without_fresh_weights(m).forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
-        self._check_precision()
+        _check_precision(self._precision)
         try:
             if self.is_leaf_module(m, path):
                 leaf = path not in self.opaque and has_hooks(m)
@@ -292,11 +292,6 @@ class ValueTracer(RecordingTracer):
         self.kept_functions[path] = f"{function.__name__} has a gradient of its own"
         return self._leaf(path, args, kwargs)
 
-    def _check_precision(self) -> None:
-        """Refuse a part of the model that asks for another precision than what surrounds it."""
-        if self._precision != _autocast():
-            raise TraceError("computes under torch.autocast, which a graph would leave out")
-
 
 def _arguments(root: nn.Module, count: int) -> list[str]:
     """The names of the arguments that so many inputs are for.
@@ -317,6 +312,12 @@ def _arguments(root: nn.Module, count: int) -> list[str]:
         if parameter.default is parameter.empty:
             raise TraceError(f"{kind}.forward needs an example for its argument {parameter.name}")
     return [parameter.name for parameter in positional]
+
+
+def _check_precision(around: tuple[bool, ...]) -> None:
+    """Refuse a part of the model that asks for another precision than what surrounds it."""
+    if around != _autocast():
+        raise TraceError("computes under torch.autocast, which a graph would leave out")
 
 
 def _autocast() -> tuple[bool, ...]:
