@@ -7,6 +7,7 @@ from torch import nn
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.detection import detectors
 from graphsurgery.surgery.installing import install as classes
+from graphsurgery.tracing.trace import is_detector
 
 
 def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
@@ -27,4 +28,4 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
     Raises:
         SurgeryError: the class cannot hold the edit; the message says what it lacks.
     """
-    return detectors.install(graph, model) if isinstance(model, detectors.DETECTORS) else classes.install(graph, model)
+    return detectors.install(graph, model) if is_detector(model) else classes.install(graph, model)

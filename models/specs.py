@@ -89,10 +89,13 @@ def trained_instead(spec: str) -> str | None:
 
 def followable(module: nn.Module) -> nn.Module:
     """The core of a detector, which a trace can follow; any other module as it is."""
-    from graphsurgery.models.detection.detectors import core
-    from graphsurgery.tracing.trace import DETECTORS
+    from graphsurgery.tracing.trace import is_detector
 
-    return core(module) if isinstance(module, DETECTORS) else module
+    if not is_detector(module):
+        return module
+    from graphsurgery.models.detection.detectors import core
+
+    return core(module)
 
 
 def available(prefix: str = "") -> list[str]:

@@ -24,6 +24,7 @@ from graphsurgery.axes.types import (
     all_axes,
     tensor_types,
 )
+from graphsurgery.network.operators import key_of
 from graphsurgery.network.outputs.records import held_by, is_record
 from graphsurgery.network.paths import has_tensors
 
@@ -33,7 +34,10 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*keys: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for exact functions, module classes, or method names; a second one for a key is an error."""
+    """Register a rule for exact functions, module classes, method names, or paths of torchvision's (`key_of`).
+
+    A second rule for a key is an error.
+    """
 
     def register(function: Rule) -> Rule:
         for key in dict.fromkeys(keys):
@@ -119,7 +123,7 @@ class Inference(Findings):
         if parametrize.is_parametrized(self.submodule):
             return self._opaque("its weights are computed (a parametrization)", *self._given())
         kind = type(self.submodule)
-        return self._apply(nn.Identity if "identity" in self.node.meta and kind not in RULES else kind)
+        return self._apply(nn.Identity if "identity" in self.node.meta and key_of(kind) not in RULES else kind)
 
     def _given(self) -> tuple[Any, Any]:
         return self._typed(self.node.args), self._typed(self.node.kwargs)
@@ -134,7 +138,7 @@ class Inference(Findings):
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         if is_record(key):
             return held_by(key, args, kwargs)
-        function = RULES.get(key)
+        function = RULES.get(key_of(key))
         if function is None:
             unfollowed = self.node.meta.get("unfollowed")
             reason = f"is kept whole: {unfollowed}" if unfollowed else f"no rule for {self.operator()}"

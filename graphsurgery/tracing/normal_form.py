@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
+from graphsurgery.network.operators import key_of
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
@@ -54,7 +54,9 @@ def _lowered(module: nn.Module) -> nn.Module | None:
         return _norm_and_activation(module)
     if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
         p = getattr(module, "drop_prob", ...)
-        depth = torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+        from torchvision.ops import StochasticDepth
+
+        depth = StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
         return depth if depth is not None and draw_alike(module, depth, [torch.ones(3, 2, 2)]) else None
     return None
 
@@ -102,7 +104,7 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             _as_einsum(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
-        elif node.target is torchvision.ops.stochastic_depth:
+        elif key_of(node.target) == "torchvision.ops.stochastic_depth.stochastic_depth":
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
         flag = node.op == "call_module" and str(node.target).endswith(FLAG)
@@ -219,7 +221,9 @@ def _dropout_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> N
 def _stochastic_depth_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
     owner, p = _owner(_argument(node, 3, "training", True)), _argument(node, 1, "p", 0.0)
     if owner is not None and isinstance(p, float):
-        module = torchvision.ops.StochasticDepth(p, _argument(node, 2, "mode", "row"))
+        from torchvision.ops import StochasticDepth
+
+        module = StochasticDepth(p, _argument(node, 2, "mode", "row"))
         _as_module(node, root, modes, module, owner)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -114,7 +115,10 @@ def _operations() -> dict[Any, Any]:
     def of_weight(x: Any, weight: Any, *others: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
         return 2 * prod(out_shape) * prod(weight[1:])
 
-    return {torch.ops.torchvision.deform_conv2d: of_weight, torch.ops.aten._trilinear: of_weight}
+    known = {torch.ops.aten._trilinear: of_weight}
+    if "torchvision" in sys.modules:  # it registers its operators when it is imported
+        known[torch.ops.torchvision.deform_conv2d] = of_weight
+    return known
 
 
 def _open_foreign(shadow: Any, counter: FlopCounterMode) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import rnn
@@ -41,13 +41,8 @@ from graphsurgery.tracing.modes import FLAG
 
 _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
-_VISION = (
-    torchvision.ops.stochastic_depth,  # its body returns the input in evaluation; whole, it becomes a module
-    torchvision.ops.deform_conv2d,
-    torchvision.ops.roi_align,
-    torchvision.ops.roi_pool,
-)
-"""Functions of torchvision that are operators, with rules of their own."""
+_VISION = ("stochastic_depth", "deform_conv2d", "roi_align", "roi_pool")
+"""Functions of torchvision that are operators, with rules of their own; where it is not imported, nobody calls them."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
@@ -109,9 +104,11 @@ class ValueTracer(RecordingTracer):
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
-        wrapped = (*_VISION, *_PACKING, *own)
+        vision = sys.modules.get("torchvision.ops")
+        whole = () if vision is None else tuple(getattr(vision, name) for name in _VISION)
+        wrapped = (*whole, *_PACKING, *own)
         super().__init__(opaque=opaque, identities=identities, strict=strict, autowrap_functions=wrapped)
-        self._autowrap_search += [torchvision.ops, rnn, layers]
+        self._autowrap_search += [rnn, layers] if vision is None else [vision, rnn, layers]
         self.examples = list(examples)
         self.training = training
         self.symbolic = frozenset(symbolic)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.layers import either
@@ -119,7 +118,7 @@ def _rank(node: fx.Node) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-@plan(*modules(Trait.PER_CHANNEL), torchvision.ops.FrozenBatchNorm2d, nn.PReLU)
+@plan(*modules(Trait.PER_CHANNEL), "torchvision.ops.misc.FrozenBatchNorm2d", nn.PReLU)
 def per_channel(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow the channels; a single slope serves all."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
