@@ -24,3 +24,15 @@ def test_files_that_are_named_exist(document):
     rooms = [*ROOMS, "" if here == "." else f"{here}/"]
     lost = [name for name in named if not any((ROOT / room / name).exists() for room in rooms)]
     assert not [name for name in sorted(lost) if not name.startswith(MADE)]
+
+
+def test_the_code_that_contributing_shows_is_there():
+    """Every example is a passage of one file, but for lines that it leaves out and remarks behind a line."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = [path for room in ("graphsurgery", "passes", "cli", "tests") for path in (ROOT / room).rglob("*.py")]
+    sources = [set(map(str.rstrip, path.read_text(encoding="utf-8").splitlines())) for path in files]
+    shown = [block.splitlines() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    assert len(shown) > 2
+    for lines in shown:
+        wanted = {line.partition("  # ")[0].rstrip() for line in lines} - {""}
+        assert any(wanted <= source for source in sources), lines[0]

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
+import graphsurgery as gs
 from graphsurgery.network.operators import Trait, modules, operators
+from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
 
@@ -176,6 +178,18 @@ GLUS = {
     "two halves": (with_glu(lambda n, h: n.glu(torch.cat([n.c(h), n.c(h)], 1)), 1, 3, c=nn.Conv2d(8, 3, 1)), [8, 3]),
     "three quarters": (with_glu(lambda n, h: n.glu(torch.cat([h, n.c(h)], 1)), 1, 6, c=nn.Conv2d(8, 4, 1)), [4, 2]),
 }
+
+
+def test_glu_halves_move_together():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 12), nn.GLU(-1), nn.Linear(6, 3)).double()
+    graph = gs.trace(network, torch.zeros(2, 5))
+    assert [(space.name, space.size) for space in graph.spaces] == [("0", 6)]
+    small = compress(graph, {"0": [0, 2, 5]})
+    with torch.no_grad():
+        network[2].weight[:, [1, 3, 4]] = 0
+    x = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(small(x), network(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", GLUS)
