@@ -31,6 +31,16 @@ Edge = tuple[int, int]
 class Numbers:
     """The numbers of one file that a network has others for.
 
+    A file says `Reshape(x, target)`, and `target` is what `Concat(batch, [12, 64])` gives: 12 heads of 64. Now 8 heads
+    are left. The network says so itself: its `reshape(x, batch, 12, 64)` has become `reshape(x, batch, 8, 64)`. Entry 1
+    is another number (`_reshape`), so it is looked for in the file: `target` is no constant, its maker is a Concat,
+    whose first input has one entry, so entry 1 of the whole is entry 0 of the second input (`_locate`). That is the
+    constant `[12, 64]`. What is written is for this one input of this one node, `edges[(concat, 1)] = [8, 64]`, as
+    another Concat may share the constant and keep its 12 (`_write`).
+
+    A number that the file computes (`Shape`, `Gather`, `Mul`, …) and that gives the new size by itself is left alone;
+    where it does not, a constant takes its place. Where one input would have to be two numbers, the edit is refused.
+
     Args:
         imported: what the file was.
         graph: what has become of it.
