@@ -25,7 +25,7 @@ from graphsurgery.passes.factorize import factorize
 from graphsurgery.passes.widen import widen
 from graphsurgery.recipes.contracts.doctor import examine
 
-SMALL = ("resnet18", "mobilenet_v3", "squeezenet1_1", "convnext", "vit")
+SMALL = ("shallow resnet18", "shallow mobilenet_v3", "squeezenet1_1", "shallow convnext", "shallow vit")
 
 
 class Positions(nn.Module):
@@ -101,7 +101,7 @@ def test_random_networks_come_back(tmp_path, seed):
 
 
 def test_every_pass_works_on_it(tmp_path):
-    module, x = network("resnet18")
+    module, x = network("shallow resnet18")
     graph, reference = open_pair(str(scripted(module, x, tmp_path / "m.onnx", bn=True)))
     report = examine(graph, reference, onnx=False)
     assert {contract.status for contract in report.contracts} <= {"holds", "not measured"}
@@ -109,7 +109,7 @@ def test_every_pass_works_on_it(tmp_path):
 
 
 def test_it_trains_and_is_stored(tmp_path):
-    module, x = network("resnet18")
+    module, x = network("shallow resnet18")
     graph = open_model(str(scripted(module, x, tmp_path / "m.onnx", bn=True)))
     assert all(p.requires_grad for p in graph.module.parameters())
     before = graph.module.bn1.running_mean.clone()
