@@ -136,8 +136,9 @@ class Movement:
             return _turned(node) == {1}
         if kind in _SELECTIONS:
             return len(self._tensors(node)) == 1 and self._chosen(node) == 1
-        # `x.view(dtype)` looks at other bytes.
-        return kind in _MOVEMENTS and not any(isinstance(a, torch.dtype) for a in node.args)
+        # `x.view(dtype)` looks at other bytes, of a type that may be another tensor's.
+        given = self._without_indices((*node.args[1:], *node.kwargs.values()))
+        return kind in _MOVEMENTS and not any(isinstance(a, torch.dtype) for a in given)
 
     def _without_indices(self, index: Any) -> Any:
         """An index with values for nodes, None for indices that are known."""
