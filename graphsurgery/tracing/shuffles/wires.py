@@ -2,7 +2,7 @@
 
 Views, transposes, splits, slices and concatenations compute nothing, and a channel shuffle is written with them in a
 dozen ways. So they are not matched but run, on tensors that hold coordinates, and where the channels came from is read
-off. Channels are axis 1. Channels that are turned round, rolled, or looked up by indices that the network keeps move too.
+off. Channels are axis 1. Those that are turned round, rolled, or looked up by indices that the network keeps move too.
 """
 
 from __future__ import annotations
