@@ -358,6 +358,39 @@ def aligned(subject: Subject, asked: Any) -> float:
     return off
 
 
+def chained(subject: Subject, asked: Any) -> float:
+    """Edits of edits, in an order that the seed says: the same outputs after each, and after a file of the last."""
+    edits: list[Callable[[gs.ModelGraph], gs.ModelGraph]] = [
+        lambda g: widen(g, 1.5, seed=subject.seed),
+        lambda g: deepen(g, seed=subject.seed),
+        lambda g: factorize(g, rank=1.0, force=True),
+        lambda g: fold(gate(g, loc=60.0)),
+        lambda g: prune_dead(g),
+        lambda g: slim(g, importance="l1"),
+    ]
+    order = torch.randperm(len(edits), generator=subject.generator()).tolist()
+
+    def all_of_them() -> gs.ModelGraph:
+        graph = subject.graph
+        for number in order:
+            try:
+                graph = edits[number](graph)
+            except gs.SurgeryError:  # the contract of that edit says why
+                continue
+        with tempfile.TemporaryDirectory() as folder:
+            gs.save(graph, Path(folder) / "m.pt")
+            return gs.load(Path(folder) / "m.pt")
+
+    last = asked(all_of_them)
+    off = subject.off(last)
+    try:
+        small = compress(last, 0.5, importance="random", seed=subject.seed)
+    except gs.SurgeryError:
+        return off
+    maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in small.spaces}
+    return max(off, apart(subject.outputs(remap(small, maps, {})), subject.outputs(small)))
+
+
 def exported(subject: Subject, asked: Any) -> float:
     """In ONNX Runtime, in float32; the export compares."""
     single = subject.graph.copy()
@@ -390,6 +423,7 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "slim": slimmed,
     "mask": masked,
     "align": aligned,
+    "edits of edits": chained,
 }
 
 
