@@ -55,6 +55,7 @@ def merge(
     reads = [first, second, *more, data, opening.arch]
     session = TrainingSession.of(asked, network=output, onnx=onnx, report=report, reads=reads)
     from graphsurgery.passes.concatenate import concatenate
+    from graphsurgery.recipes.merging.classes import answering
     from graphsurgery.recipes.merging.merge import check_parents
     from graphsurgery.recipes.merging.merge import merge as recipe
     from graphsurgery.training.devices import end_processes
@@ -62,6 +63,7 @@ def merge(
     screen, sources = session.screen, (first, second, *more)
     examples = opening.data(data, *sources, seed=seed)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
+    parents = answering(parents, wishes.classes, examples.classes)
     parents = _as_deep(screen, sources, parents)
     plan = wishes.plan(parents, seed)
     session.document |= {"parents": sources, "data": data, "plan": asdict(plan)}

@@ -132,6 +132,8 @@ class MergeWishes:
         labels: weight of the labels beside what networks say, 0 to 1; 0 needs no labels. By default 0.5 (gates: 1).
         parent_epochs: how long each parent was trained; by default their files say.
         budget: size of every space of the result, as a multiple of the first parent's.
+        classes: of parents that were trained on other classes, or on the same in another order, the class of each
+            output; one list for each parent, between slashes, such as all/0-4,6-9.
         gate_lr: learning rate of the gates.
         controls: which controls are trained too, to compare with, separated by commas.
         control: train controls; without any it takes a fraction of the time, and nothing says whether it paid.
@@ -150,6 +152,7 @@ class MergeWishes:
     labels: float | None = None
     parent_epochs: float | None = None
     budget: float = 1.0
+    classes: str = ""
     gate_lr: float | None = None
     controls: str = ",".join(CONTROLS)
     control: bool = True

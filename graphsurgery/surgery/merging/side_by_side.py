@@ -74,7 +74,7 @@ class Family:
             if ragged:
                 sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
                 return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
-        first, *others = (_shapes(nodes[node].meta["value"]) for nodes in self.nodes)
+        first, *others = (_shapes(_value(nodes[node])) for nodes in self.nodes)
         types = tensor_types(self.graphs[0].types.types[node])
         for teacher, shapes in enumerate(others, 1):
             batches = self.graphs[0].batch, self.graphs[teacher].batch
@@ -243,6 +243,11 @@ def _unlike_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> Iter
 def hands_on(node: fx.Node) -> bool:
     """Whether a node is the output, or a named tuple or dataclass of what is given."""
     return node.op == "output" or is_record(node.target)
+
+
+def _value(node: fx.Node) -> Any:
+    """What a node gives; of the output, what it is given, as it keeps the value that it was traced with."""
+    return fx.map_arg(node.args[0], lambda source: source.meta["value"]) if node.op == "output" else node.meta["value"]
 
 
 def _shapes(value: Any) -> list[tuple[int, ...]]:
