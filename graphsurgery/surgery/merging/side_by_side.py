@@ -34,7 +34,8 @@ class Family:
         summed: the dims along which the teachers stand side by side.
     """
 
-    def __init__(self, graphs: Sequence[ModelGraph]) -> None:
+    def __init__(self, graphs: Sequence[ModelGraph], *, agree: bool = True) -> None:
+        """Match the networks; their outputs may have unlike sizes where they need not agree."""
         self.graphs = graphs
         self.stored = [g.tensors() for g in graphs]
         first = graphs[0]
@@ -63,7 +64,7 @@ class Family:
         }
         self.resized = {node: why for node in first.module.graph.nodes if (why := self._other_sizes(node))}
         for node, why in self.resized.items():
-            if hands_on(node):
+            if hands_on(node) and agree:
                 raise SurgeryError(f"concatenate: {next(iter(unlike.values()), why)}")
         self.unlike.update(self.resized)
 
