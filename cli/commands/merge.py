@@ -94,6 +94,7 @@ def merge(
 def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None) -> None:
     """Write what was asked for, and show what was found out, whatever else goes wrong."""
     from graphsurgery.recipes.merging.merge import with_latency
+    from graphsurgery.recipes.merging.work import GUESSES
 
     outcome = session.saved(merged)
     try:
@@ -103,7 +104,7 @@ def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGrap
     finally:
         session.show(outcome)
         for row in outcome.rows:
-            if row.name.startswith("parent") and row.note:
+            if row.note == GUESSES:
                 session.screen.line("warning", f"{row.name}: {row.note}", "yellow")
     session.finish(outcome, *(("inspect", session.files["network"]) if onnx else ()))
     outcome.require("merge")

@@ -67,9 +67,14 @@ def of_all(tasks: Sequence[Data]) -> Data:
     without = [data.name for data in tasks if data.classes is None]
     if without:
         raise SurgeryError(f"{without[0]}: has no classes; heads can be kept of tasks with classes")
-    parts = [in_one([getattr(data, name) for data in tasks]) for name in ("train", "validation", "test")]
-    name = " and ".join(data.name for data in tasks)
-    return Data(*parts, tasks[0].input_shape, max(data.classes or 0 for data in tasks), name)
+    return Data(
+        train=in_one([data.train for data in tasks]),
+        validation=in_one([data.validation for data in tasks]),
+        test=in_one([data.test for data in tasks]),
+        input_shape=tasks[0].input_shape,
+        classes=max(data.classes or 0 for data in tasks),
+        name=" and ".join(data.name for data in tasks),
+    )
 
 
 def padded(logits: Tensor, classes: int) -> Tensor:
