@@ -3,8 +3,8 @@
 Networks     trace, open_model, save, load, cost; ModelGraph, Space
 Files        import_onnx, rewrite_onnx, export_onnx, check_onnx
 Classes      install
-Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, slim, undo, unfactorize,
-             widen
+Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, relabel, slim, undo,
+             unfactorize, widen
 Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery, supermask, train_slimmable, deliver,
              deliver_int8, examine
 They take    TrainingPlan, load_data, remap_optimizer
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from graphsurgery.passes.gate import fold, gate
     from graphsurgery.passes.mask import mask
     from graphsurgery.passes.prune_dead import prune_dead
+    from graphsurgery.passes.relabel import relabel
     from graphsurgery.passes.slim import slim
     from graphsurgery.passes.widen import undo, widen
     from graphsurgery.recipes.compression.label_free import recover_without_labels
@@ -97,6 +98,7 @@ __all__ = [
     "open_model",
     "prune_dead",
     "recover_without_labels",
+    "relabel",
     "remap_optimizer",
     "rewrite_onnx",
     "save",
@@ -140,6 +142,7 @@ _HOMES = {
     "open_model": "models.loading",
     "prune_dead": "passes.prune_dead",
     "recover_without_labels": "recipes.compression.label_free",
+    "relabel": "passes.relabel",
     "remap_optimizer": "training.loop.optimizer_state",
     "rewrite_onnx": "onnx.editing.rewriting",
     "save": "checkpoint.files",

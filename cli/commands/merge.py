@@ -54,7 +54,9 @@ def merge(
     """
     reads = [first, second, *more, data, opening.arch]
     session = TrainingSession.of(asked, network=output, onnx=onnx, report=report, reads=reads)
-    from graphsurgery.passes.concatenate import concatenate
+    from graphsurgery.passes.concatenate import concatenate, side_by_side
+    from graphsurgery.recipes.merging.classes import answering
+    from graphsurgery.recipes.merging.heads import merge_heads
     from graphsurgery.recipes.merging.merge import check_parents
     from graphsurgery.recipes.merging.merge import merge as recipe
     from graphsurgery.training.devices import end_processes
@@ -62,18 +64,29 @@ def merge(
     screen, sources = session.screen, (first, second, *more)
     examples = opening.data(data, *sources, seed=seed)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
+    parents = answering(parents, wishes.classes, examples.classes)
     parents = _as_deep(screen, sources, parents)
     plan = wishes.plan(parents, seed)
     session.document |= {"parents": sources, "data": data, "plan": asdict(plan)}
-    check_parents(parents, examples, sources)  # before the run folder is made
+    tasks = [examples, *(opening.data(spec, *sources, seed=seed) for spec in wishes.further_tasks(len(sources)))]
+    if len(tasks) > 1:
+        session.document["tasks"] = wishes.tasks
+        for source, parent, task in zip(sources, parents, tasks, strict=True):
+            check_parents([parent], task, [source])
+    else:
+        check_parents(parents, examples, sources)  # before the run folder is made
     if asked.dry_run:
-        show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", concatenate(parents))])
+        whole = side_by_side(parents) if len(tasks) > 1 else concatenate(parents)
+        show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", whole)])
         epochs = f"train {plan.wide.epochs} + {plan.fine_tuning.epochs} epochs" if plan.trains else "average"
         session.would(f"{epochs} at {plan.budget:g} times the first parent and write {output}")
         return
     settings = {**session.document, "plan": plan.what_fixes_the_result()}
     books = session.begin("merge", settings, "the controls" if plan.controls else "")
-    merged = recipe(parents, examples, plan, **books, made=session.keep)
+    if len(tasks) > 1:
+        merged = merge_heads(parents, tasks, plan, **books, made=session.keep)
+    else:
+        merged = recipe(parents, examples, plan, **books, made=session.keep)
     end_processes()
     _finish(session, merged, parents[0], onnx)
 
@@ -81,6 +94,7 @@ def merge(
 def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None) -> None:
     """Write what was asked for, and show what was found out, whatever else goes wrong."""
     from graphsurgery.recipes.merging.merge import with_latency
+    from graphsurgery.recipes.merging.work import GUESSES
 
     outcome = session.saved(merged)
     try:
@@ -90,7 +104,7 @@ def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGrap
     finally:
         session.show(outcome)
         for row in outcome.rows:
-            if row.name.startswith("parent") and row.note:
+            if row.note == GUESSES:
                 session.screen.line("warning", f"{row.name}: {row.note}", "yellow")
     session.finish(outcome, *(("inspect", session.files["network"]) if onnx else ()))
     outcome.require("merge")
