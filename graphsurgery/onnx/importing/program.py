@@ -22,7 +22,7 @@ class Operator:
     Attributes:
         name: of the node in the file, or its first output where it has none.
         kind: operator type, such as `Conv`; with its domain in front where that is not the standard one.
-        inputs: names of values; empty for one that is left out.
+        inputs: names of values; empty for one that is left out. Behind them what the graphs inside the node read.
         outputs: names of values.
         attributes: by name, as Python values.
         opset: version of the standard operators.
