@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing, small_file
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Proof, Shown, Writing, small_file
 from graphsurgery.cli.output import show_moved, write_network, writes_to
 from graphsurgery.errors import SurgeryError
 
@@ -30,6 +30,7 @@ def masks(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Show which share of each layer's weights lives, and how far masks agree; join them, or put them on a network.
@@ -49,6 +50,8 @@ def masks(
     """
     sources = (source, *others)
     _check(sources, join, apply, output)
+    if proof != PROOF and (output is None or output.suffix != ".onnx"):
+        raise SurgeryError("masks: --rtol says how an .onnx file is proved; give --apply m.onnx -o masked.onnx")
     if output is not None and apply is not None:
         writes_to(output, apply, writing, reads=[*sources, opening.arch])
     elif output is not None:
@@ -74,7 +77,7 @@ def masks(
         document |= show_moved(screen, whole, network)
         del whole  # the proof needs its memory
         following = ("compress", output, "--dead", "-o", output.with_stem(f"{output.stem}_small"))
-        write_network(screen, network, output, apply, {**document, "network": apply}, following)
+        write_network(screen, network, output, apply, {**document, "network": apply}, following, proof=proof)
         return
     if output is not None:
         chosen.save(output)

@@ -11,17 +11,20 @@ from cyclopts import Parameter
 
 from graphsurgery.cli.options import (
     OPENING,
+    PROOF,
     SHOWN,
     WRITING,
     DryRun,
     Opening,
     Output,
+    Proof,
     Seed,
     Shown,
     Writing,
     without_dry_run,
 )
 from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
@@ -113,6 +116,7 @@ def merge(
     dry_run: DryRun = False,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Merge trained networks of one topology into one of the size of the first, and compare it with what it must beat.
@@ -134,6 +138,8 @@ def merge(
     """
     reads = [first, second, *more, data, opening.arch]
     writing.allow(network=output, onnx=onnx, report=report, reads=reads)
+    if proof != PROOF and onnx is None:
+        raise SurgeryError("merge: --rtol says how an .onnx file is proved; give --onnx merged.onnx")
     from dataclasses import asdict
 
     from graphsurgery.cli.output import Screen
@@ -170,7 +176,7 @@ def merge(
     outcome = session.saved(merged)
     try:
         if onnx is not None and session.is_first:
-            outcome = _delivered(merged.graph, parents[0], onnx, outcome)
+            outcome = _delivered(merged.graph, parents[0], onnx, outcome, proof)
         session.report(outcome)
     finally:  # what was found out is shown, whatever else goes wrong
         session.show(outcome)
@@ -181,13 +187,13 @@ def merge(
     _fail_where_a_check_fails(outcome.checks)
 
 
-def _delivered(graph: ModelGraph, parent: ModelGraph, path: Path, outcome: Outcome) -> Outcome:
+def _delivered(graph: ModelGraph, parent: ModelGraph, path: Path, outcome: Outcome, proof: Proof) -> Outcome:
     """What was found out, with the latency of the merged network and of the first parent."""
     from dataclasses import replace
 
     from graphsurgery.recipes.delivery.deliver import deliver
 
-    latency = deliver(graph, path, name="merged", against={"parent 1": parent}).latency
+    latency = deliver(graph, path, name="merged", against={"parent 1": parent}, rtol=proof.rtol).latency
     timed = {name: found.median for name, found in latency.items()}
     return replace(outcome, rows=tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows))
 
