@@ -55,6 +55,7 @@ _COMMANDS = {
     "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
     "supermask": "Find a mask for weights that are never trained.",
     "masks": "Show, compare, join and apply masks of single weights.",
+    "install": "Put an edited network back into the class of its library.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
     "view": "Show a network, or an ONNX file, as a picture.",

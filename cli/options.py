@@ -157,6 +157,11 @@ def _note_random(source: str) -> None:
 def _note_weights(source: str, graph: ModelGraph) -> None:
     """Remember which weights of a file were taken, and what else it holds, for whoever prints."""
     taken, record = WEIGHTS.get(), graph.lineage[-1] if graph.lineage else {}
+    if taken is not None and record.get("pass") == "import" and record.get("quantised"):
+        taken[source] = (
+            f"{record['quantised']} weights and values, dequantised: an edited file is in floating numbers; quantise "
+            "it again with export --int8 --calib"
+        )
     if taken is not None and "beside" in record and record["source"] == source:
         beside = f"; beside them it holds {', '.join(record['beside'])}" if record["beside"] else ""
         taken[source] = f"{record['weights'] or 'the tensors at its top'}{beside}"

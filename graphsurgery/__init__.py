@@ -2,9 +2,9 @@
 
 Networks     trace, open_model, save, load, cost; ModelGraph, Space
 Files        import_onnx, rewrite_onnx, export_onnx, check_onnx
-Classes      install
-Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, slim, undo, unfactorize,
-             widen
+Classes      install, config_of
+Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, relabel, slim, undo,
+             unfactorize, widen
 Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery, supermask, train_slimmable, deliver,
              deliver_int8, examine
 They take    TrainingPlan, load_data, remap_optimizer
@@ -26,7 +26,7 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 if TYPE_CHECKING:
     from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
-    from graphsurgery.models.installing import install
+    from graphsurgery.models.installing import config_of, install
     from graphsurgery.models.loading import open_model
     from graphsurgery.onnx.editing.rewriting import rewrite_onnx
     from graphsurgery.onnx.exporting.checking import check_onnx
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from graphsurgery.passes.gate import fold, gate
     from graphsurgery.passes.mask import mask
     from graphsurgery.passes.prune_dead import prune_dead
+    from graphsurgery.passes.relabel import relabel
     from graphsurgery.passes.slim import slim
     from graphsurgery.passes.widen import undo, widen
     from graphsurgery.recipes.compression.label_free import recover_without_labels
@@ -76,6 +77,7 @@ __all__ = [
     "check_onnx",
     "compress",
     "concatenate",
+    "config_of",
     "cost",
     "deepen",
     "deliver",
@@ -97,6 +99,7 @@ __all__ = [
     "open_model",
     "prune_dead",
     "recover_without_labels",
+    "relabel",
     "remap_optimizer",
     "rewrite_onnx",
     "save",
@@ -119,6 +122,7 @@ _HOMES = {
     "check_onnx": "onnx.exporting.checking",
     "compress": "passes.compress",
     "concatenate": "passes.concatenate",
+    "config_of": "models.installing",
     "cost": "surgery.channels.cost",
     "deepen": "passes.deepen",
     "deliver": "recipes.delivery.deliver",
@@ -140,6 +144,7 @@ _HOMES = {
     "open_model": "models.loading",
     "prune_dead": "passes.prune_dead",
     "recover_without_labels": "recipes.compression.label_free",
+    "relabel": "passes.relabel",
     "remap_optimizer": "training.loop.optimizer_state",
     "rewrite_onnx": "onnx.editing.rewriting",
     "save": "checkpoint.files",

@@ -21,7 +21,7 @@ from graphsurgery.models.specs import blank, build, example_inputs, followable, 
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.models.weights import chosen, load_weights
 from graphsurgery.network.randomness import seeded
-from graphsurgery.tracing.calls import Call
+from graphsurgery.surgery.installing.install import as_traced
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace
 
@@ -133,9 +133,9 @@ def _filled(
 
 def _alike(module: nn.Module, graph: ModelGraph) -> nn.Module | None:
     """The module, where it takes the inputs of its trace one after the other, or as one that does."""
-    recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
-    if recorded is not None:
-        return Call.from_record(recorded).adapted(module)
+    called = as_traced(graph, module)
+    if called is not module:
+        return called
     names = list(inspect.signature(module.forward).parameters)
     places = [names.index(spec.name) for spec in graph.inputs if spec.name in names]
     return module if places == list(range(len(places))) else None

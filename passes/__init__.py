@@ -13,9 +13,22 @@ align.align               the outputs are the same, and the channels are in the 
 slim.slim                 the outputs are the same, and important channels come first
 mask.mask                 the outputs are those of the network with its dead weights 0
 prune_dead.prune_dead     in evaluation the outputs are the same, and channels of zeros are gone
+relabel.relabel           the logits of known classes are the same, at the numbers of their classes
 """
 
-from graphsurgery.passes import align, compress, concatenate, deepen, factorize, gate, mask, prune_dead, slim, widen
+from graphsurgery.passes import (
+    align,
+    compress,
+    concatenate,
+    deepen,
+    factorize,
+    gate,
+    mask,
+    prune_dead,
+    relabel,
+    slim,
+    widen,
+)
 
 PASSES = {
     "align": align,
@@ -26,6 +39,7 @@ PASSES = {
     "gate": gate,
     "mask": mask,
     "prune_dead": prune_dead,
+    "relabel": relabel,
     "slim": slim,
     "widen": widen,
 }
@@ -40,6 +54,7 @@ __all__ = [
     "gate",
     "mask",
     "prune_dead",
+    "relabel",
     "slim",
     "widen",
 ]

@@ -36,8 +36,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     Args:
         graph: typed network; it is not modified.
         spaces: names of the spaces to gate; by default every outer space whose readers have weights and read tensors
-            that hold the batch as an axis of its own. Where no reader has a weight of its own (it is tied, or computed),
-            what is read otherwise is gated too, and `fold` leaves a factor in front of the reader.
+            that hold the batch as an axis of its own. Where no reader has a weight of its own (it is tied, or
+            computed), what is read otherwise is gated too, and `fold` leaves a factor in front of the reader.
         loc: mean of the gates' initial location; each is drawn with standard deviation 0.01. In evaluation a gate at 1,
             where training begins, is open to about 0.78; at 50 it is open, and the outputs are those of the network.
         seed: draws the locations.
@@ -264,7 +264,7 @@ def _part(term: tuple[Dim, ...], gated: frozenset[Dim], masks: dict[Dim, fx.Node
 def fold(graph: ModelGraph) -> ModelGraph:
     """Multiply every gate's deterministic value into the weights that read its space, and drop the gates.
 
-    A reader without a weight of its own gets a factor in front. In evaluation mode the outputs are the same to rounding.
+    A reader without a weight of its own gets a factor in front. In evaluation the outputs are the same to rounding.
     """
     base = bare(graph)
     maps = {}

@@ -32,6 +32,7 @@ from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.slim import slim
 from graphsurgery.passes.widen import undo, widen
+from graphsurgery.surgery.channels.choice import WITHIN
 from graphsurgery.surgery.channels.slimming import Slimmable
 from graphsurgery.surgery.deviation import UnlikeError, apart, mean_of
 from graphsurgery.surgery.gates import gates
@@ -246,11 +247,24 @@ def _floating(value: Any) -> list[Tensor]:
 
 
 def inside_groups(subject: Subject, asked: Any) -> float:
-    """Half of what stands inside heads and groups, the same in each; it runs, and its order means nothing."""
-    half = asked(lambda: compress(subject.graph, 0.5, within="best", importance="l1"))
+    """Half of what stands inside heads and groups, in each of the ways; it runs, and its order means nothing."""
+    within = WITHIN[subject.seed % len(WITHIN)]
+    half = asked(lambda: compress(subject.graph, 0.5, within=within, importance="l1"))
     found = subject.outputs(half)
     maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in half.spaces}
     return apart(subject.outputs(remap(half, maps, {})), found)
+
+
+def to_single_channels(subject: Subject, asked: Any) -> float:
+    """One channel of everything, heads and groups and what is inside of them too; it runs, and is as its file."""
+    names = [s.name for s in subject.graph.spaces if s.outer]
+    if not names:
+        return in_half(subject, asked)
+    single = asked(lambda: compress(subject.graph, dict.fromkeys(names, 1)))
+    found = subject.outputs(single)
+    with tempfile.TemporaryDirectory() as folder:
+        gs.save(single, Path(folder) / "m.pt")
+        return apart(subject.outputs(gs.load(Path(folder) / "m.pt")), found)
 
 
 def open_gates(subject: Subject, asked: Any) -> float:
@@ -358,6 +372,39 @@ def aligned(subject: Subject, asked: Any) -> float:
     return off
 
 
+def chained(subject: Subject, asked: Any) -> float:
+    """Edits of edits, in an order that the seed says: the same outputs after each, and after a file of the last."""
+    edits: list[Callable[[gs.ModelGraph], gs.ModelGraph]] = [
+        lambda g: widen(g, 1.5, seed=subject.seed),
+        lambda g: deepen(g, seed=subject.seed),
+        lambda g: factorize(g, rank=1.0, force=True),
+        lambda g: fold(gate(g, loc=60.0)),
+        lambda g: prune_dead(g),
+        lambda g: slim(g, importance="l1"),
+    ]
+    order = torch.randperm(len(edits), generator=subject.generator()).tolist()
+
+    def all_of_them() -> gs.ModelGraph:
+        graph = subject.graph
+        for number in order:
+            try:
+                graph = edits[number](graph)
+            except gs.SurgeryError:  # the contract of that edit says why
+                continue
+        with tempfile.TemporaryDirectory() as folder:
+            gs.save(graph, Path(folder) / "m.pt")
+            return gs.load(Path(folder) / "m.pt")
+
+    last = asked(all_of_them)
+    off = subject.off(last)
+    try:
+        small = compress(last, 0.5, importance="random", seed=subject.seed)
+    except gs.SurgeryError:
+        return off
+    maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in small.spaces}
+    return max(off, apart(subject.outputs(remap(small, maps, {})), subject.outputs(small)))
+
+
 def exported(subject: Subject, asked: Any) -> float:
     """In ONNX Runtime, in float32; the export compares."""
     single = subject.graph.copy()
@@ -380,6 +427,7 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "compress, by criteria": by_criterion,
     "compress, all in half": in_half,
     "compress, within groups": inside_groups,
+    "compress, single channels": to_single_channels,
     "gate, fold": open_gates,
     "prune_dead": pruned,
     "widen, undo": widened,
@@ -390,6 +438,7 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "slim": slimmed,
     "mask": masked,
     "align": aligned,
+    "edits of edits": chained,
 }
 
 

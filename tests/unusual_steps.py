@@ -877,7 +877,10 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "maxout": (_maxout, lambda x, n, d: n[0](x).view(x.shape[0], *d, 4, 4).max(2).values),
     "maxout by halves": (_halves, lambda x, n, _: torch.maximum(*n[0](x).chunk(2, 1))),
     "halves multiplied": (_halves, lambda x, n, _: F.glu(n[0](x), 1)),
-    "halves by index": (_halves, lambda x, n, _: (p := torch.split(n[0](x), n[0].out_channels // 2, 1))[1].tanh() * p[0]),
+    "halves by index": (
+        _halves,
+        lambda x, n, _: (p := torch.split(n[0](x), n[0].out_channels // 2, 1))[1].tanh() * p[0],
+    ),
     "even and odd": (_pointwise, lambda x, n, _: torch.cat([(y := n[0](x))[:, ::2], y[:, 1::2]], 1)),
     "every second": (_picked, lambda x, _n, d: x[:, d[0] :: d[1]]),
     "narrow": (_narrowed, lambda x, _n, d: x.narrow(1, *d)),
@@ -947,7 +950,10 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "efficient attention": (_efficient, _eca),
     "spatial attention": (_spatial, _cbam),
     "softmax of channels": (_pointwise, lambda x, n, _: n[0](x.softmax(1)) + x),
-    "softmax of pixels": (_pointwise, lambda x, n, _: x + (x * n[0](x).flatten(2).softmax(2).view_as(x)).sum((2, 3), True)),
+    "softmax of pixels": (
+        _pointwise,
+        lambda x, n, _: x + (x * n[0](x).flatten(2).softmax(2).view_as(x)).sum((2, 3), True),
+    ),
     "log-sum of channels": (_gate_of_all, lambda x, n, _: x * torch.tanh(n[0](x.logsumexp(1, keepdim=True)))),
     "activation": (_activated, lambda x, n, _: n[0](x)),
     "mean of pixels": (_nothing, lambda x, _n, _: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)),

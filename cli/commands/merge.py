@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, Opening, Output, Seed
+from graphsurgery.cli.options import OPENING, PROOF, Opening, Output, Proof, Seed
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
+from graphsurgery.errors import SurgeryError
 from graphsurgery.recipes.merging.plan import MergeWishes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def merge(
     seed: Seed = 0,
     asked: Training = TRAINING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
 ) -> None:
     """Merge trained networks of one topology into one of the size of the first, and compare it with what it must beat.
 
@@ -53,8 +55,12 @@ def merge(
         Also write an HTML report.
     """
     reads = [first, second, *more, data, opening.arch]
+    if proof != PROOF and onnx is None:
+        raise SurgeryError("merge: --rtol says how an .onnx file is proved; give --onnx merged.onnx")
     session = TrainingSession.of(asked, network=output, onnx=onnx, report=report, reads=reads)
-    from graphsurgery.passes.concatenate import concatenate
+    from graphsurgery.passes.concatenate import concatenate, side_by_side
+    from graphsurgery.recipes.merging.classes import answering
+    from graphsurgery.recipes.merging.heads import merge_heads
     from graphsurgery.recipes.merging.merge import check_parents
     from graphsurgery.recipes.merging.merge import merge as recipe
     from graphsurgery.training.devices import end_processes
@@ -62,35 +68,49 @@ def merge(
     screen, sources = session.screen, (first, second, *more)
     examples = opening.data(data, *sources, seed=seed)
     parents = [opening.graph(source, examples.input_shape) for source in sources]
+    parents = answering(parents, wishes.classes, examples.classes)
     parents = _as_deep(screen, sources, parents)
     plan = wishes.plan(parents, seed)
     session.document |= {"parents": sources, "data": data, "plan": asdict(plan)}
-    check_parents(parents, examples, sources)  # before the run folder is made
+    tasks = [examples, *(opening.data(spec, *sources, seed=seed) for spec in wishes.further_tasks(len(sources)))]
+    if len(tasks) > 1:
+        session.document["tasks"] = wishes.tasks
+        for source, parent, task in zip(sources, parents, tasks, strict=True):
+            check_parents([parent], task, [source])
+    else:
+        check_parents(parents, examples, sources)  # before the run folder is made
     if asked.dry_run:
-        show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", concatenate(parents))])
+        whole = side_by_side(parents) if len(tasks) > 1 else concatenate(parents)
+        show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", whole)])
         epochs = f"train {plan.wide.epochs} + {plan.fine_tuning.epochs} epochs" if plan.trains else "average"
         session.would(f"{epochs} at {plan.budget:g} times the first parent and write {output}")
         return
     settings = {**session.document, "plan": plan.what_fixes_the_result()}
     books = session.begin("merge", settings, "the controls" if plan.controls else "")
-    merged = recipe(parents, examples, plan, **books, made=session.keep)
+    if len(tasks) > 1:
+        merged = merge_heads(parents, tasks, plan, **books, made=session.keep)
+    else:
+        merged = recipe(parents, examples, plan, **books, made=session.keep)
     end_processes()
-    _finish(session, merged, parents[0], onnx)
+    _finish(session, merged, parents[0], onnx, proof)
 
 
-def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None) -> None:
+def _finish(
+    session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None, proof: Proof
+) -> None:
     """Write what was asked for, and show what was found out, whatever else goes wrong."""
     from graphsurgery.recipes.merging.merge import with_latency
+    from graphsurgery.recipes.merging.work import GUESSES
 
     outcome = session.saved(merged)
     try:
         if onnx is not None and session.is_first:
-            outcome = with_latency(outcome, merged.graph, parent, onnx)
+            outcome = with_latency(outcome, merged.graph, parent, onnx, rtol=proof.rtol)
         session.report(outcome)
     finally:
         session.show(outcome)
         for row in outcome.rows:
-            if row.name.startswith("parent") and row.note:
+            if row.note == GUESSES:
                 session.screen.line("warning", f"{row.name}: {row.note}", "yellow")
     session.finish(outcome, *(("inspect", session.files["network"]) if onnx else ()))
     outcome.require("merge")

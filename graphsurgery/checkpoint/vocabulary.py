@@ -7,7 +7,6 @@ None of it reads or writes files, runs code given as text, or takes a callable.
 from __future__ import annotations
 
 import builtins
-import importlib
 import keyword
 import math
 import operator
@@ -23,7 +22,7 @@ from torch import nn
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.operators import Trait, key_of, modules, operators
+from graphsurgery.network.operators import Trait, key_of, modules, operators, part_at
 
 
 def _words(text: str) -> list[str]:
@@ -137,10 +136,7 @@ class _Named(Mapping[str, Any]):
         self._own, self._foreign = own, foreign
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._foreign:
-            return self._own[name]
-        home, _, part = self._foreign[name].rpartition(".")
-        return getattr(importlib.import_module(home), part)
+        return part_at(self._foreign[name]) if name in self._foreign else self._own[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._foreign or name in self._own

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from graphsurgery.axes.algebra import Axis, Dim
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
@@ -20,7 +21,7 @@ from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
 from graphsurgery.network.layers import hold, weigh
-from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.surgery.kept_numbers import KeptNumbers, same
 
@@ -164,6 +165,7 @@ def rebuild(
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
     kept = KeptNumbers(types.types, copies)
+    variances = {mixing.node for mixing in types.mixings if mixing.kind == "variance"}
     with torch.no_grad():
         for node in graph.module.graph.nodes:
             copy = nodes.node_copy(node, copies.__getitem__)
@@ -176,6 +178,8 @@ def rebuild(
                 for rewrite in types.rewrites.get(node, ()):
                     rewrite(copy, resize)
                 copy.meta["value"] = _new_value(node, copy, types, resize)
+                if node in variances:
+                    _check_variance(node, copy)
             parts.add(node)
     erase_unused_numbers(nodes)
     _keep_names(nodes, originals)
@@ -251,6 +255,28 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Typing, resize: Resize) -> A
     if node.op in ("call_method", "call_function") and _numbers(node):
         _compare(node, predicted, _computed(copy))
     return predicted
+
+
+def _check_variance(node: fx.Node, copy: fx.Node) -> None:
+    """Of a single number there is no variance but NaN, unless it is divided by how many there are.
+
+    Raises:
+        SurgeryError: too few channels are left.
+    """
+    if copy.kwargs.get("correction", 1) == 0 or False in (copy.kwargs.get("unbiased"), *copy.args[2:3]):
+        return
+    before, after = (_numbers_in_each(n) for n in (node, copy))
+    if after < 2 <= before:
+        raise SurgeryError(
+            f"{place_of(node)}: takes a variance over {before} numbers, of which 1 would be left, and that has none;"
+            " keep more channels of the spaces that it reads"
+        )
+
+
+def _numbers_in_each(node: fx.Node) -> int:
+    """How many numbers of its input go into each number that a node gives."""
+    given, found = node.all_input_nodes[0].meta["value"], tree_leaves(node.meta["value"])[0]
+    return int(given.numel() // max(1, found.numel()))
 
 
 class _Unknown:

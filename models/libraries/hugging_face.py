@@ -118,7 +118,7 @@ def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.
     loaded: dict[str, Any] = {}
 
     def load() -> nn.Module:
-        with _quiet(transformers):
+        with quiet():
             module, loaded["info"] = kind.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
                 trust_remote_code=trust.remote_code, **options,
@@ -197,8 +197,9 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without bars of progress, and without reports of what is checked here."""
+def quiet() -> Iterator[None]:
+    """Without transformers' bars of progress, and without its reports of what is checked here."""
+    transformers = _transformers("hf:")
     log = logging.getLogger("transformers")
     level, shown = log.level, transformers.utils.logging.is_progress_bar_enabled()
     log.setLevel(logging.ERROR)

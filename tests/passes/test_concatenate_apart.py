@@ -8,7 +8,7 @@ from zoo import randomize
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
-from graphsurgery.passes.concatenate import concatenate
+from graphsurgery.passes.concatenate import concatenate, side_by_side
 from graphsurgery.passes.gate import gate
 from graphsurgery.surgery.deviation import deviation
 
@@ -349,3 +349,34 @@ def test_refuses_other_positions():
         graphs.append(gs.trace(network, torch.zeros(2, tokens, 3)))
     with pytest.raises(gs.SurgeryError, match="take inputs of different shapes"):
         concatenate(graphs)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_all_outputs_can_be_kept(kind):
+    graphs = [_traced(kind, seed) for seed in range(2)]
+    x = _input()
+    with torch.no_grad():
+        found = side_by_side(graphs)(x.clone())
+        assert len(found) == 2
+        for output, graph in zip(found, graphs, strict=True):
+            assert deviation(output, graph(x.clone())) < 1e-12
+
+
+def test_heads_of_unlike_classes_read_all_channels(tmp_path):
+    graphs = []
+    for seed, (width, classes) in enumerate(((4, 2), (6, 3), (4, 5))):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, classes)).double()
+        graphs.append(gs.trace(network, torch.zeros(2, 3, dtype=torch.float64)))
+    big, x = side_by_side(graphs), torch.randn(4, 3, dtype=torch.float64)
+    assert dict(big.module.named_parameters())["2.weight"].shape == (10, 14)
+    assert [(space.name, space.size) for space in big.spaces] == [("0", 14)]
+    with torch.no_grad():
+        for output, graph in zip(big(x), graphs, strict=True):
+            assert deviation(output, graph(x)) < 1e-12
+        small = compress(big, {"0": [0, 1, 5, 6, 12]})
+        assert [output.shape[1] for output in small(x)] == [2, 3, 5]
+    gs.export_onnx(big, tmp_path / "big.onnx")
+    assert gs.check_onnx(big, tmp_path / "big.onnx").deviation <= 1e-4
+    gs.save(big, tmp_path / "big.pt")
+    assert deviation(gs.load(tmp_path / "big.pt")(x), big(x)) == 0

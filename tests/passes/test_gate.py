@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from contracts import Network, typed
 from torch import nn
-from zoo import FEW, NAMES, traced
+from zoo import NAMES, SHALLOW, traced
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
@@ -122,7 +122,7 @@ def test_gates_get_gradients():
     assert all(module.loc.grad is not None and module.loc.grad.any() for module in gates(gated).values())
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_in_onnx_runtime(name, tmp_path):
     graph, _ = traced(name)
     gated = gate(graph, loc=0.0)

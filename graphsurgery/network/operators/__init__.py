@@ -11,6 +11,7 @@ from graphsurgery.network.operators.record import (
     operator_named,
     operator_of,
     operators,
+    part_at,
     spelling_of,
     spellings,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "operator_named",
     "operator_of",
     "operators",
+    "part_at",
     "spelling_of",
     "spellings",
 ]

@@ -7,6 +7,7 @@ stored networks, the ONNX reader and writer. So a new operator on single element
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -180,6 +181,12 @@ def key_of(part: Any) -> Any:
     """
     home = getattr(part, "__module__", None)
     return f"{home}.{part.__qualname__}" if isinstance(home, str) and home.startswith("torchvision.") else part
+
+
+def part_at(path: str) -> Any:
+    """The class or function at such a path; its library is imported."""
+    home, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(home), name)
 
 
 def spelling_of(module: nn.Module, node: fx.Node) -> Any:

@@ -131,13 +131,8 @@ def _inferred(model: onnx.ModelProto) -> dict[str, int]:
 
 
 @contextmanager
-def single_file(
-    path: Path, precision: Precision, model: onnx.ModelProto, arrays: Mapping[str, Array]
-) -> Iterator[Path]:
-    """The file itself where it is in single precision; else a passing one of the model that was made of it."""
-    if precision.is_single:
-        yield path
-        return
+def passing_file(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> Iterator[Path]:
+    """A file of a model and its large weights that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "model.onnx")
         found = onnx.ModelProto()

@@ -7,6 +7,7 @@ other. So a network from a file has the same normal form as one from Python, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.probing import index_range, range_of
 from graphsurgery.onnx.files.model_file import lineage_in
-from graphsurgery.onnx.files.precision import single_file
+from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Given, Inputs, axes_of, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
@@ -80,7 +81,8 @@ def import_onnx(
     is freed. Operators that torch does not have are kept whole, run by ONNX Runtime, and freeze the axes around them.
 
     Args:
-        path: the file, not quantised. Whatever precision it is in, the network is in float32.
+        path: the file. Whatever precision it is in, the network is in float32; weights and values that are quantised
+            by operators of their own (QDQ) are what they were before.
         shape: of one example of its input, without the batch, where the file leaves it open; or whole shapes of its
             inputs, by name.
         weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
@@ -89,7 +91,7 @@ def import_onnx(
 
     Raises:
         CheckpointError: the file is missing or damaged.
-        UnsupportedError: it holds what is not followed: quantised operators, control flow.
+        UnsupportedError: it holds what is not followed: operators on integers, sequences.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
         CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
@@ -116,10 +118,11 @@ def _imported(path: Path | str, shape: Given | None, weights: bool, check: bool,
         raise type(cause)(f"{path}: {cause}") from cause
     graph = _described(graph, inputs, weights=weights)
     # Last, as a reason of our own names the operator.
-    refused = complaint(file.path, file.model, file.weights, by_path=not file.precision.is_single)
+    refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
     record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    record |= {"quantised": file.quantised} if file.quantised else {}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
     values = {}
@@ -178,7 +181,7 @@ def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
     """
     file, path = imported.file, imported.file.path
     batches = imported.batches or (2,)
-    with single_file(path, file.precision, file.model, file.weights.arrays) as single:
+    with nullcontext(path) if file.as_stored else passing_file(file.model, file.weights.arrays) as single:
         found = check_onnx(
             imported.graph, single, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False
         )

@@ -22,7 +22,7 @@ class Operator:
     Attributes:
         name: of the node in the file, or its first output where it has none.
         kind: operator type, such as `Conv`; with its domain in front where that is not the standard one.
-        inputs: names of values; empty for one that is left out.
+        inputs: names of values; empty for one that is left out. Behind them what the graphs inside the node read.
         outputs: names of values.
         attributes: by name, as Python values.
         opset: version of the standard operators.
@@ -50,6 +50,7 @@ class OnnxProgram:
         aliases: names of values that are another value under a second name.
         weights: the large ones, where they lie; they are among the constants.
         precision: what its floating numbers are in the file; here they are float32.
+        quantised: how many weights and values are quantised in the file; here they are not.
     """
 
     path: Path
@@ -59,6 +60,12 @@ class OnnxProgram:
     aliases: Mapping[str, str] = field(repr=False)
     weights: Weights = field(repr=False, default_factory=Weights)
     precision: Precision = field(repr=False, default_factory=lambda: Precision({}))
+    quantised: int = 0
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the model computes in the numbers that the file has."""
+        return self.precision.is_single and not self.quantised
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:

@@ -14,7 +14,8 @@ import onnx.version_converter
 from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
-from graphsurgery.onnx.files.model_file import read_apart
+from graphsurgery.onnx.files.dequantizing import dequantise
+from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
 from graphsurgery.onnx.files.precision import in_single
 from graphsurgery.onnx.files.storage import Weights
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
@@ -31,13 +32,15 @@ def read_program(path: Path | str) -> OnnxProgram:
 
     Raises:
         CheckpointError: the file is missing, is no ONNX model, is damaged, or its weights are not beside it.
-        UnsupportedError: it is quantised, has control flow, or operators of before opset 9 that cannot be converted.
+        UnsupportedError: it is quantised in operators of integers, has sequences, or operators of before opset 9 that
+            cannot be converted.
     """
     path = Path(path)
     model, weights = _parsed(path)
     try:
+        quantised = dequantise(model, weights, str(path))
         precision = in_single(model, weights)
-        return replace(program_of(model, weights, path), precision=precision)
+        return replace(program_of(model, weights, path), precision=precision, quantised=quantised)
     except SurgeryError:
         raise
     except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
@@ -70,7 +73,8 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
         else:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             name = node.name or node.output[0]
-            operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
+            read = (*node.input, *read_outside(node))
+            operators.append(Operator(name, kind, read, tuple(node.output), attributes, opset, index))
     for operator in operators:
         _check_settings(operator, constants, path)
     _check_order(model, path)
@@ -137,8 +141,8 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
         raise UnsupportedError(f"{path}: {name} is a quantised operator ({kind}); give the file before quantisation")
     if "Sequence" in kind:
         raise UnsupportedError(f"{path}: {name} makes or reads a sequence ({kind}), which is not followed")
-    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-        raise UnsupportedError(f"{path}: {name} is control flow ({kind}), which is not followed")
+    if any(inner.op_type in _QUANTISED or "Sequence" in inner.op_type for body in bodies(node) for inner in body.node):
+        raise UnsupportedError(f"{path}: {name} is control flow ({kind}) with operators that are not followed")
 
 
 def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None) -> np.ndarray[Any, Any]:

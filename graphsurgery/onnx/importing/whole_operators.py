@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.onnx.files.model_file import read_outside, rename_outside
 from graphsurgery.onnx.runtime.sessions import open_session
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
     node = onnx.NodeProto()
     node.CopyFrom(file.model.graph.node[index])
     node.input[:] = [file.name(name) if name else "" for name in node.input]
+    rename_outside(node, {name: file.name(name) for name in read_outside(node)})
     return node
 
 

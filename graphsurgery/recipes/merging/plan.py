@@ -132,6 +132,11 @@ class MergeWishes:
         labels: weight of the labels beside what networks say, 0 to 1; 0 needs no labels. By default 0.5 (gates: 1).
         parent_epochs: how long each parent was trained; by default their files say.
         budget: size of every space of the result, as a multiple of the first parent's.
+        classes: of parents that were trained on other classes, or on the same in another order, the class of each
+            output; one list for each parent, between slashes, such as all/0-4,6-9.
+        heads: one answers for all, or both are kept, of parents that were trained for different tasks; the data of the
+            others are in tasks.
+        tasks: with both heads, the data of every parent but the first, with spaces between.
         gate_lr: learning rate of the gates.
         controls: which controls are trained too, to compare with, separated by commas.
         control: train controls; without any it takes a fraction of the time, and nothing says whether it paid.
@@ -150,6 +155,9 @@ class MergeWishes:
     labels: float | None = None
     parent_epochs: float | None = None
     budget: float = 1.0
+    classes: str = ""
+    heads: Literal["one", "both"] = "one"
+    tasks: str = ""
     gate_lr: float | None = None
     controls: str = ",".join(CONTROLS)
     control: bool = True
@@ -158,6 +166,23 @@ class MergeWishes:
     weight_decay: float | None = None
     mixed_precision: str | None = None
     device: str = "auto"
+
+    def further_tasks(self, parents: int) -> list[str]:
+        """The data of every parent but the first, where all heads are kept; else none.
+
+        Raises:
+            SurgeryError: there are not so many, or there are some and one head.
+        """
+        found = self.tasks.split()
+        if self.heads == "one" and found:
+            raise SurgeryError("--tasks: only with --heads both has every parent data of its own")
+        if self.heads == "both" and len(found) != parents - 1:
+            raise SurgeryError(
+                f"--tasks: {len(found)} for {parents} parents; --data is the first parent's, give those of the others"
+            )
+        if self.heads == "both" and self.by != "joint":
+            raise SurgeryError(f"--heads both trains the parents together; --by {self.by} keeps one head, use joint")
+        return found
 
     def plan(self, parents: Sequence[ModelGraph], seed: int) -> MergePlan:
         """The default plan of these parents with these changes.

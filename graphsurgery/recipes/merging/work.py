@@ -72,7 +72,7 @@ class Merging:
         parts = parts_of(self.parents[0], big)
         known = {part for found in parts.values() for part in found}
         alone = {name: [name] for name in sizes if name not in known}
-        targets = {}
+        targets: dict[str, int] = {}
         for name, found in (parts | alone).items():
             whole = sum(sizes[part] for part in found)
             size = first.get(name, whole // len(self.parents))

@@ -21,6 +21,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import copy_module
+from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import put_at
@@ -42,24 +43,26 @@ def names_apart(graph: ModelGraph, layout: Layout) -> set[str]:
     return found
 
 
-def keep_apart(family: Family, layout: Layout, new: ModelGraph) -> None:
+def keep_apart(family: Family, layout: Layout, new: ModelGraph, *, each: bool = False) -> None:
     """Put a node for each network in the place of every node that a layout keeps apart, in place.
 
     Args:
         family: the networks.
         layout: of their direct sum.
         new: that direct sum, in which these nodes are those of the first network; its module is to be compiled again.
+        each: whether it gives the outputs of every network, in a tuple, and not their mean.
 
     Raises:
         SurgeryError: an output that is kept apart holds indices or flags, which have no mean.
     """
-    _Keeping(family, layout, new).run()
+    _Keeping(family, layout, new, each=each).run()
 
 
 class _Keeping:
     """One direct sum that is put right."""
 
-    def __init__(self, family: Family, layout: Layout, new: ModelGraph) -> None:
+    def __init__(self, family: Family, layout: Layout, new: ModelGraph, *, each: bool) -> None:
+        self.each = each
         self.family, self.states, self.apart = family, layout.states, layout.apart
         self.types = family.graphs[0].types
         self.module, self.graph = new.module, new.module.graph
@@ -79,7 +82,9 @@ class _Keeping:
         """Go through the direct sum in its order."""
         for node in list(self.graph.nodes):
             old = self._left.get(node)
-            if old is None:
+            if old is None and node.op == "output" and self.each:
+                self._give_each(node)
+            elif old is None:
                 self._read_joined(node)
             else:
                 self._parts[old] = self._copied(node, old)
@@ -92,6 +97,22 @@ class _Keeping:
         erase_unused_numbers(self.graph)
         for node in self.graph.nodes:
             node.meta.pop("value", None)  # the sizes of all are found anew
+
+    def _give_each(self, output: fx.Node) -> None:
+        """Let the direct sum give what every network does."""
+        given = []
+        with self.graph.inserting_before(output):
+            for teacher, graph in enumerate(self.family.graphs):
+                back = self._back[teacher]
+                end = next(iter(reversed(graph.module.graph.nodes)))
+                if any(is_record(source.target) for source in end.all_input_nodes):
+                    raise SurgeryError(
+                        "concatenate: outputs in a named tuple or a dataclass cannot be given one by one"
+                    )
+                given.append(
+                    fx.map_arg(end.args[0], lambda source, t=teacher, b=back: self._of(t, b[source]))  # type: ignore[misc]
+                )
+        output.args = (tuple(given),)
 
     # A node for each network ----------------------------------------------------------------------------------------
 

@@ -73,14 +73,15 @@ def separable(graph: ModelGraph, mixing: Mixing) -> bool:
     return mixing.kind in ("layer_norm", "rms_norm", "normalize")
 
 
-def layout(family: Family, *, first: bool = False) -> Layout:
+def layout(family: Family, *, first: bool = False, each: bool = False) -> Layout:
     """Which values of a direct sum stand side by side, and what has to be computed for each network.
 
     Args:
         family: the networks.
         first: whether to stop as soon as it is known that something has to be computed for each network.
+        each: whether the outputs of every network are wanted, and not their mean.
     """
-    following = _Following(family)
+    following = _Following(family, each=each)
     while following.walk() and not first:
         pass
     order = [node for node in family.graphs[0].module.graph.nodes if node in following.apart]
@@ -94,12 +95,13 @@ class _MixesError(Exception):
 class _Following:
     """The values of a direct sum, followed from the inputs to the outputs until nothing more has to be kept apart."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, *, each: bool) -> None:
         self.family = family
+        self._ends = [node for node in family.graphs[0].module.graph.nodes if node.op == "output"] if each else []
         self.types = family.graphs[0].types
         self.module = family.graphs[0].module
         self.states: dict[fx.Node, State] = {}
-        self.apart: dict[fx.Node, str] = dict(family.unlike)
+        self.apart: dict[fx.Node, str] = {node: why for node, why in family.unlike.items() if node.op != "output"}
         self._mixers = _mixers(family.graphs[0], family.summed)
         self._bends = {access.node for access in self.types.readers if is_inside(access)}
         self._reads = {access.node for access in self.types.readers}
@@ -122,7 +124,7 @@ class _Following:
             except _MixesError as error:
                 self.states[node] = State.APART
                 self.apart[node] = str(error)
-        for node in list(self.apart):
+        for node in (*self.apart, *self._ends):
             self._keep_sources_apart(node)
         self._keep_together()
         return len(self.apart) > known
@@ -149,6 +151,9 @@ class _Following:
     def _state(self, node: fx.Node) -> State:
         if node in self.apart:
             return State.APART
+        if hands_on(node):
+            common = all(self.states[source] is State.COMMON for source in node.all_input_nodes)
+            return State.COMMON if common else State.MEAN
         tensors = tensor_types(self.types.types[node])
         written = acts_in_place(self.module, node) and node.all_input_nodes
         if node.op == "placeholder" or not (tensors or written):
@@ -171,8 +176,6 @@ class _Following:
             return state
         if state is not State.APART:
             return state
-        if hands_on(reader):
-            return State.MEAN
         if not self.family.can_be_joined(source):
             raise _refusal(reader, f"reads {place_of(source)}, which is kept apart")
         return State.BESIDE
@@ -209,7 +212,7 @@ class _Following:
         if not tensors and set(sources) - {State.COMMON}:
             raise _refusal(node, "writes into a tensor that is not what it writes")
         if beside:
-            if State.MEAN in sources and not hands_on(node):
+            if State.MEAN in sources:
                 raise _refusal(node, "combines a mean of the parents with their streams")
             if any(sum(map(self.family.is_summed, typed.axes)) > 1 for typed in tensors):
                 raise _refusal(node, "has the parents' streams on two axes")
@@ -224,7 +227,7 @@ class _Following:
         if node in self._bends and (State.BESIDE in sources or not common):
             raise _refusal(node, "is not linear in what it reads and in its weights")
         if State.BESIDE in sources:
-            if hands_on(node) or node.target is operator.getitem or node in self._reads:
+            if node.target is operator.getitem or node in self._reads:
                 return State.MEAN
             raise _refusal(node, "mixes the parents' streams")
         if State.MEAN not in sources:
@@ -238,8 +241,6 @@ class _Following:
 
     def _keeps_means(self, node: fx.Node) -> bool:
         """Whether a node maps the mean of its inputs to the mean of its outputs."""
-        if hands_on(node):
-            return True
         if self._weights[node]:
             return False
         known = operator_of(self.module, node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Any
 
 from graphsurgery.axes.algebra import Axis, Dim, Term, resolve, size_of, term_size
 from graphsurgery.graph import ModelGraph
@@ -23,7 +24,9 @@ def parts_of(first: ModelGraph, big: ModelGraph) -> dict[str, list[str]]:
     Returns:
         By the name of each space of `first` those of `big`: a single one where all networks stand side by side.
     """
-    made = next((record for record in reversed(big.lineage) if record.get("pass") == "concatenate"), {})
+    made: Mapping[str, Any] = next(
+        (record for record in reversed(big.lineage) if record.get("pass") == "concatenate"), {}
+    )
     channels = made.get("channels", {})
     outer = {space.dim: space.name for space in first.spaces if space.outer and space.name in channels}
     inside = {space.dim: space.name for space in big.spaces if space.outer}

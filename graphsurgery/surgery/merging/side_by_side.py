@@ -34,7 +34,8 @@ class Family:
         summed: the dims along which the teachers stand side by side.
     """
 
-    def __init__(self, graphs: Sequence[ModelGraph]) -> None:
+    def __init__(self, graphs: Sequence[ModelGraph], *, agree: bool = True) -> None:
+        """Match the networks; their outputs may have unlike sizes where they need not agree."""
         self.graphs = graphs
         self.stored = [g.tensors() for g in graphs]
         first = graphs[0]
@@ -63,7 +64,7 @@ class Family:
         }
         self.resized = {node: why for node in first.module.graph.nodes if (why := self._other_sizes(node))}
         for node, why in self.resized.items():
-            if hands_on(node):
+            if hands_on(node) and agree:
                 raise SurgeryError(f"concatenate: {next(iter(unlike.values()), why)}")
         self.unlike.update(self.resized)
 
@@ -74,7 +75,7 @@ class Family:
             if ragged:
                 sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
                 return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
-        first, *others = (_shapes(nodes[node].meta["value"]) for nodes in self.nodes)
+        first, *others = (_shapes(_value(nodes[node])) for nodes in self.nodes)
         types = tensor_types(self.graphs[0].types.types[node])
         for teacher, shapes in enumerate(others, 1):
             batches = self.graphs[0].batch, self.graphs[teacher].batch
@@ -243,6 +244,11 @@ def _unlike_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> Iter
 def hands_on(node: fx.Node) -> bool:
     """Whether a node is the output, or a named tuple or dataclass of what is given."""
     return node.op == "output" or is_record(node.target)
+
+
+def _value(node: fx.Node) -> Any:
+    """What a node gives; of the output, what it is given, as it keeps the value that it was traced with."""
+    return fx.map_arg(node.args[0], lambda source: source.meta["value"]) if node.op == "output" else node.meta["value"]
 
 
 def _shapes(value: Any) -> list[tuple[int, ...]]:

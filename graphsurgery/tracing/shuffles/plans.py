@@ -232,7 +232,8 @@ def meeting(node: fx.Node) -> dict[fx.Node, int]:
 def choice(known: Known, node: fx.Node) -> Reordering | None:
     """One of two tensors of one shape, which get one order."""
     given = [operand.meta["value"] for operand in node.all_input_nodes if has_tensors(operand.meta["value"])]
-    alike = all(isinstance(value, Tensor) and value.shape == node.meta["value"].shape for value in given)
+    own = node.meta["value"]
+    alike = isinstance(own, Tensor) and all(isinstance(value, Tensor) and value.shape == own.shape for value in given)
     return pointwise(known, node) if alike else None
 
 

@@ -2,7 +2,7 @@
 
 Views, transposes, splits, slices and concatenations compute nothing, and a channel shuffle is written with them in a
 dozen ways. So they are not matched but run, on tensors that hold coordinates, and where the channels came from is read
-off. Channels are axis 1. Channels that are turned round, rolled, or looked up by indices of the network move too.
+off. Channels are axis 1. Those that are turned round, rolled, or looked up by indices that the network keeps move too.
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ class Movement:
             return _turned(node) == {1}
         if kind in _SELECTIONS:
             return len(self._tensors(node)) == 1 and self._chosen(node) == 1
+        # `x.view(dtype)` looks at other bytes, of a type that may be another tensor's.
+        given = self._without_indices((*node.args[1:], *node.kwargs.values()))
         known = is_a(self.module, node, Trait.LAYS_OUT, Trait.REORDERS)
-        # `x.view(dtype)` looks at other bytes.
-        return known and not any(isinstance(a, torch.dtype) for a in node.args)
+        return known and not any(isinstance(a, torch.dtype) for a in given)
 
     def _kind(self, node: fx.Node) -> str | None:
         known = operator_of(self.module, node)

@@ -604,6 +604,11 @@ STILL = {
     "pixels too": (lambda _, x: x.flip(1, 2), {"flip"}),
     "indices that are written": (lambda n, x: x[:, n.order.add_(0)], {"add_", "getitem"}),
     "indices of pixels": (lambda n, x: x.gather(3, n.order[:6].clamp(max=5).expand(x.shape)), {"gather"}),
+    "other bytes": (
+        lambda n, x: n.skip(torch.roll(x, 1, 1)).contiguous().view(torch.uint8).view(x.dtype),
+        {"view"},
+    ),
+    "other bytes by name": (lambda n, x: n.skip(x.flip(1)).view(dtype=torch.int64).view(dtype=x.dtype), {"view"}),
     "pixels": (lambda _, x: torch.roll(x.flip(3), 1, 2), {"flip", "roll"}),
 }
 
