@@ -76,11 +76,14 @@ def masks(
         chosen.save(output)
         screen.line("wrote", str(output))
         known["files"] = {"masks": output}
-    bits = output or source
+    screen.finish(known, *_next(output or source, opening))
+
+
+def _next(bits: Path | str, opening: Opening) -> tuple[str | Path, ...]:
+    """The next command to try: bits alone go on a network, a network gets smaller."""
     if str(bits).endswith(".json"):
-        screen.finish(known, "masks", bits, "--apply", "MODEL", "-o", "masked.pt")
-    else:
-        screen.finish(known, "compress", source, *opening.tokens, "--dead", "-o", small_file(source))
+        return "masks", bits, "--apply", "MODEL", "-o", "masked.pt"
+    return "compress", bits, *opening.tokens, "--dead", "-o", small_file(str(bits))
 
 
 def _joined(found: Sequence[MaskSet], join: Literal["intersection", "union"]) -> MaskSet:

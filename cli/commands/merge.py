@@ -60,9 +60,7 @@ def merge(
     session = TrainingSession.of(asked, network=output, onnx=onnx, report=report, reads=reads)
     from graphsurgery.passes.concatenate import concatenate, side_by_side
     from graphsurgery.recipes.merging.classes import answering
-    from graphsurgery.recipes.merging.heads import merge_heads
-    from graphsurgery.recipes.merging.merge import check_parents
-    from graphsurgery.recipes.merging.merge import merge as recipe
+    from graphsurgery.recipes.merging.heads import check_tasks, merge_tasks
     from graphsurgery.training.devices import end_processes
 
     screen, sources = session.screen, (first, second, *more)
@@ -73,12 +71,8 @@ def merge(
     plan = wishes.plan(parents, seed)
     session.document |= {"parents": sources, "data": data, "plan": asdict(plan)}
     tasks = [examples, *(opening.data(spec, *sources, seed=seed) for spec in wishes.further_tasks(len(sources)))]
-    if len(tasks) > 1:
-        session.document["tasks"] = wishes.tasks
-        for source, parent, task in zip(sources, parents, tasks, strict=True):
-            check_parents([parent], task, [source])
-    else:
-        check_parents(parents, examples, sources)  # before the run folder is made
+    session.document |= {"tasks": wishes.tasks} if len(tasks) > 1 else {}
+    check_tasks(parents, tasks, sources)  # before the run folder is made
     if asked.dry_run:
         whole = side_by_side(parents) if len(tasks) > 1 else concatenate(parents)
         show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", whole)])
@@ -87,10 +81,7 @@ def merge(
         return
     settings = {**session.document, "plan": plan.what_fixes_the_result()}
     books = session.begin("merge", settings, "the controls" if plan.controls else "")
-    if len(tasks) > 1:
-        merged = merge_heads(parents, tasks, plan, **books, made=session.keep)
-    else:
-        merged = recipe(parents, examples, plan, **books, made=session.keep)
+    merged = merge_tasks(parents, tasks, plan, **books, made=session.keep)
     end_processes()
     _finish(session, merged, parents[0], onnx, proof)
 

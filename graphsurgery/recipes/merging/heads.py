@@ -19,7 +19,7 @@ from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import named_outputs, one_output, run
 from graphsurgery.passes.concatenate import side_by_side
 from graphsurgery.recipes.experiment import Experiment
-from graphsurgery.recipes.merging.merge import check_parents, verdict
+from graphsurgery.recipes.merging.merge import check_parents, merge, verdict
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.outcome import Check, Outcome, Result
@@ -44,6 +44,34 @@ class OwnHeads(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(one_output(member(x), "a parent") for member in self.members)
+
+
+def check_tasks(parents: Sequence[ModelGraph], tasks: Sequence[Data], names: Sequence[str]) -> None:
+    """Check that all parents take the data and are of one topology; or each its own, where there are several.
+
+    Raises:
+        SurgeryError: one does not.
+    """
+    if len(tasks) == 1:
+        check_parents(parents, tasks[0], names)
+        return
+    for name, parent, task in zip(names, parents, tasks, strict=True):
+        check_parents([parent], task, [name])
+
+
+def merge_tasks(
+    parents: Sequence[ModelGraph],
+    tasks: Sequence[Data],
+    plan: MergePlan | None = None,
+    *,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+    made: Callable[[ModelGraph], None] | None = None,
+) -> Result[Outcome]:
+    """`merge` on one task, `merge_heads` on several; see there."""
+    if len(tasks) == 1:
+        return merge(parents, tasks[0], plan, run=run, reporter=reporter, made=made)
+    return merge_heads(parents, tasks, plan, run=run, reporter=reporter, made=made)
 
 
 def merge_heads(
