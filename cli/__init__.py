@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 
@@ -17,7 +19,15 @@ from graphsurgery.cli.collecting import leave, pause
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
-from graphsurgery.errors import CheckFailedError, SurgeryError, UnsupportedError, one_line, out_of_memory, visible
+from graphsurgery.errors import (
+    CheckFailedError,
+    CheckpointError,
+    SurgeryError,
+    UnsupportedError,
+    one_line,
+    out_of_memory,
+    visible,
+)
 
 DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 70, 130, 143
 
@@ -45,12 +55,15 @@ _COMMANDS = {
     "lottery": "Draw lottery tickets: train, prune, start again, next to controls.",
     "supermask": "Find a mask for weights that are never trained.",
     "masks": "Show, compare, join and apply masks of single weights.",
+    "install": "Put an edited network back into the class of its library.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
     "view": "Show a network, or an ONNX file, as a picture.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
+_FILES = {".onnx": "an ONNX file", ".pt": "a checkpoint", ".safetensors": "tensors"}
+"""What is in the files that commands read, by their endings."""
 for _name, _help in _COMMANDS.items():
     app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help)
 
@@ -76,6 +89,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
     try:
         tokens = with_config(tokens)
         TOKENS.set(tokens)
+        _check_files(tokens)
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
@@ -102,6 +116,14 @@ def run(tokens: Sequence[str] | None = None) -> int:
     finally:
         tidy()
     return DONE
+
+
+def _check_files(tokens: Sequence[str]) -> None:
+    """Refuse files that are not there before torch is imported, which takes seconds."""
+    for before, token in itertools.pairwise(tokens):
+        expected = _FILES.get(Path(token).suffix)
+        if expected is not None and not before.startswith("-") and not Path(token).exists():
+            raise CheckpointError(f"{token}: no such file; expected {expected}")
 
 
 class Terminated(KeyboardInterrupt):

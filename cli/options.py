@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.models.loading import Shape
     from graphsurgery.network.preprocessing import Preprocessing
     from graphsurgery.surgery.masks.mask_set import MaskSet
     from graphsurgery.training.data.dataset import Data
@@ -47,16 +48,21 @@ class Opening:
     """Which weights of a file that holds several, such as state_dict_ema."""
     answer: str | None = None
     """Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need."""
-    input: str | None = None
-    """Shape of one input without the batch, such as 3x224x224, where the spec does not say."""
+    input: Annotated[tuple[str, ...], _FLAG] = ()
+    """Shape of one input without the batch, such as 3x224x224, where the spec does not say. Of an .onnx file with
+    several inputs NAME=1x3x224x224, with the batch; may be given again."""
     trust_pickle: Annotated[bool, _FLAG] = False
     """Open files with pickled objects, which executes code from the file."""
+    trust_remote_code: Annotated[bool, _FLAG] = False
+    """Open folders of Hugging Face (hf:FOLDER) whose network is code in the folder, which executes it."""
 
     @property
     def tokens(self) -> list[str]:
         """The same options on a command line."""
-        named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer, "--input": self.input}
+        named = {"--arch": self.arch, "--key": self.key, "--answer": self.answer}
         given = [token for option, value in named.items() if value for token in (option, value)]
+        given += [token for text in self.input for token in ("--input", text)]
+        given += ["--trust-remote-code"] * self.trust_remote_code
         return given + ["--trust-pickle"] * self.trust_pickle
 
     def pair(
@@ -74,9 +80,13 @@ class Opening:
 
         if not to_train:
             _note_random(source)
-        shape = self._shape(shape)
         graph, module = open_pair(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=shape
+            source,
+            arch=self.arch,
+            key=self.key,
+            trust_pickle=self.trust_pickle,
+            trust_remote_code=self.trust_remote_code,
+            example_shape=self._shape(shape),
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):
@@ -123,13 +133,13 @@ class Opening:
         if self.input and self._shape() != tuple(found.input_shape):
             shape = "x".join(map(str, found.input_shape))
             advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
-            raise SpecError(f"--input {self.input}: {spec} has inputs of {shape}; leave --input out{advice}")
+            raise SpecError(f"--input {' '.join(self.input)}: {spec} has inputs of {shape}; leave --input out{advice}")
         return found
 
-    def _shape(self, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
-        from graphsurgery.models.loading import parse_shape
+    def _shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:
+        from graphsurgery.models.loading import parse_shapes
 
-        return parse_shape(self.input) if self.input else otherwise
+        return parse_shapes(self.input) or otherwise
 
 
 def _note_random(source: str) -> None:
@@ -147,6 +157,11 @@ def _note_random(source: str) -> None:
 def _note_weights(source: str, graph: ModelGraph) -> None:
     """Remember which weights of a file were taken, and what else it holds, for whoever prints."""
     taken, record = WEIGHTS.get(), graph.lineage[-1] if graph.lineage else {}
+    if taken is not None and record.get("pass") == "import" and record.get("quantised"):
+        taken[source] = (
+            f"{record['quantised']} weights and values, dequantised: an edited file is in floating numbers; quantise "
+            "it again with export --int8 --calib"
+        )
     if taken is not None and "beside" in record and record["source"] == source:
         beside = f"; beside them it holds {', '.join(record['beside'])}" if record["beside"] else ""
         taken[source] = f"{record['weights'] or 'the tensors at its top'}{beside}"

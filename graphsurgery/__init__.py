@@ -2,7 +2,7 @@
 
 Networks     trace, open_model, save, load, cost; ModelGraph, Space
 Files        import_onnx, rewrite_onnx, export_onnx, check_onnx
-Classes      install
+Classes      install, config_of
 Passes       align, compress, concatenate, deepen, factorize, fold, gate, mask, prune_dead, relabel, slim, undo,
              unfactorize, widen
 Recipes      train, merge, grow, mimic, shrink, recover_without_labels, lottery, supermask, train_slimmable, deliver,
@@ -26,7 +26,7 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 if TYPE_CHECKING:
     from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
-    from graphsurgery.models.installing import install
+    from graphsurgery.models.installing import config_of, install
     from graphsurgery.models.loading import open_model
     from graphsurgery.onnx.editing.rewriting import rewrite_onnx
     from graphsurgery.onnx.exporting.checking import check_onnx
@@ -77,6 +77,7 @@ __all__ = [
     "check_onnx",
     "compress",
     "concatenate",
+    "config_of",
     "cost",
     "deepen",
     "deliver",
@@ -121,6 +122,7 @@ _HOMES = {
     "check_onnx": "onnx.exporting.checking",
     "compress": "passes.compress",
     "concatenate": "passes.concatenate",
+    "config_of": "models.installing",
     "cost": "surgery.channels.cost",
     "deepen": "passes.deepen",
     "deliver": "recipes.delivery.deliver",

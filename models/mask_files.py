@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphsurgery.checkpoint.files import is_checkpoint, load, read_metadata
 from graphsurgery.errors import CheckpointError, SurgeryError
-from graphsurgery.models.loading import open_pair
+from graphsurgery.models.loading import Shape, open_pair
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.surgery.masks.mask_set import MaskSet
 
@@ -17,7 +17,7 @@ def open_masks(
     arch: str | None = None,
     key: str | None = None,
     trust_pickle: bool = False,
-    example_shape: tuple[int, ...] | None = None,
+    example_shape: Shape | None = None,
 ) -> MaskSet:
     """Which weights live in what `source` names.
 

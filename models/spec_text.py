@@ -41,7 +41,7 @@ def parse_spec(text: str) -> Spec:
     options: dict[str, Value] = {}
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not all(name.isidentifier() for name in key.split(".")):
             raise SpecError(f"spec {text!r}: {part!r} is not an option; write option=value, joined by &")
         if key in options:
             raise SpecError(f"spec {text!r}: option {key} is given twice; give it once")

@@ -1,4 +1,7 @@
-"""Model specs: `torchvision/NAME`, `timm/NAME`, `paper/NAME` and `file.py:function`, with `?option=value`."""
+"""Model specs: `torchvision/NAME`, `timm/NAME`, `paper/NAME`, `file.py:function`, `hf:CLASS`, with `?option=value`.
+
+`hf:FOLDER`, `ultralytics:…` and `smp:…` are in `libraries`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from graphsurgery.errors import SpecError, near_names
+from graphsurgery.models.libraries.library import Trust
+from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
 from graphsurgery.models.spec_text import (
     Spec,
@@ -30,19 +35,28 @@ _TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd30
 _DETECTOR_SIDE = 320
 
 
-def build(spec: str) -> nn.Module:
+_NO_TRUST = Trust()
+
+
+def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
     """The network that `spec` names, freshly initialised by the global random state of torch (or with its `weights`).
 
     Of a detector it is the core that holds its weights; `models.detection.install` puts that back into the detector.
 
     Args:
         spec: `paper/resnet20?in_channels=1`, `torchvision/resnet18?weights=DEFAULT`, `timm/resnet10t`, or
-            `path/file.py:function?option=value`, which executes that file and calls that function.
+            `path/file.py:function?option=value`, which executes that file and calls that function; of libraries
+            `hf:BertModel?num_hidden_layers=2`, `hf:FOLDER`, `ultralytics:yolo11n.yaml`, `smp:Unet`.
+        trust: what a file or a folder of a library may execute.
 
     Raises:
-        SpecError: the source, the name or an option is unknown, timm is not installed, or building fails.
+        SpecError: the source, the name or an option is unknown, its library is not installed, or building fails.
+        CheckpointError: a file or a folder is missing, damaged, or not trusted.
     """
     parsed = parse_spec(spec)
+    if (found := library_of(spec)) is not None:
+        library, name = found
+        return library.build(name, parsed.options, trust)
     if is_function_spec(parsed.name):
         function, _ = load_function(parsed.name)
         module = _call(spec, function, parsed.options)
@@ -60,6 +74,8 @@ def trained_instead(spec: str) -> str | None:
     """
     parsed = parse_spec(spec)
     source, _, name = parsed.name.partition("/")
+    if (found := library_of(spec)) is not None:
+        return found[0].better(found[1], parsed.options)
     if is_function_spec(parsed.name) or source not in SOURCES:
         return None
     options = {key: value for key, value in parsed.options.items() if value not in (None, False)}
@@ -73,10 +89,13 @@ def trained_instead(spec: str) -> str | None:
 
 def followable(module: nn.Module) -> nn.Module:
     """The core of a detector, which a trace can follow; any other module as it is."""
-    from graphsurgery.models.detection.detectors import core
-    from graphsurgery.tracing.trace import DETECTORS
+    from graphsurgery.tracing.trace import is_detector
 
-    return core(module) if isinstance(module, DETECTORS) else module
+    if not is_detector(module):
+        return module
+    from graphsurgery.models.detection.detectors import core
+
+    return core(module)
 
 
 def available(prefix: str = "") -> list[str]:
@@ -96,6 +115,8 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
         SpecError: as `build` does.
     """
     parsed = parse_spec(spec)
+    if library_of(spec) is not None:
+        return None  # what it takes is known when it is built
     if is_function_spec(parsed.name):
         return _shape_in(load_function(parsed.name)[1])
     source, name = _source_and_name(spec, parsed)
@@ -148,7 +169,8 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     if not slash:
         advice = near_names(parsed.name, [full for s in SOURCES for full in _names(s)])
         raise SpecError(
-            f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /; {advice}"
+            f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /, or "
+            f"{', '.join(LIBRARIES)} before a colon; {advice}"
         )
     if source not in SOURCES:
         raise SpecError(f"model spec {spec!r}: unknown source {source!r}; {near_names(source, SOURCES)}")
@@ -312,5 +334,7 @@ _FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".safetensors")
 
 def names_file(source: str) -> bool:
     """Whether `source` is a file, or should be one by its ending; a model spec is none."""
+    if library_of(source) is not None:
+        return False
     path = Path(source)
     return path.is_file() or (path.suffix in _FILES and "?" not in source)

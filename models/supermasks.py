@@ -37,8 +37,10 @@ from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.models.specs import build
+from graphsurgery.network.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.growth.fresh_weights import signed_constant
+from graphsurgery.surgery.masks import bits as mask_bits
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 from graphsurgery.tracing.trace import trace
 
@@ -102,8 +104,7 @@ class Supermask:
 
 def drawn(spec: str, seed: int, shape: tuple[int, ...]) -> ModelGraph:
     """The network of a spec with weights drawn by a seed, traced at an input shape."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = build(spec)
     return trace(module, torch.empty(2, *shape, device="meta"))
 
@@ -135,7 +136,7 @@ def save_supermask(supermask: Supermask, path: Path | str) -> int:
         "input_shape": list(supermask.input_shape),
         "constant": supermask.constant,
         "shapes": {name: list(living.shape) for name, living in supermask.masks.items()},
-        "bits": torch.frombuffer(bytearray(supermask.masks.packed()), dtype=torch.uint8),
+        "bits": torch.frombuffer(bytearray(mask_bits.packed(supermask.masks)), dtype=torch.uint8),
         "factors": {name: float(factor) for name, factor in supermask.factors.items()},
         "buffers": {name: buffer.detach().cpu().clone() for name, buffer in supermask.buffers.items()},
         "digest": _digest(graph),
@@ -210,7 +211,7 @@ def _checked(content: Mapping[str, Any], trust_files: bool) -> Supermask:
         raise SurgeryError("its shapes or factors are no numbers; the file is damaged") from cause
     if not all(isinstance(buffer, Tensor) for buffer in content["buffers"].values()):
         raise SurgeryError("its buffers are no tensors; the file is damaged")
-    masks = MaskSet.unpacked(bits.numpy().tobytes(), shapes)
+    masks = MaskSet(mask_bits.unpacked(bits.numpy().tobytes(), shapes))
     masks.unverified = "masks" not in content
     if not masks.unverified and content["masks"] != masks.digest():
         raise SurgeryError("its bits do not have the digest they were saved with; the file was altered")

@@ -19,7 +19,7 @@ from graphsurgery.surgery.channels.importance import Scores
 from graphsurgery.surgery.channels.planning import CutPlan, Price, Request
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.gates import bare, gain, gates, why_nothing
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.growth.weighted import remap_weighed
 
 Keep = float | Mapping[str, Request]
 EVERY = "*"
@@ -79,7 +79,7 @@ def compress(
                 f"compress: 0 channels removed from {len(plan.sizes)} spaces: keep {share:g} rounded to multiples of "
                 f"{round_to} is all of each; lower keep or round_to"
             )
-    return remap(base, _maps(base, plan, opened), record | plan.as_dict())
+    return remap_weighed(base, _maps(base, plan, opened), record | plan.as_dict())
 
 
 def _maps(graph: ModelGraph, plan: CutPlan, opened: Mapping[str, ChannelGate]) -> dict[Dim, ChannelMap | MapInGroups]:

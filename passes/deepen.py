@@ -14,6 +14,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.paths import place_of
+from graphsurgery.network.randomness import seeded
 from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, be_identity, be_zero, undo_norm
 from graphsurgery.surgery.growth.places import Place, find_place, proposed
@@ -165,8 +166,7 @@ class _Inserter:
         suffix = self._free(base)
         reference = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
         graph, anchor = self.module.graph, end
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             layers = place.make()
         self.seed += 1
         for name, layer in layers.items():

@@ -20,7 +20,9 @@ from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
 from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
-from graphsurgery.surgery.remap import rebuild, remap
+from graphsurgery.surgery.growth.shares import without_place
+from graphsurgery.surgery.growth.weighted import remap_weighed
+from graphsurgery.surgery.remap import rebuild
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
@@ -34,7 +36,8 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
     Args:
         graph: typed network; it is not modified.
         spaces: names of the spaces to gate; by default every outer space whose readers have weights and read tensors
-            that hold the batch as an axis of its own.
+            that hold the batch as an axis of its own. Where no reader has a weight of its own (it is tied, or
+            computed), what is read otherwise is gated too, and `fold` leaves a factor in front of the reader.
         loc: mean of the gates' initial location; each is drawn with standard deviation 0.01. In evaluation a gate at 1,
             where training begins, is open to about 0.78; at 50 it is open, and the outputs are those of the network.
         seed: draws the locations.
@@ -84,13 +87,19 @@ def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float =
 
 def gateable(graph: ModelGraph) -> list[Space]:
     """The spaces that `gate` gates by default."""
-    merged = _ungateable(graph, _batch_axes(graph), _read_inside(graph))
-    return [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
+    return _by_default(graph, _ungateable(graph, _batch_axes(graph), _read_inside(graph)))
+
+
+def _by_default(graph: ModelGraph, merged: Mapping[Dim, str]) -> list[Space]:
+    """The spaces whose gates go into weights; where there are none, those whose gates stand in front of readers."""
+    read = [s for s in graph.spaces if s.chosen and s.readers and s.dim not in merged]
+    held = without_place(graph)
+    return [s for s in read if s.scalable] or [s for s in read if s.dim not in held]
 
 
 def _choose(graph: ModelGraph, names: Sequence[str] | None, merged: Mapping[Dim, str]) -> list[Space]:
     if names is None:
-        chosen = [s for s in graph.spaces if s.chosen and s.scalable and s.readers and s.dim not in merged]
+        chosen = _by_default(graph, merged)
         if not chosen:
             cause = "every read merges the batch with other axes" if merged else _why_none(graph)
             raise SurgeryError(f"gate: no space can be gated; {cause}")
@@ -255,11 +264,11 @@ def _part(term: tuple[Dim, ...], gated: frozenset[Dim], masks: dict[Dim, fx.Node
 def fold(graph: ModelGraph) -> ModelGraph:
     """Multiply every gate's deterministic value into the weights that read its space, and drop the gates.
 
-    In evaluation mode the outputs are the same to rounding.
+    A reader without a weight of its own gets a factor in front. In evaluation the outputs are the same to rounding.
     """
     base = bare(graph)
     maps = {}
     for name, module in gates(graph).items():
         space = base.space(name)
         maps[space.dim] = ChannelMap(torch.arange(space.size), gain(module))
-    return remap(base, maps, {"pass": "fold gates"})
+    return remap_weighed(base, maps, {"pass": "fold gates"})

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.slim import slim
 from graphsurgery.passes.widen import undo, widen
+from graphsurgery.surgery.channels.choice import WITHIN
 from graphsurgery.surgery.channels.slimming import Slimmable
 from graphsurgery.surgery.deviation import UnlikeError, apart, mean_of
 from graphsurgery.surgery.gates import gates
@@ -246,11 +247,24 @@ def _floating(value: Any) -> list[Tensor]:
 
 
 def inside_groups(subject: Subject, asked: Any) -> float:
-    """Half of what stands inside heads and groups, the same in each; it runs, and its order means nothing."""
-    half = asked(lambda: compress(subject.graph, 0.5, within="best", importance="l1"))
+    """Half of what stands inside heads and groups, in each of the ways; it runs, and its order means nothing."""
+    within = WITHIN[subject.seed % len(WITHIN)]
+    half = asked(lambda: compress(subject.graph, 0.5, within=within, importance="l1"))
     found = subject.outputs(half)
     maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in half.spaces}
     return apart(subject.outputs(remap(half, maps, {})), found)
+
+
+def to_single_channels(subject: Subject, asked: Any) -> float:
+    """One channel of everything, heads and groups and what is inside of them too; it runs, and is as its file."""
+    names = [s.name for s in subject.graph.spaces if s.outer]
+    if not names:
+        return in_half(subject, asked)
+    single = asked(lambda: compress(subject.graph, dict.fromkeys(names, 1)))
+    found = subject.outputs(single)
+    with tempfile.TemporaryDirectory() as folder:
+        gs.save(single, Path(folder) / "m.pt")
+        return apart(subject.outputs(gs.load(Path(folder) / "m.pt")), found)
 
 
 def open_gates(subject: Subject, asked: Any) -> float:
@@ -358,6 +372,39 @@ def aligned(subject: Subject, asked: Any) -> float:
     return off
 
 
+def chained(subject: Subject, asked: Any) -> float:
+    """Edits of edits, in an order that the seed says: the same outputs after each, and after a file of the last."""
+    edits: list[Callable[[gs.ModelGraph], gs.ModelGraph]] = [
+        lambda g: widen(g, 1.5, seed=subject.seed),
+        lambda g: deepen(g, seed=subject.seed),
+        lambda g: factorize(g, rank=1.0, force=True),
+        lambda g: fold(gate(g, loc=60.0)),
+        lambda g: prune_dead(g),
+        lambda g: slim(g, importance="l1"),
+    ]
+    order = torch.randperm(len(edits), generator=subject.generator()).tolist()
+
+    def all_of_them() -> gs.ModelGraph:
+        graph = subject.graph
+        for number in order:
+            try:
+                graph = edits[number](graph)
+            except gs.SurgeryError:  # the contract of that edit says why
+                continue
+        with tempfile.TemporaryDirectory() as folder:
+            gs.save(graph, Path(folder) / "m.pt")
+            return gs.load(Path(folder) / "m.pt")
+
+    last = asked(all_of_them)
+    off = subject.off(last)
+    try:
+        small = compress(last, 0.5, importance="random", seed=subject.seed)
+    except gs.SurgeryError:
+        return off
+    maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in small.spaces}
+    return max(off, apart(subject.outputs(remap(small, maps, {})), subject.outputs(small)))
+
+
 def exported(subject: Subject, asked: Any) -> float:
     """In ONNX Runtime, in float32; the export compares."""
     single = subject.graph.copy()
@@ -380,6 +427,7 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "compress, by criteria": by_criterion,
     "compress, all in half": in_half,
     "compress, within groups": inside_groups,
+    "compress, single channels": to_single_channels,
     "gate, fold": open_gates,
     "prune_dead": pruned,
     "widen, undo": widened,
@@ -390,7 +438,45 @@ CONTRACTS: dict[str, Callable[[Subject, Any], float]] = {
     "slim": slimmed,
     "mask": masked,
     "align": aligned,
+    "edits of edits": chained,
 }
+
+
+@cache
+def _stranger() -> gs.ModelGraph:
+    """A network of another topology that takes images too."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    return gs.trace(network.double().eval(), torch.zeros(2, 3, 4, 4, dtype=torch.float64), check=False)
+
+
+IMPOSSIBLE: dict[str, tuple[str, Callable[[gs.ModelGraph], Any]]] = {
+    "compress to fewer parameters than one": ("compress, all in half", lambda g: compress(g, target="params=1")),
+    "compress an unknown space": ("compress, all in half", lambda g: compress(g, {"nowhere": 0.5})),
+    "gate an unknown space": ("gate, fold", lambda g: gate(g, ["nowhere"])),
+    "widen like another network": ("widen, undo", lambda g: widen(g, like=_stranger())),
+    "deepen behind an unknown layer": ("deepen", lambda g: deepen(g, "nowhere")),
+    "factorize above the full rank": ("factorize", lambda g: factorize(g, rank=10**6, force=True)),
+    "concatenate with another network": ("concatenate", lambda g: concatenate([g, _stranger()])),
+    "slim below nothing": ("slim", lambda g: Slimmable(g, min_width=0.0)),
+    "mask with the masks of another network": ("mask", lambda g: mask(g, MaskSet.ones(_stranger()))),
+    "align to another network": ("align", lambda g: align(g, _stranger())),
+}
+"""Requests that no network can meet, each with the contract whose work it would be."""
+
+
+def refused(request: Callable[[gs.ModelGraph], Any]) -> Callable[[Subject, Any], float]:
+    """The contract of an impossible request: it holds where the request is refused."""
+
+    def contract(subject: Subject, asked: Any) -> float:
+        try:
+            asked(lambda: request(subject.graph))
+        except gs.SurgeryError:
+            return 0.0
+        return float("inf")
+
+    return contract
+
+
 TRACE, ONNX = "traced, in evaluation", "ONNX Runtime"
 EVERY = (TRACE, *CONTRACTS, ONNX)
 
@@ -405,6 +491,8 @@ def examine(
         return found
     for name, contract in CONTRACTS.items():
         found[name] = measured(subject, contract)
+    for name, (_, request) in IMPOSSIBLE.items():
+        found[name] = measured(subject, refused(request))
     if onnx:
         found[ONNX] = measured(subject, exported)
     return found

@@ -26,9 +26,13 @@ def same_threads():
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_given_back():
-    """What a file of tests has freed goes back to the system, which the C library would keep for later."""
+    """What a file of tests has freed goes back to the system, which the C library would keep for later.
+
+    What is left of it (caches, imports, the traces of the zoo) stays to the end: no collection walks it again.
+    """
     yield
     gc.collect()
+    gc.freeze()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as surgeon
 import torch
 import zoo
 from onnx import TensorProto, helper, numpy_helper
@@ -94,3 +95,38 @@ def written(path: Path, nodes, inputs, outputs, constants=None, opset: int = 18,
 def _value(name, shape):
     kind, shape = shape if isinstance(shape, tuple) and isinstance(shape[0], int) and shape[0] == -1 else (None, shape)
     return helper.make_tensor_value_info(name, TensorProto.FLOAT if kind is None else TensorProto.INT64, list(shape))
+
+
+def built(path, inputs, nodes, outputs=("out",), ir=8, opset=17):
+    """A file of nodes, by onnx-graphsurgeon.
+
+    Args:
+        inputs: dtype and shape by name; a name for a free size.
+        nodes: kind, inputs (names of values, constants), names of outputs, attributes; a domain in front of a kind.
+        outputs: names.
+    """
+    values = {name: surgeon.Variable(name, dtype, shape) for name, (dtype, shape) in inputs.items()}
+    graph = surgeon.Graph(inputs=list(values.values()), opset=opset, ir_version=ir, name="test")
+    domains = {"": opset}
+    values[""] = surgeon.Variable.empty()
+    for number, (kind, read, written, attributes) in enumerate(nodes):
+        operands = [
+            surgeon.Constant(f"constant_{number}_{at}", value) if isinstance(value, np.ndarray) else values[value]
+            for at, value in enumerate(read)
+        ]
+        written = [written] if isinstance(written, str) else written
+        values |= {name: surgeon.Variable(name) for name in written if name}
+        results = [values[name] if name else surgeon.Variable.empty() for name in written]
+        domain, _, kind = kind.rpartition(".")
+        graph.nodes.append(surgeon.Node(kind, f"node_{number}", attributes, operands, results, domain or None))
+        domains.setdefault(domain, 1)
+    graph.outputs = [values[name] for name in outputs]
+    for value in graph.outputs:
+        value.dtype = np.float32
+    graph.import_domains = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    onnx.save(surgeon.export_onnx(graph), str(path))
+    return path
+
+
+def weight(*shape, seed=0):
+    return (np.random.default_rng(seed).standard_normal(shape) / 2).astype(np.float32)

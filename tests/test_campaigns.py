@@ -48,8 +48,8 @@ def test_what_is_wrong_is_found():
 
         return measured(subject, contract)
 
-    assert measured(subject, lambda s, asked: 1e-3).outcome == VIOLATED
-    assert measured(subject, lambda s, asked: float("nan")).outcome == VIOLATED
+    for off in (1e-3, float("nan"), float("inf")):
+        assert measured(subject, lambda *_, off=off: off).outcome == VIOLATED
     assert failing(IndexError("gone")).outcome == CRASHED
     assert failing(gs.SurgeryError("no")).outcome == REFUSED
     words = failing(gs.SurgeryError("widen: layers.0.0 has 12 channels")).words

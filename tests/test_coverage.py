@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import zoo
 from torch import nn
+from torchvision.models.segmentation import lraspp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -150,7 +152,8 @@ def test_the_script_measures_a_list_of_specs_and_remembers(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     "spec", ["torchvision/squeezenet1_1", "torchvision/lraspp_mobilenet_v3_large", "timm/test_vit"]
 )
-def test_every_contract_holds(spec):
+def test_every_contract_holds(spec, monkeypatch):
+    monkeypatch.setattr(lraspp, "mobilenet_v3_large", lambda **_: zoo.FAMILIES["mobilenet_v3"][0]())  # shallower
     found = examination.examine_spec(spec, onnx=False)
     assert coverage_page.line(spec, {**found, "wall_seconds": 1}).endswith("editable, every contract holds, 1 s")
     assert found["editable"] > 0.99

@@ -7,7 +7,7 @@ one whose smallest member is wide has fewer channels: what is proved does not de
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torchvision
@@ -17,6 +17,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
+from torchvision.models.mnasnet import MNASNet
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.regnet import BlockParams, RegNet
@@ -41,13 +42,13 @@ PAPER = (
 )
 
 
-def _convnext() -> nn.Module:
-    blocks = [CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)]
+def _convnext(*depths: int) -> nn.Module:
+    blocks = [CNBlockConfig(16, 32, depths[0]), CNBlockConfig(32, None, depths[1])]
     return ConvNeXt(blocks, num_classes=10, layer_scale=0.5)
 
 
-def _vit() -> nn.Module:
-    return VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
+def _vit(depth: int) -> nn.Module:
+    return VisionTransformer(32, 8, depth, 4, 32, 64, num_classes=10)
 
 
 class _Narrow(ResNet):
@@ -58,50 +59,53 @@ class _Narrow(ResNet):
         super().__init__(block, depths, num_classes=10, **options)
         self.fc = nn.Linear(self.inplanes, 10)
 
-    def _make_layer(self, block, _, *arguments, **options):
-        return super()._make_layer(block, next(self._planes), *arguments, **options)
+    def _make_layer(self, block, _, blocks, **options):
+        planes = next(self._planes)
+        return super()._make_layer(block, planes, blocks, **options) if blocks else nn.Sequential()
 
 
-def _resnet18() -> nn.Module:
-    return _Narrow(BasicBlock, [2, 2, 2, 1], (64, 80, 96, 128))
+def _resnet18(*depths: int) -> nn.Module:
+    return _Narrow(BasicBlock, list(depths), (64, 80, 96, 128))
 
 
-def _resnext() -> nn.Module:
-    return _Narrow(Bottleneck, [1, 2, 1, 1], (32, 48, 64, 96), groups=8, width_per_group=4)
+def _resnext(*depths: int) -> nn.Module:
+    return _Narrow(Bottleneck, list(depths), (32, 48, 64, 96), groups=8, width_per_group=4)
 
 
 def _densenet() -> nn.Module:
-    return DenseNet(growth_rate=8, block_config=(2, 3, 3, 2), num_init_features=16, num_classes=10)
+    return DenseNet(growth_rate=8, block_config=(2, 3, 2, 1), num_init_features=16, num_classes=10)
 
 
 def _mobilenet_v2() -> nn.Module:
-    stages = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 64, 1, 2], [6, 96, 2, 1], [6, 160, 1, 2]]
+    stages = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2], [6, 64, 1, 1], [6, 160, 1, 2]]
     return MobileNetV2(num_classes=10, width_mult=0.5, inverted_residual_setting=stages)
 
 
-def _mobilenet_v3() -> nn.Module:
-    blocks = [
-        (16, 3, 16, 16, True, "RE", 2, 1, 1.0),
-        (16, 3, 72, 24, False, "RE", 2, 1, 1.0),
-        (24, 3, 88, 24, False, "RE", 1, 1, 1.0),
-        (24, 5, 96, 40, True, "HS", 2, 1, 1.0),
-        (40, 5, 240, 40, True, "HS", 1, 1, 1.0),
-    ]
+_MOBILE = (
+    (16, 3, 16, 16, True, "RE", 2, 1, 1.0),
+    (16, 3, 72, 24, False, "RE", 2, 1, 1.0),
+    (24, 3, 88, 24, False, "RE", 1, 1, 1.0),
+    (24, 5, 96, 40, True, "HS", 2, 1, 1.0),
+    (40, 5, 240, 40, True, "HS", 1, 1, 1.0),
+)
+
+
+def _mobilenet_v3(*blocks: tuple) -> nn.Module:
     return MobileNetV3([InvertedResidualConfig(*block) for block in blocks], last_channel=128, num_classes=10)
 
 
 def _efficientnet() -> nn.Module:
-    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 1)]
+    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 1), (6, 3, 2, 40, 80, 1)]
     return EfficientNet([MBConvConfig(*stage) for stage in stages], dropout=0.2, num_classes=10)
 
 
 def _regnet_y() -> nn.Module:
-    stages = BlockParams([1, 2, 2, 1], [24, 48, 64, 96], [8, 8, 8, 8], [1.0] * 4, [2] * 4, se_ratio=0.25)
+    stages = BlockParams([1, 2, 1, 1], [24, 48, 64, 96], [8, 8, 8, 8], [1.0] * 4, [2] * 4, se_ratio=0.25)
     return RegNet(stages, num_classes=10)
 
 
 def _shufflenet_v2() -> nn.Module:
-    return ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 256], num_classes=10)
+    return ShuffleNetV2([2, 3, 1], [24, 48, 96, 192, 256], num_classes=10)
 
 
 def _quarter(block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -113,11 +117,19 @@ def _quarter(block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return built
 
 
-def _googlenet() -> nn.Module:
+def googlenet(*, aux: bool = False) -> nn.Module:
+    """With or without auxiliary heads, which have but one narrow layer here."""
     convolution = _quarter(BasicConv2d)
     blocks = [convolution, partial(Inception, conv_block=convolution), InceptionAux]
     network = GoogLeNet(num_classes=10, aux_logits=False, init_weights=False, blocks=blocks)
-    network.inception4b, network.inception4c = nn.Identity(), nn.Identity()  # as 4d
+    if aux:
+        network.aux_logits = True
+        for head, channels in (("aux1", 128), ("aux2", 132)):
+            setattr(network, head, InceptionAux(channels, 10))
+            getattr(network, head).fc1 = nn.Linear(2048, 64)
+            getattr(network, head).fc2 = nn.Linear(64, 10)
+    for name in ("inception4b", "inception4c", "inception5a"):  # as 4d and 5b
+        setattr(network, name, nn.Identity())
     network.fc = nn.Linear(256, 10)
     return network
 
@@ -127,8 +139,17 @@ def _inception_v3() -> nn.Module:
     kinds = (getattr(inception, f"Inception{letter}") for letter in "ABCDE")
     blocks = [convolution, *(partial(kind, conv_block=convolution) for kind in kinds), inception.InceptionAux]
     network = Inception3(num_classes=10, aux_logits=False, init_weights=False, inception_blocks=blocks)
-    network.Mixed_6c, network.Mixed_6d = nn.Identity(), nn.Identity()  # as 6b and 6e
+    for name in ("Mixed_5d", "Mixed_6c", "Mixed_6d", "Mixed_7c"):  # as 5c, 6b, 6e and 7b
+        setattr(network, name, nn.Identity())
     network.fc = nn.Linear(512, 10)
+    return network
+
+
+def _mnasnet() -> nn.Module:
+    network = MNASNet(0.5, num_classes=10)
+    for place, stack in enumerate(network.layers):
+        if isinstance(stack, nn.Sequential):
+            network.layers[place] = stack[:2]
     return network
 
 
@@ -137,26 +158,34 @@ def _torchvision(name: str, **options: object) -> nn.Module:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet18": (_resnet18, (3, 32, 32)),
-    "resnext": (_resnext, (3, 32, 32)),
+    "resnet18": (partial(_resnet18, 2, 2, 2, 1), (3, 32, 32)),
+    "resnext": (partial(_resnext, 1, 2, 1, 1), (3, 32, 32)),
     "densenet": (_densenet, (3, 32, 32)),
     "mobilenet_v2": (_mobilenet_v2, (3, 32, 32)),
-    "mobilenet_v3": (_mobilenet_v3, (3, 32, 32)),
+    "mobilenet_v3": (partial(_mobilenet_v3, *_MOBILE), (3, 32, 32)),
     "efficientnet": (_efficientnet, (3, 32, 32)),
     "squeezenet1_1": (partial(_torchvision, "squeezenet1_1"), (3, 64, 64)),
-    "googlenet": (_googlenet, (3, 64, 64)),
+    "googlenet": (googlenet, (3, 64, 64)),
     "inception_v3": (_inception_v3, (3, 75, 75)),
-    "mnasnet0_5": (partial(_torchvision, "mnasnet0_5"), (3, 32, 32)),
+    "mnasnet0_5": (_mnasnet, (3, 32, 32)),
     "regnet_y": (_regnet_y, (3, 32, 32)),
     "shufflenet_v2": (_shufflenet_v2, (3, 64, 64)),
-    "convnext": (_convnext, (3, 32, 32)),
-    "vit": (_vit, (3, 32, 32)),
+    "convnext": (partial(_convnext, 2, 1), (3, 32, 32)),
+    "vit": (partial(_vit, 2), (3, 32, 32)),
 }
 # The whole of a family's smallest member, where numbers of channels are the point.
 WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "whole resnet18": (partial(_torchvision, "resnet18"), (3, 32, 32)),
 }
-_BUILT = FAMILIES | WHOLE
+# A block of each kind, for what takes seconds where the others take hundredths: an export, training.
+SHALLOW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "shallow resnet18": (partial(_resnet18, 1, 1, 0, 0), (3, 32, 32)),
+    "shallow resnext": (partial(_resnext, 1, 1, 0, 0), (3, 32, 32)),
+    "shallow mobilenet_v3": (partial(_mobilenet_v3, _MOBILE[0], (16, 5, 64, 16, True, "HS", 1, 1, 1.0)), (3, 32, 32)),
+    "shallow convnext": (partial(_convnext, 1, 1), (3, 32, 32)),
+    "shallow vit": (partial(_vit, 1), (3, 32, 32)),
+}
+_BUILT = FAMILIES | WHOLE | SHALLOW
 # Families whose trace has the values of some parameters and buffers in another order.
 SHUFFLING = ("shufflenet_v2",)
 # Families of which one or two stand for the others where a test is slow.
@@ -197,5 +226,14 @@ def example(name: str, batch: int = 2, seed: int = 7) -> Tensor:
 
 
 def traced(name: str, seed: int = 0) -> tuple[gs.ModelGraph, Tensor]:
-    """A traced network of the zoo and inputs for it; the tests of tracing compare it with the network."""
-    return gs.trace(model(name, seed), example(name), check=False), example(name)
+    """A traced network of the zoo and inputs for it; the tests of tracing compare it with the network.
+
+    It is traced once in a process; every test has a copy of its own.
+    """
+    graph, x = _traced(name, seed)
+    return graph.copy(), x.clone()
+
+
+@lru_cache(32)
+def _traced(name: str, seed: int) -> tuple[gs.ModelGraph, Tensor]:
+    return gs.trace(model(name, seed), example(name), copy=False, check=False), example(name)

@@ -303,7 +303,7 @@ def _opened(path: Path, before: bytes) -> Found:
     imported = import_onnx(path)
     graph = imported.graph
     assert cost(graph).parameters >= 0
-    inputs = graph.example_inputs(imported.file.batch or 2)
+    inputs = graph.example_inputs(imported.batch or 2)
     graph.module.eval()
     try:
         expected = _in_runtime(path, inputs)

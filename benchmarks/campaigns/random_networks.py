@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import re
 import sys
 import time
 import warnings
@@ -19,11 +20,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-TESTS = Path(__file__).parents[2] / "tests"
-sys.path[:0] = [str(TESTS), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
-from all_contracts import CRASHED, EVERY, FAULTS, HOLDS, OUTCOMES, REFUSED, VIOLATED, Found, examine
+from all_contracts import CRASHED, EVERY, FAULTS, HOLDS, IMPOSSIBLE, OUTCOMES, REFUSED, VIOLATED, Found, examine
 from document import DOCS, measured, table, write_section
 from unusual_steps import KINDS
 
@@ -77,17 +78,52 @@ def rows(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
     return lines
 
 
+def failing(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
+    """A row for each impossible request: how long its refusal takes, in proportion to the work."""
+    lines = []
+    for name, (work, _) in IMPOSSIBLE.items():
+        pairs = [(c[name], c[work]) for c in found.values() if name in c and c[work].outcome == HOLDS]
+        taken = [sum(entry.seconds for entry in side) for side in zip(*pairs, strict=True)]
+        wrong = sum(entry.outcome != HOLDS for entry, _ in pairs)
+        shown = [f"{1000 * seconds / len(pairs):.1f}" for seconds in taken] if pairs else ["", ""]
+        lines.append([name, str(len(pairs)), str(wrong), shown[1], shown[0]])
+    return lines
+
+
 def reasons(found: Mapping[int, Mapping[str, Found]]) -> list[list[str]]:
-    """Why requests are refused, the most frequent reasons first."""
-    count = collections.Counter(
-        (name, entry.words)
-        for contracts in found.values()
-        for name, entry in contracts.items()
-        if entry.outcome == REFUSED
-    )
-    most = [[name, words.replace("|", "\\|"), str(number)] for (name, words), number in count.most_common(SHOWN)]
-    rest = sum(count.values()) - sum(int(row[-1]) for row in most)
-    return [*most, ["all others", "", str(rest)]]
+    """Why requests are refused, the most frequent reasons first: how many networks, by how many contracts of each."""
+    networks: dict[str, set[int]] = collections.defaultdict(set)
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    for seed, contracts in found.items():
+        for name, entry in contracts.items():
+            if entry.outcome == REFUSED and name in EVERY:
+                reason = reason_of(entry.words)
+                networks[reason].add(seed)
+                names[reason].add(name)
+    most = sorted(networks, key=lambda reason: -len(networks[reason]))
+    shown = [
+        [reason.replace("|", "\\|"), _listed(names[reason]), str(len(networks[reason]))] for reason in most[:SHOWN]
+    ]
+    rest = set().union(*(networks[reason] for reason in most[SHOWN:]))
+    return [*shown, [f"{max(0, len(most) - SHOWN)} others", "", str(len(rest))]]
+
+
+def reason_of(words: str) -> str:
+    """A refusal without the command that says it: one reason keeps several commands from their work."""
+    said = re.sub(r"^[^ ]+: ", "", words)
+    for nothing in (
+        "no channel can be removed",
+        "no space would grow",
+        "no space can be gated",
+        "no space can be slimmed",
+    ):
+        said = said.removeprefix(f"{nothing}; ")
+    return re.sub(r"^frozen by [^:;]+: ", "", said)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Contracts, those of one command as one."""
+    return ", ".join(dict.fromkeys(name.partition(",")[0] for name in EVERY if name in set(names)))
 
 
 def page(found: Mapping[int, Mapping[str, Found]]) -> str:
@@ -100,10 +136,14 @@ def page(found: Mapping[int, Mapping[str, Found]]) -> str:
     head = ["contract", "networks", *OUTCOMES, "ms if it holds", "ms if refused"]
     shares = (
         f"{len(KINDS)} kinds of steps, one to five in a network. Nothing at all is refused on"
-        f" {whole / len(found):.0%} of the {len(found):,} networks, nothing but `concatenate` on {but / len(found):.0%}."
+        f" {whole / len(found):.0%} of the {len(found):,} networks, and nothing but"
+        f" `concatenate` on {but / len(found):.0%}."
     )
-    why = table(["contract", "why it is refused", "networks"], reasons(found))
-    return f"{shares}\n\n{table(head, rows(found))}\n\n{why}"
+    why = table(["why it is refused", "what is refused", "networks"], reasons(found))
+    late = table(
+        ["impossible request", "networks", "not refused", "ms of the work", "ms of the refusal"], failing(found)
+    )
+    return f"{shares}\n\n{table(head, rows(found))}\n\n{why}\n\n{late}"
 
 
 def main() -> int:

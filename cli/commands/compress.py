@@ -48,6 +48,9 @@ class Cutting:
     --keep and --target the other spaces stay whole."""
     ranking: Literal["per-space", "global"] = "per-space"
     """For --target: every space keeps the same share, or the channels of all spaces compete."""
+    uniform: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """For --target: spaces of one size get one size, so that a class with one number for all layers can hold the result
+    (see install)."""
     min_width: int = 1
     """For --target: no space gets fewer channels."""
     max_cut: float = 0.9
@@ -74,17 +77,25 @@ class Cutting:
         """Whether the step of the widths is to be found."""
         return self.round_to == "auto" or (self.round_to is None and self.to_latency)
 
+    @property
+    def _uniform(self) -> dict[str, str]:
+        return {"ranking": "uniform"} if self.uniform else {}
+
     def plan(self, seed: int) -> Cut:
         """The plan of this cut; a step that is to be found is 1 in it."""
         from graphsurgery.recipes.compression.shrink import Cut, parse_spaces
         from graphsurgery.surgery.channels.targets import parse_target
 
         limits = {"ranking": self.ranking, "min_width": self.min_width, "max_cut": self.max_cut}
+        if self.uniform and (self.ranking == "global" or self.within in ("each", "best")):
+            raise SurgeryError(
+                "compress: --uniform cuts spaces of one size alike; leave out --ranking global, --within each and best"
+            )
         if self.target is None and limits != {name: getattr(_CUTTING, name) for name in limits}:
             raise SurgeryError("compress: --ranking, --min-width and --max-cut say how a --target is met; give one")
         return Cut(
             keep=self.keep,
-            target=None if self.target is None else parse_target(self.target, **limits),
+            target=None if self.target is None else parse_target(self.target, **limits | self._uniform),
             spaces=parse_spaces(self.keep_space),
             within=self.within,
             importance=self.importance,

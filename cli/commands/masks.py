@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from graphsurgery.cli.editing import Editing, EditSession
-from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing, small_file
+from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Proof, Shown, Writing, small_file
 from graphsurgery.cli.session import Session
 from graphsurgery.errors import SurgeryError
 
@@ -32,6 +32,7 @@ def masks(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
     shown: Shown = SHOWN,
 ) -> None:
     """Show which share of each layer's weights lives, and how far masks agree; join them, or put them on a network.
@@ -51,9 +52,11 @@ def masks(
     """
     sources = (source, *others)
     _check(sources, join, apply, output)
+    if proof != PROOF and (output is None or output.suffix != ".onnx"):
+        raise SurgeryError("masks: --rtol says how an .onnx file is proved; give --apply m.onnx -o masked.onnx")
     reads = [*sources, opening.arch]
     if output is not None and apply is not None:
-        editing = Editing(writing=writing, opening=opening, shown=shown)
+        editing = Editing(writing=writing, opening=opening, proof=proof, shown=shown)
         session: Session = EditSession.of(output, apply, editing, reads=reads)
     else:
         writing.allow(masks=output, reads=reads)

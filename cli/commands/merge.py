@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import OPENING, Opening, Output, Seed
+from graphsurgery.cli.options import OPENING, PROOF, Opening, Output, Proof, Seed
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
+from graphsurgery.errors import SurgeryError
 from graphsurgery.recipes.merging.plan import MergeWishes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def merge(
     seed: Seed = 0,
     asked: Training = TRAINING,
     opening: Opening = OPENING,
+    proof: Proof = PROOF,
 ) -> None:
     """Merge trained networks of one topology into one of the size of the first, and compare it with what it must beat.
 
@@ -53,6 +55,8 @@ def merge(
         Also write an HTML report.
     """
     reads = [first, second, *more, data, opening.arch]
+    if proof != PROOF and onnx is None:
+        raise SurgeryError("merge: --rtol says how an .onnx file is proved; give --onnx merged.onnx")
     session = TrainingSession.of(asked, network=output, onnx=onnx, report=report, reads=reads)
     from graphsurgery.passes.concatenate import concatenate, side_by_side
     from graphsurgery.recipes.merging.classes import answering
@@ -88,10 +92,12 @@ def merge(
     else:
         merged = recipe(parents, examples, plan, **books, made=session.keep)
     end_processes()
-    _finish(session, merged, parents[0], onnx)
+    _finish(session, merged, parents[0], onnx, proof)
 
 
-def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None) -> None:
+def _finish(
+    session: TrainingSession, merged: Result[Outcome], parent: ModelGraph, onnx: Path | None, proof: Proof
+) -> None:
     """Write what was asked for, and show what was found out, whatever else goes wrong."""
     from graphsurgery.recipes.merging.merge import with_latency
     from graphsurgery.recipes.merging.work import GUESSES
@@ -99,7 +105,7 @@ def _finish(session: TrainingSession, merged: Result[Outcome], parent: ModelGrap
     outcome = session.saved(merged)
     try:
         if onnx is not None and session.is_first:
-            outcome = with_latency(outcome, merged.graph, parent, onnx)
+            outcome = with_latency(outcome, merged.graph, parent, onnx, rtol=proof.rtol)
         session.report(outcome)
     finally:
         session.show(outcome)

@@ -251,6 +251,34 @@ def _split(term: Term, count: int) -> tuple[Term, Term]:
 def unify(a: Axis, b: Axis) -> None:
     """Make two axes the same type, refining dims on both sides.
 
+    Terms are matched from the left. Of two terms of unequal size the longer is split where the shorter ends (`_split`);
+    two of equal size are matched factor by factor (`_unify_terms`), of which the larger is divided by the smaller.
+
+    A stream of 12 channels meets a concat of 4 and 8. It becomes their sum, wherever it was typed before:
+
+    >>> stream, first, second = free(12), free(4), free(8)
+    >>> unify(stream, concat([first, second]))
+    >>> resolve(stream) == first + second
+    True
+
+    What is behind the concat is a convolution of 4 groups, `g·k`. The first 4 indices are the 1st group and a third of
+    the 2nd: a border falls inside a product, and there is no such type. Whoever asked freezes both.
+
+    >>> groups, inside = free(2), free(6)
+    >>> unify(stream, product([groups, inside]))
+    Traceback (most recent call last):
+    graphsurgery.axes.algebra.Clash: a border at 4 falls inside a block of 6
+
+    Heads of size 16 and heads of size 32, both of 64 channels: the first has 4 heads `h`, the second 2. The larger
+    factor, `h`, is divided by the smaller: `h := g·r`. What is left over on the other side, 32, is `r` times 16.
+
+    >>> h, d, g, e = free(4), free(16), free(2), free(32)
+    >>> unify(product([h, d]), product([g, e]))
+    >>> [term_size(term) for axis in (h, e) for term in resolve(axis)], [len(resolve(axis)[0]) for axis in (h, e)]
+    ([4, 32], [2, 2])
+    >>> resolve(h)[0][1] is resolve(e)[0][0]
+    True
+
     Raises:
         Clash: their sizes differ, or a border of one falls inside an element of the other.
     """

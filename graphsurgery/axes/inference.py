@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,21 +17,16 @@ from torch.nn.utils import parametrize
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
+from graphsurgery.axes.findings import Findings
 from graphsurgery.axes.types import (
-    Access,
-    Frozen,
-    Mixing,
-    ModuleRewrite,
-    ParameterType,
-    Rewrite,
     TensorType,
     Typing,
     all_axes,
     tensor_types,
 )
+from graphsurgery.network.operators import key_of
 from graphsurgery.network.outputs.records import held_by, is_record
-from graphsurgery.network.paths import has_tensors, map_values, modules_of, named_tensors, place_of
-from graphsurgery.network.values.dtypes import holds_numbers
+from graphsurgery.network.paths import has_tensors
 
 Rule = Callable[..., Any]
 
@@ -39,7 +34,10 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*keys: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for exact functions, module classes, or method names; a second one for a key is an error."""
+    """Register a rule for exact functions, module classes, method names, or paths of torchvision's (`key_of`).
+
+    A second rule for a key is an error.
+    """
 
     def register(function: Rule) -> Rule:
         for key in dict.fromkeys(keys):
@@ -51,159 +49,8 @@ def rule(*keys: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-class Inference:
-    """One typing run: what rules call, and what it has found so far, under the names of `Typing`."""
-
-    def __init__(self, module: fx.GraphModule, *, open_outputs: bool = False) -> None:
-        self.module = module
-        self.open_outputs = open_outputs
-        self._modules = modules_of(module)
-        # For shapes and identities only: moving or casting the module replaces its buffers.
-        self._tensors = named_tensors(module)
-        self.canonical: dict[str, str] = {}
-        first: dict[int, str] = {}
-        for name, tensor in self._tensors.items():
-            self.canonical[name] = first.setdefault(id(tensor), name)
-        self.types: dict[fx.Node, Any] = {}
-        self.parameters: dict[str, ParameterType] = {}
-        self.writers: list[Access] = []
-        self.readers: list[Access] = []
-        self.mixings: list[Mixing] = []
-        self.products: dict[fx.Node, list[tuple[Axis, ...]]] = {}
-        self.frozen: list[Frozen] = []
-        self.rewrites: dict[fx.Node, list[Rewrite]] = {}
-        self.attributes: dict[str, list[ModuleRewrite]] = {}
-        self.sized: dict[fx.Node, frozenset[int | str]] = {}
-        self.node: fx.Node = next(iter(module.graph.nodes))
-        self.submodule: nn.Module = module
-
-    # What rules ask -------------------------------------------------------------------------------------------------
-
-    def parameter(self, name: str) -> TensorType | None:
-        """The type of a parameter or buffer of the node's own module; None where the module has none."""
-        if getattr(self.submodule, name, None) is None:
-            return None
-        return self._parameter(f"{self.node.target}.{name}")
-
-    def _parameter(self, path: str) -> TensorType:
-        name = self.canonical[path]
-        found = self.parameters.get(name)
-        if found is None:
-            tensor = self._tensors[name]
-            make = ax.free if holds_numbers(tensor) else ax.fixed
-            found = self.parameters[name] = ParameterType(name, tuple(make(n) for n in tensor.shape))
-        return TensorType(found.axes, name)
-
-    def tie(self, name: str, *axes: Axis) -> None:
-        """Say that a parameter of the node's module, if it exists, has these axes."""
-        parameter = self.parameter(name)
-        if parameter is not None:
-            for own, axis in zip(parameter.axes, axes, strict=True):
-                ax.unify(own, axis)
-
-    def writes(self, axis: Axis) -> None:
-        """The node's parameters write this axis."""
-        self.writers.append(Access(self.node, axis))
-
-    def reads(self, argument: Any, dim: int, axis: Axis, weight: TensorType | None, weight_axis: int) -> None:
-        """The node sums over `axis` in its tensor argument, a number or a node, with axis `weight_axis` of a weight.
-
-        Where it sums group by group, the axes of the tensor and of the weight may have `axis` once for each group.
-        """
-        value = self.node.args[argument] if isinstance(argument, int) and len(self.node.args) > argument else argument
-        source = value if isinstance(value, fx.Node) else None
-        given: list[fx.Node] = []
-        fx.map_arg((self.node.args, self.node.kwargs), given.append)
-        times = 1 if source is None else given.count(source)
-        # A value that is given twice would be scaled twice.
-        if weight is None or weight.parameter is None or times > 1:
-            self.readers.append(Access(self.node, axis, source, dim, weighted=False, given=times))
-            return
-        self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
-        self.parameters[weight.parameter].reads[weight_axis] = axis
-
-    def reads_inside(self, axis: Axis, weight: TensorType, weight_axis: int) -> None:
-        """The node sums over `axis` of a value of its own, where no other node can reach it."""
-        assert weight.parameter is not None
-        self.readers.append(Access(self.node, axis, weight=(weight.parameter, weight_axis)))
-        self.parameters[weight.parameter].reads[weight_axis] = axis
-
-    def multiplies(self, *factors: Axis) -> None:
-        """The node takes as many multiply-accumulates as these axes have indices together.
-
-        A factor that no surgery changes (positions, a kernel) may be left out, of all products of a node alike.
-        """
-        self.products.setdefault(self.node, []).append(factors)
-
-    def mixes(self, axis: Axis, kind: str, dim: int | None = None) -> None:
-        """The node mixes the indices of this axis, which is number `dim` of its first tensor; see `Mixing`."""
-        if not ax.is_fixed(axis):
-            self.mixings.append(Mixing(self.node, axis, kind, dim))
-
-    def attribute(self, name: str, axis: Axis) -> None:
-        """The attribute `name` of the node's module is the size of this axis."""
-        self.on_module(lambda module, new: setattr(module, name, new.size(axis)))
-
-    def on_module(self, rewrite: ModuleRewrite) -> None:
-        """Run `rewrite` on the rebuilt module, with the new sizes."""
-        self.attributes.setdefault(str(self.node.target), []).append(rewrite)
-
-    def on_rebuild(self, rewrite: Rewrite, sizes: Iterable[int | str] = ()) -> None:
-        """Run `rewrite` on the rebuilt node, with the new sizes.
-
-        Args:
-            rewrite: gets the node with its arguments as they are, but for numbers computed from widths: those have
-                their old values.
-            sizes: the arguments, by position and by name, that are sizes and get to `rewrite` as they are computed now.
-        """
-        self.rewrites.setdefault(self.node, []).append(rewrite)
-        self.sized[self.node] = self.sized.get(self.node, frozenset()) | frozenset(sizes)
-
-    def freeze(self, reason: str, *values: Any) -> None:
-        """Freeze every axis of these types and say why, unless nothing was free."""
-        count = 0
-        for value in values:
-            count += sum(ax.freeze(*typed.axes) for typed in tensor_types(value))
-        if count:
-            self.frozen.append(Frozen(self.where(), reason))
-
-    def fix(self, *axes: Axis) -> None:
-        """These axes are positions, not channels; nothing to report."""
-        ax.freeze(*axes)
-
-    def freeze_axis(self, reason: str, *frozen: Axis) -> None:
-        """Freeze these axes and say why, unless nothing was free."""
-        if ax.freeze(*frozen):
-            self.frozen.append(Frozen(self.where(), reason))
-
-    def unify(self, a: Axis, b: Axis) -> None:
-        """Make two axes one; where they clash, freeze both and record the reason."""
-        if a is b:
-            return
-        try:
-            ax.unify(a, b)
-        except Clash as clash:
-            self.freeze_axis(f"{self.operator()} cannot give both sides one type: {clash}", a, b)
-
-    @property
-    def value(self) -> Any:
-        """What the node gave when it was traced: meta tensors and plain values."""
-        return self.node.meta["value"]
-
-    def untyped(self) -> Any:
-        """A fixed type for everything that the node gives."""
-        return map_values(self.value, lambda t: TensorType([ax.fixed(n) for n in t.shape]))
-
-    def where(self) -> str:
-        return place_of(self.node)
-
-    def operator(self) -> str:
-        """A readable name of the node's operator."""
-        if self.node.op == "call_module":
-            return type(self.submodule).__name__
-        return getattr(self.node.target, "__name__", str(self.node.target))
-
-    # The walk -------------------------------------------------------------------------------------------------------
+class Inference(Findings):
+    """One typing run: the walk over the nodes. What rules call is in `Findings`."""
 
     def run(self) -> Typing:
         """Type every node."""
@@ -278,7 +125,7 @@ class Inference:
         if parametrize.is_parametrized(self.submodule):
             return self._opaque("its weights are computed (a parametrization)", *self._given())
         kind = type(self.submodule)
-        return self._apply(nn.Identity if "identity" in self.node.meta and kind not in RULES else kind)
+        return self._apply(nn.Identity if "identity" in self.node.meta and key_of(kind) not in RULES else kind)
 
     def _given(self) -> tuple[Any, Any]:
         return self._typed(self.node.args), self._typed(self.node.kwargs)
@@ -293,7 +140,7 @@ class Inference:
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         if is_record(key):
             return held_by(key, args, kwargs)
-        function = RULES.get(key)
+        function = RULES.get(key_of(key))
         if function is None:
             unfollowed = self.node.meta.get("unfollowed")
             reason = f"is kept whole: {unfollowed}" if unfollowed else f"no rule for {self.operator()}"

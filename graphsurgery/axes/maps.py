@@ -101,6 +101,23 @@ class Edit(Widths):
     def lift(self, axis: Axis) -> Lifted | None:
         """The map of an axis by itself; None where it stays as it is.
 
+        A space `d` of 3 channels keeps the first and the last, and is copied by nothing. An axis of two heads, `h·d`,
+        keeps two of three in each of them: new index `[i, j]` of the product was `[i, source[j]]`, which is `3·i +
+        source[j]` in row-major order. Behind 2 other channels in a concat, all of that is moved by 2:
+
+        >>> h, d, other = Dim(2), Dim(3), Dim(2)
+        >>> edit = Edit({d: ChannelMap(torch.tensor([0, 2]))})
+        >>> edit.lift(((h, d),)).source.tolist()
+        [0, 2, 3, 5]
+        >>> edit.lift(((other,), (h, d))).source.tolist()
+        [0, 1, 2, 4, 5, 7]
+
+        A copy of the last channel shares with it what it counts for; shares of a product are multiplied:
+
+        >>> edit = Edit({d: ChannelMap(torch.tensor([0, 1, 2, 2]), torch.tensor([1, 1, 0.75, 0.25]))})
+        >>> edit.lift(((h, d),)).source.tolist(), edit.lift(((h, d),)).share.tolist()
+        ([0, 1, 2, 2, 3, 4, 5, 5], [1.0, 1.0, 0.75, 0.25, 1.0, 1.0, 0.75, 0.25])
+
         Raises:
             ValueError: it depends on another axis, see `lift_in`.
         """

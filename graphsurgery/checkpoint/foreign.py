@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, one_line
 
-_DEEPEST = 8
+_DEEPEST, _MOST = 8, 6
+"""How deep weights are looked for, and how many sets of them a message names."""
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -47,13 +48,13 @@ class Contents:
         sets = tuple(path for path in self.sets if inside(path) or (tensors and key.startswith(f"{path}.")))
         return Contents(tensors, sets, modules)
 
-    def listed(self, most: int = 6) -> str:
+    def listed(self) -> str:
         """The sets of weights and the modules, for a message."""
         counts = {path: sum(self.set_of(name) == path for name in self.tensors) for path in self.sets}
         parts = [f"{path or 'the file itself'} ({counts[path]} tensors)" for path in self.sets]
         parts += [f"{path or 'the file itself'} ({type(module).__name__})" for path, module in self.modules.items()]
-        more = len(parts) - most
-        return ", ".join(parts[:most]) + (f" and {more} more" if more > 0 else "")
+        more = len(parts) - _MOST
+        return ", ".join(parts[:_MOST]) + (f" and {more} more" if more > 0 else "")
 
     def set_of(self, name: str) -> str:
         """The set that a tensor is in."""

@@ -11,19 +11,18 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.operators import Trait, modules, operators
+from graphsurgery.network.operators import Trait, key_of, modules, operators, part_at
 
 
 def _words(text: str) -> list[str]:
@@ -59,7 +58,20 @@ _assert arange as_strided as_tensor bernoulli empty eye finfo full full_like lin
 rand rand_like randn randn_like randint randint_like randperm scalar_tensor tensor tril_indices triu_indices zeros
 """)
 
-_VISION = _words("stochastic_depth deform_conv2d roi_align roi_pool")
+_VISION_LAYERS = MappingProxyType(
+    {
+        "torchvision.ops.StochasticDepth": "torchvision.ops.stochastic_depth.StochasticDepth",
+        "torchvision.ops.FrozenBatchNorm2d": "torchvision.ops.misc.FrozenBatchNorm2d",
+    }
+)
+_VISION_FUNCTIONS = MappingProxyType(
+    {
+        "torchvision.ops.stochastic_depth": "torchvision.ops.stochastic_depth.stochastic_depth",
+        "torchvision.ops.deform_conv2d": "torchvision.ops.deform_conv.deform_conv2d",
+        "torchvision.ops.roi_align": "torchvision.ops.roi_align.roi_align",
+        "torchvision.ops.roi_pool": "torchvision.ops.roi_pool.roi_pool",
+    }
+)
 
 _PACKING = _words("pack_padded_sequence pad_packed_sequence")
 
@@ -117,16 +129,40 @@ OLD_NAMES = MappingProxyType(
 """What names were in files of earlier versions, and what they are now: both are read, the new ones are written."""
 
 
+class _Named(Mapping[str, Any]):
+    """What is stored under names; what is torchvision's is imported when it is asked for."""
+
+    def __init__(self, own: Mapping[str, Any], foreign: Mapping[str, str]) -> None:
+        self._own, self._foreign = own, foreign
+
+    def __getitem__(self, name: str) -> Any:
+        return part_at(self._foreign[name]) if name in self._foreign else self._own[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._foreign or name in self._own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._own, *self._foreign))
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._foreign)
+
+    def by_part(self) -> dict[Any, str]:
+        """The first name of each part, by what it is or, for torchvision's, by its path (`key_of`)."""
+        names = {path: name for name, path in self._foreign.items()}
+        for name, part in self._own.items():
+            if name not in OLD_NAMES:
+                names.setdefault(part, name)
+        return names
+
+
 @cache
-def module_classes() -> Mapping[str, type[nn.Module]]:
+def module_classes() -> _Named:
     """The leaf classes by the name under which they are stored."""
     from graphsurgery.network import gated_layers, layers
 
     classes: dict[str, type[nn.Module]] = {f"torch.nn.{name}": getattr(nn, name) for name in _OTHER_LAYERS}
-    for kind in modules(Trait.NONE):
-        home = "torch.nn" if kind.__module__.startswith("torch.nn.") else "torchvision.ops"
-        classes[f"{home}.{kind.__name__}"] = kind
-    classes["torchvision.ops.FrozenBatchNorm2d"] = torchvision.ops.FrozenBatchNorm2d
+    classes |= {f"torch.nn.{kind.__name__}": kind for kind in modules(Trait.NONE)}
     for name in layers.__all__:
         own = getattr(layers, name)
         if isinstance(own, type) and issubclass(own, nn.Module):
@@ -134,11 +170,11 @@ def module_classes() -> Mapping[str, type[nn.Module]]:
     for name in gated_layers.__all__:
         classes[f"graphsurgery.network.gated_layers.{name}"] = getattr(gated_layers, name)
     classes |= {old: classes[new] for old, new in OLD_NAMES.items() if new in classes}
-    return MappingProxyType(classes)
+    return _Named(classes, _VISION_LAYERS)
 
 
 @cache
-def functions() -> Mapping[str, Callable[..., Any]]:
+def functions() -> _Named:
     """The functions by the name under which they are stored.
 
     These are the operators of the catalogue, what torch itself lists as functions of tensors, its factories,
@@ -162,37 +198,33 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
     table |= {f"builtins.{name}": getattr(builtins, name) for name in _BUILTINS}
     table |= {f"math.{name}": getattr(math, name) for name in _MATH}
-    table |= {f"torchvision.ops.{name}": getattr(torchvision.ops, name) for name in _VISION}
     table |= {f"torch.nn.utils.rnn.{name}": getattr(nn.utils.rnn, name) for name in _PACKING}
     for name in layers.__all__:
         own = getattr(layers, name)
         if not isinstance(own, type):
             table[f"graphsurgery.network.layers.{name}"] = own
     table |= {old: table[new] for old, new in OLD_NAMES.items() if new in table}
-    return MappingProxyType(table)
+    return _Named(table, _VISION_FUNCTIONS)
 
 
 @cache
-def _class_names() -> Mapping[type[nn.Module], str]:
-    return {cls: name for name, cls in module_classes().items() if name not in OLD_NAMES}
+def _class_names() -> Mapping[Any, str]:
+    return module_classes().by_part()
 
 
 @cache
 def _function_names() -> Mapping[Any, str]:
-    names: dict[Any, str] = {}
-    for name, function in functions().items():
-        names.setdefault(function, name)
-    return names
+    return functions().by_part()
 
 
 def class_name(cls: type[nn.Module]) -> str | None:
     """The stored name of exactly this class; None when it is not in the vocabulary."""
-    return _class_names().get(cls)
+    return _class_names().get(key_of(cls))
 
 
 def function_name(function: Any) -> str | None:
     """The stored name of this function; None when it is not in the vocabulary."""
-    return _function_names().get(function)
+    return _function_names().get(key_of(function))
 
 
 def check_target(op: str, target: str, args: tuple[Any, ...]) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
-_CONSTANTS = frozenset(
-    {bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device}
-)
 
 
 def meta_of(tensor: Tensor) -> Tensor:
@@ -117,7 +113,7 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
                 replace(tensor)
     # Plain attributes keep their values: what the forward computes from them alone is a constant.
     detach_attributes(model, memo)
-    return _deep_copy(model, memo)
+    return copy.deepcopy(model, memo)
 
 
 def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
@@ -132,7 +128,7 @@ def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
             if isinstance(parameter, Tensor) and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     detach_attributes(model, memo)
-    return _deep_copy(model, memo), memo
+    return copy.deepcopy(model, memo), memo
 
 
 def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:
@@ -141,7 +137,7 @@ def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:
     What a forward has kept of its results has a history, and `copy.deepcopy` refuses it.
     """
     for module in model.modules():
-        for value in (module._buffers, *(module.__dict__.values() if not _is_torch_leaf(module) else ())):
+        for value in (module._buffers, *module.__dict__.values()):
             _detach(value, memo, _NESTED)
 
 
@@ -152,45 +148,3 @@ def _detach(value: Any, memo: dict[int, Any], depth: int) -> None:
     elif depth and isinstance(value, list | tuple | set | deque | Mapping):
         for item in list(value.values() if isinstance(value, Mapping) else value):
             _detach(item, memo, depth - 1)
-
-
-def _is_torch_leaf(module: nn.Module) -> bool:
-    own = not module._modules and type(module).__module__.startswith("torch.nn.modules")
-    return own and "forward" not in module.__dict__ and not any(module.__dict__[name] for name, _ in _NEW_HOOKS)
-
-
-def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy` gives, without its walk through a dozen empty dictionaries and many numbers for each module.
-
-    A module that says itself how it is copied is left to `copy.deepcopy`.
-    """
-    if id(module) in memo:
-        return memo[id(module)]
-    kind = type(module)
-    if _is_torch_leaf(module):
-        new = memo[id(module)] = copy_module(module, lambda tensor: memo[id(tensor)])
-        return new
-    if _copies_itself(kind):
-        return copy.deepcopy(module, memo)
-    new = memo[id(module)] = kind.__new__(kind)
-    hooks = dict(_NEW_HOOKS)
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers"):
-            new.__dict__[name] = {k: None if v is None else memo[id(v)] for k, v in value.items()}
-        elif name == "_modules":
-            new.__dict__[name] = {k: None if v is None else _deep_copy(v, memo) for k, v in value.items()}
-        elif name == "_compiled_call_impl":
-            continue
-        elif name in hooks and not value:
-            new.__dict__[name] = hooks[name]()
-        else:
-            new.__dict__[name] = value if type(value) in _CONSTANTS else copy.deepcopy(value, memo)
-    return new
-
-
-def _copies_itself(kind: type) -> bool:
-    """Whether a class of modules has a say in how its instances are copied."""
-    if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
-        return True
-    usual = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    return any(getattr(kind, name) is not getattr(nn.Module, name) for name in usual)

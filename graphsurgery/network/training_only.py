@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name
 
 from graphsurgery.network.copying import copy_module
+from graphsurgery.network.randomness import seed_all
 
 
 class InTraining(nn.Module):
@@ -125,5 +126,5 @@ def _same(one: nn.Module, other: nn.Module, x: Tensor, *, required: bool) -> boo
 
 
 def _run(layer: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
-    torch.manual_seed(0)
+    seed_all(0)
     return layer.forward(x.clone()), torch.get_rng_state()

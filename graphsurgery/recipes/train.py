@@ -10,6 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
 from graphsurgery.models.answers import with_output
 from graphsurgery.models.spec_text import anchored
+from graphsurgery.network.randomness import seeded
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.tracing.trace import trace
@@ -35,8 +36,7 @@ def fresh(spec: str, data: Data, seed: int, answer: str | None = None) -> ModelG
         TraceError: the network cannot be followed.
         SurgeryError: it has no such output.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = build(spec)
     if answer is None:
         check_fits(data, model, name=spec)

@@ -87,9 +87,9 @@ def beginning_of_nan(graph: ModelGraph, inputs: Sequence[Tensor]) -> str:
     for kind in ("NaN", "infinity"):
         if kind in kinds:
             node = watching.first[kind]
-            held = [name for name, tensor in _held(graph, node) if _not_finite(tensor)]
-            why = f", whose {held[0]} holds {' and '.join(sorted(_not_finite(dict(_held(graph, node))[held[0]])))}"
-            return f"{kind} from {place_of(node)} on{why if held else ''}"
+            held = {name: found for name, tensor in _held(graph, node) if (found := _not_finite(tensor))}
+            why = next((f", whose {name} holds {' and '.join(sorted(found))}" for name, found in held.items()), "")
+            return f"{kind} from {place_of(node)} on{why}"
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from graphsurgery.axes.algebra import Axis, Dim
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
@@ -20,7 +21,7 @@ from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
 from graphsurgery.network.layers import hold, weigh
-from graphsurgery.network.paths import has_tensors, modules_of
+from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.surgery.kept_numbers import KeptNumbers, same
 
@@ -158,29 +159,16 @@ def rebuild(
         record: what to add to the lineage.
         left: nodes that are left as they are, as the caller puts others in their place.
     """
-    types, old_modules = graph.types, modules_of(graph.module)
-    tensors = graph.tensors()
-    names = {id(tensor): types.canonical[name] for name, tensor in tensors.items()}
-    made: dict[str, Tensor] = {}
-
-    def replaced(old: Tensor) -> Tensor:
-        name = names[id(old)]
-        if name not in made:
-            typed = types.parameters.get(name)
-            new = old.detach().clone() if typed is None else laid_out_like(new_tensor(typed, old.detach()), old)
-            made[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        return made[name]
-
-    new_graph = fx.Graph()
-    parts: dict[str, Any] = {}
+    types = graph.types
+    nodes = fx.Graph()
+    parts = _Parts(graph, resize, new_tensor, left)
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
     kept = KeptNumbers(types.types, copies)
-    modules = [node for node in graph.module.graph.nodes if node.op == "call_module"]
-    untouched = {node.target for node in modules} - {node.target for node in modules if node not in left}
+    variances = {mixing.node for mixing in types.mixings if mixing.kind == "variance"}
     with torch.no_grad():
         for node in graph.module.graph.nodes:
-            copy = new_graph.node_copy(node, copies.__getitem__)
+            copy = nodes.node_copy(node, copies.__getitem__)
             copies[node] = copy
             originals[copy] = node
             if node in left:
@@ -190,21 +178,57 @@ def rebuild(
                 for rewrite in types.rewrites.get(node, ()):
                     rewrite(copy, resize)
                 copy.meta["value"] = _new_value(node, copy, types, resize)
-            path = str(node.target)
-            if node.op == "get_attr" and path not in parts:
-                prefix, _, name = path.rpartition(".")
-                part = getattr(old_modules[prefix], name)
-                parts[path] = replaced(part) if path in types.canonical else part
-            elif node.op == "call_module" and path not in parts:
-                parts[path] = copy_module(old_modules[path], replaced)
-                for change in types.attributes.get(path, ()) if path not in untouched else ():
-                    change(parts[path], resize)
-    erase_unused_numbers(new_graph)
-    _keep_names(new_graph, originals)
-    module = assembled(parts, new_graph, type(graph.module).__name__)
-    _keep_modes(old_modules, module)
+                if node in variances:
+                    _check_variance(node, copy)
+            parts.add(node)
+    erase_unused_numbers(nodes)
+    _keep_names(nodes, originals)
+    module = assembled(parts.made, nodes, type(graph.module).__name__)
+    _keep_modes(parts.old, module)
     lineage = graph.lineage if record is None else (*graph.lineage, dict(record))
     return ModelGraph(module, graph.inputs, lineage)
+
+
+class _Parts:
+    """The layers and tensors of a rebuilt network; what is tied stays tied.
+
+    Attributes:
+        old: the modules of the network before, by their paths.
+        made: what stands at each path now.
+    """
+
+    def __init__(self, graph: ModelGraph, resize: Resize, new_tensor: NewTensor, left: Collection[fx.Node]) -> None:
+        self.types, self.resize, self.new_tensor = graph.types, resize, new_tensor
+        self.old = modules_of(graph.module)
+        self.made: dict[str, Any] = {}
+        self._names = {id(tensor): self.types.canonical[name] for name, tensor in graph.tensors().items()}
+        self._tensors: dict[str, Tensor] = {}
+        layers = [node for node in graph.module.graph.nodes if node.op == "call_module"]
+        self._untouched = {node.target for node in layers} - {node.target for node in layers if node not in left}
+
+    def add(self, node: fx.Node) -> None:
+        """Make what a node needs, if it needs something that is not there yet."""
+        path = str(node.target)
+        if path in self.made:
+            return
+        if node.op == "get_attr":
+            prefix, _, name = path.rpartition(".")
+            part = getattr(self.old[prefix], name)
+            self.made[path] = self._tensor(part) if path in self.types.canonical else part
+        elif node.op == "call_module":
+            self.made[path] = copy_module(self.old[path], self._tensor)
+            for change in self.types.attributes.get(path, ()) if path not in self._untouched else ():
+                change(self.made[path], self.resize)
+
+    def _tensor(self, old: Tensor) -> Tensor:
+        """The new parameter or buffer in the place of an old one."""
+        name = self._names[id(old)]
+        if name not in self._tensors:
+            typed = self.types.parameters.get(name)
+            new = old.detach().clone() if typed is None else laid_out_like(self.new_tensor(typed, old.detach()), old)
+            parameter = isinstance(old, nn.Parameter)
+            self._tensors[name] = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
+        return self._tensors[name]
 
 
 def _keep_modes(old: Mapping[str, nn.Module], new: fx.GraphModule) -> None:
@@ -231,6 +255,28 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Typing, resize: Resize) -> A
     if node.op in ("call_method", "call_function") and _numbers(node):
         _compare(node, predicted, _computed(copy))
     return predicted
+
+
+def _check_variance(node: fx.Node, copy: fx.Node) -> None:
+    """Of a single number there is no variance but NaN, unless it is divided by how many there are.
+
+    Raises:
+        SurgeryError: too few channels are left.
+    """
+    if copy.kwargs.get("correction", 1) == 0 or False in (copy.kwargs.get("unbiased"), *copy.args[2:3]):
+        return
+    before, after = (_numbers_in_each(n) for n in (node, copy))
+    if after < 2 <= before:
+        raise SurgeryError(
+            f"{place_of(node)}: takes a variance over {before} numbers, of which 1 would be left, and that has none;"
+            " keep more channels of the spaces that it reads"
+        )
+
+
+def _numbers_in_each(node: fx.Node) -> int:
+    """How many numbers of its input go into each number that a node gives."""
+    given, found = node.all_input_nodes[0].meta["value"], tree_leaves(node.meta["value"])[0]
+    return int(given.numel() // max(1, found.numel()))
 
 
 class _Unknown:

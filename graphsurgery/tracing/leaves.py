@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from graphsurgery.network import gated_layers, layers
+from graphsurgery.network.operators import key_of
 from graphsurgery.network.training_only import InTraining
 
 _CONTAINERS = (
@@ -25,7 +25,13 @@ _CONTAINERS = (
 )
 """Layers of torch that are traced through: they call others, or are a function of tensors."""
 _OWN_FILES = (layers.__name__, gated_layers.__name__)
-_OWN_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, InTraining)
+_OWN_LEAVES = frozenset(
+    {
+        InTraining,
+        "torchvision.ops.stochastic_depth.StochasticDepth",
+        "torchvision.ops.misc.FrozenBatchNorm2d",
+    }
+)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -82,6 +88,6 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a trace keeps a module whole: torch's own layers, drop-path, and our own."""
     if isinstance(module, _CONTAINERS) or "forward" in module.__dict__:
         return False
-    if isinstance(module, _OWN_LEAVES) or type(module).__module__ in _OWN_FILES:
+    if any(key_of(base) in _OWN_LEAVES for base in type(module).__mro__) or type(module).__module__ in _OWN_FILES:
         return True
     return torch_layer(type(module)) is not None

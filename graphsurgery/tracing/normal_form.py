@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
+from graphsurgery.network.operators import key_of
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
@@ -54,7 +54,9 @@ def _lowered(module: nn.Module) -> nn.Module | None:
         return _norm_and_activation(module)
     if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
         p = getattr(module, "drop_prob", ...)
-        depth = torchvision.ops.StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
+        from torchvision.ops import StochasticDepth
+
+        depth = StochasticDepth(float(p or 0.0), "row") if isinstance(p, float | None) else None
         return depth if depth is not None and draw_alike(module, depth, [torch.ones(3, 2, 2)]) else None
     return None
 
@@ -88,6 +90,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
         if node.op != "call_function":
             continue
         whole_quotient(node)
+        if node.target is getattr:
+            _by_number(node)
         if node.target is torch._assert:
             graph.erase_node(node)
         elif is_record(node.target):
@@ -96,9 +100,11 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             node.target = _OUT_OF_PLACE[node.target]
         elif node.target is F.pairwise_distance:
             _distance(node)
+        elif node.target is torch.tensordot:
+            _as_einsum(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
-        elif node.target is torchvision.ops.stochastic_depth:
+        elif key_of(node.target) == "torchvision.ops.stochastic_depth.stochastic_depth":
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
         flag = node.op == "call_module" and str(node.target).endswith(FLAG)
@@ -122,6 +128,39 @@ def _distance(node: fx.Node) -> None:
     for part in parts:
         part.meta["value"] = between
     node.target, node.args, node.kwargs = torch.norm, (parts[1], p, -1, keepdim), {}
+
+
+def _by_number(node: fx.Node) -> None:
+    """A result that an operator gives under a name, such as `x.max(1).values`, is one by its number."""
+    source, name = node.args[:2]
+    value = source.meta["value"] if isinstance(source, fx.Node) else None
+    if not isinstance(value, tuple) or not type(value).__module__.startswith("torch.return_types"):
+        return
+    places = [place for place, part in enumerate(value) if part is getattr(value, str(name), None)]
+    if places:
+        node.target, node.args = operator.getitem, (source, places[0])
+
+
+def _as_einsum(node: fx.Node) -> None:
+    """A product over axes that are named by numbers becomes one over letters, where the numbers are written down."""
+    left, right = (_argument(node, position, name, None) for position, name in ((0, "a"), (1, "b")))
+    dims = _argument(node, 2, "dims", 2)
+    if not all(isinstance(side, fx.Node) for side in (left, right)) or node.kwargs.get("out") is not None:
+        return
+    ranks = [side.meta["value"].dim() for side in (left, right)]
+    if type(dims) is int:
+        dims = [range(ranks[0] - dims, ranks[0]), range(dims)]
+    if not isinstance(dims, (list, tuple)) or not all(isinstance(d, (list, tuple, range)) for d in dims):
+        return
+    if not all(isinstance(d, int) for side in dims for d in side):
+        return
+    letters = [[chr(ord("a") + place) for place in range(ranks[0])], [chr(ord("A") + n) for n in range(ranks[1])]]
+    for a, b in zip(*dims, strict=True):
+        letters[1][b] = letters[0][a]
+    summed = {letters[0][a] for a in dims[0]}
+    kept = [letter for side in letters for letter in side if letter not in summed]
+    equation = f"{''.join(letters[0])},{''.join(letters[1])}->{''.join(kept)}"
+    node.target, node.args, node.kwargs = torch.einsum, (equation, left, right), {}
 
 
 def _only_at_the_end(node: fx.Node) -> None:
@@ -182,7 +221,9 @@ def _dropout_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> N
 def _stochastic_depth_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
     owner, p = _owner(_argument(node, 3, "training", True)), _argument(node, 1, "p", 0.0)
     if owner is not None and isinstance(p, float):
-        module = torchvision.ops.StochasticDepth(p, _argument(node, 2, "mode", "row"))
+        from torchvision.ops import StochasticDepth
+
+        module = StochasticDepth(p, _argument(node, 2, "mode", "row"))
         _as_module(node, root, modes, module, owner)
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models import swin_transformer as images
-from torchvision.models.video import swin_transformer as clips
 
 from graphsurgery.network import layers
 
@@ -87,12 +86,16 @@ def window_and_shift(
     return windows, [more * shift if _may_move(shift) else 0 for more, shift in zip(longer, shift_size, strict=True)]
 
 
-REPLACEMENTS = (
-    (images, "shifted_window_attention", shifted_window_attention),
-    (clips, "shifted_window_attention_3d", shifted_window_attention_3d),
-    (clips, "_get_window_and_shift_size", window_and_shift),
+_FOLLOWED = (
+    ("torchvision.models.swin_transformer", "shifted_window_attention", shifted_window_attention),
+    ("torchvision.models.video.swin_transformer", "shifted_window_attention_3d", shifted_window_attention_3d),
+    ("torchvision.models.video.swin_transformer", "_get_window_and_shift_size", window_and_shift),
 )
-"""In which module of torchvision, under which name, stands what a trace follows instead."""
+
+
+def replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """In which module of torchvision, under which name, stands what a trace follows instead; none if not imported."""
+    return [(sys.modules[home], name, function) for home, name, function in _FOLLOWED if home in sys.modules]
 
 
 def _may_move(shift: Any) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models import detection
 
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import InputSpec, ModelGraph, have_batch
@@ -29,8 +28,14 @@ from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.shuffles.removal import unshuffle
 from graphsurgery.tracing.training_only import in_training
 
-DETECTORS = (detection.generalized_rcnn.GeneralizedRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)
-"""Models that take lists of images and select boxes by their values; `models.detection` takes these apart."""
+DETECTORS = ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")
+"""Models of torchvision that take lists of images and select boxes by values; `models.detection` takes these apart."""
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model is one of torchvision's `DETECTORS`."""
+    kinds = [(base.__module__, base.__name__) for base in type(model).__mro__]
+    return any(home.startswith("torchvision.models.detection.") and name in DETECTORS for home, name in kinds)
 
 
 def trace(
@@ -69,7 +74,7 @@ def trace(
             something else than the model.
     """
     model = unwrapped(model)
-    if isinstance(model, DETECTORS):
+    if is_detector(model):
         raise TraceError(
             f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
             " put it back with install(graph, detector); both are in graphsurgery.models.detection"

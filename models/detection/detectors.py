@@ -26,7 +26,7 @@ from graphsurgery.models.detection.parts import Part, cut, replaced
 from graphsurgery.network.layers import Boundary
 from graphsurgery.network.paths import named_tensors
 from graphsurgery.tracing.leaves import is_leaf
-from graphsurgery.tracing.trace import DETECTORS, trace
+from graphsurgery.tracing.trace import DETECTORS, is_detector, trace
 
 __all__ = ["DETECTORS", "core", "install"]
 
@@ -45,10 +45,10 @@ def core(detector: nn.Module) -> nn.Module:
     Raises:
         UnsupportedError: not one of torchvision's detectors.
     """
-    if not isinstance(detector, DETECTORS):
+    if not is_detector(detector):
         raise UnsupportedError(
             f"{type(detector).__name__} is not a detector that can be taken apart; expected one of torchvision's: "
-            f"{', '.join(kind.__name__ for kind in DETECTORS)}"
+            f"{', '.join(DETECTORS)}"
         )
     return TwoStageCore(detector) if isinstance(detector, GeneralizedRCNN) else OneStageCore(detector)
 

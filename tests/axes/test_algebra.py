@@ -1,5 +1,6 @@
 """The algebra of axis types: what the design's table says, and what holds for any types."""
 
+import doctest
 import itertools
 
 import pytest
@@ -19,6 +20,12 @@ def test_a_dim_says_its_size_and_whether_it_is_fixed():
     assert repr(Dim(4)) == "~4"
     assert repr(Dim(4, fixed=True)) == "=4"
     assert Dim(4) != Dim(4)
+
+
+def test_the_examples_of_the_docstrings():
+    found = doctest.testmod(ax)
+    assert found.attempted > 8
+    assert not found.failed
 
 
 def test_fixed_and_free_axes():

@@ -1,5 +1,6 @@
 """A lifted map equals plain indexing of a tensor in which every index is labelled."""
 
+import doctest
 import itertools
 
 import numpy as np
@@ -9,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphsurgery.axes import algebra as ax
+from graphsurgery.axes import maps
 from graphsurgery.axes.algebra import Dim
 from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups, Widths
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.surgery.remap import gather
 
 SIZES = st.sampled_from([1, 2, 3, 4])
+
+
+def test_the_examples_of_the_docstrings():
+    found = doctest.testmod(maps)
+    assert found.attempted > 5
+    assert not found.failed
 
 
 def labels(axis, maps, dtype=np.int64):

@@ -9,7 +9,7 @@ from graphsurgery import __version__
 from graphsurgery.cli import app, run
 
 COMMANDS = (
-    *("compress", "deepen", "demo", "diff", "doctor", "export", "factorize", "grow", "inspect", "lottery"),
+    *("compress", "deepen", "demo", "diff", "doctor", "export", "factorize", "grow", "inspect", "install", "lottery"),
     *("masks", "merge", "mimic", "slim", "supermask", "train", "view", "widen", "widths"),
 )
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "torchvision", "matplotlib", "accelerate", "networkx"]

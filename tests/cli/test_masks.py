@@ -74,6 +74,9 @@ def test_joined_masks_are_written_and_put_on_a_network(tickets, capsys):
 @pytest.mark.usefixtures("tickets")
 def test_a_mask_goes_into_an_onnx_file(capsys):
     assert run(["export", "b.pt", "-o", "b.onnx"]) == 0
+    capsys.readouterr()
+    assert run(["masks", "ticket1.pt", "--apply", "b.onnx", "-o", "proved.onnx", "--rtol", "0.01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["onnx"]["allowed"] == 0.01
     assert run(["masks", "ticket1.pt", "--apply", "b.onnx", "-o", "masked.onnx"]) == 0
     shown = capsys.readouterr().out
     assert "ONNX Runtime = PyTorch" in shown
@@ -89,6 +92,10 @@ BAD = {
     "no json": (["a.pt", "-o", "masks.pt"], r"masks.pt: masks alone are a .json file; give --apply MODEL"),
     "json": (["a.pt", "--apply", "b.pt", "-o", "m.json"], r"m.json: a network is no .json file; give -o m.pt"),
     "no folder": (["a.pt", "-o", "none/masks.json"], r"its folder does not exist"),
+    "nothing to prove": (
+        ["a.pt", "--rtol", "0.1"],
+        r"masks: --rtol says how an .onnx file is proved; give --apply m.onnx",
+    ),
     "into onnx": (["a.pt", "--apply", "b.pt", "-o", "b.onnx"], r"b.onnx: only what was an .onnx file"),
     "unlike": (["a.pt", "other.pt"], r"masks: .* they belong to another architecture"),
     "another network": (["a.pt", "--apply", "other.pt", "-o", "m.pt"], r"the masks belong to another architecture"),

@@ -22,6 +22,7 @@ from graphsurgery.network.operators import (
     operator_named,
     operator_of,
     operators,
+    part_at,
     spellings,
 )
 from graphsurgery.network.operators.record import record
@@ -56,6 +57,13 @@ def of(traits: Trait, *, without: Trait = Trait.NONE) -> list[TorchOperator]:
     return [known for known in operators(traits) if not known.traits & without]
 
 
+def found(known: TorchOperator) -> tuple[list, list]:
+    """Its classes of layers and its functions; those of torchvision are named by their paths."""
+    foreign = [part_at(path) for path in known.foreign]
+    classes = [part for part in foreign if isinstance(part, type)]
+    return [*known.modules, *classes], [*known.functions, *(part for part in foreign if part not in classes)]
+
+
 def layer(kind: type[nn.Module]) -> nn.Module:
     name = kind.__name__
     return kind(*((0.5, "row") if name == "StochasticDepth" else LAYERS.get(kind, ()))).eval()
@@ -63,10 +71,11 @@ def layer(kind: type[nn.Module]) -> nn.Module:
 
 def plainly(known: TorchOperator, x: Tensor) -> Tensor:
     """The operator of x, out of place."""
-    if known.modules and not known.functions:
-        return layer(known.modules[0])(x)
-    call = next((f for f in known.functions if not is_in_place(f) and f.__name__ in dir(torch)), None)
-    call = call or next((f for f in known.functions if not is_in_place(f)), None)
+    classes, functions = found(known)
+    if classes and not functions:
+        return layer(classes[0])(x)
+    call = next((f for f in functions if not is_in_place(f) and f.__name__ in dir(torch)), None)
+    call = call or next((f for f in functions if not is_in_place(f)), None)
     if call is None:
         return getattr(x, known.methods[0])()
     if known.name.endswith("dropout") and call.__module__ is None:
@@ -93,7 +102,7 @@ def test_acts_on_each_number_alone(known):
 def test_does_nothing_in_evaluation(known):
     x = torch.randn(2, 3, 4, 4, 4)[(..., *[0] * {"dropout1d": 2, "dropout3d": 0}.get(known.name, 1))]
     assert torch.equal(plainly(known, x), x)
-    assert all(torch.equal(layer(kind)(x), x) for kind in known.modules)
+    assert all(torch.equal(layer(kind)(x), x) for kind in found(known)[0])
 
 
 @pytest.mark.parametrize("known", of(Trait.ELEMENTWISE | Trait.SETTLES), ids=ids)
@@ -131,15 +140,15 @@ def test_of_several_numbers_gives_memory_of_its_own(known):
     call = PAIRS.get(known.name, known.call)
     pairs = [(numbers(known, 3, 4), torch.ones(3, 4, dtype=torch.float64)), (torch.arange(3), torch.arange(3) + 1)]
     pairs.append((torch.tensor([True, False]), torch.tensor([True, True])))
-    found = 0
+    count = 0
     for a, b in pairs:
         try:
             given = call(a, b)
         except (RuntimeError, TypeError):
             continue  # not of these numbers
-        found += 1
+        count += 1
         assert given.untyped_storage().data_ptr() not in [x.untyped_storage().data_ptr() for x in (a, b)]
-    assert found
+    assert count
 
 
 @pytest.mark.parametrize("known", of(Trait.REDUCES), ids=ids)
@@ -190,12 +199,12 @@ def test_what_windows_keep(kind):
 @pytest.mark.parametrize("known", of(PLAIN), ids=ids)
 def test_shapes_are_known_without_running(known):
     for x in (torch.empty(3, 4, 4, device="meta"), torch.empty(4, 3, 4, device="meta").transpose(0, 1)):
-        for function in known.functions:
+        for function in found(known)[1]:
             if function.__name__ in dir(torch) and known.name.endswith("dropout"):
                 continue  # torch's own take whether they train
-            found = result_of("call_function", function, (x, *GIVEN.get(known.name, ())), {})
-            assert found is not None
-            assert (found.shape, found.stride(), found.dtype) == (x.shape, x.stride(), x.dtype)
+            given = result_of("call_function", function, (x, *GIVEN.get(known.name, ())), {})
+            assert given is not None
+            assert (given.shape, given.stride(), given.dtype) == (x.shape, x.stride(), x.dtype)
 
 
 @pytest.mark.parametrize("known", of(PLAIN), ids=ids)

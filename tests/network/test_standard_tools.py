@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +120,19 @@ def test_networks_with_such_names_are_exported(keys, tmp_path):
     names = list(graph.tensors())
     assert deliver(graph, tmp_path / "m.onnx").check.holds
     assert list(graph.tensors()) == names
+
+
+def test_torchvision_is_imported_by_those_who_have_it(tmp_path):
+    """It takes as long as torch: a network without its layers is traced, typed, cut and stored without it."""
+    code = """
+import sys, torch, graphsurgery as gs
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+graph = gs.compress(gs.trace(network, torch.zeros(2, 3, 8, 8)), 0.5)
+gs.save(graph, sys.argv[1])
+assert gs.load(sys.argv[1]).module.get_parameter("2.weight").shape[1] == 4
+print("torchvision" in sys.modules)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "n.pt"], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert found.stdout == "False\n"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
-from zoo import FEW, NAMES, example, randomize, traced
+from zoo import NAMES, SHALLOW, example, randomize, traced
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
@@ -121,7 +121,7 @@ def test_random_networks(seed):
         assert deviation(small(x), masked(graph, kept)(x)) < 1e-10
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_in_onnx_runtime(name, tmp_path):
     graph, _ = traced(name)
     small = compress(graph, 0.5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import INDEXED, SHUFFLES, STEPS, RandomNetwork
 from torch import nn
-from zoo import FEW, NAMES, example, model, randomize, traced
+from zoo import NAMES, SHALLOW, example, model, randomize, traced
 
 import graphsurgery as gs
 from graphsurgery.models import build
@@ -99,7 +99,7 @@ def test_random_networks(seed):
         assert deviation(concatenate(graphs)(x), sum(graph(x) for graph in graphs) / len(graphs)) < 1e-12
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_in_onnx_runtime(name, tmp_path):
     (a, _), (b, _) = traced(name, 0), traced(name, 1)
     big = concatenate([a, b])

@@ -94,7 +94,7 @@ STAGES = {
     "an inverted residual": ("mobilenet_v2", "features.3", "features.3"),
     "a transformer": ("vit", "encoder.layers", "encoder.layers.encoder_layer_1"),
     "its first block": ("vit", "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_0"),
-    "a stage of convnext": ("convnext", "features.3", "features.3.1"),
+    "a stage of convnext": ("convnext", "features.1", "features.1.1"),
     "a convolution": ("paper/conv4?image_size=8", "features.2", "features.2"),
 }
 
@@ -194,7 +194,7 @@ def test_a_norm_layer_and_a_layer_scale_can_be_the_zero_of_a_block():
         assert not deep.tensors()[zero].any()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit", "convnext", "paper/lenet5"])
+@pytest.mark.parametrize("name", ["shallow resnet18", "shallow vit", "shallow convnext", "paper/lenet5"])
 def test_a_deep_network_can_be_widened_cut_gated_stored_and_exported(name, tmp_path):
     graph, x = traced(name)
     deep = deepen(graph)

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from contracts import Network, typed
 from torch import nn
-from zoo import FEW, NAMES, traced
+from zoo import NAMES, SHALLOW, traced
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
@@ -120,7 +122,7 @@ def test_gates_get_gradients():
     assert all(module.loc.grad is not None and module.loc.grad.any() for module in gates(gated).values())
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_in_onnx_runtime(name, tmp_path):
     graph, _ = traced(name)
     gated = gate(graph, loc=0.0)
@@ -166,3 +168,35 @@ def test_refuses_a_network_with_a_fixed_batch():
 
     with pytest.raises(gs.SurgeryError, match="the network does not take a batch of 5"):
         gate(gs.trace(Fixed(), torch.zeros(2, 3)))
+
+
+WITHOUT_A_WEIGHT = {
+    "tied": Network(
+        lambda net, x: F.linear(torch.relu(net.a(x)), net.a.weight.t()) @ net.table, {"table": torch.zeros(5, 2)},
+        a=nn.Linear(5, 8),
+    ),
+    "scores": Network(
+        lambda net, x: net.a(x) @ torch.tanh(net.a(x * 2)).transpose(1, 2), a=nn.Linear(5, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tied", "scores"])
+def test_spaces_that_no_weight_of_its_own_reads_are_gated_in_front_of_their_readers(name, tmp_path):
+    graph, x, _ = typed(WITHOUT_A_WEIGHT[name], (4, 5))
+    assert not any(space.scalable for space in graph.spaces if space.readers)
+    gated = gate(graph, loc=60.0)
+    assert len(gates(gated)) == 1
+    with torch.no_grad():
+        assert deviation(gated(*x), graph(*x)) < 1e-12
+        for module in gates(gated).values():
+            module.loc.copy_(torch.linspace(-2, 2, module.channels))
+        folded = fold(gated)
+        assert deviation(folded(*x), gated(*x)) < 1e-12
+        assert deviation(folded(*x), graph(*x)) > 1e-2
+        for module in gates(gated).values():
+            module.loc[:3] = -60.0
+        small = compress(gated, 0.625, importance="gate")
+        assert deviation(small(*x), gated(*x)) < 1e-12
+        gs.save(small, tmp_path / "small.pt")
+        assert deviation(gs.load(tmp_path / "small.pt")(*x), small(*x)) == 0

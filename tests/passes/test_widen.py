@@ -177,7 +177,7 @@ def test_norms_stay_plain_where_every_channel_has_as_many_copies(name):
     assert changed(widen(graph, 1.5))
 
 
-@pytest.mark.parametrize("name", ["convnext", "vit", "resnet18"])
+@pytest.mark.parametrize("name", ["shallow convnext", "shallow vit", "shallow resnet18"])
 def test_a_wide_network_can_be_cut_stored_gated_and_exported(name, tmp_path):
     graph, x = traced(name)
     wide = widen(graph, 1.3)
@@ -192,7 +192,7 @@ def test_a_wide_network_can_be_cut_stored_gated_and_exported(name, tmp_path):
     gs.export_onnx(small, tmp_path / "small.onnx")
 
 
-@pytest.mark.parametrize("name", ["convnext", "paper/resnet20?width=8"])
+@pytest.mark.parametrize("name", ["shallow convnext", "shallow resnet18"])
 def test_the_wide_network_in_onnx_runtime_is_the_network(name, tmp_path):
     graph, _ = traced(name)
     graph.module.float()

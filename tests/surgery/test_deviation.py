@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from contracts import Network, typed
+from torch import nn
 from zoo import NAMES, traced
 
 import graphsurgery as gs
 from graphsurgery.passes.widen import widen
-from graphsurgery.surgery.deviation import InDouble, changed_by, double
+from graphsurgery.surgery.deviation import InDouble, beginning_of_nan, changed_by, double
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,3 +51,14 @@ def test_dtypes_that_a_network_names_are_double_too():
     torch.testing.assert_close(found, copied, rtol=1e-15, atol=0)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert changed_by(graph, widen(graph, 2)) < 1e-6
+
+
+def test_nan_that_no_weight_holds_begins_where_it_is_computed():
+    network = Network(lambda net, x: net.b(torch.log(net.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    graph, x, _ = typed(network, (3,))
+    assert beginning_of_nan(graph, x) == "NaN from log on"
+    graph.module.get_submodule("b").weight.data[0, 0] = torch.nan
+    with torch.no_grad():
+        graph.module.get_submodule("a").weight.zero_()
+        graph.module.get_submodule("a").bias.fill_(1.0)
+    assert beginning_of_nan(graph, x) == "NaN from b on, whose b.weight holds NaN"

@@ -1,14 +1,16 @@
-"""Large weights are gathered and scored in blocks, with the same result."""
+"""Large weights are gathered and scored in blocks, with the same result; what cannot be resized is refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import Network, typed
 from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
+from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery import remap
 from graphsurgery.surgery.channels.importance import importance
@@ -67,3 +69,46 @@ def test_nodes_keep_their_names():
     assert {name for name, target in names.items() if new[name] != target} == {"chunk", "chunk_1"}
     x = torch.randn(3, 4, 6, dtype=torch.float64)
     torch.testing.assert_close(wide.module(x), graph.module(x), rtol=1e-12, atol=1e-12)
+
+
+SPREADS = {
+    "std": lambda h: h.std(1, keepdim=True),
+    "var": lambda h: torch.var(h, dim=1, keepdim=True),
+    "with the mean": lambda h: torch.std_mean(h, 1, keepdim=True)[0],
+    "corrected": lambda h: torch.var(h, dim=1, correction=1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_a_variance_of_one_channel_is_refused(name):
+    network = Network(
+        lambda net, x: net.b(torch.relu(h := net.a(x)) + SPREADS[name](h)), a=nn.Linear(3, 6), b=nn.Linear(6, 2)
+    )
+    graph, x, _ = typed(network, (3,))
+    assert torch.isfinite(compress(graph, {"a": 2})(*x)).all()
+    with pytest.raises(gs.SurgeryError, match=r": takes a variance over 6 numbers, of which 1 would be left"):
+        compress(graph, {"a": 1})
+
+
+ENOUGH = {
+    "uncorrected": lambda h: torch.var(h, dim=1, correction=0, keepdim=True),
+    "as a share of all": lambda h: h.std(1, False, keepdim=True),
+    "by name": lambda h: torch.var(h, dim=1, unbiased=False, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", ENOUGH)
+def test_a_variance_that_is_not_corrected_is_0_of_one_channel(name):
+    network = Network(
+        lambda net, x: net.b(torch.relu(h := net.a(x)) + ENOUGH[name](h)), a=nn.Linear(3, 6), b=nn.Linear(6, 2)
+    )
+    graph, x, _ = typed(network, (3,))
+    assert torch.isfinite(compress(graph, {"a": 1})(*x)).all()
+
+
+def test_a_variance_over_positions_too_needs_no_second_channel():
+    network = Network(
+        lambda net, x: net.b((h := net.a(x)) / h.std((1, 2), keepdim=True)), a=nn.Conv1d(3, 6, 1), b=nn.Conv1d(6, 2, 1)
+    )
+    graph, x, _ = typed(network, (3, 4))
+    assert torch.isfinite(compress(graph, {"a": 1})(*x)).all()

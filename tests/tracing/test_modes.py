@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from contracts import Network, assert_contracts
 from torch import nn
-from zoo import randomize
+from zoo import googlenet, randomize
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
@@ -96,21 +96,20 @@ def test_every_module_has_a_mode_of_its_own():
 
 def test_auxiliary_heads_train_and_are_not_run_in_evaluation(tmp_path):
     torch.manual_seed(0)
-    network = torchvision.models.googlenet(num_classes=4, aux_logits=True, init_weights=False).double()
+    network = googlenet(aux=True).double()
     randomize(network)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     graph = gs.trace(network.eval(), x)
     small = compress(graph, 0.3)
     assert {s.name for s in graph.spaces} >= {"aux1.fc1", "aux2.fc1"}
-    assert small.module.get_submodule("aux1.fc1").out_features == round(0.3 * 1024)
+    assert small.module.get_submodule("aux1.fc1").out_features == round(0.3 * 64)
     save(small, tmp_path / "small.pt")
     loaded = load(tmp_path / "small.pt")
     for training, count in ((False, 1), (True, 3)):
         found = outputs(loaded.module, x, training)
         assert len(found) == count
         assert deviation(found, outputs(small.module, x, training)) == 0
-    without = torchvision.models.googlenet(num_classes=4, aux_logits=False, init_weights=False)
-    assert cost(graph).macs == cost(gs.trace(without.eval(), x.float())).macs
+    assert cost(graph).macs == cost(gs.trace(googlenet().eval(), x.float())).macs
     evaluated = as_evaluated(graph.module)
     assert not any(str(node.target).startswith("aux") for node in evaluated.graph.nodes)
     assert deviation(outputs(evaluated, x, False), outputs(graph.module, x, False)) == 0

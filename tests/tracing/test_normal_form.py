@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from contracts import assert_contracts
+from contracts import Network, assert_contracts, typed
 from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.onnx.exporting.exporter import export_onnx
+from graphsurgery.surgery.deviation import deviation
 
 
 class Renamed(nn.SyncBatchNorm):
@@ -57,3 +58,24 @@ def test_a_batch_norm_inside_a_branch_of_one_mode():
     for found, expected in zip(graph.module.train()(x), network.train()(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert type(graph.module.get_submodule("norm")) is nn.BatchNorm1d
+
+
+NAMED = {
+    "values": lambda h: h.max(1, keepdim=True).values,
+    "of a function": lambda h: torch.min(h, dim=1, keepdim=True).values,
+    "sorted": lambda h: h.sort(-1).values.flip(-1),
+    "largest": lambda h: h.topk(2, dim=1).values.sum(1, keepdim=True),
+    "index": lambda h: h * h.max(1, keepdim=True).indices,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_results_that_are_taken_by_name_can_be_saved(name, tmp_path):
+    network = Network(
+        lambda net, x: net.b(NAMED[name](net.a(x)).expand(-1, 6, -1)), a=nn.Conv1d(3, 6, 1), b=nn.Conv1d(6, 2, 1)
+    )
+    graph, x, network = typed(network, (3, 4))
+    gs.save(graph, tmp_path / "m.pt")
+    with torch.no_grad():
+        assert deviation(graph(*x), network(*x)) < 1e-12
+        assert torch.equal(gs.load(tmp_path / "m.pt")(*x), graph(*x))

@@ -161,8 +161,8 @@ def test_clips_outside_of_a_trace(size, shift):
 
 
 def test_a_trace_leaves_torchvision_as_it_was():
-    before = [getattr(home, name) for home, name, _ in shifted_windows.REPLACEMENTS]
+    before = [getattr(home, name) for home, name, _ in shifted_windows.replacements()]
     gs.trace(network("swin"), draw((16, 16)))
     with pytest.raises(gs.TraceError):
         gs.trace(network("swin"), torch.zeros(2, 4, 16, 16))
-    assert [getattr(home, name) for home, name, _ in shifted_windows.REPLACEMENTS] == before
+    assert [getattr(home, name) for home, name, _ in shifted_windows.replacements()] == before

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-import torchvision
 from torch import fx, nn
 
 from graphsurgery.axes import algebra as ax
@@ -36,7 +35,7 @@ def _mixes_positions(infer: Inference, input: TensorType) -> None:
         infer.mixes(axis, "statistics")
 
 
-@rule(torchvision.ops.FrozenBatchNorm2d)
+@rule("torchvision.ops.misc.FrozenBatchNorm2d")
 def frozen_batch_norm(infer: Inference, x: TensorType) -> TensorType:
     """Per-channel affine by four buffers."""
     for name in ("weight", "bias", "running_mean", "running_var"):

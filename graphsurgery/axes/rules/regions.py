@@ -5,15 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torchvision
-
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import convolve, groups_axis
 from graphsurgery.axes.types import TensorType
 
 
-@rule(torchvision.ops.deform_conv2d)
+@rule("torchvision.ops.deform_conv.deform_conv2d")
 def deformable_convolution(
     infer: Inference,
     input: TensorType,
@@ -40,7 +38,7 @@ def deformable_convolution(
     return TensorType([*result.axes[:2], *(ax.fixed(n) for n in infer.value.shape[2:])])
 
 
-@rule(torchvision.ops.roi_align, torchvision.ops.roi_pool)
+@rule("torchvision.ops.roi_align.roi_align", "torchvision.ops.roi_pool.roi_pool")
 def regions(infer: Inference, input: TensorType, boxes: Any, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """The channels of each box, whose number nothing else has; boxes are positions."""
     infer.freeze("boxes of regions", boxes)

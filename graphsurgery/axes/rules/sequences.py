@@ -28,7 +28,7 @@ def attention(
     value: TensorType,
     attn_mask: TensorType | None = None,
     dropout_p: float = 0.0,  # noqa: ARG001
-    is_causal: bool = False,  # noqa: ARG001
+    is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> TensorType:
@@ -42,6 +42,8 @@ def attention(
         key, value = (typed.replace(-3, ax.product([typed[-3], copies])) for typed in (key, value))
     infer.unify(query[-1], key[-1])
     infer.unify(key[-2], value[-2])
+    if is_causal:
+        infer.freeze_axis("an axis along which attention looks back", query[-2], key[-2])
     infer.reads(0, len(query) - 1, query[-1], None, 0)
     _weigh(infer, key[-2])
     lead = broadcast(infer, TensorType(query.axes[:-2]), TensorType(key.axes[:-2]), TensorType(value.axes[:-2]))
@@ -109,6 +111,8 @@ def recurrent(infer: Inference, input: Any, hx: Any = None, gates: Any = None) -
     hidden, directions = ax.free(module.hidden_size), 2 if module.bidirectional else 1
     written = ax.product([ax.fixed(_GATES[type(module)]), hidden])
     data = input if isinstance(input, TensorType) else input[0]
+    if isinstance(input, TensorType):
+        infer.freeze_axis("an axis of time", input[1 if module.batch_first and len(input) == 3 else 0])
     output = data[-1]
     for layer in range(module.num_layers):
         for direction in ("", "_reverse")[:directions]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 
-import torchvision
 from torch import nn
 
 from graphsurgery.network.operators.record import Trait, record
@@ -51,9 +50,11 @@ record("alpha_dropout", nn.AlphaDropout, traits=_PASSES | Trait.FLOAT)
 record("feature_alpha_dropout", nn.FeatureAlphaDropout, traits=_PASSES | Trait.FLOAT)
 record(
     "stochastic_depth",
-    torchvision.ops.StochasticDepth,
     traits=_PASSES | Trait.FLOAT,
-    also=[torchvision.ops.stochastic_depth],
+    foreign=[
+        "torchvision.ops.stochastic_depth.StochasticDepth",
+        "torchvision.ops.stochastic_depth.stochastic_depth",
+    ],
 )
 record("identity", nn.Identity, traits=_PASSES | Trait.FLOAT | Trait.MOVES | Trait.LAYS_OUT)
 record("clone", traits=_PASSES | Trait.FLOAT | Trait.FRESH)

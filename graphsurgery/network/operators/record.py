@@ -7,6 +7,7 @@ stored networks, the ONNX reader and writer. So a new operator on single element
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class TorchOperator:
         modules: the classes of layers that do nothing else.
         functions: the functions, those of Python's own operators and those in place among them.
         methods: the names of the methods of a tensor.
+        foreign: the paths of classes and functions of torchvision, which need not be imported; see `key_of`.
         traits: what is known about it.
         onnx: the ONNX operator that does the same of the same operands, without attributes.
         mixes: for what reduces, the kind of its mixing (`axes.types.Mixing`).
@@ -74,14 +76,15 @@ class TorchOperator:
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Any, ...] = ()
     methods: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     traits: Trait = Trait.NONE
     onnx: str | None = None
     mixes: str | None = None
 
     @property
     def spellings(self) -> tuple[Any, ...]:
-        """Classes, functions and names of methods: all that a node can have as its target or layer."""
-        return (*self.modules, *self.functions, *self.methods)
+        """Classes, functions and names of methods: all that a node can have as its target or layer, as `key_of`."""
+        return (*self.modules, *self.functions, *self.methods, *self.foreign)
 
     @property
     def call(self) -> Any:
@@ -104,6 +107,7 @@ def record(
     traits: Trait,
     also: Iterable[Any] = (),
     functions: bool = True,
+    foreign: Iterable[str] = (),
     onnx: str | None = None,
     mixes: str | None = None,
 ) -> None:
@@ -114,8 +118,9 @@ def record(
             `torch.nn.functional` and `torch.Tensor`, those in place (`relu_`) too.
         modules: the classes of layers that do it.
         traits: what is known about it.
-        also: functions elsewhere that do it: Python's operators, torchvision's.
+        also: Python's operators that do it.
         functions: whether functions of these names do it, too.
+        foreign: paths of classes and functions of torchvision that do it.
         onnx: the ONNX operator that does the same.
         mixes: the kind of mixing of what reduces.
 
@@ -127,7 +132,7 @@ def record(
     found = [getattr(space, form) for form in every for space in spaces if callable(getattr(space, form, None))]
     methods = tuple(form for form in every if callable(getattr(torch.Tensor, form, None)))
     called = tuple(dict.fromkeys([*found, *also]))
-    made = TorchOperator(names.split()[0], modules, called, methods, traits, onnx, mixes)
+    made = TorchOperator(names.split()[0], modules, called, methods, tuple(foreign), traits, onnx, mixes)
     if not made.spellings:
         raise ValueError(f"{names} is no function, method or layer")
     for spelling in made.spellings:
@@ -144,7 +149,7 @@ def operators(traits: Trait = Trait.NONE) -> Iterator[TorchOperator]:
 
 def operator_named(spelling: Any) -> TorchOperator | None:
     """The operator of a class of layers, a function, or the name of a method; None for what has no record."""
-    return _BY_SPELLING.get(spelling)
+    return _BY_SPELLING.get(key_of(spelling))
 
 
 def operator_of(module: nn.Module, node: fx.Node) -> TorchOperator | None:
@@ -169,9 +174,24 @@ def modules(traits: Trait) -> tuple[type[nn.Module], ...]:
     return tuple(kind for known in operators(traits) for kind in known.modules)
 
 
+def key_of(part: Any) -> Any:
+    """Under what a class, a function or a method stands in a table: itself, but by its path where it is torchvision's.
+
+    A network that has such a part has imported torchvision, which takes as long as torch; nobody else needs it.
+    """
+    home = getattr(part, "__module__", None)
+    return f"{home}.{part.__qualname__}" if isinstance(home, str) and home.startswith("torchvision.") else part
+
+
+def part_at(path: str) -> Any:
+    """The class or function at such a path; its library is imported."""
+    home, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(home), name)
+
+
 def spelling_of(module: nn.Module, node: fx.Node) -> Any:
-    """What a node runs: the class of a layer, a function, or the name of a method."""
-    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    """What a node runs, as `key_of`: the class of a layer, a function, or the name of a method."""
+    return key_of(type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target)
 
 
 def spellings(traits: Trait) -> tuple[Any, ...]:

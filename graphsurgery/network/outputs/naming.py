@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphsurgery.errors import SpecError
+from graphsurgery.network.randomness import seeded
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
@@ -70,8 +71,7 @@ def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict
     It computes as it trains: torch's transformers have another path for evaluation without gradients, which gives
     zeros for tokens that are padding.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout_by_index(), _one_path():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad(), dropout_by_index(), _one_path():
         return named_outputs(module(*inputs))
 
 

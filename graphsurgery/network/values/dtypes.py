@@ -28,7 +28,7 @@ def in_double(tensor: Tensor) -> Tensor:
 
 def literals_in_double(arguments: Any) -> Any:
     """Arguments of a call in which float64 stands for every dtype of floating numbers."""
-    return fx.node.map_aggregate(arguments, lambda a: torch.float64 if a in _FLOATING else a)  # type: ignore[return-value]
+    return fx.node.map_aggregate(arguments, lambda a: torch.float64 if a in _FLOATING else a)
 
 
 def method_in_double(name: str) -> str:

@@ -5,7 +5,8 @@ Every node of a traced graph carries it in `node.meta["value"]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,12 +80,26 @@ def run_on_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
     A module of the user's may look at values, which meta tensors do not have; it is then run on random numbers.
     """
-    try:
+    if not is_foreign(module):
         return module.forward(*args, **kwargs)
+    try:
+        with _forgetting(module):
+            return module.forward(*args, **kwargs)
     except Exception:
-        if not is_foreign(module):
-            raise
-    return run_on_numbers(module, args, kwargs)
+        return run_on_numbers(module, args, kwargs)
+
+
+@contextlib.contextmanager
+def _forgetting(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward keeps in attributes and buffers: results of meta tensors would be found by the next."""
+    slots = [slots for part in module.modules() for slots in (part.__dict__, part._buffers)]
+    before = [dict(values) for values in slots]
+    try:
+        yield
+    finally:
+        for values, old in zip(slots, before, strict=True):
+            values.clear()
+            values.update(old)
 
 
 def run_on_numbers(module: nn.Module, args: Any, kwargs: Any) -> Any:

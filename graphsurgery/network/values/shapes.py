@@ -20,7 +20,7 @@ from torch import (
     nn,
 )
 
-from graphsurgery.network.operators import Trait, is_in_place, modules, operators
+from graphsurgery.network.operators import Trait, is_in_place, key_of, modules, operators
 
 Shape = Callable[..., Tensor | None]
 
@@ -30,10 +30,10 @@ _META = torch.device("meta")
 def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """What a call gives; for `call_module` the target is the module. None where torch has to be asked."""
     if op == "call_module":
-        found = MODULES.get(type(target))
+        found = MODULES.get(key_of(type(target)))
         args = (target, *args)
     else:
-        found = (METHODS if op == "call_method" else FUNCTIONS).get(target)
+        found = (METHODS if op == "call_method" else FUNCTIONS).get(key_of(target))
     if found is None:
         return None
     try:
@@ -292,8 +292,8 @@ def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
     return x if _is_plain(x) and in_range and all(isinstance(shift, int) for shift in shifts) else None
 
 
-MODULES: Mapping[type[nn.Module], Shape] = {
-    **dict.fromkeys(modules(Trait.ELEMENTWISE), _unary_module),
+MODULES: Mapping[Any, Shape] = {
+    **{kind: _unary_module for known in operators(Trait.ELEMENTWISE) for kind in (*known.modules, *known.foreign)},
     **dict.fromkeys(modules(Trait.PER_CHANNEL), _batch_norm_module),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution_module),
     nn.Linear: _linear_module,
@@ -308,7 +308,7 @@ _ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT
 _ON_PAIRS = Trait.BROADCAST | Trait.FLOAT
 
 FUNCTIONS: Mapping[Any, Shape] = {
-    **{f: _unary for known in operators(_ON_EACH) for f in known.functions},
+    **{f: _unary for known in operators(_ON_EACH) for f in (*known.functions, *known.foreign)},
     **{f: _in_place if is_in_place(f) else _binary for known in operators(_ON_PAIRS) for f in known.functions},
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     F.linear: _linear,

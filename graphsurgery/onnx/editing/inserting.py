@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from graphsurgery.errors import SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.writers import Array, Writer, word
+from graphsurgery.onnx.files.model_file import read_outside, rename_outside
 from graphsurgery.onnx.files.storage import LARGE, header
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.operators import SIZES_AT
@@ -25,6 +26,8 @@ from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.running import OnnxNetwork
 from graphsurgery.tracing.shuffles.removal import ADDED
 
+_FREE_WEIGHTS = 4
+"""From this version of the format on weights need not be inputs."""
 _SPELLINGS = ({"chunk", "split"},)
 """Words for one operator."""
 
@@ -91,7 +94,11 @@ class Insertion:
         graph = model.graph
         before = _read(graph.node, graph.output)
         for (index, at), name in self.rewired.items():
-            graph.node[index].input[at] = name
+            node = graph.node[index]
+            if at < len(node.input):
+                node.input[at] = name
+            else:
+                rename_outside(node, {read_outside(self.file.model.graph.node[index])[at - len(node.input)]: name})
         instead = {name: node for node in self.writer.nodes for name in node.output}
         kept = [
             instead[self._value(self.replaced[index])] if index in self.replaced else node
@@ -306,6 +313,17 @@ def drop_unread(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
                 del field[at]
 
 
+def declare_weights(model: onnx.ModelProto) -> None:
+    """Say the shapes of weights that are inputs too by now; before version 4 of the format all of them had to be."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    declared = {value.name: value for value in graph.input if value.name in weights}
+    for name, tensor in weights.items():
+        if name in declared or model.ir_version < _FREE_WEIGHTS:
+            value = declared[name] if name in declared else graph.input.add()
+            value.CopyFrom(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+
+
 def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:
     """Without the nodes that only served to compute these values, which nobody reads."""
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -314,7 +332,7 @@ def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:
         name = waiting.pop()
         if name not in behind:
             behind.add(name)
-            waiting += makers[name].input if name in makers else ()
+            waiting += (*makers[name].input, *read_outside(makers[name])) if name in makers else ()
     while True:
         read = _read(model.graph.node, model.graph.output)
         gone = [i for i, n in enumerate(model.graph.node) if behind & {*n.output} and not read & {*n.output}]
@@ -325,11 +343,12 @@ def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:
 
 
 def _read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]) -> set[str]:
-    return {name for node in nodes for name in node.input} | {value.name for value in outputs}
+    return {name for node in nodes for name in (*node.input, *read_outside(node))} | {value.name for value in outputs}
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
     for node in nodes:
+        rename_outside(node, {old: new})
         for names in (node.input, node.output):
             for at, name in enumerate(names):
                 if name == old:
@@ -358,7 +377,8 @@ def _ordered(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         waiting = [first]
         while waiting:
             node = waiting[-1]
-            needed = [makers[name] for name in node.input if name in makers and id(makers[name]) not in done]
+            read = (*node.input, *read_outside(node))
+            needed = [makers[name] for name in read if name in makers and id(makers[name]) not in done]
             if id(node) in done or not needed:
                 waiting.pop()
                 if id(node) not in done:

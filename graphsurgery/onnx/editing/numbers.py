@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graphsurgery.errors import SurgeryError
@@ -28,6 +30,16 @@ Edge = tuple[int, int]
 
 class Numbers:
     """The numbers of one file that a network has others for.
+
+    A file says `Reshape(x, target)`, and `target` is what `Concat(batch, [12, 64])` gives: 12 heads of 64. Now 8 heads
+    are left. The network says so itself: its `reshape(x, batch, 12, 64)` has become `reshape(x, batch, 8, 64)`. Entry 1
+    is another number (`_reshape`), so it is looked for in the file: `target` is no constant, its maker is a Concat,
+    whose first input has one entry, so entry 1 of the whole is entry 0 of the second input (`_locate`). That is the
+    constant `[12, 64]`. What is written is for this one input of this one node, `edges[(concat, 1)] = [8, 64]`, as
+    another Concat may share the constant and keep its 12 (`_write`).
+
+    A number that the file computes (`Shape`, `Gather`, `Mul`, …) and that gives the new size by itself is left alone;
+    where it does not, a constant takes its place. Where one input would have to be two numbers, the edit is refused.
 
     Args:
         imported: what the file was.
@@ -68,6 +80,8 @@ class Numbers:
             return
         if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
             self._groups(operator, after)
+        elif operator.kind == "com.microsoft.MultiHeadAttention":
+            self._heads(operator, before, after)
         elif operator.kind == "Reshape":
             self._reshape(operator, before, after)
         elif operator.kind == "Slice":
@@ -179,6 +193,18 @@ class Numbers:
             if array is not None and is_start(array):
                 self.edges[operator.index, at] = np.zeros((*array.shape[:-1], after.hidden_size), array.dtype)
 
+    def _heads(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
+        """The number of heads of an attention, and its scale where heads have another size."""
+        old, new = (_behind(node, F.scaled_dot_product_attention) for node in (before, after))
+        if old is None or new is None:
+            return
+        heads, size = new.meta["value"].shape[1], new.all_input_nodes[0].meta["value"].shape[-1]
+        if heads != old.meta["value"].shape[1]:
+            self.attributes[operator.index, "num_heads"] = int(heads)
+        if size != old.all_input_nodes[0].meta["value"].shape[-1] and not operator.attributes.get("scale"):
+            scale = new.kwargs.get("scale")
+            self.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
+
     def _parts(self, nodes: Mapping[str, fx.Node], operator: Operator) -> list[int] | None:
         """How much of the axis that is split goes into each output, read or not."""
         for name in operator.outputs:
@@ -225,15 +251,31 @@ class Numbers:
         old = self._known(name)
         if old is None and self._length(name) > 1:
             raise SurgeryError(f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}")
-        array = self.edges.setdefault(edge, np.zeros(1, np.int64) if old is None else old.copy())
+        array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
         if self._written.setdefault((edge, entry), new) != new:
             raise SurgeryError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
         array.reshape(-1)[entry] = new
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        """The integers that the file computes under a name."""
+        code = self._kinds.get(name, 0)
+        return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)
+
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        """The types of the values of the file, by name, as far as they can be inferred."""
+        try:
+            model = onnx.shape_inference.infer_shapes(self.file.model)
+        except Exception:  # of an operator that is not of the standard; what is not known is 64 bits wide
+            return {}
+        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
     def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
         """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""
         name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
         maker = self._makers.get(name)
+        if name not in self.file.constants and maker is not None and maker.kind == "Cast":
+            return self._locate((maker.index, 0), place)
         if name in self.file.constants or maker is None or maker.kind != "Concat":
             return edge, place
         for at, part in enumerate(maker.inputs):
@@ -246,6 +288,15 @@ class Numbers:
     @cached_property
     def _makers(self) -> dict[str, Operator]:
         return {name: operator for operator in self.file.operators for name in operator.outputs}
+
+
+def _behind(node: fx.Node, function: Any) -> fx.Node | None:
+    """The call of a function whose result a node only moves; None where there is none."""
+    while node.target is not function:
+        if node.op != "call_method" or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _even(parts: Sequence[int]) -> list[int]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.onnx.editing.inserting import Insertion, drop_behind, drop_unread
+from graphsurgery.onnx.editing.inserting import Insertion, declare_weights, drop_behind, drop_unread
 from graphsurgery.onnx.editing.numbers import Edge, Numbers
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.exporter import note_lineage
@@ -33,6 +33,7 @@ from graphsurgery.onnx.importing.building import computed_sizes
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.importing.reading import program_of
 from graphsurgery.onnx.importing.sources import assembled
+from graphsurgery.onnx.runtime.acceptance import refusal
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 
 _ROUNDING = 1e-6
@@ -63,28 +64,57 @@ def rewrite_onnx(
             numbers in the file.
         CheckFailedError: the new file would not give what the network gives.
     """
-    shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
-    imported = import_onnx(original, shape=shape, weights=False)
+    imported = import_onnx(original, weights=False, like=graph)
     path = Path(path)
     rewriting = _FileEdit(imported, graph)
     model = rewriting.model()
-    batches = (1, 3, 8) if imported.file.batch is None else (imported.file.batch,)
+    batches = imported.batches or (1, 3, 8)
     large = size_of(model, rewriting.arrays) > ONE_FILE
     beside = _free_place(path) if imported.file.weights.outside or large else None
     try:
         with atomic_write(path) as temporary:
-            save_model(model, rewriting.arrays, temporary, beside)
-            imported.file.weights.release()
+            stored, arrays = imported.file.precision.restored(model, rewriting.arrays)
             complaint = _complaint(model, rewriting.arrays)
             if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
                 raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
-            del rewriting
-            check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
+            if stored is model:
+                save_model(model, arrays, temporary, beside)
+                imported.file.weights.release()
+                del rewriting
+                check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
+            else:
+                check = _proof_in_single(graph, imported, rewriting, model, path, batches, rtol, inputs)
+                save_model(stored, arrays, temporary, beside)
+                _require_opened(imported.file.path, temporary, path)
     except BaseException:
         if beside is not None:
             beside.unlink(missing_ok=True)
         raise
     return replace(check, path=path)
+
+
+def _require_opened(original: Path, file: Path, path: Path) -> None:
+    """ONNX Runtime opens an edited file in other precisions than float32, where it opens the original."""
+    why = refusal(file)
+    if why and not refusal(original):
+        raise SurgeryError(f"{path}: not written, because ONNX Runtime does not open the edited file: {why}")
+
+
+def _proof_in_single(
+    graph: ModelGraph,
+    imported: Imported,
+    rewriting: _FileEdit,
+    model: onnx.ModelProto,
+    path: Path,
+    batches: Sequence[int],
+    rtol: float,
+    inputs: Sequence[Tensor] | None,
+) -> OnnxCheck:
+    """The comparison in float32, before what is written gets the precision that the file has."""
+    with tempfile.TemporaryDirectory() as folder:
+        single, beside = Path(folder, "model.onnx"), Path(folder, "weights")
+        save_model(model, rewriting.arrays, single, beside)
+        return _proof(graph, imported, single, path, batches, rtol, inputs)
 
 
 def _proof(
@@ -97,7 +127,7 @@ def _proof(
     inputs: Sequence[Tensor] | None,
 ) -> OnnxCheck:
     """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
-    fixed = imported.file.batch
+    fixed = imported.batch
     if inputs is not None and fixed is not None:
         # A run of the file takes so many; more would be refused, and fewer are no real batch.
         inputs = [x[:fixed] for x in inputs] if all(len(x) >= fixed for x in inputs) else None
@@ -127,7 +157,7 @@ def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.name in rewriting.arrays:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(rewriting.arrays[tensor.name]()), tensor.name))
-    return model
+    return imported.file.precision.restored(model, {})[0]
 
 
 def _free_place(path: Path) -> Path:
@@ -186,6 +216,7 @@ class _FileEdit:
         drop_behind(model, replaced)
         self._settle(model)
         drop_unread(model, self.file.model)
+        declare_weights(model)
         self._shapes(model)
         note_lineage(model, self.graph)
         return model
@@ -193,7 +224,7 @@ class _FileEdit:
     def _settle(self, model: onnx.ModelProto) -> None:
         """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
         computed = self.numbers.computed(self.insertion.stays)
-        if not computed or self.file.batch is not None:
+        if not computed or self.imported.batch is not None:
             return
         large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}

@@ -31,9 +31,8 @@ _NUDGE = 2.0**-18
 """Relative change of inputs and weights that stands for the rounding of some operators."""
 _DRAWS = 2
 """How often the weights are moved."""
-_LARGE = 2**26
-"""Bytes of weights from which a file is not opened in a second form in order to measure rounding."""
-"""Bytes of a file whose weights are not moved."""
+LARGE = 2**26
+"""Bytes of weights from which a file is not opened in a second form, nor moved, in order to measure rounding."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ class _Runtime:
             )
         self._plain: onnxruntime.InferenceSession | None = None
         weights = sum(t.numel() * t.element_size() for t in network.tensors().values())
-        self.is_large = weights > _LARGE
+        self.is_large = weights > LARGE
 
     @cached_property
     def nudged(self) -> list[onnxruntime.InferenceSession]:

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
     """Write a network in float32 and evaluation mode as one ONNX file with a free batch axis.
 
     Inputs keep their names; a single output `[batch, classes]` is called `logits`, those in a dict have its keys,
-    others are `output_0`, … The file holds no paths of this machine; its metadata holds the lineage.
+    others are `output_0`, … Where an input or an operator has that name, `_out` stands behind it. The file holds no
+    paths of this machine; its metadata holds the lineage.
 
     Args:
         graph: the network, on any device and of any float dtype; it is not modified.
@@ -175,8 +176,11 @@ def _exported(graph: ModelGraph, opset: int | None) -> onnx.ModelProto:
     program = export_program(graph, opset)
     values = program.model.graph.outputs
     names = _output_names(graph, [None if value.shape is None else len(value.shape) for value in values])
+    others = {value.name for node in program.model.graph for value in node.outputs if value not in values}
+    taken = {*others, *program.model.graph.initializers, *(value.name for value in program.model.graph.inputs)}
     for value, name in zip(values, names, strict=True):
-        value.name = name
+        value.name = name = _free(name, taken)  # a library may give a `sample` for a `sample`
+        taken.add(name)
     model = program.model_proto
     _release(program)
     for value, spec in zip(model.graph.input, graph.inputs, strict=True):
@@ -217,6 +221,13 @@ def _output_names(graph: ModelGraph, ranks: list[int | None]) -> list[str]:
     if isinstance(output, dict) and len(output) == len(ranks) and all(isinstance(v, fx.Node) for v in output.values()):
         return [str(key) for key in output]
     return [f"output_{i}" for i in range(len(ranks))]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name itself, or one behind which it says that it is an output: in a file each value has its own."""
+    while name in taken:
+        name += "_out"
+    return name
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from graphsurgery.onnx.exporting.quick_shapes import with_quick_shapes
+
 _TRANSLATIONS = ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib")
 _COMPOSED = ("torch._export.utils", "", "_materialize_cpp_cia_ops")
+_SHAPES = ("torch._subclasses.fake_tensor", "", "get_fast_op_impls")
 
 
 @contextlib.contextmanager
@@ -19,11 +22,16 @@ def known_operators() -> Iterator[None]:
     The exporter makes its table of translations anew for every file, for which it reads and parses the source of some
     500 functions: half a second, more than a small network takes. It writes into the table only what its caller brings,
     and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
-    file; once is enough, and not once for all, as custom operators may be registered in between.
+    file; once is enough, and not once for all, as custom operators may be registered in between. And it runs reference
+    code to find out the shapes that common operators give, see `quick_shapes`.
 
     Where a version of torch works in another way, nothing is kept.
     """
-    with _replaced(*_TRANSLATIONS, by=_kept), _replaced(*_COMPOSED, by=cache):
+    with (
+        _replaced(*_TRANSLATIONS, by=_kept),
+        _replaced(*_COMPOSED, by=cache),
+        _replaced(*_SHAPES, by=with_quick_shapes),
+    ):
         yield
 
 

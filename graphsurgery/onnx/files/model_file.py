@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -128,6 +128,32 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def read_outside(node: onnx.NodeProto) -> list[str]:
+    """The values of the graph around a node that the graphs inside it read, in order; they are no inputs of it."""
+    found: dict[str, None] = {}
+    for body in bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)}
+        for inner in body.node:
+            found.update(
+                dict.fromkeys(name for name in (*inner.input, *read_outside(inner)) if name and name not in own)
+            )
+            own.update(inner.output)
+        found.update(dict.fromkeys(value.name for value in body.output if value.name not in own))
+    return list(found)
+
+
+def rename_outside(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Let the graphs inside a node read values of the graph around it by other names."""
+    for body in bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)} | {n for x in body.node for n in x.output}
+        outer = {old: new for old, new in names.items() if old not in own}
+        for inner in body.node:
+            inner.input[:] = [outer.get(name, name) for name in inner.input]
+            rename_outside(inner, outer)
+        for value in body.output:
+            value.name = outer.get(value.name, value.name)
 
 
 def check_outside(path: Path, model: onnx.ModelProto) -> set[Path]:

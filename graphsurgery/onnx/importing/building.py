@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
 from graphsurgery.onnx.importing import operators
+from graphsurgery.onnx.importing.inputs import Inputs, axes_of
 from graphsurgery.onnx.importing.layers import layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import RECURRENT
@@ -29,7 +30,7 @@ _FOLDED = 2**22
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bool = True) -> OnnxNetwork:
+def network_of(file: OnnxProgram, inputs: Inputs, *, weights: bool = True) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for
@@ -37,21 +38,20 @@ def network_of(file: OnnxProgram, examples: Mapping[str, Tensor], *, weights: bo
 
     Args:
         file: the file.
-        examples: meta tensors `[batch, ...]` by the names of the inputs, with a batch that is not the file's.
+        inputs: what it is run with.
         weights: whether it gets them; else they stay on meta.
 
     Raises:
         TraceError: an operator cannot be run.
     """
-    inputs, joined = list(examples.values()), _with_biases(file)
-    first = [x.new_empty((file.batch or len(x) + 1, *x.shape[1:])) for x in inputs]
+    joined = _with_biases(file)
     rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
-    rehearsal.build(first)
+    rehearsal.build(inputs.again)
     seen = rehearsal.seen if _only_batch_free(file) else {}
-    plan = RunPlan(file, joined, file.batch, shapes=rehearsal.shapes, seen=seen)
+    plan = RunPlan(file, joined, inputs.batch, shapes=rehearsal.shapes, seen=seen)
     network = OnnxNetwork(plan)
     builder = _Builder(network)
-    builder.build(inputs)
+    builder.build(list(inputs.examples.values()))
     builder.fill(weights=weights)
     return network
 
@@ -69,8 +69,7 @@ def computed_sizes(file: OnnxProgram, examples: Sequence[Tensor]) -> dict[str, n
 
 def _only_batch_free(file: OnnxProgram) -> bool:
     """Whether a file states all sizes of its inputs but the batch."""
-    dims = [size for value in file.inputs for size in value.type.tensor_type.shape.dim[1:]]
-    return all(size.HasField("dim_value") for size in dims)
+    return all(axis.size is not None for value in file.inputs for axis in axes_of(value, file.path)[1:])
 
 
 class _Builder(Runner):

@@ -6,30 +6,29 @@ other. So a network from a file has the same normal form as one from Python, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.errors import CheckFailedError, CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.probing import index_range, range_of
 from graphsurgery.onnx.files.model_file import lineage_in
+from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
-from graphsurgery.onnx.importing.operators import UnlikeTorchError, torch_dtype
+from graphsurgery.onnx.importing.inputs import Given, Inputs, axes_of, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
-from graphsurgery.onnx.importing.reading import HALF, read_program
+from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.tracing.trace import trace
-
-_TRACED_BATCH = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +45,7 @@ class Imported:
         readers: the number of the node that reads a parameter or buffer, by its path; of one that many read, the first.
         lengths: how many sizes the file computes under a name.
         fixed: those of them that are the same for every input.
+        batch: the batch that the file fixes, and the network leaves free.
     """
 
     graph: ModelGraph
@@ -57,10 +57,23 @@ class Imported:
     readers: Mapping[str, int]
     lengths: Mapping[str, int]
     fixed: Mapping[str, np.ndarray[Any, Any]]
+    batch: int | None
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The only batch that the file takes; nothing where it takes any."""
+        if self.batch is not None:
+            return (self.batch,)
+        return () if any(spec.batched for spec in self.graph.inputs) else (1,)
 
 
 def import_onnx(
-    path: Path | str, *, shape: Sequence[int] | None = None, weights: bool = True, check: bool = True
+    path: Path | str,
+    *,
+    shape: Given | None = None,
+    weights: bool = True,
+    check: bool = True,
+    like: ModelGraph | None = None,
 ) -> Imported:
     """Read a file as a network that every pass works on, and that can be trained.
 
@@ -68,21 +81,24 @@ def import_onnx(
     is freed. Operators that torch does not have are kept whole, run by ONNX Runtime, and freeze the axes around them.
 
     Args:
-        path: the file, of opset 9 or newer, in float32, not quantised.
-        shape: of one example of its input, without the batch, where the file leaves it open.
+        path: the file. Whatever precision it is in, the network is in float32; weights and values that are quantised
+            by operators of their own (QDQ) are what they were before.
+        shape: of one example of its input, without the batch, where the file leaves it open; or whole shapes of its
+            inputs, by name.
         weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
+        like: a network that came from the file: its inputs say what `shape` would.
         check: compare every output of the network with the file's in ONNX Runtime, on noise of several scales.
 
     Raises:
         CheckpointError: the file is missing or damaged.
-        UnsupportedError: it holds what is not followed: half precision, quantised operators, control flow.
+        UnsupportedError: it holds what is not followed: operators on integers, sequences.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
         CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
             the file gives what is not a number.
     """
     try:
-        return _imported(path, shape, weights, check)
+        return _imported(path, shape, weights, check, like)
     except SurgeryError:
         raise
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
@@ -91,21 +107,22 @@ def import_onnx(
         ) from cause
 
 
-def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool, check: bool) -> Imported:
+def _imported(path: Path | str, shape: Given | None, weights: bool, check: bool, like: ModelGraph | None) -> Imported:
     file = read_program(path)
-    examples = _examples(file, shape)
+    inputs = plan_inputs(file.path, file.inputs, shape if like is None else _shapes_like(file, like))
     try:
-        network = network_of(file, examples, weights=weights)
+        network = network_of(file, inputs, weights=weights)
         file.weights.release()
-        graph = trace(network, list(examples.values()), copy=False, check=False)  # `compare` asks the file
+        graph = trace(network, list(inputs.examples.values()), copy=False, check=False)  # `compare` asks the file
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
+    graph = _described(graph, inputs, weights=weights)
     # Last, as a reason of our own names the operator.
-    refused = complaint(file.path, file.model, file.weights)
+    refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
-    graph = _with_ranges(graph) if weights else graph
     record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    record |= {"quantised": file.quantised} if file.quantised else {}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
     values = {}
@@ -122,20 +139,37 @@ def _imported(path: Path | str, shape: Sequence[int] | None, weights: bool, chec
         readers=network.plan.readers,
         lengths=network.plan.lengths,
         fixed=network.plan.fixed,
+        batch=inputs.batch,
     )
     if weights and check:
         compare(imported)
     return imported
 
 
-def _with_ranges(graph: ModelGraph) -> ModelGraph:
-    """With the indices that the network takes noted beside its inputs."""
-    if all(spec.dtype.is_floating_point for spec in graph.inputs):
+def _shapes_like(file: OnnxProgram, graph: ModelGraph) -> dict[str, list[int]]:
+    """The shapes of the inputs that a network has, where the file leaves them open."""
+    if len(file.inputs) != len(graph.inputs):
+        raise SurgeryError(
+            f"{file.path}: takes {len(file.inputs)} inputs, the network {len(graph.inputs)}; give the file it came from"
+        )
+    found = {}
+    for value, spec in zip(file.inputs, graph.inputs, strict=True):
+        own = axes_of(value, file.path)
+        sizes = spec.shape if len(spec.shape) == len(own) else [0] * len(own)
+        found[value.name] = [n if axis.size is None else axis.size for axis, n in zip(own, sizes, strict=True)]
+    return found
+
+
+def _described(graph: ModelGraph, inputs: Inputs, *, weights: bool) -> ModelGraph:
+    """With what is known of its inputs: which have a batch, and which indices the network takes."""
+    specs = [replace(spec, batched=batched) for spec, batched in zip(graph.inputs, inputs.batched, strict=True)]
+    graph = replace(graph, inputs=tuple(specs))
+    if not weights or all(spec.dtype.is_floating_point for spec in specs):
         return graph
-    limits = index_range(graph, _TRACED_BATCH)
-    ranges = [(0, 0) if spec.dtype.is_floating_point else range_of(spec.dtype, limits) for spec in graph.inputs]
-    inputs = [replace(spec, low=low, high=high) for spec, (low, high) in zip(graph.inputs, ranges, strict=True)]
-    return replace(graph, inputs=tuple(inputs))
+    limits = index_range(graph, next(iter(inputs.examples.values())).shape[0] if any(inputs.batched) else 1)
+    ranges = [(0, 0) if spec.dtype.is_floating_point else range_of(spec.dtype, limits) for spec in specs]
+    found = [replace(spec, low=low, high=high) for spec, (low, high) in zip(specs, ranges, strict=True)]
+    return replace(graph, inputs=tuple(found))
 
 
 def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
@@ -145,51 +179,14 @@ def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
         CheckFailedError: they differ; the first node of the file that does is named.
         SurgeryError: ONNX Runtime does not read or run the file.
     """
-    path = imported.file.path
-    batches = (2,) if imported.file.batch is None else (imported.file.batch,)
-    found = check_onnx(imported.graph, path, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False)
+    file, path = imported.file, imported.file.path
+    batches = imported.batches or (2,)
+    with nullcontext(path) if file.as_stored else passing_file(file.model, file.weights.arrays) as single:
+        found = check_onnx(
+            imported.graph, single, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False
+        )
     if found.broken:
         raise CheckFailedError(f"{path}: {found.broken}; give a file whose weights are numbers")
     if not found.holds:
         raise CheckFailedError(f"{path}: what was read does not compute what the file does: {found.failure}")
     return found
-
-
-def _examples(file: OnnxProgram, shape: Sequence[int] | None) -> dict[str, Tensor]:
-    """A meta tensor for each input, with a batch that the file does not have."""
-    found = {}
-    for value in file.inputs:
-        kind = value.type.tensor_type
-        if not kind.HasField("shape"):
-            raise UnsupportedError(f"{file.path}: input {value.name} has a free number of axes")
-        dims = [size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim]
-        if not dims:
-            raise UnsupportedError(f"{file.path}: input {value.name} is a single number, expected [batch, ...]")
-        dtype = _dtype_of(file, value.name, kind.elem_type)
-        batch = _TRACED_BATCH if dims[0] != _TRACED_BATCH else _TRACED_BATCH + 1
-        inner = _inner(file, value.name, dims[1:], shape)
-        found[value.name] = torch.empty((batch, *inner), dtype=dtype, device="meta")
-    return found
-
-
-def _dtype_of(file: OnnxProgram, name: str, code: int) -> torch.dtype:
-    """The dtype of an input."""
-    if code in HALF:
-        raise UnsupportedError(f"{file.path}: input {name} is in half precision; convert the file to float32 first")
-    try:
-        return torch_dtype(code)
-    except UnlikeTorchError as cause:
-        raise UnsupportedError(f"{file.path}: input {name} is {cause}, which torch does not compute with") from cause
-
-
-def _inner(file: OnnxProgram, name: str, dims: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int, ...]:
-    """The sizes of an input after the batch."""
-    words = "x".join("?" if size is None else str(size) for size in dims)
-    if shape is not None and len(file.inputs) == 1:
-        fits = len(shape) == len(dims) and all(a in (None, b) for a, b in zip(dims, shape, strict=True))
-        if not fits:
-            raise SpecError(f"{file.path}: input {name} is {words} in the file, not {'x'.join(map(str, shape))}")
-        return tuple(shape)
-    if None in dims:
-        raise SpecError(f"{file.path}: input {name} is {words} in the file; give --input, such as --input 3x224x224")
-    return tuple(size for size in dims if size is not None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphsurgery.onnx.files.precision import Precision
 from graphsurgery.onnx.files.storage import Weights
 
 
@@ -21,7 +22,7 @@ class Operator:
     Attributes:
         name: of the node in the file, or its first output where it has none.
         kind: operator type, such as `Conv`; with its domain in front where that is not the standard one.
-        inputs: names of values; empty for one that is left out.
+        inputs: names of values; empty for one that is left out. Behind them what the graphs inside the node read.
         outputs: names of values.
         attributes: by name, as Python values.
         opset: version of the standard operators.
@@ -48,6 +49,8 @@ class OnnxProgram:
         constants: initializers, constant nodes, and what is computed from those alone, by name.
         aliases: names of values that are another value under a second name.
         weights: the large ones, where they lie; they are among the constants.
+        precision: what its floating numbers are in the file; here they are float32.
+        quantised: how many weights and values are quantised in the file; here they are not.
     """
 
     path: Path
@@ -56,18 +59,19 @@ class OnnxProgram:
     constants: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
     aliases: Mapping[str, str] = field(repr=False)
     weights: Weights = field(repr=False, default_factory=Weights)
+    precision: Precision = field(repr=False, default_factory=lambda: Precision({}))
+    quantised: int = 0
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the model computes in the numbers that the file has."""
+        return self.precision.is_single and not self.quantised
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
         """What a caller feeds: the inputs that are no weights."""
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
-
-    @cached_property
-    def batch(self) -> int | None:
-        """The batch that it fixes; None where it is free."""
-        size = self.inputs[0].type.tensor_type.shape.dim[0]
-        return size.dim_value if size.HasField("dim_value") else None
 
     @property
     def outputs(self) -> tuple[str, ...]:

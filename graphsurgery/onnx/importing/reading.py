@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
-from graphsurgery.onnx.files.model_file import read_apart
+from graphsurgery.onnx.files.dequantizing import dequantise
+from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
+from graphsurgery.onnx.files.precision import in_single
 from graphsurgery.onnx.files.storage import Weights
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.whole_operators import foldable, folded
@@ -21,7 +25,6 @@ OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
-HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def read_program(path: Path | str) -> OnnxProgram:
@@ -29,12 +32,15 @@ def read_program(path: Path | str) -> OnnxProgram:
 
     Raises:
         CheckpointError: the file is missing, is no ONNX model, is damaged, or its weights are not beside it.
-        UnsupportedError: it is quantised, in half precision, has control flow, or operators of before opset 9.
+        UnsupportedError: it is quantised in operators of integers, has sequences, or operators of before opset 9 that
+            cannot be converted.
     """
     path = Path(path)
     model, weights = _parsed(path)
     try:
-        return program_of(model, weights, path)
+        quantised = dequantise(model, weights, str(path))
+        precision = in_single(model, weights)
+        return replace(program_of(model, weights, path), precision=precision, quantised=quantised)
     except SurgeryError:
         raise
     except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
@@ -53,11 +59,7 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
         CheckpointError, UnsupportedError: as `read_program`.
     """
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=0)
-    if opset < OLDEST_OPSET:
-        raise UnsupportedError(
-            f"{path}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter first"
-        )
+    opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=OLDEST_OPSET)
     constants = {i.name: _array(i, path, weights) for i in model.graph.initializer}
     aliases: dict[str, str] = {}
     operators = []
@@ -71,7 +73,8 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
         else:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             name = node.name or node.output[0]
-            operators.append(Operator(name, kind, tuple(node.input), tuple(node.output), attributes, opset, index))
+            read = (*node.input, *read_outside(node))
+            operators.append(Operator(name, kind, read, tuple(node.output), attributes, opset, index))
     for operator in operators:
         _check_settings(operator, constants, path)
     _check_order(model, path)
@@ -92,7 +95,44 @@ def _parsed(path: Path) -> tuple[onnx.ModelProto, Weights]:
     file, weights = read_apart(path)
     if not file.model.graph.node:
         raise CheckpointError(f"{path}: has no operators")
-    return file.model, weights
+    model = file.model
+    opset = max((entry.version for entry in model.opset_import if entry.domain in _STANDARD), default=OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        model, weights = _converted(path, opset), Weights()
+    _make_dense(model, path)
+    return model, weights
+
+
+def _converted(path: Path, opset: int) -> onnx.ModelProto:
+    """A model of an older opset in the oldest that is read, by ONNX's own converter; nodes keep their names."""
+    model = onnx.load(path)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    try:
+        found = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except Exception as cause:  # of an operator that it has no adapter for
+        raise UnsupportedError(
+            f"{path}: opset {opset} is older than {OLDEST_OPSET}, and is not converted: {one_line(cause)}"
+        ) from cause
+    found.metadata_props.extend(entry for entry in model.metadata_props if entry not in found.metadata_props)
+    names = {node.output[0]: node.name for node in model.graph.node if node.output}
+    for node in found.graph.node:
+        if not node.name and node.output:
+            node.name = names.get(node.output[0], "")
+    return found
+
+
+def _make_dense(model: onnx.ModelProto, path: Path) -> None:
+    """Put ordinary weights in the place of sparse ones."""
+    for sparse in model.graph.sparse_initializer:
+        values, indices = (_array(tensor, path) for tensor in (sparse.values, sparse.indices))
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    model.graph.ClearField("sparse_initializer")
 
 
 def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
@@ -101,13 +141,11 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
         raise UnsupportedError(f"{path}: {name} is a quantised operator ({kind}); give the file before quantisation")
     if "Sequence" in kind:
         raise UnsupportedError(f"{path}: {name} makes or reads a sequence ({kind}), which is not followed")
-    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-        raise UnsupportedError(f"{path}: {name} is control flow ({kind}), which is not followed")
+    if any(inner.op_type in _QUANTISED or "Sequence" in inner.op_type for body in bodies(node) for inner in body.node):
+        raise UnsupportedError(f"{path}: {name} is control flow ({kind}) with operators that are not followed")
 
 
 def _array(tensor: onnx.TensorProto, path: Path, weights: Weights | None = None) -> np.ndarray[Any, Any]:
-    if tensor.data_type in HALF:
-        raise UnsupportedError(f"{path}: {tensor.name} is in half precision; convert the file to float32 first")
     if weights is not None and tensor.name in weights.arrays:
         return weights.arrays[tensor.name]
     try:

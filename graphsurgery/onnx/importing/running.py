@@ -221,13 +221,13 @@ class Runner:
         ]
         while arguments and arguments[-1] is None:
             arguments.pop()
-        arguments = self._rebatched(operator, arguments)
+        arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
         read = Watched(operator.attributes)
         found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
-        return tuple(_boxed(value) for value in found)
+        return tuple(None if value is None else _boxed(value) for value in found)
 
     def _recurrent(self, operator: Operator, layer: Any, x: Any) -> tuple[Any, ...]:
         lengths = self.sequence_lengths(operator)
@@ -301,6 +301,16 @@ class Runner:
         if (operator.index, at) in self.plan.made:
             return self.part(self.plan.made[operator.index, at])
         raise TraceError("sizes stand where data are expected")
+
+    def _from_the_end(self, operator: Operator, arguments: list[Any]) -> list[Any]:
+        """Indices along an inner axis that count from its end, as those that torch takes."""
+        if operator.kind != "Gather" or operators.rank(arguments[1]) != 1:
+            return arguments
+        axis = operator.attributes.get("axis", 0) % operators.rank(arguments[0])
+        known = self.plan.file.constants.get(self.plan.file.name(operator.inputs[1]))
+        if axis == 0 or (known is not None and not (known < 0).any()):
+            return arguments
+        return [arguments[0], arguments[1] % operators.size_of(arguments[0], axis)]
 
     def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Shapes that hold the batch of the file, with the batch of the input in its place."""

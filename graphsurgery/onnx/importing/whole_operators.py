@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.onnx.files.model_file import read_outside, rename_outside
 from graphsurgery.onnx.runtime.sessions import open_session
 
 if TYPE_CHECKING:
     from graphsurgery.onnx.importing.program import OnnxProgram, Operator
+
+
+_FREE_WEIGHTS = 4
+"""From this version of the format on weights need not be inputs."""
 
 
 def alone(
@@ -42,7 +47,8 @@ def alone(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
-    return onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
+    version = max(file.model.ir_version, _FREE_WEIGHTS)
+    return onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=version)
 
 
 def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
@@ -50,6 +56,7 @@ def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
     node = onnx.NodeProto()
     node.CopyFrom(file.model.graph.node[index])
     node.input[:] = [file.name(name) if name else "" for name in node.input]
+    rename_outside(node, {name: file.name(name) for name in read_outside(node)})
     return node
 
 

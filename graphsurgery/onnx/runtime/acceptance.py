@@ -20,16 +20,17 @@ _UNKNOWN = ("NOT_IMPLEMENTED", "No Op registered", "is not a registered function
 """What it says of a valid operator that it does not have: such operators have words of their own elsewhere."""
 
 
-def complaint(path: Path, model: onnx.ModelProto, weights: Weights) -> str:
+def complaint(path: Path, model: onnx.ModelProto, weights: Weights, *, by_path: bool = False) -> str:
     """Why ONNX Runtime does not open a file; empty where it does, or only lacks an operator of it.
 
     Args:
         path: of the file.
         model: what it holds, without its large weights.
         weights: these; where some lie beside the file, it is opened by its path, which maps them.
+        by_path: it is opened by its path in any case, as what it holds is another form of it.
     """
-    if weights.outside:
-        return _said(path, str(path.parent))
+    if weights.outside or by_path:
+        return refusal(path)
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
     size = 0
@@ -46,10 +47,14 @@ def complaint(path: Path, model: onnx.ModelProto, weights: Weights) -> str:
             sparse.truncate(size)
         light = Path(folder, "model.onnx")
         light.write_bytes(asked.SerializeToString())
-        return _said(light, folder)
+        return refusal(light)
 
 
-def _said(path: Path, folder: str) -> str:
+def refusal(path: Path) -> str:
+    """Why ONNX Runtime does not open a file as it stands, without optimisations; empty where it does.
+
+    Its optimisations crash on some files in half precision.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -58,6 +63,6 @@ def _said(path: Path, folder: str) -> str:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as cause:  # ONNX Runtime's errors have no public base class
-        text = str(cause).replace(folder, "")
+        text = str(cause).replace(str(path.parent), "")
         return "" if any(words in text for words in _UNKNOWN) else printable(text)[:200]
     return ""

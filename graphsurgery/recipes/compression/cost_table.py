@@ -282,8 +282,7 @@ class FileBench:
     """
 
     def __init__(self, file: Path | str, graph: ModelGraph, timing: Timing) -> None:
-        shape = graph.inputs[0].shape[1:] if len(graph.inputs) == 1 else None
-        self._imported: Imported = import_onnx(file, shape=shape)
+        self._imported: Imported = import_onnx(file, like=graph)
         _name_operators(self._imported.file.model)
         self._names = paired(graph, self._imported.graph)
         self._timing = timing

@@ -6,33 +6,38 @@ Source: Ba & Caruana, "Do deep nets really need to be deep?", arXiv:1312.6184, f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import evaluating
-from graphsurgery.network.outputs.naming import one_output
+from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Outcome, Result, Row
-from graphsurgery.training.data.batches import Examples
+from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import device_of
+from graphsurgery.training.devices import choose_device, device_of, placed
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.agreement import Agreement
+from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of
 from graphsurgery.training.objectives.tasks import objective_for
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 STEPS = 2000
 """Optimizer steps where no number of epochs is asked for."""
+_LOOKED_AT, _AT_ONCE = 16, 32
+"""Examples that say how far outputs vary, and examples in one pass of the original."""
 
 
 def label_free_plan(calibration: Calibration, epochs: int | None = None, **settings: Any) -> TrainingPlan:
@@ -42,11 +47,11 @@ def label_free_plan(calibration: Calibration, epochs: int | None = None, **setti
     return replace(plan, epochs=math.ceil(STEPS / steps) if epochs is None else epochs, **settings)
 
 
-def check_calibration(calibration: Calibration, graph: ModelGraph) -> int:
-    """Check that a network takes the examples and gives numbers for each; one forward pass of two examples.
+def check_calibration(calibration: Calibration, graph: ModelGraph) -> Agreement:
+    """Check that a network takes the examples and gives numbers for each; one forward pass of some examples.
 
     Returns:
-        How many numbers.
+        What is learnt: logits where the network gives one output `[batch, classes]`; else all that it gives.
 
     Raises:
         SpecError: it does not.
@@ -54,15 +59,34 @@ def check_calibration(calibration: Calibration, graph: ModelGraph) -> int:
     if len(graph.inputs) != 1:
         raise SpecError(f"{calibration.name}: has single inputs, the network takes {len(graph.inputs)}")
     examples = Examples(calibration.train, device_of(graph.module))
-    x = next(examples.batches([torch.arange(2) % len(examples)]))[0]
+    count = min(_LOOKED_AT, len(examples))
+    x = next(examples.batches([torch.arange(max(2, count)) % len(examples)]))[0]
     taken = list(graph.inputs[0].shape[1:])
     if list(x.shape[1:]) != taken:
         raise SpecError(f"{calibration.name}: has inputs {list(x.shape[1:])}, the network takes {taken}")
     with evaluating(graph.module), torch.no_grad():
-        output = one_output(graph.module(x), "--calib: the network")
-    if output.dim() != 2:
-        raise SpecError(f"--calib: mimicry needs one output [batch, classes], the network gives {list(output.shape)}")
-    return int(output.shape[1])
+        output = graph.module(x)
+    named = named_outputs(output)
+    only = next(iter(named.values())) if len(named) == 1 else None
+    if only is not None and only.dim() == 2 and len(only) == len(x) and only.is_floating_point():
+        return Agreement(int(only.shape[1]))
+    return SeveralOutputs(reading_of(output, len(x)))
+
+
+def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[Any]], device: str) -> list[Dataset[Any]]:
+    """The examples with what the network says about each beside them."""
+    if not isinstance(objective, SeveralOutputs):
+        teachers = Teachers([graph.copy().module])
+        return [answered(part, logits_of(teachers, part, device=device)) for part in parts]
+    chosen, module = choose_device(device), graph.copy().module.eval()
+    found = []
+    with placed(module, chosen), torch.no_grad():
+        for part in parts:
+            examples = Examples(part, chosen)
+            batches = examples.batches(in_order(len(examples), _AT_ONCE))
+            vectors = [objective.reading(module(batch[0])).float().cpu() for batch in batches]
+            found.append(answered(part, torch.cat(vectors)))
+    return found
 
 
 def recover_without_labels(
@@ -93,10 +117,8 @@ def recover_without_labels(
         SpecError: the examples do not fit.
         SurgeryError: training fails.
     """
-    objective = Agreement(check_calibration(calibration, graph))
-    teachers = Teachers([graph.copy().module])
-    parts = (calibration.train, calibration.held)
-    train, held = (answered(part, logits_of(teachers, part, device=training.device)) for part in parts)
+    objective = check_calibration(calibration, graph)
+    train, held = _answers(graph, objective, (calibration.train, calibration.held), training.device)
     shape = tuple(graph.inputs[0].shape[1:])
     examples = Data(train, held, held, shape, objective.classes, calibration.name, calibration.preprocessing)
     books = _Agreeing(examples, objective, data, device=training.device, run=run, reporter=reporter)

@@ -14,9 +14,10 @@ from torch import nn
 from graphsurgery.axes.algebra import is_fixed
 from graphsurgery.errors import CheckFailedError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.recipes.contracts.bench import settle
 from graphsurgery.recipes.contracts.contract import TOLERANCES, Contract, NothingToCompareError
 from graphsurgery.recipes.contracts.held import UNUSED, held_parameters
-from graphsurgery.recipes.contracts.pass_contracts import PassContracts, kept_at_half, settle
+from graphsurgery.recipes.contracts.pass_contracts import PassContracts, kept_at_half
 from graphsurgery.recipes.contracts.trace_contracts import TraceContracts
 from graphsurgery.surgery.channels.cost import cost
 

@@ -20,6 +20,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.models.specs import names_file
 from graphsurgery.models.supermasks import Supermask, prepare
+from graphsurgery.network.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.contracts.edit_checks import unchanged
@@ -104,12 +105,10 @@ class _Masking:
     def learned(self) -> tuple[Supermask, ModelGraph, str]:
         """Train the scores, and measure the mask in every form that it has; with the masked network, and in words."""
         graph, plan = self.graph, self.plan
-        drawn = {name: t.detach().clone() for name, t in graph.tensors().items()}
-        self._row("untrained", graph.module)
+        drawn = self._drawn()
         weights = maskable(graph)
         prepare(graph, weights, constant=plan.constant)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.training.seed)
+        with seeded(plan.training.seed):
             parts = {name: self._part(name, weight) for name, weight in weights.items()}
         with _frozen(graph.module), parametrized(graph, parts) as module:
             self.books.fit(module, plan.training, "mask")
@@ -121,6 +120,11 @@ class _Masking:
         rescaled = {name: living.numel() / max(1, int(living.sum())) for name, living in masks.items()}
         found = self._found(masks, drawn, rescaled if plan.rescaled else {})
         return found, graph, f"{100 * masks.density:.1f} % of the weights live"
+
+    def _drawn(self) -> dict[str, torch.Tensor]:
+        """What the seed has drawn; the untrained network is measured."""
+        self._row("untrained", self.graph.module)
+        return {name: t.detach().clone() for name, t in self.graph.tensors().items()}
 
     def _part(self, name: str, weight: torch.Tensor) -> BernoulliMask | TopKMask:
         if self.plan.method == "learned":
@@ -137,8 +141,7 @@ class _Masking:
         for part in parts:
             part.sampling = True
         found: list[dict[str, dict[str, float]]] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.training.seed)
+        with seeded(self.plan.training.seed):
             found = [self.books.scored(module) for _ in range(DRAWS)]
         for part in parts:
             part.sampling = False
@@ -154,8 +157,7 @@ class _Masking:
     def heuristic(self) -> tuple[Supermask, ModelGraph, str]:
         """Train a network, and choose criterion and density for the weights that it had before; as for `learned`."""
         graph, plan = self.graph, self.plan
-        drawn = {name: t.detach().clone() for name, t in graph.tensors().items()}
-        self._row("untrained", graph.module)
+        drawn = self._drawn()
         needs_gradients = {"snip", "grad"} & set(plan.criteria)
         gradients = {
             name: w.grad for name, w in (maskable(with_gradients(graph, self.data)) if needs_gradients else {}).items()

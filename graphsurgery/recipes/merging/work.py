@@ -18,7 +18,6 @@ from graphsurgery.recipes.contracts.edit_checks import check_cut, check_mean
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.merging.plan import PARENT, MergePlan, trained_epochs
 from graphsurgery.recipes.outcome import GateEpoch, at_chance
-from graphsurgery.surgery.merging.averages import Ensemble
 from graphsurgery.surgery.merging.parts import parts_of, shared_out
 from graphsurgery.training.data.dataset import size_of
 from graphsurgery.training.data.loading import recorded
@@ -49,8 +48,7 @@ class Merging:
             row = self.books.measured(f"{PARENT}{position}", parent, effort)
             guesses = at_chance(row.validation, self.books.data.classes, size_of(self.books.data.validation))
             self.books.rows.append(replace(row, note=GUESSES) if guesses else row)
-        ensemble = Ensemble([parent.module for parent in self.parents])
-        self.books.measure("ensemble", ensemble, self.all_parents, "the parents' outputs, averaged")
+        self.books.measure("ensemble", _copied(self.parents), self.all_parents, "the parents' outputs, averaged")
 
     def best_parent(self) -> int:
         """The number of the parent that is best on validation data."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +18,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
+from graphsurgery.network.values.shapes import result_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     ]
     counting = _Counting(shadow)
     try:
-        with counting.counter, torch.no_grad(), torch.device("meta"):
+        with torch.no_grad():
             counting.run(*inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
         shapes = [tuple(x.shape) for x in inputs]
@@ -88,8 +91,14 @@ def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WEIGHTED = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+_ASKED = frozenset({F.scaled_dot_product_attention})
+"""Of the operators with a formula for what they give, those whose products are not of a value and a weight."""
+
+
 class _Counting(fx.Interpreter):
-    """Runs a network node by node and counts."""
+    """Runs a network node by node and counts: by formulas, or by torch's counter where there are none."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -99,9 +108,30 @@ class _Counting(fx.Interpreter):
         _open_foreign(module, self.counter)
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
-        result = super().run_node(n)
-        self.macs[n] = (self.counter.get_total_flops() - before) // 2
+        result = self._known(n)
+        if result is None:
+            with self.counter, torch.device("meta"):  # which counts from 0
+                result = super().run_node(n)
+            self.macs[n] = self.counter.get_total_flops() // 2
+        return result
+
+    def _known(self, n: fx.Node) -> Any:
+        """What a common operator gives, whose products are counted too; None where torch has to be asked."""
+        if n.op not in ("call_module", "call_function", "call_method") or n.target in _ASKED:
+            return None
+        target = self.fetch_attr(str(n.target)) if n.op == "call_module" else n.target
+        if isinstance(target, nn.Module) and (target._forward_pre_hooks or target._forward_hooks):
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = result_of(n.op, target, args, kwargs)
+        if result is None:
+            return None
+        weight: Any = None
+        if isinstance(target, (nn.Linear, *_CONVOLUTIONS)):
+            weight = target.weight
+        elif target in _WEIGHTED:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+        self.macs[n] = 0 if weight is None else result.numel() * prod(weight.shape[1:])
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -114,7 +144,10 @@ def _operations() -> dict[Any, Any]:
     def of_weight(x: Any, weight: Any, *others: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
         return 2 * prod(out_shape) * prod(weight[1:])
 
-    return {torch.ops.torchvision.deform_conv2d: of_weight, torch.ops.aten._trilinear: of_weight}
+    known = {torch.ops.aten._trilinear: of_weight}
+    if "torchvision" in sys.modules:  # it registers its operators when it is imported
+        known[torch.ops.torchvision.deform_conv2d] = of_weight
+    return known
 
 
 def _open_foreign(shadow: Any, counter: FlopCounterMode) -> None:

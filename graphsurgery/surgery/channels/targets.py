@@ -19,7 +19,7 @@ from torch import Tensor
 
 from graphsurgery.errors import SurgeryError
 
-RANKINGS = ("per-space", "global")
+RANKINGS = ("per-space", "global", "uniform")
 QUANTITIES = {
     "params": "parameters", "macs": "MACs", "size": "bytes", "width": "channels", "latency": "milliseconds",
 }  # fmt: skip
@@ -45,8 +45,10 @@ class Target:
         amount: how much of it; of the network without its gates where `relative`. Inside a search latencies are counted
             in nanoseconds.
         relative: whether `amount` is a share.
-        ranking: `per-space`, every space keeps the same share; or `global`, the channels of all spaces compete by their
-            importance, divided by the mean of their space (gates are compared as they are).
+        ranking: `per-space`, every space keeps the same share, some a channel more; `uniform`, and spaces of one size
+            get one size, so that a class with one number for all of its layers can hold them; or `global`, the channels
+            of all spaces compete by their importance, divided by the mean of their space (gates are compared as they
+            are).
         min_width: no space gets fewer channels.
         max_cut: no space loses a larger share of its channels.
 
@@ -143,8 +145,9 @@ def search(
 
     def sizes(taken: int) -> list[int]:
         found = [grid[0] for grid in grids]
-        for lane, size in steps[:taken]:
-            found[lane] = size
+        for step in steps[:taken]:
+            for lane, size in step:
+                found[lane] = size
         return found
 
     goal = target.goal(now)
@@ -171,8 +174,8 @@ def _grid(size: int, target: Target, round_to: int) -> list[int]:
     return [n for n in range(round_to, size, round_to) if n >= floor] + [size]
 
 
-def _steps(lanes: Sequence[Lane], grids: Sequence[Sequence[int]], ranking: str) -> list[tuple[int, int]]:
-    """Which space gets which size next, in the order in which channels come back."""
+def _steps(lanes: Sequence[Lane], grids: Sequence[Sequence[int]], ranking: str) -> list[list[tuple[int, int]]]:
+    """Which space gets which size next, in the order in which channels come back; those that do so together."""
     found = []
     for number, (lane, grid) in enumerate(zip(lanes, grids, strict=True)):
         rank = -math.inf
@@ -180,7 +183,12 @@ def _steps(lanes: Sequence[Lane], grids: Sequence[Sequence[int]], ranking: str) 
             # Equal channels in blocks of unequal length may differ by a rounding error; a space grows in order.
             rank = max(rank, _rank(lane, small, large, ranking))
             found.append((rank, number, large))
-    return [(number, size) for _, number, size in sorted(found)]
+    if ranking != "uniform":
+        return [[(number, size)] for _, number, size in sorted(found)]
+    together: dict[tuple[float, int, int], list[tuple[int, int]]] = {}
+    for rank, number, size in sorted(found):
+        together.setdefault((rank, lanes[number].size, size), []).append((number, size))
+    return list(together.values())
 
 
 def _rank(lane: Lane, small: int, large: int, ranking: str) -> float:

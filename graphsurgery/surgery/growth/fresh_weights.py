@@ -11,6 +11,7 @@ from torch import Tensor
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.randomness import seeded
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.shares import first_of_each
 from graphsurgery.surgery.remap import follow, gather, rebuild
@@ -19,8 +20,7 @@ from graphsurgery.surgery.remap import follow, gather, rebuild
 def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:
     """A network of the same shape with new weights: every layer by its own rule, single parameters by their spread."""
     new = rebuild(graph, Edit({}), lambda _, t: t.clone(), {"pass": "reinitialize", "seed": seed})
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         for module in new.module.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

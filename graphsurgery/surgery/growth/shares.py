@@ -86,6 +86,12 @@ def obstacles(graph: ModelGraph) -> Mapping[Dim, str]:
             continue
         for dim in dims_of(mixing.axis):
             found.setdefault(dim, f"a {mixing.kind} at {place_of(mixing.node)} would change with copies")
+    return found | {dim: why for dim, why in without_place(graph).items() if dim not in found}
+
+
+def without_place(graph: ModelGraph) -> dict[Dim, str]:
+    """The dims that are summed over where there is neither a weight for a factor nor a place for one in front."""
+    found: dict[Dim, str] = {}
     for access in graph.types.readers:
         if access.weighted or (access.value is not None and access.given == 1):
             continue

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.axes.maps import Edit
+from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
 from graphsurgery.axes.types import Mixing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import versions
 from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
+from graphsurgery.surgery.growth.shares import without_place
+from graphsurgery.surgery.remap import folded, follow, gather, rebuild
+
+
+def remap_weighed(
+    graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups], record: Mapping[str, Any]
+) -> ModelGraph:
+    """As `remap`; where a space with shares is read without a weight, a factor stands in front of the reader.
+
+    Raises:
+        SurgeryError: it is read where no factor can stand.
+    """
+    edit, scaled = Edit(maps), folded(graph)
+    found = without_place(graph)
+    for space in graph.spaces:
+        known = maps.get(space.dim)
+        if known is not None and known.share is not None and space.dim in found:
+            raise SurgeryError(f"space {space.name}: {found[space.dim]}, so its shares cannot be folded into a reader")
+    new = rebuild(graph, edit, lambda typed, tensor: gather(edit, typed, tensor, scaled.get(typed.name, {})), record)
+    weigh_reads(graph, new, edit)
+    return follow(graph, new, edit)
 
 
 def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
@@ -28,13 +51,13 @@ def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
     written = versions(graph.module)
     made: dict[tuple[str, int, int], fx.Node] = {}
     for access in graph.types.readers:
-        lifted = edit.lift(access.axis) if not access.weighted else None
-        if lifted is None or lifted.share is None or access.value is None:
+        share = None if access.weighted else edit.share(access.axis)
+        if share is None or access.value is None:
             continue
         reader, value = nodes[access.node.name], nodes[access.value.name]
         key = (value.name, written[access.node][access.value], access.dim)
         if key not in made:
-            made[key] = weighed(wide, reader, value, access.dim, lifted.share)
+            made[key] = weighed(wide, reader, value, access.dim, share)
         reader.replace_input_with(value, made[key])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.tracing.following.questions import may_stand_in
 
 
 class Place(NamedTuple):
@@ -58,6 +61,63 @@ class Followed(int):
     def __neg__(self) -> Any:
         return 0 - self
 
+    def __truediv__(self, other: Any) -> Any:
+        return Ratio.of(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return Ratio.of(other, self)
+
+
+class Ratio(float):
+    """A quotient of such integers, of which `int` makes one again where it is followed (`FollowingInt`)."""
+
+    sources: frozenset[Place]
+    formula: Callable[[Mapping[Place, int]], float]
+
+    @classmethod
+    def of(cls, a: Any, b: Any) -> Any:
+        """The quotient of two numbers; a plain one where one of them is no integer."""
+        if type(a) not in (int, Followed) or type(b) not in (int, Followed):
+            return float(a) / b if isinstance(a, Followed) else a / float(b)
+        new = cls(int(a) / int(b))
+        new.sources = _sources(a) | _sources(b)
+        new.formula = lambda values: _value(a, values) / _value(b, values)
+        return new
+
+
+class _Following(type):
+    """The class of what stands for `int`: that type to `isinstance`, while what it makes of a ratio follows it."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        number = args[0] if len(args) == 1 and not kwargs else None
+        if isinstance(number, Ratio):
+            formula = number.formula
+            return Followed.computed(int(number), number.sources, lambda values: int(formula(values)))
+        return number if isinstance(number, Followed) else int(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+
+class FollowingInt(metaclass=_Following):
+    """Stands for `int` in a file, so that `int(width / heads)` follows both."""
+
+
+@contextlib.contextmanager
+def following_int(modules: Iterable[str]) -> Iterator[None]:
+    """Let `int` follow in these modules of Python, where nothing but calls and `isinstance` use it."""
+    homes = [vars(sys.modules[name]) for name in sorted(set(modules)) if may_stand_in(name, "int")]
+    for home in homes:
+        home["int"] = FollowingInt
+    try:
+        yield
+    finally:
+        for home in homes:
+            del home["int"]
+
 
 def _follow(name: str, *, reflected: bool) -> Callable[[Followed, Any], Any]:
     compute = getattr(operator, name)
@@ -105,9 +165,9 @@ _MOST_TRIED = 1 << 16
 
 
 def solved(relations: Iterable[Relation], old: Mapping[Place, int], action: str) -> dict[Place, int]:
-    """The integers that change, so that every relation holds.
+    """The integers that relations ask for, so that every relation holds; as they were where they do already.
 
-    One that no relation asks for stays, and so does one with which all of them hold as it is.
+    One that no relation asks for is left out.
 
     Args:
         relations: what is known.
@@ -136,7 +196,7 @@ def solved(relations: Iterable[Relation], old: Mapping[Place, int], action: str)
         values = {place: new.get(place, old[place]) for place in relation.number.sources}
         if not _holds(relation, values):
             raise SurgeryError(_conflict(relation, values, because, action))
-    return {place: value for place, value in new.items() if value != old[place]}
+    return new
 
 
 def _holds(relation: Relation, values: Mapping[Place, int]) -> bool:

@@ -16,7 +16,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import Replicas, Twin, alias_copy, meta_copy
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
-from graphsurgery.surgery.installing.followed import solved
+from graphsurgery.surgery.installing.followed import Place, solved
 from graphsurgery.surgery.installing.relations import relations
 from graphsurgery.tracing.calls import Call, restored
 from graphsurgery.tracing.leaves import is_leaf
@@ -49,11 +49,14 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
         SurgeryError: the class cannot hold the edit: the network has tensors or layers that it lacks, an attribute
             would need two values at once, its code computes with other numbers; the message says which.
     """
+    return installed_with_numbers(graph, model)[0]
+
+
+def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[Place, int]]:
+    """The same, and what every integer has to be that ends up in an argument of the network."""
     model = unwrapped(model)
     called = type(model).__name__
-    recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
-    if recorded is not None:
-        model = Call.from_record(recorded).adapted(model)
+    model = as_traced(graph, model)
     _check_values(graph, called)
     plain, _ = with_plain_weights(model)
     installed, _ = alias_copy(plain)
@@ -62,15 +65,20 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
     _put_tensors(graph, reference[0], installed, called)
     _put_sizes(graph, installed)
     _check_attention(installed, called)
-    put_numbers(
-        installed, solved(relations(reference[0].module.graph, _valued(graph)), reference[1], f"install: {called}")
-    )
+    numbers = solved(relations(reference[0].module.graph, _valued(graph)), reference[1], f"install: {called}")
+    put_numbers(installed, numbers)
     _settle_attention(installed)
     _check_runs(graph, installed, called)
     if shuffled:
         _move_back(graph, installed, called)
     _compare(graph, installed, called)
-    return restored(installed)
+    return restored(installed), numbers
+
+
+def as_traced(graph: ModelGraph, model: nn.Module) -> nn.Module:
+    """A model as one that takes the inputs of a network that was traced from its class, one after the other."""
+    recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
+    return model if recorded is None else Call.from_record(recorded).adapted(model)
 
 
 def _check_values(graph: ModelGraph, called: str) -> None:
@@ -159,10 +167,13 @@ def _put_tensors(graph: ModelGraph, reference: ModelGraph, installed: nn.Module,
 def _put_sizes(graph: ModelGraph, installed: nn.Module) -> None:
     """Give the layers of a model the sizes that those of the network have, in place."""
     layers = modules_of(graph.module)
-    for path, module in modules_of(installed).items():
-        if path not in layers or not is_leaf(module):
-            continue
-        for name, value in vars(layers[path]).items():
+    leaves = {path: module for path, module in modules_of(installed).items() if is_leaf(module)}
+    # A layer that nobody calls may have its weight in common with one that is called.
+    tied = {(type(leaves[path]), id(t)): path for path in layers if path in leaves for t in leaves[path].parameters()}
+    for path, module in leaves.items():
+        same = next((tied[key] for t in module.parameters() if (key := (type(module), id(t))) in tied), None)
+        called = path if path in layers else same
+        for name, value in vars(layers[called]).items() if called is not None else ():
             old = vars(module).get(name)
             if name not in _OWN and _is_sizes(old) and _is_sizes(value) and value != old:
                 vars(module)[name] = value

@@ -22,7 +22,7 @@ from graphsurgery.axes.inference import RULES
 from graphsurgery.axes.rules import contraction, movement, norms, pointwise, reductions, spatial
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
-from graphsurgery.network.operators import Trait, is_a
+from graphsurgery.network.operators import Trait, is_a, key_of
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
 from graphsurgery.surgery.deviation import double
@@ -137,7 +137,7 @@ class _Following(fx.Interpreter):
         if node.op != "call_module" and any(word in name for word in _RANDOM):
             return map_values(value, _everywhere)
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        rule = RULES.get(node.target if module is None else type(module))
+        rule = RULES.get(key_of(node.target if module is None else type(module)))
         args, kwargs = self._followed(node.args), self._followed(node.kwargs)
         if rule not in _BORDERED and not any(bool(t.any()) for t in _tensors((args, kwargs))):
             return map_values(value, _nowhere)

@@ -7,24 +7,16 @@ under it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import CheckpointError, SurgeryError
 from graphsurgery.graph import ModelGraph
-
-FORMAT = "graphsurgery masks"
+from graphsurgery.surgery.masks import bits
 
 
 class Overlap(NamedTuple):
@@ -224,17 +216,11 @@ class MaskSet(Mapping[str, Tensor]):
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-like form, for the metadata of a checkpoint; the bits are compressed, and text."""
-        packed = base64.b64encode(self.packed()).decode()
-        shapes = {name: list(mask.shape) for name, mask in self.items()}
-        return {"shapes": shapes, "bits": packed, "digest": self.digest()}
+        return bits.as_dict(self)
 
     def digest(self) -> str:
         """Of the names, the shapes and the bits."""
-        found = hashlib.sha256()
-        for name, mask in self.items():
-            found.update(json.dumps([name, list(mask.shape)]).encode())
-            found.update(np.packbits(mask.flatten().numpy()).tobytes())
-        return found.hexdigest()
+        return bits.digest(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MaskSet:
@@ -243,16 +229,8 @@ class MaskSet(Mapping[str, Tensor]):
         Raises:
             SurgeryError: it is damaged, or has other bits than it was saved with.
         """
-        try:
-            shapes = {str(name): tuple(int(size) for size in shape) for name, shape in fields["shapes"].items()}
-            content = base64.b64decode(fields["bits"], validate=True)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
-            raise SurgeryError("masks: their shapes or bits are damaged; save them again") from cause
-        masks = cls.unpacked(content, shapes)
-        if "digest" not in fields:
-            masks.unverified = True
-        elif fields["digest"] != masks.digest():
-            raise SurgeryError("masks: their bits do not have the digest they were saved with; the file was altered")
+        masks = cls(bits.from_dict(fields))
+        masks.unverified = "digest" not in fields
         return masks
 
     def save(self, path: Path | str) -> None:
@@ -261,8 +239,7 @@ class MaskSet(Mapping[str, Tensor]):
         Raises:
             SurgeryError: the file cannot be written.
         """
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, **self.as_dict()}) + "\n")
+        bits.write(path, self)
 
     @classmethod
     def load(cls, path: Path | str) -> MaskSet:
@@ -271,44 +248,11 @@ class MaskSet(Mapping[str, Tensor]):
         Raises:
             CheckpointError: the file is missing, damaged or of another kind.
         """
-        try:
-            fields = json.loads(Path(path).read_bytes())
-        except OSError as cause:
-            raise CheckpointError(f"{path}: cannot be read ({cause.strerror}); expected masks") from cause
-        except (ValueError, RecursionError) as cause:
-            raise CheckpointError(f"{path}: is no file of masks, or damaged; take another copy of it") from cause
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: is no file of masks; expected what MaskSet.save wrote")
+        fields = bits.read(path)
         try:
             return cls.from_dict(fields)
         except SurgeryError as cause:
             raise CheckpointError(f"{path}: {cause}") from cause
-
-    def packed(self) -> bytes:
-        """All masks as bits, one after another, compressed."""
-        flat = torch.cat([torch.zeros(0, dtype=torch.bool), *(mask.flatten() for mask in self.values())])
-        return zlib.compress(np.packbits(flat.numpy()).tobytes(), 9)
-
-    @classmethod
-    def unpacked(cls, content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> MaskSet:
-        """What `packed` gave of masks of these shapes.
-
-        Raises:
-            SurgeryError: the bits are damaged, or more or fewer than the shapes ask for.
-        """
-        counts = [math.prod(shape) for shape in shapes.values()]
-        wanted = -(-sum(counts) // 8)
-        unpacker = zlib.decompressobj()
-        try:
-            # No more is unpacked than is asked for, whatever the file says.
-            bits = unpacker.decompress(content, wanted + 1)
-        except (zlib.error, OverflowError) as cause:
-            raise SurgeryError("masks: their bits are damaged; take another copy of the file") from cause
-        if len(bits) != wanted or min((size for shape in shapes.values() for size in shape), default=0) < 0:
-            raise SurgeryError(f"masks: have {len(bits)} bytes, their shapes ask for {wanted}; take another copy")
-        flat = torch.from_numpy(np.unpackbits(np.frombuffer(bits, np.uint8), count=sum(counts)).astype(bool))
-        parts = flat.split(counts)
-        return cls({name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
 
 
 def _check_shapes(one: str, masks: Mapping[str, Tensor], another: str, others: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx
 
 from graphsurgery.axes.algebra import Axis, Dim, Term, resolve, term_size
@@ -173,6 +172,8 @@ def _in_each_group(graph: ModelGraph, nesting: Nesting, space: Space) -> bool:
 
 def _assigned(alike: Tensor) -> Tensor:
     """For each row its column, such that the sum is largest."""
+    from scipy.optimize import linear_sum_assignment  # half a second of every other command
+
     return torch.from_numpy(linear_sum_assignment(alike.numpy(), maximize=True)[1])
 
 

@@ -1,11 +1,11 @@
-"""What a merge is compared with: the ensemble, and the plain average of weights."""
+"""What a merge is compared with: the plain average of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
@@ -14,17 +14,6 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
 from graphsurgery.surgery.remap import rebuild
-
-
-class Ensemble(nn.Module):
-    """The mean of the outputs of several networks."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([member(x) for member in self.members]).mean(0)
 
 
 def average(graphs: Sequence[ModelGraph], weights: Sequence[float] | None = None) -> ModelGraph:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphsurgery.network.outputs.naming import dropout_by_index, named_outputs
+from graphsurgery.network.randomness import seeded
 from graphsurgery.network.values.dtypes import holds_numbers
 
 MOST_APART = 1e-2
@@ -28,8 +29,7 @@ def with_gradients(
     """What a module gives in training, each gradient (of parameters, then of inputs), and what was drawn then."""
     inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in x]
     asked = [*parameters, *(t for t in inputs if t.requires_grad)]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), dropout_by_index():
-        torch.manual_seed(0)
+    with seeded(0), torch.enable_grad(), dropout_by_index():
         # Not the leaves themselves, so that an operator in place may write into them.
         output = module(*(t * 1 if t.requires_grad else t for t in inputs))
         drawn = torch.get_rng_state()

@@ -71,7 +71,7 @@ class Recorder:
         # Distributions look at the values of their parameters, unless they are told not to, and at their sizes.
         distribution = torch.distributions.Distribution
         trusting = [(distribution, "_validate_args", False), (distribution, "_extended_shape", _extended_shape)]
-        replacements = [*trusting, *factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.REPLACEMENTS]
+        replacements = [*trusting, *factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.replacements()]
         methods = [(Tensor, name, self._recording_method(getattr(Tensor, name))) for name in _SIZED_METHODS]
         arrays = [(np, name, _held(getattr(np, name))) for name in _ARRAYS]
         replacements += [*methods, *arrays]

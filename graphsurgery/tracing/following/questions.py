@@ -24,8 +24,11 @@ _OTHERS = sys.stdlib_module_names | {
     "pytest", "_pytest", "pluggy", "hypothesis", "xdist", "execnet", "iniconfig", "sortedcontainers",
     "triton", "cuda", "narwhals", "joblib", "threadpoolctl", "cloudpickle", "yaml", "dateutil", "packaging", "tqdm",
     "pyparsing", "psutil", "mpl_toolkits", "fontTools", "kiwisolver", "cycler", "safetensors", "typing_extensions",
+    "anyio", "platformdirs",
 }  # fmt: skip
 """Packages that are no part of models: torch's code asks about proxies as proxies, the others never meet one."""
+_FOREIGN: set[str] = set()
+"""Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
 
 
 class _AnswersTruly(type):
@@ -151,8 +154,12 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
 
 def _namespaces() -> list[dict[str, Any]]:
     """The globals of all files that may be part of a model."""
-    return [
-        vars(module)
-        for name, module in list(sys.modules.items())
-        if type(module) is _MODULE and (name == "__main__" or name.partition(".")[0] not in _OTHERS)
-    ]
+    found = []
+    for name in [name for name in sys.modules if name not in _FOREIGN]:
+        if name != "__main__" and name.partition(".")[0] in _OTHERS:
+            _FOREIGN.add(name)
+            continue
+        module = sys.modules[name]
+        if type(module) is _MODULE:
+            found.append(vars(module))
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import rnn
@@ -25,31 +25,24 @@ from torch.nn.utils import rnn
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
 from graphsurgery.network import layers
-from graphsurgery.network.copying import meta_of
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
-from graphsurgery.network.outputs.records import with_records
 from graphsurgery.network.paths import modules_of, named_tensors
-from graphsurgery.network.values.evaluation import evaluate
-from graphsurgery.tracing.following.decisions import HoldingTracer, asking_line
-from graphsurgery.tracing.following.effects import NO_GRADIENT, cut_gradients, own_constants
+from graphsurgery.tracing.following.decisions import asking_line
+from graphsurgery.tracing.following.effects import cut_gradients, own_constants
 from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.numpy_calls import python_number
 from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
-from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, proxy_of, value_of
+from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, value_of
 from graphsurgery.tracing.following.questions import truthful
+from graphsurgery.tracing.following.recording import RecordingTracer
 from graphsurgery.tracing.leaves import has_hooks, is_leaf
 from graphsurgery.tracing.modes import FLAG
 
 _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
-_VISION = (
-    torchvision.ops.stochastic_depth,  # its body returns the input in evaluation; whole, it becomes a module
-    torchvision.ops.deform_conv2d,
-    torchvision.ops.roi_align,
-    torchvision.ops.roi_pool,
-)
-"""Functions of torchvision that are operators, with rules of their own."""
+_VISION = ("stochastic_depth", "deform_conv2d", "roi_align", "roi_pool")
+"""Functions of torchvision that are operators, with rules of their own; where it is not imported, nobody calls them."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
@@ -83,7 +76,7 @@ class UnfollowedError(TraceError):
         self.path = path
 
 
-class ValueTracer(HoldingTracer):
+class ValueTracer(RecordingTracer):
     """Records a forward while computing it on meta tensors.
 
     Args:
@@ -111,33 +104,30 @@ class ValueTracer(HoldingTracer):
     ) -> None:
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
-        super().__init__(strict=strict, autowrap_functions=(*_VISION, *_PACKING, *own))
-        self._autowrap_search += [torchvision.ops, rnn, layers]
+        vision = sys.modules.get("torchvision.ops")
+        whole = () if vision is None else tuple(getattr(vision, name) for name in _VISION)
+        wrapped = (*whole, *_PACKING, *own)
+        super().__init__(opaque=opaque, identities=identities, strict=strict, autowrap_functions=wrapped)
+        self._autowrap_search += [rnn, layers] if vision is None else [vision, rnn, layers]
         self.examples = list(examples)
         self.training = training
-        self.opaque = opaque
-        self.identities = set(identities)
         self.symbolic = frozenset(symbolic)
         self.branches: list[str] = []
-        self.names: dict[int, str] = {}
-        self.evaluating = False
         self.failed: str | None = None
         self._arguments: list[str] = []
         self._flags: dict[str, ValueProxy] = {}
-        self._modules: dict[str, nn.Module] = {}
         self._kinds: dict[type, bool] = {}
         self._installed: set[int] = set()
         self._functions = 0
         self._recorder = Recorder(self._recorded, self._custom, lambda: self.evaluating)
-        self.kept_functions: dict[str, str] = {}
         self._precision = _autocast()
 
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
-        self._check_arguments(root)
+        self._arguments = _arguments(root, len(self.examples))
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
-        self._modules = modules_of(root)
-        self._installed = {id(module) for module in self._modules.values()}
+        self.modules = modules_of(root)
+        self._installed = {id(module) for module in self.modules.values()}
         slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
         kept = [dict(values) for values in slots]
         followed = list(self._set_modes(root))
@@ -146,7 +136,7 @@ class ValueTracer(HoldingTracer):
                 graph = self.trace(root)
                 self.decide_indices(graph)
                 for node in graph.nodes:
-                    self._value(node)
+                    self.value_at(node)
                     if node.target in _PACKING:
                         # Code that names a wrapped function makes fx wrap it for good, and this name has dots.
                         node.meta.pop("is_wrapped", None)
@@ -160,23 +150,6 @@ class ValueTracer(HoldingTracer):
         cut_gradients(graph)
         own_constants(graph, root)
         return graph
-
-    def _check_arguments(self, root: nn.Module) -> None:
-        """Refuse inputs that the forward does not take."""
-        kind = type(root).__name__
-        if any(nn_module.__dict__[name] for name in _GLOBAL_HOOKS):
-            raise TraceError(f"{kind}: hooks are registered for every module, which a trace leaves out; remove them")
-        parameters = inspect.signature(root.forward).parameters.values()
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-            self._arguments = [*(p.name for p in positional), *(f"input_{i}" for i in range(len(self.examples)))]
-            return
-        if len(positional) < len(self.examples):
-            raise TraceError(f"{kind}.forward takes {len(positional)} inputs, {len(self.examples)} given")
-        for parameter in [*positional[len(self.examples) :], *(p for p in parameters if p.kind == p.KEYWORD_ONLY)]:
-            if parameter.default is parameter.empty:
-                raise TraceError(f"{kind}.forward needs an example for its argument {parameter.name}")
-        self._arguments = [parameter.name for parameter in positional]
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         """An input for each example; the model is called as everybody calls it, hooks included."""
@@ -240,64 +213,6 @@ class ValueTracer(HoldingTracer):
             self._flags[path] = self.create_proxy("call_module", path, (), {})
         return self._flags[path]
 
-    def proxy(self, node: fx.Node) -> ValueProxy:
-        self._value(node)
-        return proxy_of(node, self)
-
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
-        """As fx does, but without a record of the modules that were running, which costs more the deeper they nest."""
-        if kind == "output":
-            args = tuple(with_records(part, self.graph) for part in args)
-        node = self.graph.create_node(kind, target, args, kwargs, *more, **options)
-        if not torch.is_grad_enabled():
-            node.meta[NO_GRADIENT] = True
-        return node
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
-        """Record a node and compute its value."""
-        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
-        return self.proxy(node)
-
-    def _value(self, node: fx.Node) -> Any:
-        if "value" not in node.meta:
-            for source in node.all_input_nodes:
-                self._value(source)
-            self.evaluating = True
-            try:
-                with torch.no_grad():
-                    node.meta["value"] = self._evaluate(node)
-            finally:
-                self.evaluating = False
-        return node.meta["value"]
-
-    def _evaluate(self, node: fx.Node) -> Any:
-        if node.op == "call_module" and str(node.target) in self.identities:
-            node.meta["identity"] = True
-            return node.args[0].meta["value"]  # type: ignore[union-attr]
-        if node.op == "call_module" and str(node.target) in self.opaque:
-            node.meta["unfollowed"] = self.opaque[str(node.target)]
-        if node.op == "call_module" and str(node.target) in self.kept_functions:
-            node.meta["unfollowed"] = self.kept_functions[str(node.target)]
-        return evaluate(node, self._attribute)
-
-    def _attribute(self, path: str) -> Any:
-        if path in self._modules:
-            return self._modules[path]
-        parent, _, name = path.rpartition(".")
-        found = getattr(self.root.get_submodule(parent), name)
-        return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Parameters and buffers become nodes, found by identity in constant time."""
-        if self.evaluating or not isinstance(attr_val, Tensor):
-            return attr_val
-        name = self.names.get(id(attr_val))
-        if name is None:
-            return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
-
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.evaluating or m is self.root:
             return forward(*args, **kwargs)
@@ -306,7 +221,7 @@ class ValueTracer(HoldingTracer):
             return without_fresh_weights(m).forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
-        self._check_precision()
+        _check_precision(self._precision)
         try:
             if self.is_leaf_module(m, path):
                 leaf = path not in self.opaque and has_hooks(m)
@@ -370,14 +285,36 @@ class ValueTracer(HoldingTracer):
         while hasattr(self.root, path):
             path += "_"
         self.root.add_module(path, KeptFunction(function))
-        self._modules[path] = self.root.get_submodule(path)
+        self.modules[path] = self.root.get_submodule(path)
         self.kept_functions[path] = f"{function.__name__} has a gradient of its own"
         return self._leaf(path, args, kwargs)
 
-    def _check_precision(self) -> None:
-        """Refuse a part of the model that asks for another precision than what surrounds it."""
-        if self._precision != _autocast():
-            raise TraceError("computes under torch.autocast, which a graph would leave out")
+
+def _arguments(root: nn.Module, count: int) -> list[str]:
+    """The names of the arguments that so many inputs are for.
+
+    Raises:
+        TraceError: the forward does not take them.
+    """
+    kind = type(root).__name__
+    if any(nn_module.__dict__[name] for name in _GLOBAL_HOOKS):
+        raise TraceError(f"{kind}: hooks are registered for every module, which a trace leaves out; remove them")
+    parameters = inspect.signature(root.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return [*(p.name for p in positional), *(f"input_{i}" for i in range(count))]
+    if len(positional) < count:
+        raise TraceError(f"{kind}.forward takes {len(positional)} inputs, {count} given")
+    for parameter in [*positional[count:], *(p for p in parameters if p.kind == p.KEYWORD_ONLY)]:
+        if parameter.default is parameter.empty:
+            raise TraceError(f"{kind}.forward needs an example for its argument {parameter.name}")
+    return [parameter.name for parameter in positional]
+
+
+def _check_precision(around: tuple[bool, ...]) -> None:
+    """Refuse a part of the model that asks for another precision than what surrounds it."""
+    if around != _autocast():
+        raise TraceError("computes under torch.autocast, which a graph would leave out")
 
 
 def _autocast() -> tuple[bool, ...]:

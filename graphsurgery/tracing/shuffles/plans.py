@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.layers import either
@@ -119,7 +118,7 @@ def _rank(node: fx.Node) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-@plan(*modules(Trait.PER_CHANNEL), torchvision.ops.FrozenBatchNorm2d, nn.PReLU)
+@plan(*modules(Trait.PER_CHANNEL), "torchvision.ops.misc.FrozenBatchNorm2d", nn.PReLU)
 def per_channel(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow the channels; a single slope serves all."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
@@ -233,7 +232,8 @@ def meeting(node: fx.Node) -> dict[fx.Node, int]:
 def choice(known: Known, node: fx.Node) -> Reordering | None:
     """One of two tensors of one shape, which get one order."""
     given = [operand.meta["value"] for operand in node.all_input_nodes if has_tensors(operand.meta["value"])]
-    alike = all(isinstance(value, Tensor) and value.shape == node.meta["value"].shape for value in given)
+    own = node.meta["value"]
+    alike = isinstance(own, Tensor) and all(isinstance(value, Tensor) and value.shape == own.shape for value in given)
     return pointwise(known, node) if alike else None
 
 

@@ -89,7 +89,8 @@ class _Unshuffling:
     def run(self) -> set[int]:
         """Write the new graph; returns `torn`."""
         for node in self.module.graph.nodes:
-            if node in self.movement.wirings or (node in self.movement.layouts and not self.readers.of(node)):
+            moved = node in self.movement.wirings or node in self.movement.indices
+            if moved or (node in self.movement.layouts and not self.readers.of(node)):
                 continue
             planner = PLANS.get(spelling_of(self.module, node)) if node.op.startswith("call") else None
             plan = planner(self, node) if planner is not None else None

@@ -2,7 +2,7 @@
 
 Views, transposes, splits, slices and concatenations compute nothing, and a channel shuffle is written with them in a
 dozen ways. So they are not matched but run, on tensors that hold coordinates, and where the channels came from is read
-off. Channels are axis 1. Channels that are turned round, rolled, or looked up by indices that the network keeps move too.
+off. Channels are axis 1. Those that are turned round, rolled, or looked up by indices that the network keeps move too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ Order = tuple[int, ...]
 """Channels in another order: the old number of each new one."""
 
 _TURNS = frozenset({"flip", "fliplr", "roll"})
-_SELECTIONS = frozenset({"index_select"})
+_SELECTIONS = frozenset({"index_select", "gather"})
 
 
 class Movement:
@@ -42,18 +42,19 @@ class Movement:
         wirings: those whose tensors are whole channels `[batch, channel, ...]` of tensors that are computed or laid
             out, each example and each position in its place; and which channels. Empty where nothing is shuffled.
         layouts: those that give another shape to the positions of such tensors.
+        indices: the tensors of whole numbers that the network keeps, and what only moves those, with their values.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self._indices = _constant_indices(module)
+        self.indices = _constant_indices(module)
         self._larger: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
         reordered: set[fx.Node] = set()
         for node in module.graph.nodes:
-            if not self._moves(node):
+            if node in self.indices or not self._moves(node):
                 continue
             sources = self._tensors(node)
             self.origins[node] = frozenset().union(*(self.origins.get(s, {s}) for s in sources))
@@ -85,7 +86,7 @@ class Movement:
     def _tensors(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a node moves; indices only say where to."""
         tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
-        return [source for source in tensors if source not in self._indices]
+        return [source for source in tensors if source not in self.indices]
 
     def _has_channels(self, node: Any) -> bool:
         computed = node not in self.origins and node.op != "get_attr" and isinstance(node.meta["value"], Tensor)
@@ -104,9 +105,10 @@ class Movement:
             return _turned(node) == {1}
         if kind in _SELECTIONS:
             return len(self._tensors(node)) == 1 and self._chosen(node) == 1
+        # `x.view(dtype)` looks at other bytes, of a type that may be another tensor's.
+        given = self._without_indices((*node.args[1:], *node.kwargs.values()))
         known = is_a(self.module, node, Trait.LAYS_OUT, Trait.REORDERS)
-        # `x.view(dtype)` looks at other bytes.
-        return known and not any(isinstance(a, torch.dtype) for a in node.args)
+        return known and not any(isinstance(a, torch.dtype) for a in given)
 
     def _kind(self, node: fx.Node) -> str | None:
         known = operator_of(self.module, node)
@@ -114,7 +116,7 @@ class Movement:
 
     def _without_indices(self, index: Any) -> Any:
         """An index with values for nodes, None for indices that are known."""
-        return fx.map_arg(index, lambda node: None if node in self._indices else node.meta["value"])
+        return fx.map_arg(index, lambda node: None if node in self.indices else node.meta["value"])
 
     def _chosen(self, node: fx.Node) -> int | None:
         """The axis that a selection is from; None where that cannot be told."""
@@ -125,7 +127,7 @@ class Movement:
     def _reorders(self, node: fx.Node) -> bool:
         if node.target is not operator.getitem:
             return is_a(self.module, node, Trait.REORDERS) or self._kind(node) in _TURNS | _SELECTIONS
-        if any(isinstance(source, fx.Node) and source in self._indices for source in node.all_input_nodes):
+        if any(isinstance(source, fx.Node) and source in self.indices for source in node.all_input_nodes):
             return True
         index = _plain(node.args[1])
         items = index if isinstance(index, tuple) else (index,)
@@ -157,8 +159,8 @@ class Movement:
 
         def operand(source: fx.Node) -> Any:
             value = source.meta["value"]
-            if source in self._indices:
-                return self._indices[source]
+            if source in self.indices:
+                return self.indices[source]
             if not has_tensors(value):
                 return value
             known = source not in self.origins or source in self.wirings
@@ -213,16 +215,31 @@ class _Coordinates:
 
 
 def _constant_indices(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """The buffers of whole numbers that nothing writes to, with their values, on the CPU."""
+    """The buffers of whole numbers that nothing writes to, and what only moves them, with their values, on the CPU."""
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    found = {}
+    found: dict[fx.Node, Tensor] = {}
     for node in module.graph.nodes:
-        buffer = buffers.get(str(node.target)) if node.op == "get_attr" else None
-        if buffer is None or buffer.is_meta or buffer.dtype not in (torch.int64, torch.int32):
+        if not isinstance(node.meta["value"], Tensor) or any(acts_in_place(module, user) for user in node.users):
             continue
-        if not any(acts_in_place(module, user) for user in node.users):
-            found[node] = buffer.cpu()
+        value = buffers.get(str(node.target)) if node.op == "get_attr" else _moved_index(module, node, found)
+        if value is not None and not value.is_meta and value.dtype in (torch.int64, torch.int32):
+            found[node] = value.detach().cpu()
     return found
+
+
+def _moved_index(module: fx.GraphModule, node: fx.Node, found: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """What a call gives that lays out or stretches known indices; None for other calls."""
+    known = is_a(module, node, Trait.MOVES, Trait.PASSES) or node.target in ("to", "long")
+    tensors = [source for source in node.all_input_nodes if has_tensors(source.meta["value"])]
+    if not known or node.op not in ("call_function", "call_method") or not tensors:
+        return None
+    if not all(source in found for source in tensors):
+        return None
+    args: Any = fx.map_arg(node.args, lambda source: found.get(source, source.meta["value"]))
+    kwargs: Any = fx.map_arg(node.kwargs, lambda source: found.get(source, source.meta["value"]))
+    target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    value = target(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    return value if isinstance(value, Tensor) else None
 
 
 def _turned(node: fx.Node) -> set[int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.randomness import seeded
 
 # In-memory data sets up to this many bytes are kept on the training device.
 _RESIDENT_BYTES = 2 << 30
@@ -116,8 +117,7 @@ class _SeededExamples(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, index))
+        with seeded(mixed_seed(self.seed, index)):
             return self.dataset[index]
 
     def __len__(self) -> int:

@@ -241,7 +241,8 @@ class _Stage:
 
     def _end_epoch(self, reporter: Reporter, began: float) -> None:
         at = self.at
-        self._same_buffers()
+        if self.accelerator.num_processes > 1:
+            _same_buffers(self.module)
         found: dict[str, float] = {}
         if self.validation is not None:
             size = max(256, self.plan.batch_size)
@@ -287,8 +288,8 @@ class _Stage:
             sums = shared.cpu()
         return {name: (sums[number + 1] / sums[0]).item() for number, name in enumerate(names)}
 
-    def _same_buffers(self) -> None:
-        """Give every process the BatchNorm statistics of the first; each has seen its own share."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+
+def _same_buffers(module: nn.Module) -> None:
+    """Give every process the BatchNorm statistics of the first; each has seen its own share."""
+    for buffer in module.buffers():
+        torch.distributed.broadcast(buffer, src=0)

@@ -108,9 +108,9 @@ class Run:
         if config is not None:
             self._check_or_write_config(config, call)
 
-    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, of one stage or of all; a line that a kill cut short is left out."""
-        return [r for r in read_metrics(self.folder) if stage is None or r.get("stage") == stage]
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a line that a kill cut short is left out."""
+        return read_metrics(self.folder)
 
     def log(self, record: EpochRecord) -> None:
         """Append one line to `metrics.jsonl`."""

@@ -12,24 +12,21 @@ class BernoulliMask(nn.Module):
     """A weight times a mask that is drawn anew in every training step, with probability `sigmoid(scores)`.
 
     In evaluation the mask is 1 where the probability is above a half, unless `sampling` asks for draws there too. The
-    scores start at 0, or lower for sparser masks.
+    scores start at 0.
 
     Args:
         weight: what is masked; it is not trained.
         rescaled: multiply by how many weights there are of each that lives (dynamic weight rescaling).
         through_factor: whether the gradient also goes through that factor; it adds one number to the gradients of all.
-        start: the first score of every weight.
 
     Source: Zhou et al., "Deconstructing lottery tickets", arXiv:1905.01067, section 5; straight-through gradients:
     Bengio et al., arXiv:1308.3432.
     """
 
-    def __init__(
-        self, weight: Tensor, *, rescaled: bool = True, through_factor: bool = False, start: float = 0.0
-    ) -> None:
+    def __init__(self, weight: Tensor, *, rescaled: bool = True, through_factor: bool = False) -> None:
         super().__init__()
         self.rescaled, self.through_factor, self.sampling = rescaled, through_factor, False
-        self.scores = nn.Parameter(torch.full_like(weight.detach(), start))
+        self.scores = nn.Parameter(torch.zeros_like(weight.detach()))
 
     def forward(self, weight: Tensor) -> Tensor:
         probability = torch.sigmoid(self.scores)

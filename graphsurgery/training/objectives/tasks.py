@@ -87,13 +87,11 @@ class CrossEntropy(Objective):
     score = "accuracy"
     higher_is_better = True
 
-    def __init__(self, classes: int, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.label_smoothing = label_smoothing
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        loss = partial(F.cross_entropy, target=batch[1], label_smoothing=self.label_smoothing)
-        return {"total": total_loss(module(batch[0]), loss)}
+        return {"total": total_loss(module(batch[0]), partial(F.cross_entropy, target=batch[1]))}
 
     def metrics(self) -> dict[str, Metric]:
         # Imported here: it takes a second, and only training needs it.

@@ -19,6 +19,7 @@ from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
+from graphsurgery.network.randomness import seeded
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, placed
 
@@ -185,8 +186,7 @@ def _key(teachers: Teachers, dataset: Dataset[Any]) -> str:
     size = len(dataset)  # type: ignore[arg-type]
     found.update(f"{type(dataset).__name__} {size}".encode())
     for index in torch.linspace(0, size - 1, min(size, _PROBES)).long().tolist():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(index)
+        with seeded(index):
             found.update(_bytes(torch.as_tensor(dataset[index][0])))
     return found.hexdigest()[:16]
 

@@ -84,3 +84,25 @@ def test_the_form_with_lists_of_numbers_is_frozen():
     network = between(lambda h, n: torch.einsum(h, [0, 1, 2], n.w, [2, 3], [0, 1, 3]), w=(8, 5))
     graph = assert_contracts(network, (4, 3))
     assert graph.frozen[0].reason == "einsum: its equation is no text"
+
+
+BY_NUMBERS = {
+    "the last axis": lambda h, n: torch.tensordot(h, n.w, 1),
+    "by name": lambda h, n: torch.tensordot(a=h, b=n.w, dims=1),
+    "lists": lambda h, n: torch.tensordot(h, n.w, ([2], [0])),
+    "from the end": lambda h, n: torch.tensordot(h, n.w.t(), dims=[[-1], [-1]]),
+    "a weight first": lambda h, n: torch.tensordot(n.w, h, dims=([0], [2])).permute(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("name", BY_NUMBERS)
+def test_products_over_axes_that_are_named_by_numbers(name):
+    graph = assert_contracts(between(BY_NUMBERS[name], w=(8, 5)), (4, 3))
+    assert sorted(space.size for space in graph.spaces) == [5, 8]
+    assert not graph.frozen
+
+
+def test_a_product_over_two_axes_by_default():
+    network = between(lambda h, n: torch.tensordot(h, n.w)[:, None], w=(4, 8, 5))
+    graph = assert_contracts(network, (4, 3))
+    assert [space.size for space in graph.spaces] == [8, 5]

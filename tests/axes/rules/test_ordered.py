@@ -39,7 +39,7 @@ def test_channels_pass(name):
 
 
 CHANNELS = {
-    "roll": (lambda h: torch.roll(h, 1, 1), "rolled"),
+    "roll": (lambda h: torch.roll(h, (1, 1), (1, 2)), "rolled"),
     "roll everything": (lambda h: torch.roll(h, 1), "rolled"),
     "flip": (lambda h: h.flip(1, 2), "flipped"),
     "rot90": (lambda h: torch.rot90(h[..., :1].expand(-1, -1, -1, 8), 1, (1, 3))[:, :, :, :4], "turned"),

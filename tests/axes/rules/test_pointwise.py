@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from contracts import Network, assert_contracts, assert_direct_sum, typed
 from torch import nn
 
@@ -14,6 +15,7 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.surgery.deviation import deviation
 
 NEEDS = {nn.Threshold: (0.1, 0.2)}
+VISION = {"stochastic_depth": [torchvision.ops.stochastic_depth]}
 CASTS = ("bool", "int", "long", "float", "double", "half", "bfloat16", "cpu", "cuda", "to", "type", "type_as")
 
 
@@ -26,7 +28,9 @@ def between(operator, **parameters):
     )
 
 
-@pytest.mark.parametrize("kind", modules(Trait.ELEMENTWISE), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*modules(Trait.ELEMENTWISE), torchvision.ops.StochasticDepth], ids=lambda kind: kind.__name__
+)
 def test_modules(kind):
     arguments = (0.5, "row") if kind.__name__ == "StochasticDepth" else NEEDS.get(kind, ())
     module = kind(*arguments)
@@ -63,7 +67,7 @@ def test_every_spelling_of_elementwise_operators(first):
         spelling
         for known in operators(Trait.ELEMENTWISE)
         if known.name.startswith(first)
-        for spelling in (*known.functions, *known.methods)
+        for spelling in (*known.functions, *known.methods, *VISION.get(known.name, ()))
         if spelling not in CASTS
     ]
     graph = assert_contracts(between(lambda h, _: h + sum(written(s, h) for s in named)), (3, 2, 2))

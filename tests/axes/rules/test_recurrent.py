@@ -189,3 +189,19 @@ def test_saved_and_exported(name, tmp_path):
     assert torch.equal(gs.load(tmp_path / "n.pt")(x), graph(x))
     gs.export_onnx(graph, tmp_path / "n.onnx")
     gs.check_onnx(graph, tmp_path / "n.onnx")
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("first", [True, False])
+def test_steps_of_time_stay_even_where_all_are_given_the_same(kind, first):
+    """What is stretched has an axis that nothing else fixes; the units are other ones at every step."""
+
+    def forward(net, x):
+        steps = torch.tanh(net.a(x)).unsqueeze(1).expand(-1, 4, -1)
+        found = net.r(steps if first else steps.transpose(0, 1))[0]
+        return net.b((found if first else found.transpose(0, 1)).flatten(1))
+
+    network = Network(forward, a=nn.Linear(3, 8), r=kind(8, 6, batch_first=first), b=nn.Linear(24, 2))
+    graph = assert_contracts(network, (3,))
+    assert [space.size for space in graph.spaces] == [8, 6]
+    assert [frozen.reason for frozen in graph.frozen] == ["an axis of time"]

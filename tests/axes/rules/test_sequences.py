@@ -121,3 +121,16 @@ def test_learned_tokens_beside_positions_are_positions(fused):
 def test_softmax_over_positions_mixes_nothing():
     graph = assert_contracts(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Softmax(2), nn.Conv1d(8, 2, 1)), (3, 5))
     assert graph.spaces[0].mixed == ()
+
+
+def test_tokens_of_causal_attention_stay_in_their_order():
+    """Learned tokens have an axis that nothing else fixes."""
+
+    def forward(net, x):
+        tokens = net.table * net.a(x).unsqueeze(1)
+        return net.b(F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True).flatten(1))
+
+    network = Network(forward, {"table": torch.zeros(5, 6)}, a=nn.Linear(3, 6), b=nn.Linear(30, 2))
+    graph = assert_contracts(network, (3,))
+    assert [frozen.reason for frozen in graph.frozen] == ["an axis along which attention looks back"]
+    assert [space.size for space in graph.spaces] == [6]

@@ -124,8 +124,9 @@ def weights(path):
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("mobilenet_v3", "free 11"), ("mobilenet_v3", "free 13"),
-        ("vit", "ours"), ("vit", "free 17"), ("vit", "fixed 17"), ("group norms", "free 9"), ("layer norms", "free 13"),
+        ("shallow mobilenet_v3", "free 11"), ("shallow mobilenet_v3", "free 13"),
+        ("shallow vit", "ours"), ("shallow vit", "free 17"), ("shallow vit", "fixed 17"),
+        ("group norms", "free 9"), ("layer norms", "free 13"),
         ("shufflenet_v2", "free 17"),
     ],
 )  # fmt: skip
@@ -143,7 +144,7 @@ def test_a_file_is_factorized_and_back(tmp_path, name, dialect):
 
 
 def test_only_what_is_factorized_changes(tmp_path):
-    path = export("vit", tmp_path / "m.onnx", "free 17")
+    path = export("shallow vit", tmp_path / "m.onnx", "free 17")
     graph = import_onnx(path).graph
     layer = "encoder.layers.encoder_layer_0.mlp.0"
     rewrite_onnx(path, factorize(graph, layer, rank=4), tmp_path / "two.onnx")
@@ -164,7 +165,8 @@ def test_at_full_rank_the_file_computes_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("vit", "ours"), ("vit", "free 17"), ("vit", "free 14"), ("convnext", "free 11"), ("convnext", "ours"),
+        ("shallow vit", "ours"), ("shallow vit", "free 17"), ("shallow vit", "free 14"),
+        ("shallow convnext", "free 11"), ("shallow convnext", "ours"),
         ("group norms", "ours"), ("group norms", "free 9"), ("group norms", "free 17"), ("layer norms", "free 11"),
         ("layer norms", "free 17"), ("rms norm", "ours"), ("shufflenet_v2", "free 13"),
     ],
@@ -179,7 +181,8 @@ def test_a_file_with_norms_is_widened(tmp_path, name, dialect):
 
 
 @pytest.mark.parametrize(
-    ("name", "dialect"), [("layer norms", "ours"), ("layer norms", "free 17"), ("vit", "free 17"), ("vit", "ours")]
+    ("name", "dialect"),
+    [("layer norms", "ours"), ("layer norms", "free 17"), ("shallow vit", "free 17"), ("shallow vit", "ours")],
 )
 def test_a_file_with_norms_is_put_beside_itself(tmp_path, name, dialect):
     path = export(name, tmp_path / "m.onnx", dialect)
@@ -223,7 +226,7 @@ def test_the_widened_group_norm_is_exact(tmp_path):
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("mobilenet_v3", "ours"), ("vit", "free 17"), ("vit", "ours"),
+        ("shallow mobilenet_v3", "ours"), ("shallow vit", "free 17"), ("shallow vit", "ours"),
         ("group norms", "free 17"), ("shufflenet_v2", "free 11"),
     ],
 )  # fmt: skip

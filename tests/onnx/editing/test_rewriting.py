@@ -20,7 +20,14 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import widen
 
-NAMES = ("resnet18", "mobilenet_v3", "squeezenet1_1", "resnext", "convnext", "vit")
+NAMES = (
+    "shallow resnet18",
+    "shallow mobilenet_v3",
+    "squeezenet1_1",
+    "shallow resnext",
+    "shallow convnext",
+    "shallow vit",
+)
 
 
 def export(name, path, dialect):
@@ -28,7 +35,10 @@ def export(name, path, dialect):
 
 
 @pytest.mark.parametrize("dialect", ["free 17", "fixed 17", "ours"])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "squeezenet1_1", "resnext", "convnext", "vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["shallow resnet18", "shallow mobilenet_v3", "squeezenet1_1", "shallow resnext", "shallow convnext", "shallow vit"],
+)
 def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
     path, out = tmp_path / "m.onnx", tmp_path / "small.onnx"
     export(name, path, dialect)
@@ -49,7 +59,7 @@ def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
     assert {space.name: space.size for space in again.spaces} == sizes
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "resnext"])
+@pytest.mark.parametrize("name", ["shallow resnet18", "shallow mobilenet_v3", "shallow resnext"])
 def test_the_file_is_what_compressing_the_module_gives(tmp_path, name):
     """In float64, with the norms kept."""
     module, x = model(name).float(), example(name, 3).float()
@@ -73,7 +83,7 @@ def test_random_networks_are_compressed_in_place(tmp_path, seed):
 
 def test_a_file_is_widened_in_place(tmp_path):
     path = tmp_path / "m.onnx"
-    export("resnet18", path, "free 17")
+    export("shallow resnet18", path, "free 17")
     wide = widen(import_onnx(path).graph, 1.5)
     assert rewrite_onnx(path, wide, tmp_path / "wide.onnx").holds
     assert gs.check_onnx(import_onnx(path).graph, tmp_path / "wide.onnx").holds
@@ -81,7 +91,7 @@ def test_a_file_is_widened_in_place(tmp_path):
 
 def test_a_file_takes_its_own_place(tmp_path):
     path = tmp_path / "m.onnx"
-    export("resnet18", path, "free 17")
+    export("shallow resnet18", path, "free 17")
     small = compress(import_onnx(path).graph, 0.5)
     rewrite_onnx(path, small, path)
     assert gs.check_onnx(small, path).holds

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import InputSpec, ModelGraph
-from graphsurgery.onnx.exporting import check_onnx, export_onnx, translations
+from graphsurgery.onnx.exporting import check_onnx, export_onnx, quick_shapes, translations
 from graphsurgery.onnx.runtime.latency import measure_latency
 from graphsurgery.tracing.trace import trace
 
@@ -161,9 +161,53 @@ def test_composed_operators_are_looked_up_once_for_each_file(exported, tmp_path,
     assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()
 
 
+ELEMENTWISE = (F.relu, F.hardswish, F.hardsigmoid, F.gelu, F.leaky_relu, F.mish)
+
+
+def every_shape(net, x):
+    """All operators of which shapes are known, and some of them on what does not lie in order."""
+    x = net.norm(net.conv(x))
+    for function in ELEMENTWISE:
+        x = function(x)
+    x = F.relu(x.transpose(1, 2)).transpose(1, 2) + F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return net.head(net.scale(x.flatten(1)))
+
+
+def test_files_are_the_same_where_shapes_are_known(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    layers = {
+        "conv": nn.Conv2d(1, 4, 3),
+        "norm": nn.BatchNorm2d(4),
+        "scale": nn.LayerNorm(64),
+        "head": nn.Linear(64, 5),
+    }
+    graph = trace(Network(every_shape, **layers).eval(), torch.zeros(2, 1, 6, 6))
+    given: dict[str, set[bool]] = {}
+    usual = quick_shapes._or_decomposed
+
+    def counted(operator, rule):
+        def noted(*args, **kwargs):
+            found = rule(*args, **kwargs)
+            given.setdefault(str(operator), set()).add(found is not None)
+            return found
+
+        return usual(operator, noted)
+
+    monkeypatch.setattr(quick_shapes, "_or_decomposed", counted)
+    export_onnx(graph, tmp_path / "a.onnx")
+    known = {f"aten.{name}.default" for name in (*quick_shapes._ELEMENTWISE, "native_layer_norm", "addmm")}
+    assert {name for name, kinds in given.items() if True in kinds} >= known
+    assert given["aten.relu.default"] == given["aten.gelu.default"] == {True, False}
+    assert True in given["aten._native_batch_norm_legit_no_training.default"]
+    monkeypatch.setattr(translations, "with_quick_shapes", lambda table: table)
+    export_onnx(graph, tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
 def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch):
     graph, path, _ = exported
     monkeypatch.setattr(translations, "_TRANSLATIONS", ("torch.onnx.nowhere", "ONNXRegistry", "from_torchlib"))
     monkeypatch.setattr(translations, "_COMPOSED", ("torch._export.utils", "", "nothing"))
+    monkeypatch.setattr(translations, "_SHAPES", ("torch._subclasses.nowhere", "", "get_fast_op_impls"))
     export_onnx(graph, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()

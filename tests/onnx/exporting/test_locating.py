@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import graphsurgery as gs
 from graphsurgery.errors import CheckFailedError
-from graphsurgery.onnx.exporting import check_onnx, checking, export_onnx
+from graphsurgery.onnx.exporting import check_onnx, checking, export_onnx, locating
 from graphsurgery.onnx.exporting.judging import Judgement
 from graphsurgery.onnx.exporting.locating import first_difference
 
@@ -49,6 +49,24 @@ def exported(tmp_path_factory):
     export_onnx(graph, path)
     check_onnx(graph, path, rtol=1e-5)
     return graph, path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exported_once():
+    """What the exporter makes of a network, which is asked for in nearly every test, is kept for the next."""
+    programs = {}
+
+    def export_program(graph, opset):
+        # Where the weights are the same memory; the graph is kept with the program, so that it stays taken.
+        key = graph.module.code, opset, tuple(t.data_ptr() for t in graph.tensors().values())
+        if key not in programs:
+            programs[key] = locating_export(graph, opset), graph
+        return programs[key][0]
+
+    locating_export = locating.export_program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locating, "export_program", export_program)
+        yield
 
 
 def readers(model, name):

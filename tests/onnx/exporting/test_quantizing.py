@@ -99,7 +99,7 @@ def test_the_outputs_stay_near(convolutions, tmp_path, scheme):
     assert 0 < deviation(found[1], found[0]) < 0.05
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext", "normalize"])
+@pytest.mark.parametrize("name", ["shallow vit", "shallow convnext", "normalize"])
 def test_norms_of_groups_stay_in_floating_point(tmp_path, name):
     """A network beside itself computes the same, and loses about what it does alone, where its norms are ONNX's."""
     if name == "normalize":
@@ -126,7 +126,7 @@ def test_norms_of_groups_stay_in_floating_point(tmp_path, name):
     constants = {tensor.name: tensor for tensor in file.initializer}
     products = [node for node in file.node if node.op_type == "MatMul" and node.input[1] in constants]
     # Four for each norm, two for a division; weights are not constants any more.
-    assert len(products) == {"vit": 4 * 5, "convnext": 4 * 7, "normalize": 4 + 2}[name]
+    assert len(products) == {"shallow vit": 4 * 3, "shallow convnext": 4 * 5, "normalize": 4 + 2}[name]
     roots = [node for node in file.node if node.op_type in ("Sqrt", "Reciprocal", "Pow")]
     assert roots
     assert not any(makers.get(given) == "DequantizeLinear" for node in roots for given in node.input)

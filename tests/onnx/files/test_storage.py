@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from onnx_files import written
 
 import graphsurgery as gs
-from graphsurgery.errors import CheckFailedError, CheckpointError, UnsupportedError
+from graphsurgery.errors import CheckFailedError, CheckpointError
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.files.storage import open_model, save_model
 from graphsurgery.onnx.importing import import_onnx
@@ -159,7 +159,9 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 from graphsurgery.cli import run
+from graphsurgery.onnx.exporting import checking
 from graphsurgery.onnx.importing import import_onnx
+checking.LARGE = 2**22  # these files are large, too
 def status(name): return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def edit(path, *words): assert not run([words[0], path, *words[1:], "-o", path + ".out.onnx", "--overwrite", "--quiet"])
 edits = (("compress", "--keep", "0.9"), ("factorize", "--rank", "0.1", "--how", "random"))
@@ -181,9 +183,9 @@ def test_a_large_file_takes_little_memory(tmp_path):
     files = []
     for place, moved in (("inside", lambda path: path), ("beside", outside)):
         (tmp_path / place).mkdir()
-        for name, widths in (("small", [50]), ("large", [1200] * 16)):
+        for name, widths in (("small", [50]), ("large", [600] * 16)):
             files.append(str(moved(chain(tmp_path / place / f"{name}.onnx", 40, *widths, 5))))
-    weights = 4 * 15 * 1200 * 1200
+    weights = 4 * 15 * 600 * 600
     returned = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed does not count any more
     command = [sys.executable, "-c", MEASURED, *files]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=returned)
@@ -193,11 +195,3 @@ def test_a_large_file_takes_little_memory(tmp_path):
         assert read < 1.3
         assert compressed < 2.3
         assert factorized < 2.5
-
-
-def test_half_precision_is_still_refused(tmp_path):
-    weights = {"w": np.ones((64, 64), np.float16)}
-    nodes = [helper.make_node("Cast", ["w"], ["c"], to=1), helper.make_node("MatMul", ["x", "c"], ["y"])]
-    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 64]}, ["y"], weights)
-    with pytest.raises(UnsupportedError, match="w is in half precision"):
-        read_program(path)

@@ -19,6 +19,7 @@ from graphsurgery.training.data import load_data
 from graphsurgery.training.data.calibration import Calibration, calibration_of
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
+from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,72 @@ def test_what_does_not_fit_is_refused(trained, digits):
     calibration = calibration_of(digits)
     with pytest.raises(gs.SpecError, match=r"digits: has inputs \[1, 8, 8\], the network takes \[3, 32, 32\]"):
         check_calibration(calibration, open_model("paper/resnet20"))
-    dense = gs.trace(nn.Conv2d(1, 3, 3), torch.empty(2, 1, 8, 8))
-    with pytest.raises(gs.SpecError, match=r"needs one output \[batch, classes\], the network gives \[2, 3, 6, 6\]"):
-        check_calibration(calibration, dense)
-    assert check_calibration(calibration, trained) == 10
+    constant = gs.trace(Constant(), torch.empty(2, 1, 8, 8))
+    with pytest.raises(gs.SpecError, match=r"the network gives 0 \[16, 3\]; expected numbers .* that differ"):
+        check_calibration(calibration, constant)
+    found = check_calibration(calibration, trained)
+    assert not isinstance(found, SeveralOutputs)
+    assert found.classes == 10
+
+
+class Constant(nn.Module):
+    """Gives the same counts for every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3)).argsort().detach() * 0
+
+
+class Detector(nn.Module):
+    """A map, boxes in pixels and scores: outputs of unlike shapes and scales, and one that is a count."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(1, 12, 3), nn.Conv2d(12, 12, 3)
+        self.map, self.boxes = nn.Conv2d(12, 2, 1), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.more(torch.relu(self.stem(x))))
+        pooled = x.mean((2, 3))
+        return {"map": self.map(x), "boxes": 640 * self.boxes(pooled), "first": pooled.argmax(1)}
+
+
+def test_any_outputs_are_learnt_each_by_its_spread(digits):
+    torch.manual_seed(0)
+    module = Detector()
+    graph = gs.trace(module, torch.empty(2, 1, 8, 8))
+    calibration = calibration_of(digits)
+    objective = check_calibration(calibration, graph)
+    assert [(part.name, part.count) for part in objective.reading.parts] == [("map", 2 * 4 * 4), ("boxes", 4)]
+    x = torch.stack([digits.train[n][0] for n in range(32)])
+    with torch.no_grad():
+        vector = objective.reading(graph.module(x))
+    assert vector.shape == (32, 36)
+    spread = (vector - vector.mean(0)).square()
+    shares = [float(spread[:, :32].sum()), float(spread[:, 32:].sum())]
+    assert 0.5 < shares[0] / shares[1] < 2  # although boxes are hundreds of times larger
+    small = compress(graph, 0.5)
+    plan = label_free_plan(calibration, 3, device="cpu")
+    result, outcome = recover_without_labels(graph, small, calibration, plan, reporter=SilentReporter())
+    cut, tuned = (row.test["deviation"] for row in outcome.rows if row.name in ("cut", "fine-tuned"))
+    assert tuned < 0.7 * cut
+    assert outcome.metric == "deviation"
+    before, after = ([o.detach() for o in m(x).values()] for m in (graph.module, result.module))
+    for a, b in zip(before[:2], after[:2], strict=True):
+        assert a.shape == b.shape
+
+
+def test_of_large_outputs_some_numbers_are_compared():
+    output = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    reading = reading_of({"map": output, "state": output[:2]}, 8)
+    assert [(part.name, part.count) for part in reading.parts] == [("map", 2**13)]
+    again = reading_of({"map": output}, 8)
+    assert torch.equal(reading.parts[0].places, again.parts[0].places)
+    vector = reading({"map": output})
+    assert vector.shape == (8, 2**13)
+    assert set(vector[0].mul(reading.parts[0].scale).round(decimals=4).tolist()) <= set(
+        output[0].flatten().round(decimals=4).tolist()
+    )

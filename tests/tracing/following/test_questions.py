@@ -33,7 +33,7 @@ from contracts import Network
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.tracing import likeness
+from graphsurgery.tracing.likeness import Likeness, verdicts
 
 SIZES = ((2, 5), (1, 5), (3, 7), (2, 4))
 
@@ -348,10 +348,10 @@ class Scores(nn.Module):
 
 def test_what_float64_does_not_show_is_rounding(monkeypatch):
     """Attention scales in another order than the model; with nothing allowed in float32, float64 has to tell."""
-    monkeypatch.setattr(likeness, "_ROUNDING", {torch.float64: 1e-10, torch.float32: 0.0})
-    monkeypatch.setattr(likeness, "_NOISE", 0.0)
+    monkeypatch.setattr(verdicts, "_ROUNDING", {torch.float64: 1e-10, torch.float32: 0.0})
+    monkeypatch.setattr(verdicts, "_NOISE", 0.0)
     asked = []
-    monkeypatch.setattr(likeness.Likeness, "_in_double", spied(likeness.Likeness._in_double, asked))
+    monkeypatch.setattr(Likeness, "_in_double", spied(Likeness._in_double, asked))
     gs.trace(Scores(), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0)))
     assert asked
     with pytest.raises(gs.TraceError, match="its trace differs"):

@@ -559,3 +559,71 @@ def test_one_channel_for_all_that_are_shuffled(operator):
         head=nn.Conv2d(8, 3, 1),
     )
     assert kept(check(network)) == (0, 0)
+
+
+class Turning(nn.Module):
+    """Channels in another order between two convolutions, one of which the network also has in its own order."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.body, self.skip, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 6, 5, 4]))
+        self.turn = turn
+
+    def forward(self, x):
+        return self.head(self.turn(self, torch.relu(self.body(x))))
+
+
+TURNS = {
+    "flip": lambda _, x: x.flip(1),
+    "flip function": lambda _, x: torch.flip(x, [1]),
+    "flip by name": lambda _, x: torch.flip(x, dims=(-3,)),
+    "fliplr": lambda _, x: torch.fliplr(x),
+    "roll": lambda _, x: torch.roll(x, 2, 1),
+    "roll by name": lambda _, x: x.roll(shifts=(-1,), dims=(1,)),
+    "look up": lambda n, x: x[:, n.order],
+    "select": lambda n, x: x.index_select(1, n.order),
+    "select by name": lambda n, x: torch.index_select(x, dim=-3, index=n.order),
+    "select of what is laid out": lambda n, x: x.index_select(1, n.order.view(2, 4).t().flatten()),
+    "gather": lambda n, x: x.gather(1, n.order[None, :, None, None].expand(x.shape[0], -1, *x.shape[2:])),
+    "flip beside a skip": lambda n, x: x.flip(1) + n.skip(x),
+    "roll of a look-up": lambda n, x: torch.roll(torch.relu(x[:, n.order]), 3, 1) * n.skip(x),
+    "flip of both": lambda _, x: torch.tanh(x.flip(2).flip(1)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_channels_that_are_turned_round_rolled_or_looked_up_are_free(turn):
+    graph = check(Turning(TURNS[turn]))
+    assert {space.size for space in graph.spaces} == {8}
+    assert not graph.frozen
+
+
+STILL = {
+    "all of it beside itself": (lambda _, x: x + torch.roll(x, 1, 1), {"getitem"}),
+    "pixels too": (lambda _, x: x.flip(1, 2), {"flip"}),
+    "indices that are written": (lambda n, x: x[:, n.order.add_(0)], {"add_", "getitem"}),
+    "indices of pixels": (lambda n, x: x.gather(3, n.order[:6].clamp(max=5).expand(x.shape)), {"gather"}),
+    "other bytes": (
+        lambda n, x: n.skip(torch.roll(x, 1, 1)).contiguous().view(torch.uint8).view(x.dtype),
+        {"view"},
+    ),
+    "other bytes by name": (lambda n, x: n.skip(x.flip(1)).view(dtype=torch.int64).view(dtype=x.dtype), {"view"}),
+    "pixels": (lambda _, x: torch.roll(x.flip(3), 1, 2), {"flip", "roll"}),
+}
+
+
+@pytest.mark.parametrize("turn", STILL)
+def test_other_turns_stay_where_they_are(turn):
+    rule, left = STILL[turn]
+    graph, x, network = typed(Turning(rule), (8, 6, 6))
+    assert left <= {name.rstrip("_") if name not in left else name for name in targets(graph)}
+    with torch.no_grad():
+        assert deviation(graph(*x), network(*x)) < 1e-12
+        assert_permutes(graph, x)
+
+
+def test_a_selection_takes_what_it_needs():
+    graph = check(Turning(lambda _, x: torch.cat([x[:, [5, 4, 3]], x[:, [0, 1, 2, 6, 7]]], 1)))
+    assert not graph.frozen
+    assert sum(space.size for space in graph.spaces) == 8

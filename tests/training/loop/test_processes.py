@@ -49,6 +49,31 @@ if torch.distributed.is_initialized():
 """
 
 
+TWICE = """
+import os, runpy, sys, traceback
+import torch
+import graphsurgery.training.loop.fit, graphsurgery.training.objectives
+
+store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
+shared["TORCHELASTIC_USE_AGENT_STORE"] = True
+children = []
+for rank in range(2):
+    children.append(os.fork())
+    if not children[-1]:
+        os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        del sys.argv[0]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+"""A script in two processes, as `torch.distributed.run` starts them; they share the imports."""
+
+
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / "script.py"
@@ -102,8 +127,7 @@ def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
 
 def test_two_processes_train_as_one_does(script, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    finish(start(script, two, "0", "plain", launcher=launcher))
+    finish(start(script, two, "0", "plain", launcher=("-c", TWICE)))
     here(script, one, "0", "plain")
     torch.testing.assert_close(result(two, 0), result(two, 1), rtol=0, atol=0)
     torch.testing.assert_close(result(two), result(one), rtol=1e-4, atol=1e-5)

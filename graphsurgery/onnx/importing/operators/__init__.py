@@ -3,7 +3,15 @@
 Only operators and options whose meaning is certain are here; everything else is run whole by ONNX Runtime.
 """
 
-from graphsurgery.onnx.importing.operators import elementwise, movement, norms, pixels, products, reductions
+from graphsurgery.onnx.importing.operators import (
+    activations,
+    elementwise,
+    movement,
+    norms,
+    pixels,
+    products,
+    reductions,
+)
 from graphsurgery.onnx.importing.operators.padding import per_axis, transposed_options
 from graphsurgery.onnx.importing.operators.registry import (
     OPERATORS,
@@ -27,4 +35,4 @@ __all__ = [
     "transposed_options",
 ]
 
-_TABLES = (elementwise, movement, norms, pixels, products, reductions)
+_TABLES = (activations, elementwise, movement, norms, pixels, products, reductions)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from graphsurgery.onnx.importing.operators.padding import padded, pads_of, per_axis
-from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of
+from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, numbers
 
@@ -21,6 +22,13 @@ def _global_average(_: Operator, x: Value) -> Value:
 @rule("GlobalMaxPool")
 def _global_max(_: Operator, x: Value) -> Value:
     return x.amax(tuple(range(2, rank(x))), keepdim=True)
+
+
+@rule("GlobalLpPool")
+def _global_lp(operator: Operator, x: Value) -> Value:
+    power = operator.attributes.get("p", 2)
+    sums = (torch.abs(x) ** power).sum(tuple(range(2, rank(x))), keepdim=True)
+    return sums ** (1 / power)
 
 
 @rule("MaxPool")
@@ -40,12 +48,17 @@ def _average_pool(operator: Operator, x: Value) -> Value:
     counts = bool(operator.attributes.get("count_include_pad", 0))
     pads = pads_of(operator, shape_of(x)[2:], kernel)
     uneven = pads[: len(kernel)] != pads[len(kernel) :]
-    if max(per_axis(operator, "dilations", len(kernel))) > 1 or (uneven and not counts):
-        raise UnlikeTorchError("an average pool that is dilated, or padded unevenly without counting it")
-    x, padding = padded(operator, x, kernel)
+    if max(per_axis(operator, "dilations", len(kernel))) > 1:
+        raise UnlikeTorchError("an average pool that is dilated")
+    stride, ceil = per_axis(operator, "strides", len(kernel)), bool(operator.attributes.get("ceil_mode", 0))
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    stride = per_axis(operator, "strides", len(kernel))
-    return function(x, kernel, stride, padding, bool(operator.attributes.get("ceil_mode", 0)), counts)
+    whole, padding = padded(operator, x, kernel)
+    y = function(whole, kernel, stride, padding, ceil, counts or uneven)
+    if counts or not uneven:
+        return y
+    # What is padded counts in neither: the part of each window that lies inside, of one example and channel.
+    inside, _ = padded(operator, x.new_ones([1, 1, *(size_of(x, axis) for axis in range(2, rank(x)))]), kernel)
+    return y / function(inside, kernel, stride, 0, ceil, True)
 
 
 @rule("Resize", "Upsample")

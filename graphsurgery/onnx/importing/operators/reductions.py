@@ -19,14 +19,22 @@ _REDUCTIONS: dict[str, Callable[[Any, tuple[int, ...], bool], Any]] = {
     "ReduceSumSquare": lambda x, dims, keep: (x * x).sum(dims, keepdim=keep),
     "ReduceL1": lambda x, dims, keep: x.norm(1, dims, keepdim=keep),
     "ReduceL2": lambda x, dims, keep: x.norm(2, dims, keepdim=keep),
+    "ReduceProd": lambda x, dims, keep: _product(x, dims, keep),
+    "ReduceLogSum": lambda x, dims, keep: torch.log(x.sum(dims, keepdim=keep)),
     "ReduceLogSumExp": lambda x, dims, keep: torch.logsumexp(x, dims, keepdim=keep),
 }
 
 
+def _product(x: Value, dims: tuple[int, ...], keep: bool) -> Value:
+    for dim in sorted(dims, reverse=True):  # torch multiplies along one axis at a time
+        x = x.prod(dim, keepdim=keep)
+    return x
+
+
 def _reduction(operator: Operator, x: Value, given: Sizes | None = None) -> Value:
-    axes = axes_of(operator, given)
+    axes, noop = axes_of(operator, given), operator.attributes.get("noop_with_empty_axes", 0)
     if not axes:
-        if operator.attributes.get("noop_with_empty_axes"):
+        if noop:
             return x
         axes = tuple(range(rank(x)))
     dims = tuple(axis % rank(x) for axis in axes)

@@ -1,8 +1,8 @@
 """What graphsurgery can do with the `.onnx` files of torchvision's and timm's networks: docs/onnx.md.
 
-    python benchmarks/onnx_files.py                      # both; hours, goes on where it was killed
-    python benchmarks/onnx_files.py torchvision --jobs 4
-    python benchmarks/onnx_files.py timm/resnet10t       # prints, and writes no page
+    python benchmarks/onnx_networks.py                      # both; hours, goes on where it was killed
+    python benchmarks/onnx_networks.py torchvision --jobs 4
+    python benchmarks/onnx_networks.py timm/resnet10t       # prints, and writes no page
 
 Each network is exported in both dialects, by TorchScript and by dynamo, in a process of its own
 (`onnx_examination.py`); what was found is kept in a folder, and a second run measures only what is missing there.
@@ -145,7 +145,10 @@ def write(source: str, documents: Mapping[str, Document], names: Sequence[str]) 
     seconds = sum(document["wall_seconds"] for document in documents.values())
     notes = coverage_page.Notes()
     rows = [_row(name, document, notes) for name, document in documents.items()]
-    parts = [measured(f"python benchmarks/onnx_files.py {source}", seconds, source, "onnxruntime"), counts(documents)]
+    parts = [
+        measured(f"python benchmarks/onnx_networks.py {source}", seconds, source, "onnxruntime"),
+        counts(documents),
+    ]
     parts += [f"{missing} networks are not measured."] if missing else []
     write_section(source, "\n\n".join([*parts, table(HEAD, rows), notes.text()]), PAGE)
 

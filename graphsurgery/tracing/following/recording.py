@@ -1,0 +1,109 @@
+"""A tracer that records nodes and computes the value of each on meta tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphsurgery.network.copying import meta_of
+from graphsurgery.network.outputs.records import with_records
+from graphsurgery.network.values.evaluation import evaluate
+from graphsurgery.tracing.following.decisions import HoldingTracer
+from graphsurgery.tracing.following.effects import NO_GRADIENT
+from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
+
+_FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
+"""What fills a tensor with one number."""
+
+
+class RecordingTracer(HoldingTracer):
+    """Gives every node its value.
+
+    Args:
+        opaque: paths of submodules that are kept whole because their forward cannot be followed, with the reason.
+        identities: paths of submodules without weights that are kept whole because they only act in training.
+
+    Attributes:
+        names: the name of each parameter and buffer, by its id.
+        modules: the modules of the network, by their paths.
+        kept_functions: why functions are kept whole, by the paths of the modules that they have become.
+        evaluating: whether a value is computed right now, so that nothing is recorded.
+    """
+
+    def __init__(self, *, opaque: Mapping[str, str], identities: Iterable[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.opaque, self.identities = opaque, set(identities)
+        self.names: dict[int, str] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.kept_functions: dict[str, str] = {}
+        self.evaluating = False
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        self.value_at(node)
+        return proxy_of(node, self)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Node:
+        """As fx does, but without a record of the modules that were running, which costs more the deeper they nest."""
+        if kind == "output":
+            args = tuple(with_records(part, self.graph) for part in args)
+        node = self.graph.create_node(kind, target, args, kwargs, *more, **options)
+        if not torch.is_grad_enabled():
+            node.meta[NO_GRADIENT] = True
+        return node
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> ValueProxy:
+        """Record a node and compute its value."""
+        if target in _FILLING:
+            args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
+        return self.proxy(node)
+
+    def value_at(self, node: fx.Node) -> Any:
+        """The value of a node, computed with those of all that it reads."""
+        if "value" not in node.meta:
+            for source in node.all_input_nodes:
+                self.value_at(source)
+            self.evaluating = True
+            try:
+                with torch.no_grad():
+                    node.meta["value"] = self._evaluate(node)
+            finally:
+                self.evaluating = False
+        return node.meta["value"]
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "call_module" and str(node.target) in self.identities:
+            node.meta["identity"] = True
+            return node.args[0].meta["value"]  # type: ignore[union-attr]
+        if node.op == "call_module" and str(node.target) in self.opaque:
+            node.meta["unfollowed"] = self.opaque[str(node.target)]
+        if node.op == "call_module" and str(node.target) in self.kept_functions:
+            node.meta["unfollowed"] = self.kept_functions[str(node.target)]
+        return evaluate(node, self._attribute)
+
+    def _attribute(self, path: str) -> Any:
+        if path in self.modules:
+            return self.modules[path]
+        parent, _, name = path.rpartition(".")
+        found = getattr(self.root.get_submodule(parent), name)
+        return meta_of(found) if isinstance(found, Tensor) and not found.is_meta else found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Parameters and buffers become nodes, found by identity in constant time."""
+        if self.evaluating or not isinstance(attr_val, Tensor):
+            return attr_val
+        name = self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+
+def _filling(argument: Any) -> Any:
+    """A number that a plain attribute holds as a tensor is that number: on meta tensors nobody could read it."""
+    constant = isinstance(argument, Tensor) and not issubclass(type(argument), fx.Proxy)
+    return argument.item() if constant and argument.dim() == 0 and not argument.is_meta else argument

@@ -1,0 +1,113 @@
+"""Learning all that a network gives, whatever it is: maps, boxes, several outputs, each in proportion to its spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphsurgery.errors import SpecError
+from graphsurgery.network.outputs.naming import named_outputs
+from graphsurgery.training.objectives.agreement import Agreement
+from graphsurgery.training.objectives.tasks import Batch
+
+_MOST = 2**13
+"""Numbers of an output that are compared for each example; of more, as many that are drawn once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One output in a vector.
+
+    Attributes:
+        name: of the output.
+        places: which of its numbers are compared, as indices into those of an example; None for all.
+        scale: the standard deviation around the mean of the examples.
+        count: how many numbers are compared.
+    """
+
+    name: str
+    places: Tensor | None
+    scale: float
+    count: int
+
+
+class Reading:
+    """All outputs of a network as one vector for each example, in which all count alike, whatever they measure.
+
+    Args:
+        parts: the outputs that are read.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+        self.width = sum(part.count for part in self.parts)
+
+    def __call__(self, output: Any) -> Tensor:
+        """The vector `[batch, width]`."""
+        named = named_outputs(output)
+        found = []
+        for part in self.parts:
+            numbers = named[part.name].flatten(1)
+            chosen = numbers if part.places is None else numbers[:, part.places.to(numbers.device)]
+            # Every output has the same share of a mean over the vector.
+            found.append(chosen / part.scale * math.sqrt(self.width / part.count / len(self.parts)))
+        return torch.cat(found, 1)
+
+
+def reading_of(output: Any, examples: int, *, seed: int = 0) -> Reading:
+    """How the outputs of a network are read, by what it gives for some examples.
+
+    Args:
+        output: of the network, for all of these examples together.
+        examples: how many.
+        seed: draws the numbers of large outputs.
+
+    Raises:
+        SpecError: it gives no floating numbers for each example that differ from one to another.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for name, tensor in named_outputs(output).items():
+        if not tensor.dim() or len(tensor) != examples or not tensor.is_floating_point():
+            continue  # no numbers of one example
+        numbers = tensor.detach().cpu().double().flatten(1)
+        scale = float((numbers - numbers.mean(0)).square().mean().sqrt())
+        if not (math.isfinite(scale) and scale > 0):
+            continue
+        count = numbers.shape[1]
+        places = torch.randperm(count, generator=generator)[:_MOST] if count > _MOST else None
+        parts.append(Part(name, places, scale, min(count, _MOST)))
+    if not parts:
+        shapes = (
+            ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named_outputs(output).items()) or "nothing"
+        )
+        raise SpecError(
+            f"--calib: the network gives {shapes}; expected numbers [batch, ...] that differ between examples"
+        )
+    return Reading(parts)
+
+
+class SeveralOutputs(Agreement):
+    """Regression on all outputs that stand beside the examples as one vector: batches are `(x, no label, vector)`.
+
+    Args:
+        reading: how a network's outputs become that vector.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(1)
+        self.reading = reading
+
+    def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`total`, the mean squared difference, in which every output counts alike."""
+        return {"total": F.mse_loss(self.reading(module(batch[0])), batch[2])}
+
+    def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The network's vector, and that which it shall have."""
+        return self.reading(module(batch[0])), batch[2]

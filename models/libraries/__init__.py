@@ -1,0 +1,1 @@
+"""Networks of libraries that are not installed with graphsurgery: `hf:…`, `ultralytics:…`, `smp:…`."""

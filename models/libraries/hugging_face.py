@@ -1,0 +1,281 @@
+"""Networks of transformers: `hf:CLASS?option=value` with random weights, `hf:FOLDER` with those of a folder.
+
+A folder has a `config.json` and safetensors, in one file or in shards with an index. Pickled weights are not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.errors import CheckpointError, SpecError, near_names, one_line
+from graphsurgery.models.libraries.library import Library, Trust, dtype_of, imported, indices, made
+from graphsurgery.models.spec_text import Value, parse_value
+
+_TOKENS, _DECODED, _IMAGE, _FRAMES = 9, 7, 224, 16
+
+
+def _transformers(spec: str) -> Any:
+    return imported("transformers", "hf", spec)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is meant as a folder and not as a class."""
+    return Path(name).is_dir() or not name.isidentifier()
+
+
+def build(name: str, options: Mapping[str, Value], trust: Trust) -> nn.Module:
+    """A network of a class with random weights, or of a folder with its own.
+
+    Raises:
+        SpecError: transformers is not installed, there is no such class or option.
+        CheckpointError: the folder is missing, lacks weights, or is damaged; or its code is not trusted.
+    """
+    return from_folder(Path(name), options, trust) if is_folder(name) else _drawn(name, options)
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+def _drawn(name: str, options: Mapping[str, Value]) -> nn.Module:
+    spec = f"hf:{name}"
+    transformers = _transformers(spec)
+    kind = getattr(transformers, name, None)
+    if name.startswith("Auto"):
+        raise SpecError(f"{spec}: stands for many classes; name one, such as hf:BertModel, or give a folder")
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        known = [found for found in dir(transformers) if "Model" in found or "For" in found]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        advice = f"did you mean {' or '.join(near)}?" if near else "see the model documentation of transformers"
+        raise SpecError(f"{spec}: transformers has no model {name}; {advice}")
+    config = made_config(spec, kind, options)
+    return made(spec, lambda: kind(config))
+
+
+def made_config(spec: str, kind: Any, options: Mapping[str, Value]) -> Any:
+    """The configuration of a class with these options; `a.b=1` goes into the configuration `a`, `1,2` is a list.
+
+    Raises:
+        SpecError: the configuration has no such option.
+    """
+    usual = kind.config_class()
+    nested: dict[str, Any] = {"use_cache": False} if hasattr(usual, "use_cache") else {}
+    for key, value in options.items():
+        *path, last = key.split(".")
+        own, target = usual, nested
+        for part in path:
+            own, target = getattr(own, part, None), target.setdefault(part, {})
+        if not hasattr(own, last):
+            raise SpecError(f"{spec}: has no option {key!r}; {near_names(last, _fields(own))}")
+        target[last] = _listed(value)
+    try:
+        return kind.config_class(**nested)
+    except Exception as cause:  # whatever transformers says to it
+        raise SpecError(f"{spec}: its options do not go together: {one_line(cause)}") from cause
+
+
+def _fields(config: Any) -> list[str]:
+    return [name for name in vars(config) if not name.startswith("_")] if config is not None else []
+
+
+def _listed(value: Value) -> Any:
+    """`1,2` as a list of numbers."""
+    return [parse_value(part) for part in value.split(",")] if isinstance(value, str) and "," in value else value
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.Module:
+    """The network of a folder; every weight that its class has is there.
+
+    Raises:
+        CheckpointError: it is missing, damaged, lacks weights, or its code is not trusted.
+    """
+    spec = f"hf:{folder}"
+    config = _json(folder, CONFIG)
+    transformers = _transformers(spec)
+    if config.get("auto_map") and not trust.remote_code:
+        raise CheckpointError(
+            f"{folder}: its network is Python code in the folder ({', '.join(map(str, config['auto_map'].values()))}); "
+            "with --trust-remote-code that code is executed"
+        )
+    if unknown := [key for key in options if key not in config]:
+        raise SpecError(f"{spec}: its {CONFIG} has no {unknown[0]!r}; {near_names(unknown[0], config)}")
+    check_weights(folder)
+    kind = transformers.AutoModel if config.get("auto_map") else _class_of(transformers, folder, config)
+    loaded: dict[str, Any] = {}
+
+    def load() -> nn.Module:
+        with quiet():
+            module, loaded["info"] = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+                trust_remote_code=trust.remote_code, **options,
+            )  # fmt: skip
+        return module
+
+    module = made(spec, load)
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if names := sorted(map(str, loaded["info"].get(what, ()))):
+            kind_of = what.partition("_")[0]
+            raise CheckpointError(
+                f"{folder}: {len(names)} weights are {kind_of} for {type(module).__name__}: {names[0]}"
+            )
+    if hasattr(module.config, "use_cache"):
+        module.config.use_cache = False
+    return module
+
+
+def _class_of(transformers: Any, folder: Path, config: Mapping[str, Any]) -> Any:
+    names = config.get("architectures") or []
+    kind = getattr(transformers, str(names[0]), None) if names else None
+    if kind is None:
+        found = f"the class {names[0]}, which transformers {transformers.__version__} has not" if names else "no class"
+        raise CheckpointError(f"{folder}: its {CONFIG} names {found} (architectures)")
+    return kind
+
+
+def check_weights(folder: Path) -> None:
+    """Look at the files of the weights of a folder.
+
+    Raises:
+        CheckpointError: there are none, or only pickled ones; shards are missing, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / INDEX).is_file():
+        shards = sorted(set(_json(folder, INDEX).get("weight_map", {}).values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing or not shards:
+            which = f": {missing[0]}" if missing else ""
+            raise CheckpointError(f"{folder}: {len(missing)} of {len(shards)} shards of its {INDEX} are missing{which}")
+    elif (folder / WEIGHTS).is_file():
+        shards = [WEIGHTS]
+    else:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        held = f"only pickled weights ({pickled[0]}), which are not read" if pickled else "no weights"
+        advice = "save it again with safetensors" if pickled else f"random ones are drawn by hf:{_named(folder)}"
+        raise CheckpointError(f"{folder}: has {held}; expected {WEIGHTS} or shards with {INDEX}; {advice}")
+    for shard in shards:
+        try:
+            with safe_open(folder / shard, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError, ValueError) as cause:
+            raise CheckpointError(f"{folder / shard}: is damaged: {one_line(cause)}") from cause
+
+
+def _named(folder: Path) -> str:
+    return str((_json(folder, CONFIG).get("architectures") or ["CLASS"])[0])
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"hf:{folder}: there is no such folder, nor a class of that name; a network of the hub has to be"
+            " downloaded first"
+        )
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"{folder}: has no {name}; expected a folder as save_pretrained writes it") from cause
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{folder / name}: is damaged: {one_line(cause)}") from cause
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / name}: is damaged: holds no object")
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars of progress, and without its reports of what is checked here."""
+    transformers = _transformers("hf:")
+    log = logging.getLogger("transformers")
+    level, shown = log.level, transformers.utils.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+# Inputs ---------------------------------------------------------------------------------------------------------------
+
+
+def inputs(module: nn.Module) -> dict[str, Tensor]:
+    """Example inputs by name: the main one, a mask for texts, and those of a decoder or of a second tower."""
+    config: Any = module.config
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    takes = set(inspect.signature(module.forward).parameters)
+    names = [main]
+    if {"input_ids", "pixel_values"} <= takes and hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        names = ["input_ids", "pixel_values"]
+    if "input_ids" in names and "attention_mask" in takes:
+        names.append("attention_mask")
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        names.append("decoder_input_ids")
+    return {name: _invented(name, config, dtype_of(module)) for name in names}
+
+
+def _invented(name: str, config: Any, dtype: torch.dtype) -> Tensor:
+    if name == "pixel_values":
+        return torch.linspace(-1, 1, 2 * _product(image_shape(config))).reshape(2, *image_shape(config)).to(dtype).sin()
+    if name in ("input_features", "input_values"):
+        shape = _sound(name, config)
+        return torch.arange(2 * _product(shape)).reshape(2, *shape).to(torch.float32).sin().to(dtype)
+    if name == "attention_mask":
+        mask = torch.ones(2, _TOKENS, dtype=torch.int64)
+        mask[1, -2:] = 0
+        return mask
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return indices((2, _DECODED if name.startswith("decoder") else _TOKENS), int(getattr(text, "vocab_size", 2)))
+
+
+def _sound(name: str, config: Any) -> tuple[int, ...]:
+    """The shape of a spectrum, or of a wave, for one example."""
+    bins = getattr(config, "num_mel_bins", None)
+    if bins is None:
+        return (4000,)
+    if name == "input_values":
+        return (int(config.max_length), int(bins))
+    return (int(bins), 2 * int(getattr(config, "max_source_positions", 50)))
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """`[channel, height, width]` of one image that a configuration says."""
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", _IMAGE)
+    height, width = (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found
+
+
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    takes_images = getattr(module, "main_input_name", None) == "pixel_values"
+    return image_shape(module.config) if takes_images else None
+
+
+def _better(name: str, options: Mapping[str, Value]) -> str | None:  # noqa: ARG001
+    return None if is_folder(name) else "a folder with weights: hf:FOLDER"
+
+
+HUGGING_FACE = Library("hf", build, inputs, _shape, _better)
