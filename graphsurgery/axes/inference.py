@@ -81,7 +81,9 @@ class Inference(Findings):
         users: dict[str, set[fx.Node]] = {}
         for node in self.module.graph.nodes:
             if node.op == "get_attr" and str(node.target) in self.canonical:
-                users.setdefault(self.canonical[str(node.target)], set()).update(node.users)
+                # Who asks for the device or the size of a weight does not use its numbers.
+                using = {user for user in node.users if has_tensors(user.meta["value"]) or user.op == "output"}
+                users.setdefault(self.canonical[str(node.target)], set()).update(using)
             elif node.op == "call_module":
                 module = self._modules[str(node.target)]
                 names = module.named_parameters() if module._modules else module._parameters.items()

@@ -205,6 +205,18 @@ def test_doctor_fails_where_a_contract_does(capsys, monkeypatch):
     assert "fails" in streams.out
 
 
+@pytest.mark.usefixtures("here")
+def test_merge_keeps_both_heads_and_reorders_classes(capsys):
+    command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "both.pt", "--wide-epochs", "1", "--epochs", "1"]
+    heads = ["--heads", "both", "--tasks", "digits?split_seed=1", "--classes", "all/9,8,7,6,5,4,3,2,1,0"]
+    assert run([*command, *heads, "--no-control", "--device", "cpu", "--json"]) == 0
+    rows = [row["name"] for row in document(capsys)["outcome"]["rows"]]
+    assert rows == ["parent of each task", "joint", "cut", "recalibrated", "merged"]
+    both = gs.load("both.pt")
+    assert [tuple(output.shape) for output in both(torch.zeros(2, 1, 8, 8))] == [(2, 10), (2, 10)]
+    assert both.lineage[-1]["tasks"] == ["digits", "digits?split_seed=1"]
+
+
 def test_merge_writes_network_onnx_and_report(here, capsys):
     command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "merged.pt", "--onnx", "m.onnx", "--report", "r.html"]
     options = ["--by", "gates", "--wide-epochs", "5", "--epochs", "1", "--no-control", "--device", "cpu", "--json"]

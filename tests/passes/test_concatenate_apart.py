@@ -380,3 +380,16 @@ def test_heads_of_unlike_classes_read_all_channels(tmp_path):
     assert gs.check_onnx(big, tmp_path / "big.onnx").deviation <= 1e-4
     gs.save(big, tmp_path / "big.pt")
     assert deviation(gs.load(tmp_path / "big.pt")(x), big(x)) == 0
+
+
+def test_a_weight_that_is_asked_for_its_device_is_not_used_twice():
+    class Placed(_Tokens):
+        def between(self, x):
+            return x + torch.ones(TOKENS, 1).to(self.first.weight.device, self.first.weight.dtype)
+
+    graphs = [_traced(Placed, seed) for seed in range(2)]
+    big, x = concatenate(graphs), _input()
+    assert "apart" not in big.lineage[-1]
+    assert [(space.size, space.scalable) for space in big.spaces] == [(12, True)]
+    with torch.no_grad():
+        assert deviation(big(x), _mean([graph(x) for graph in graphs])) < 1e-12

@@ -169,6 +169,8 @@ class _Following:
     def _as_read(self, source: fx.Node, reader: fx.Node) -> State:
         """What a value is to who reads it: what is kept apart is put side by side, or its mean is taken."""
         state = self.states[source]
+        if isinstance(source.meta["value"], (torch.device, torch.dtype)):
+            return state  # every network has the same
         if not has_tensors(source.meta["value"]):
             for tensor in self._asks(source):
                 if self.states[tensor] is State.APART and not self._gives_sizes(tensor):
