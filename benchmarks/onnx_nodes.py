@@ -116,7 +116,7 @@ def _tried(
         return Found(name, operator, "crashed", f"{type(cause).__name__}: {one_line(cause)}")
     try:
         with torch.no_grad():
-            found = tensors_of(graph.module(*(torch.from_numpy(np.array(x)) for x in inputs)))
+            found = tensors_of(graph.module(*map(_tensor, inputs)))
     except ValueError as cause:  # a decision that was right for another batch: the network refuses this input
         return Found(name, operator, "refused", one_line(cause))
     except Exception as cause:
@@ -129,6 +129,13 @@ def _tried(
         if not _difference(found, runtime, 1e-3, 1e-5):
             return Found(name, operator, "runtime", reason)
     return Found(name, operator, "wrong" if reason else "right", reason)
+
+
+def _tensor(x: Any) -> torch.Tensor:
+    """An input of a network, which is in float32 whatever its file is in."""
+    array = np.array(x)
+    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    return torch.from_numpy(array.astype(np.float32) if floating else array)
 
 
 def _difference(found: Sequence[torch.Tensor], expected: Sequence[Any], rtol: float, atol: float) -> str:
