@@ -230,8 +230,10 @@ def example(name: str, batch: int = 2, seed: int = 7) -> Tensor:
 def traced(name: str, seed: int = 0) -> tuple[gs.ModelGraph, Tensor]:
     """A traced network of the zoo and inputs for it; the tests of tracing compare it with the network.
 
-    It is traced once in a process; every test has a copy of its own.
+    It is traced once in a process, unless it is large; every test has a copy of its own.
     """
+    if name in WHOLE:
+        return _traced.__wrapped__(name, seed)
     graph, x = _traced(name, seed)
     return graph.copy(), x.clone()
 
