@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
@@ -20,14 +19,10 @@ def seeded(seed: int) -> Iterator[None]:
 def seed_all(seed: int) -> None:
     """`torch.manual_seed`, which notes a whole call stack for every kind of device that has not been used yet.
 
-    That takes a millisecond, as long as a small network runs. Where there is but the CPU, only that is seeded.
+    That takes a millisecond, as long as a small network runs. Where nothing has used a GPU, only the CPU is seeded.
     """
-    if _has_accelerator():
-        torch.manual_seed(seed)
-    else:
+    kind = torch.accelerator.current_accelerator()
+    if kind is None or (kind.type in ("cuda", "xpu") and not torch.get_device_module(kind).is_initialized()):
         torch.default_generator.manual_seed(seed)
-
-
-@cache
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()
+    else:
+        torch.manual_seed(seed)

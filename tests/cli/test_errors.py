@@ -1,5 +1,6 @@
 """Bad input: one line on standard error, the right exit code, nothing written or lost."""
 
+import os
 import pickle
 import re
 import signal
@@ -165,25 +166,49 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
     assert (here / "old.onnx").read_text() == "old"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_is_one_line_too(here, number, code):
-    command = [sys.executable, "-m", "graphsurgery.cli", "train", SPEC, "--data", "digits", "-o", "x.pt"]
-    # A background job of a shell ignores the signal, and so would its children.
-    process = subprocess.Popen(
-        [*command, "--epochs", "100000"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert "epoch 1/" in process.stderr.readline()
-        time.sleep(0.2)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
+EACH_LINE = """
+import os, signal, sys
+import sklearn.datasets, graphsurgery.recipes.train, graphsurgery.training.objectives
+from graphsurgery.cli import main
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        # A background job of a shell ignores the signal, and so would its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(line.strip(), os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where this process says how it ends
+        main(sys.argv[1:])
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""A command in a process of its own for every line, which names the file behind its standard error."""
+
+
+@pytest.fixture(scope="module")
+def forever(tmp_path_factory):
+    """A process that starts a training without an end for every line that it reads."""
+    command = [sys.executable, "-c", EACH_LINE, "train", SPEC, "--data", "digits", "-o", "x.pt", "--epochs", "100000"]
+    folder = tmp_path_factory.mktemp("forever")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        yield process, folder
         process.kill()
-        process.wait()
-    assert process.returncode == code
-    assert errors.splitlines()[-1].startswith("error  interrupted")
-    assert "Traceback" not in errors
-    assert not (here / "x.pt").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_one_line_too(forever, number, code):
+    process, folder = forever
+    errors = folder / f"{code}.txt"
+    print(errors, file=process.stdin, flush=True)
+    training = int(process.stdout.readline())
+    deadline = time.monotonic() + 60
+    while not errors.exists() or "\n" not in errors.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "epoch 1/" in errors.read_text().splitlines()[0]
+    time.sleep(0.2)
+    os.kill(training, number)
+    assert process.stdout.readline() == f"{code}\n"
+    assert errors.read_text().splitlines()[-1].startswith("error  interrupted")
+    assert "Traceback" not in errors.read_text()
+    assert not (folder / "x.pt").exists()

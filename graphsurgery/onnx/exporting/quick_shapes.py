@@ -30,6 +30,12 @@ def with_quick_shapes(usual: Callable[[], Mapping[Any, Rule]]) -> Callable[[], M
 
 
 def _rules() -> dict[Any, Rule]:
+    """The rules by operator; none where a version of torch works in another way."""
+    try:
+        from torch._decomp import decomposition_table, meta_table  # noqa: F401
+        from torch._prims_common import is_contiguous_for_memory_format_or_false  # noqa: F401
+    except ImportError:
+        return {}
     aten = torch.ops.aten
     rules: dict[Any, Callable[..., Any]] = {getattr(aten, name).default: _elementwise for name in _ELEMENTWISE}
     rules[aten._native_batch_norm_legit_no_training.default] = _batch_norm
