@@ -105,8 +105,7 @@ class Likeness:
         """Run the module on the inputs in evaluation; what its own code raises goes on."""
         self.model.eval()
         with _quiet(), _Buffers(self.model) as own:
-            self.buffers = (own,)
-            self._reset()
+            own.reset()
             _run(self._own, self.x)
 
     def _in_double(self) -> Likeness:
