@@ -81,7 +81,8 @@ def trace(
         )
     record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
     if isinstance(example_input, Mapping):
-        example_input, kwargs = (), {**example_input, **(kwargs or {})}
+        kwargs = {**example_input, **(kwargs or {})}
+        example_input = ()
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     if not is_plain(examples, kwargs, outputs):
         call, examples = call_of(model, examples, kwargs or {}, outputs)

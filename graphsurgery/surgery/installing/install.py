@@ -158,10 +158,9 @@ def _put_tensors(graph: ModelGraph, reference: ModelGraph, installed: nn.Module,
             setattr(module, slot, cloned(tensor))
             put.add((id(module), slot))
     for module in installed.modules():
-        for slots_of in (module._parameters, module._buffers):
-            for slot, tensor in list(slots_of.items()):
-                if tensor is not None and (id(module), slot) not in put:
-                    setattr(module, slot, cloned(tensor))
+        for slot, old in (*module._parameters.items(), *module._buffers.items()):
+            if old is not None and (id(module), slot) not in put:
+                setattr(module, slot, cloned(old))
 
 
 def _put_sizes(graph: ModelGraph, installed: nn.Module) -> None:

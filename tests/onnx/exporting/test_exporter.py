@@ -211,3 +211,23 @@ def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch
     monkeypatch.setattr(translations, "_SHAPES", ("torch._subclasses.nowhere", "", "get_fast_op_impls"))
     export_onnx(graph, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()
+
+
+class Echo(nn.Module):
+    """What it gives is called as what it takes, as an operator, and as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, sample: Tensor) -> dict[str, Tensor]:
+        hidden = self.a(sample).relu()
+        return {"sample": self.b(hidden), "linear": 2 * hidden, "free": hidden + 1}
+
+
+def test_outputs_that_are_called_as_an_input_or_an_operator(tmp_path):
+    torch.manual_seed(0)
+    graph = trace(Echo(), torch.zeros(2, 4))
+    report = export_onnx(graph, tmp_path / "net.onnx")
+    assert report.outputs == ("sample_out", "linear_out", "free")
+    assert check_onnx(graph, tmp_path / "net.onnx").holds

@@ -152,3 +152,30 @@ def test_what_it_says_can_be_reached_is_reached():
         search(lanes, Target("params", 0.01), 1, chain, chain([7, 13]))
     text = str(refusal.value).split("ask for ")[1].split()[0]
     assert search(lanes, parse_target(text), 1, chain, chain([7, 13])) == [1, 2]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.sampled_from([4, 6, 9]), min_size=2, max_size=6),
+    share=st.floats(0.35, 0.95),
+    round_to=st.sampled_from([1, 2]),
+)
+def test_uniform_gives_spaces_of_one_size_one_size(sizes, share, round_to):
+    """The cost is the sum of all channels; the next step of all spaces of a size would exceed it."""
+    lanes = [Lane(size) for size in sizes]
+    target = Target("width", share, ranking="uniform")
+    now = sum(sizes)
+    try:
+        found = search(lanes, target, round_to, sum, now)
+    except gs.SurgeryError:
+        return
+    assert sum(found) <= share * now + 1e-6
+    assert len(dict.fromkeys(zip(sizes, found, strict=True))) == len(set(sizes))
+
+
+def test_uniform_of_a_network():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)]
+    graph = gs.trace(torch.nn.Sequential(*layers), torch.zeros(2, 3))
+    small = gs.compress(graph, target=parse_target("params=0.62x", ranking="uniform"))
+    assert len({space.size for space in small.spaces}) == 1
