@@ -14,7 +14,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.paths import place_of
-from graphsurgery.network.randomness import seeded
+from graphsurgery.network.values.randomness import seeded
 from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, be_identity, be_zero, undo_norm
 from graphsurgery.surgery.growth.places import Place, find_place, proposed
