@@ -20,7 +20,7 @@ from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
 from graphsurgery.models.weights import chosen, load_weights
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.surgery.installing.install import as_traced
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace

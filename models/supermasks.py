@@ -37,7 +37,7 @@ from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.models.specs import build
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.surgery.growth.fresh_weights import signed_constant
 from graphsurgery.surgery.masks import bits as mask_bits

@@ -10,7 +10,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.merging.alignment import alignment
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 def align(graph: ModelGraph, like: ModelGraph, examples: Iterable[Tensor] | None = None) -> ModelGraph:

@@ -18,7 +18,7 @@ from graphsurgery.surgery.merging.apart import keep_apart, names_apart
 from graphsurgery.surgery.merging.direct_sum import Layout, layout
 from graphsurgery.surgery.merging.groups import count_groups, in_groups
 from graphsurgery.surgery.merging.side_by_side import Family
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:

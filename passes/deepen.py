@@ -13,14 +13,14 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import evaluating
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.network.paths import place_of
-from graphsurgery.network.values.randomness import seeded
 from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, be_identity, be_zero, undo_norm
 from graphsurgery.surgery.growth.places import Place, find_place, proposed
 from graphsurgery.surgery.growth.repeats import CALIBRATE, IDENTITY, Region
 from graphsurgery.surgery.merging.matching import kind_of
-from graphsurgery.surgery.remap import follow, rebuild
+from graphsurgery.surgery.remapping.remap import follow, rebuild
 
 AUTO = "auto"
 BLOCKS = ("auto", "copy", "layer", "residual")

@@ -18,7 +18,7 @@ from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.identity_layers import CONVOLUTIONS
-from graphsurgery.surgery.remap import follow, rebuild
+from graphsurgery.surgery.remapping.remap import follow, rebuild
 
 HOWS = ("svd", "random")
 SHAPES = ("channel", "spatial")

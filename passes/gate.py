@@ -22,7 +22,7 @@ from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
 from graphsurgery.surgery.growth.shares import without_place
 from graphsurgery.surgery.growth.weighted import remap_weighed
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:

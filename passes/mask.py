@@ -11,7 +11,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.graph import ModelGraph
 from graphsurgery.surgery.masks.mask_set import MaskSet
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def mask(graph: ModelGraph, masks: MaskSet, dead: Mapping[str, Tensor] | None = None) -> ModelGraph:

@@ -15,7 +15,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.paths import modules_of
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.masks.dead_channels import Read, Readings, blocks
-from graphsurgery.surgery.remap import rebuild, remap
+from graphsurgery.surgery.remapping.remap import rebuild, remap
 
 
 def prune_dead(graph: ModelGraph) -> ModelGraph:

@@ -13,7 +13,7 @@ from graphsurgery.axes.types import ParameterType, tensor_types
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.surgery.remap import gather, rebuild
+from graphsurgery.surgery.remapping.remap import gather, rebuild
 
 
 def relabel(graph: ModelGraph, classes: Sequence[int], count: int) -> ModelGraph:

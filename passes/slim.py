@@ -7,7 +7,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.surgery.channels.importance import Scores
 from graphsurgery.surgery.gates import has_gates, why_nothing
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 def slim(graph: ModelGraph, *, importance: str = "l2", seed: int = 0) -> ModelGraph:

@@ -38,7 +38,7 @@ from graphsurgery.surgery.deviation import UnlikeError, apart, mean_of
 from graphsurgery.surgery.gates import gates
 from graphsurgery.surgery.growth.shares import obstacles
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 HOLDS, REFUSED, VIOLATED, CRASHED = "holds", "refused", "violated", "crashed"
 OUTCOMES = (HOLDS, REFUSED, VIOLATED, CRASHED)

@@ -19,7 +19,7 @@ from graphsurgery.passes.gate import fold, gate
 from graphsurgery.surgery.channels.nesting import Nesting
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.gates import gates
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 class Network(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name
 
 from graphsurgery.network.copying import copy_module
-from graphsurgery.network.values.randomness import seed_all
+from graphsurgery.network.outputs.randomness import seed_all
 
 
 class InTraining(nn.Module):

@@ -10,7 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models import build
 from graphsurgery.models.answers import with_output
 from graphsurgery.models.spec_text import anchored
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.tracing.trace import trace

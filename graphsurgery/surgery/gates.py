@@ -10,7 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
 from graphsurgery.surgery.reasons import reasons
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def _ungate(layer: nn.Module, node: fx.Node) -> None:

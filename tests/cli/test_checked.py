@@ -13,7 +13,7 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.lottery import lottery as tickets
 from graphsurgery.recipes.merging import work
 from graphsurgery.recipes.slimming import slimmable
-from graphsurgery.surgery import remap
+from graphsurgery.surgery.remapping import remap
 
 SHORT = ("--data", "digits?train=200", "--device", "cpu", "--epochs", "1")
 MERGE = ("merge", "a.pt", "b.pt", "--no-control", "--data", "digits", "--device", "cpu", "--epochs", "1")

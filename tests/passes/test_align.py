@@ -14,7 +14,7 @@ from graphsurgery.passes.align import align
 from graphsurgery.passes.gate import gate
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.merging.averages import average
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 NAMES = ("paper/cnn", "paper/resnet20?width=8", "resnext", "densenet", "mobilenet_v3", "convnext", "vit")
 

@@ -21,7 +21,7 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.widen import undo, widen
 from graphsurgery.surgery.channels.importance import importance
 from graphsurgery.surgery.deviation import deviation
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 def grouped(graph):

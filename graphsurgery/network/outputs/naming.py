@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphsurgery.errors import SpecError
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.models.specs import names_file
 from graphsurgery.models.supermasks import Supermask, prepare
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.passes.mask import mask
 from graphsurgery.recipes.compression.shrink import with_gradients
 from graphsurgery.recipes.contracts.edit_checks import unchanged

@@ -11,10 +11,10 @@ from torch import Tensor
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.network.values.randomness import seeded
 from graphsurgery.surgery.growth.shares import first_of_each
-from graphsurgery.surgery.remap import follow, gather, rebuild
+from graphsurgery.surgery.remapping.remap import follow, gather, rebuild
 
 
 def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:

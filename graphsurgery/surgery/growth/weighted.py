@@ -17,7 +17,7 @@ from graphsurgery.network.aliasing import versions
 from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
 from graphsurgery.surgery.growth.shares import without_place
-from graphsurgery.surgery.remap import folded, follow, gather, rebuild
+from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
 
 
 def remap_weighed(

@@ -27,7 +27,7 @@ from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import put_at
 from graphsurgery.surgery.merging.direct_sum import Layout, State
 from graphsurgery.surgery.merging.side_by_side import Family, hands_on
-from graphsurgery.surgery.remap import erase_unused_numbers
+from graphsurgery.surgery.remapping.remap import erase_unused_numbers
 
 
 def names_apart(graph: ModelGraph, layout: Layout) -> set[str]:

@@ -13,7 +13,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.merging.matching import match_nodes, match_parameters
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def average(graphs: Sequence[ModelGraph], weights: Sequence[float] | None = None) -> ModelGraph:

@@ -12,7 +12,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import meta_of
 from graphsurgery.surgery.grouping import PLAIN, group
 from graphsurgery.surgery.merging.direct_sum import separable
-from graphsurgery.surgery.remap import rebuild
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def in_groups(graph: ModelGraph) -> ModelGraph:

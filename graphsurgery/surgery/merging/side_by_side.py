@@ -16,8 +16,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.surgery.kept_numbers import numbers_of
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
+from graphsurgery.surgery.remapping.kept_numbers import numbers_of
 
 
 class Family:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from graphsurgery.network.outputs.naming import dropout_by_index, named_outputs
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.network.values.randomness import seeded
 
 MOST_APART = 1e-2
 """What the numbers of two gradients may differ by, as a share of the norm."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 
 # In-memory data sets up to this many bytes are kept on the training device.
 _RESIDENT_BYTES = 2 << 30

@@ -19,7 +19,7 @@ from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
-from graphsurgery.network.values.randomness import seeded
+from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, placed
 

@@ -25,7 +25,7 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.widen import widen
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 def group_norms():

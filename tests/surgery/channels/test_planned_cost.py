@@ -16,7 +16,7 @@ from graphsurgery.passes.gate import gate
 from graphsurgery.surgery.channels.cost import cost, macs_by_node
 from graphsurgery.surgery.channels.nesting import Nesting
 from graphsurgery.surgery.channels.planned_cost import PlannedCost
-from graphsurgery.surgery.remap import remap
+from graphsurgery.surgery.remapping.remap import remap
 
 
 def random_maps(graph, seed=0, inner=True):

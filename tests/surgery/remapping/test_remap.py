@@ -12,8 +12,8 @@ import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
-from graphsurgery.surgery import remap
 from graphsurgery.surgery.channels.importance import importance
+from graphsurgery.surgery.remapping import remap
 
 
 @pytest.mark.parametrize("block", [1, 30, 100, 10**6])

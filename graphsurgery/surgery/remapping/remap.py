@@ -23,7 +23,7 @@ from graphsurgery.network.copying import copy_module, laid_out_like
 from graphsurgery.network.layers import hold, weigh
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
-from graphsurgery.surgery.kept_numbers import KeptNumbers, same
+from graphsurgery.surgery.remapping.kept_numbers import KeptNumbers, same
 
 NewTensor = Callable[[ParameterType, Tensor], Tensor]
 

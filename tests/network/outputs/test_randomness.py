@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from graphsurgery.network.values.randomness import seed_all, seeded
+from graphsurgery.network.outputs.randomness import seed_all, seeded
 
 
 def test_what_is_drawn_follows_the_seed_and_the_caller_goes_on():
