@@ -22,9 +22,9 @@ from graphsurgery.network.operators import key_of
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
-from graphsurgery.tracing.attention import LoweredAttention
 from graphsurgery.tracing.modes import FLAG
 from graphsurgery.tracing.quotients import whole_quotient
+from graphsurgery.tracing.stand_ins.attention import LoweredAttention
 
 
 def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:

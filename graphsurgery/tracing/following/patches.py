@@ -17,9 +17,9 @@ from torch.fx import _symbolic_trace as fx_trace
 from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
-from graphsurgery.tracing import attention, shifted_windows
 from graphsurgery.tracing.following import numpy_calls
 from graphsurgery.tracing.following.proxies import held, is_instance, value_of
+from graphsurgery.tracing.stand_ins import attention, shifted_windows
 
 _MISSING: Any = object()
 _FACTORIES = (

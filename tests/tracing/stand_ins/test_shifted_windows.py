@@ -15,7 +15,7 @@ from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.gate import fold, gate
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.gates import gates
-from graphsurgery.tracing import shifted_windows
+from graphsurgery.tracing.stand_ins import shifted_windows
 
 V2 = {"block": images.SwinTransformerBlockV2, "downsample_layer": images.PatchMergingV2}
 RANDOM = {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth_prob": 0.3}
