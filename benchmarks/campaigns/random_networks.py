@@ -31,7 +31,7 @@ from unusual_steps import KINDS
 PAGE = DOCS / "reliability.md"
 EVERY_SO_MANY = 25
 """One network in so many goes to ONNX Runtime too."""
-SHOWN = 12
+SHOWN = 20
 
 
 def known(cache: Path) -> dict[int, dict[str, Found]]:
