@@ -31,7 +31,7 @@ from unusual_steps import KINDS
 PAGE = DOCS / "reliability.md"
 EVERY_SO_MANY = 25
 """One network in so many goes to ONNX Runtime too."""
-SHOWN = 12
+SHOWN = 20
 
 
 def known(cache: Path) -> dict[int, dict[str, Found]]:
@@ -137,7 +137,7 @@ def page(found: Mapping[int, Mapping[str, Found]]) -> str:
     shares = (
         f"{len(KINDS)} kinds of steps, one to five in a network. Nothing at all is refused on"
         f" {whole / len(found):.0%} of the {len(found):,} networks, and nothing but"
-        f" `concatenate` on {but / len(found):.0%}."
+        f" `concatenate` on {but / len(found):.0%}. The minutes are those of the requests, on the processor."
     )
     why = table(["why it is refused", "what is refused", "networks"], reasons(found))
     late = table(
