@@ -148,6 +148,12 @@ class Family:
             self._same[name] = all(first.shape == other.shape and torch.equal(first, other) for other in others)
         return self._same[name]
 
+    def is_averaged(self, name: str) -> bool:
+        """Whether a parameter reads the teachers' channels into one for all, so that it gives a mean."""
+        typed = self.graphs[0].types.parameters[name]
+        sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
+        return bool(sides) and all(self._is_read_whole(typed, index) for index in sides)
+
     def obstacle(self, name: str) -> str | None:
         """Why a parameter or buffer has no direct sum; None where it has one."""
         if name not in self._obstacles:
