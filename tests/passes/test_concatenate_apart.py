@@ -175,6 +175,18 @@ class KernelsByProduct(_Tokens):
         )
 
 
+class ProductOfWeights(_Tokens):
+    """A weight of two factors, which stand side by side along what they have in common."""
+
+    def build(self, width):
+        self.back = nn.Parameter(torch.randn(width, 2))
+        self.there = nn.Parameter(torch.randn(2, 4))
+        self.frozen = nn.Linear(width, 4)
+
+    def between(self, x):
+        return torch.fft.fft(self.frozen(x)).real @ (self.back @ self.there).t()
+
+
 class Correlation(_Tokens):
     """A volume of all pairs that later layers read as channels."""
 
@@ -218,7 +230,8 @@ class Bent(_Tokens):
 
 NETWORKS = (
     SingleHead, OneHeadAttention, AcrossChannels, Softmax, Means, Variance, ByMeanSquare, ByInstance, TokenMixing,
-    Modulation, ProductOfMeans, Recurrent, StandardizedWeights, KernelsByProduct, Correlation, Added, WrittenInPlace,
+    Modulation, ProductOfMeans, Recurrent, StandardizedWeights, KernelsByProduct, ProductOfWeights,
+    Correlation, Added, WrittenInPlace,
     Bent,
 )  # fmt: skip
 

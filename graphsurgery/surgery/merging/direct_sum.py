@@ -105,6 +105,10 @@ class _Following:
         self._mixers = _mixers(family.graphs[0], family.summed)
         self._bends = {access.node for access in self.types.readers if is_inside(access)}
         self._reads = {access.node for access in self.types.readers}
+        self._read_with: dict[fx.Node, list[str]] = {}
+        for access in self.types.readers:
+            if access.weight is not None:
+                self._read_with.setdefault(access.node, []).append(access.weight[0])
         self._weighs = self._reads | {access.node for access in self.types.writers}
         self._written = [_tensors_of(nodes) for nodes in written_together(self.module)]
         self._users: dict[str, list[fx.Node]] = {}
@@ -218,6 +222,8 @@ class _Following:
                 raise _refusal(node, "combines a mean of the parents with their streams")
             if any(sum(map(self.family.is_summed, typed.axes)) > 1 for typed in tensors):
                 raise _refusal(node, "has the parents' streams on two axes")
+            if any(self.family.is_averaged(name) for name in self._read_with.get(node, ())):
+                raise _refusal(node, "gives the parents' streams, by a weight that reads a mean of them")
             if not all(same(name) for name in weights if not _is_beside(self.types, name, summed)):
                 raise _refusal(node, "has one weight for the streams of all parents")
             return State.BESIDE

@@ -75,11 +75,15 @@ class Family:
             if ragged:
                 sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
                 return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
+        types = self.graphs[0].types
+        typed = types.parameters.get(types.canonical.get(str(node.target), "")) if node.op == "get_attr" else None
+        if typed is not None and typed.counts:
+            return ""  # each network has groups of its own
         first, *others = (_shapes(_value(nodes[node])) for nodes in self.nodes)
-        types = tensor_types(self.graphs[0].types.types[node])
+        tensors = tensor_types(types.types[node])
         for teacher, shapes in enumerate(others, 1):
             batches = self.graphs[0].batch, self.graphs[teacher].batch
-            expected = [tuple(self.own_size(teacher, axis) for axis in typed.axes) for typed in types]
+            expected = [tuple(self.own_size(teacher, axis) for axis in tensor.axes) for tensor in tensors]
             if batches[0] == batches[1] and expected != shapes:
                 return f"{place_of(node)} gives {first} in one network and {shapes} in another; parents must agree"
         return ""
@@ -147,6 +151,12 @@ class Family:
             first, *others = self.tensors(name)
             self._same[name] = all(first.shape == other.shape and torch.equal(first, other) for other in others)
         return self._same[name]
+
+    def is_averaged(self, name: str) -> bool:
+        """Whether a parameter reads the teachers' channels into one for all, so that it gives a mean."""
+        typed = self.graphs[0].types.parameters[name]
+        sides = [index for index, axis in enumerate(typed.axes) if self.is_summed(axis)]
+        return bool(sides) and all(self._is_read_whole(typed, index) for index in sides)
 
     def obstacle(self, name: str) -> str | None:
         """Why a parameter or buffer has no direct sum; None where it has one."""
