@@ -175,16 +175,17 @@ def main(packages: Sequence[str]) -> int:
                 place.mkdir()
                 found.append(examine(path, f"{package} {version}", place))
                 print(*found[-1].row(), sep=" | ", flush=True)
+        _write(found, list(chosen)[: list(chosen).index(package) + 1], time.perf_counter() - began)
+    return int(any(each.wrong for each in found))
+
+
+def _write(found: Sequence[Found], packages: Sequence[str], seconds: float) -> None:
+    """The page, after each package anew."""
     head = ["file", "package", "MB", "½", "widened", "seconds: inspect / compress / widen / diff", "verdict"]
     edited, wrong = sum(bool(each.half) for each in found), sum(bool(each.wrong) for each in found)
-    text = _INTRODUCTION.format(
-        packages=" ".join(packages), date=time.strftime("%Y-%m-%d"), seconds=time.perf_counter() - began
-    )
+    text = _INTRODUCTION.format(packages=" ".join(packages), date=time.strftime("%Y-%m-%d"), seconds=seconds)
     summary = f"Together: {edited} of {len(found)} edited, {len(found) - edited} refused, {wrong} wrong."
-    rows = [each.row() for each in found]
-    (DOCS / "real_files.md").write_text(f"{text}\n{summary}\n\n{table(head, rows)}\n")
-    print(summary)
-    return int(wrong > 0)
+    (DOCS / "real_files.md").write_text(f"{text}\n{summary}\n\n{table(head, [each.row() for each in found])}\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from torch import Tensor, fx
 
-from graphsurgery.errors import SurgeryError, UnsupportedError
+from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.writers import Array, Writer, word
 from graphsurgery.onnx.files.model_file import read_outside, rename_outside
@@ -74,7 +74,7 @@ class Insertion:
         """Write all that is new.
 
         Raises:
-            SurgeryError: it has no operators, or it is not certain what an operator of the file reads by now.
+            UnsupportedError: it has no operators, or it is not certain what an operator of the file reads by now.
         """
         try:
             for operator in self.plan.operators:
@@ -85,7 +85,7 @@ class Insertion:
                     self._rewire(operator)
             self._give()
         except UnsupportedError as cause:
-            raise SurgeryError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
+            raise UnsupportedError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
 
     def apply(self, model: onnx.ModelProto) -> dict[str, Callable[[], Array]]:
         """Put it into a model; what nobody reads any more goes. Returns what gives the weights, by name."""

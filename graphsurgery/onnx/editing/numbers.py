@@ -12,7 +12,7 @@ import onnx
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
@@ -62,7 +62,7 @@ class Numbers:
         """Find them in the operators that stay.
 
         Raises:
-            SurgeryError: one is no number in the file.
+            UnsupportedError: one is no number in the file.
         """
         for operator in self.file.operators:
             if stays(operator):
@@ -104,7 +104,7 @@ class Numbers:
                 elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.op == "get_attr":
                     found[operator.index, at] = name, self._tensors[str(operand.target)].detach().cpu().numpy()
                 elif name in self.imported.lengths and isinstance(operand, fx.Node) and operand.name not in self.old:
-                    raise SurgeryError(
+                    raise UnsupportedError(
                         f"{self.file.path}: {operator.name} calculates with a number that holds a width and the batch;"
                         " leave out the spaces that it is computed from, or write a .pt file"
                     )
@@ -141,7 +141,7 @@ class Numbers:
         old, new = _entries(before), _entries(after)
         if old is None or new is None or len(old) != len(new):
             if tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
-                raise SurgeryError(f"{self.file.path}: {operator.name} is written in another way now")
+                raise UnsupportedError(f"{self.file.path}: {operator.name} is written in another way now")
             return
         for place, (was, now) in enumerate(zip(old, new, strict=True)):
             if isinstance(now, int) and was != now:
@@ -250,10 +250,12 @@ class Numbers:
         name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
         old = self._known(name)
         if old is None and self._length(name) > 1:
-            raise SurgeryError(f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}")
+            raise UnsupportedError(
+                f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}"
+            )
         array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
         if self._written.setdefault((edge, entry), new) != new:
-            raise SurgeryError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
+            raise UnsupportedError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
         array.reshape(-1)[entry] = new
 
     def _dtype(self, name: str) -> np.dtype[Any]:

@@ -60,8 +60,9 @@ def rewrite_onnx(
         The comparison in ONNX Runtime, on random inputs of three batch sizes, or of the one that the file fixes.
 
     Raises:
-        SurgeryError: the network has new operators that there is no writer for (`writers`), or sizes that are not
+        UnsupportedError: the network has new operators that there is no writer for (`writers`), or sizes that are not
             numbers in the file.
+        SurgeryError: the network has other inputs than the file, or the edited file is not valid.
         CheckFailedError: the new file would not give what the network gives.
     """
     imported = import_onnx(original, weights=False, like=graph)

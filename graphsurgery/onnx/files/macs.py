@@ -10,7 +10,7 @@ import onnx
 Shape = tuple[int | str | None, ...]
 """Sizes; a name where a size is free, None where nothing is known of it."""
 
-UNCOUNTED = frozenset({"DeformConv", "GRU", "If", "LSTM", "Loop", "RNN", "Scan"})
+UNCOUNTED = frozenset({"DeformConv", "If", "Loop", "Scan"})
 """Operators, besides all kinds of attention, that multiply matrices and are not counted."""
 
 
@@ -64,6 +64,13 @@ def _einsum(node: onnx.NodeProto, a: Sequence[int], b: Sequence[int], _: Sequenc
     return math.prod({**dict(zip(letters[0], a, strict=True)), **dict(zip(letters[1], b, strict=True))}.values())
 
 
+def _recurrent(node: onnx.NodeProto, x: Sequence[int], weight: Sequence[int], _: Sequence[int]) -> int:
+    """At every token `W [directions, gates · hidden, input]` reads the input, and as many rows the hidden units."""
+    directions, rows, inputs = weight
+    return math.prod(x[:2]) * directions * rows * (inputs + rows // _GATES[node.op_type])
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _Rule = Callable[[onnx.NodeProto, Sequence[int], Sequence[int], Sequence[int]], int | None]
 _RULES: Mapping[str, tuple[_Rule, int]] = {
     "Conv": (_conv, 1),
@@ -72,11 +79,14 @@ _RULES: Mapping[str, tuple[_Rule, int]] = {
     "Einsum": (_einsum, 1),
     "FusedConv": (_conv, 1),
     "FusedGemm": (_gemm, 1),
+    "GRU": (_recurrent, 1),
     "Gemm": (_gemm, 1),
+    "LSTM": (_recurrent, 1),
     "MatMul": (_matmul, 1),
     "MatMulInteger": (_matmul, 1),
     "QGemm": (_gemm, 3),
     "QLinearConv": (_conv, 3),
     "QLinearMatMul": (_matmul, 3),
+    "RNN": (_recurrent, 1),
 }
 """How an operator is counted, and which of its inputs the weight (the second factor) is."""

@@ -12,6 +12,8 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
+from graphsurgery.onnx.files.model_file import read_onnx
+from graphsurgery.onnx.files.nodes import read_nodes
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.gate import fold, gate
@@ -177,6 +179,15 @@ def test_the_file_is_what_cutting_the_module_gives(tmp_path, kind, both):
     found = InDouble(import_onnx(tmp_path / "small.onnx").graph)(x)
     expected = InDouble(compress(gs.trace(module.eval(), x), 0.5))(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_products_are_counted_alike_in_file_and_network(tmp_path, kind):
+    path = Builder(kind, direction="bidirectional", **exact(kind)).save(tmp_path / "m.onnx")
+    nodes = read_nodes(read_onnx(path))
+    macs = 4 * (7 * WIDTH + 2 * GATES[kind] * HIDDEN * (WIDTH + HIDDEN) + 2 * HIDDEN * 3)
+    assert (nodes.macs, nodes.uncounted) == (macs, ())
+    assert cost(import_onnx(path).graph).macs == macs
 
 
 def test_gates_on_hidden_units_go_into_the_file(tmp_path):
