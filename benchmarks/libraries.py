@@ -45,19 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300, help="limit for one network")
     parser.add_argument("--memory", type=float, default=4, help="limit for one network, in GB")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "libraries", help="where findings are kept")
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="leave ONNX out, which takes longest")
     parser.add_argument("--cached", action="store_true", help="measure nothing; write the page from what was found")
     parser.add_argument("--examine", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.examine:
         name, file = options.examine
-        Path(file).write_text(json.dumps(examined(name)), encoding="utf-8")
+        Path(file).write_text(json.dumps(examined(name, onnx=options.onnx)), encoding="utf-8")
         return
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    place = _place(options.cache)
+    whole, short = _place(options.cache, onnx=True), _place(options.cache, onnx=False)
+
+    def place(name: str) -> Path:
+        """What was found with ONNX is also what is found without."""
+        return short(name) if not whole(name).is_file() and (options.cached or not options.onnx) else whole(name)
+
     names = [name for name in options.names or NAMES if not options.cached or place(name).is_file()]
 
     def command(name: str, file: Path) -> list[str]:
-        return [sys.executable, "-W", "ignore", __file__, "--examine", name, str(file)]
+        more = [] if options.onnx else ["--no-onnx"]
+        return [sys.executable, "-W", "ignore", __file__, "--examine", name, str(file), *more]
 
     found = {}
     limits = Limits(options.seconds, options.memory * 1e9)
@@ -69,13 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (DOCS / "libraries.md").write_text(page(found), encoding="utf-8")
 
 
-def _place(folder: Path) -> Callable[[str], Path]:
+def _place(folder: Path, *, onnx: bool) -> Callable[[str], Path]:
     """Where what is known of a network is kept."""
     versions = hashlib.sha256(repr([_version(package) for package in ("torch", *PACKAGES)]).encode()).hexdigest()[:8]
 
     def place(name: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        return folder / versions / f"{re.sub(r'[^A-Za-z0-9]+', '_', _short(name))}-{digest}.json"
+        return (
+            folder
+            / (versions if onnx else f"{versions}-no-onnx")
+            / f"{re.sub(r'[^A-Za-z0-9]+', '_', _short(name))}-{digest}.json"
+        )
 
     return place
 
@@ -90,7 +101,7 @@ def _version(package: str) -> str:
 # One network ----------------------------------------------------------------------------------------------------------
 
 
-def examined(name: str) -> dict[str, Any]:
+def examined(name: str, *, onnx: bool = True) -> dict[str, Any]:
     """What can be done with a network, step by step; a step that fails says why, and ends those that need it."""
     began = time.monotonic()
     found: dict[str, Any] = {}
@@ -108,8 +119,9 @@ def examined(name: str) -> dict[str, Any]:
     model, kwargs = _built(name)
     state["model"] = model
     if step("trace", lambda: _trace(state, found, kwargs)) and step("halve", lambda: _halve(state)):
-        step("onnx", lambda: _onnx(state))
-        if step("put back", lambda: _put_back(state)) and hasattr(model, "config") and not name.startswith("diff"):
+        if onnx:
+            step("onnx", lambda: _onnx(state))
+        if step("put back", lambda: _put_back(state)) and name.startswith("hf:"):
             step("config", lambda: _config(state))
     return {**found, "seconds": round(time.monotonic() - began, 1)}
 
@@ -198,9 +210,11 @@ def _line(found: Mapping[str, Any]) -> str:
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page."""
     done = {name: document for name, document in found.items() if "failure" not in document}
-    counts = [
-        f"{sum(_word(d.get(s)) in ('yes', 'exact', 'runs') for d in done.values())} {_COUNTED[s]}" for s in STEPS[:4]
-    ]
+    counts = []
+    for step in STEPS[:4]:
+        tried = [document[step] for document in done.values() if step in document]
+        good = sum(_word(said) in ("yes", "exact", "runs") for said in tried)
+        counts.append(f"{good} {_COUNTED[step]}" + (f" of {len(tried)} that were exported" if step == "onnx" else ""))
     held = sum(d.get("config", "no").partition(":")[0] not in ("no", "fault") for d in done.values())
     packages = [package for package in PACKAGES if _version(package)]
     seconds = sum(float(d.get("seconds", 0)) for d in done.values())
@@ -218,7 +232,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
 _COUNTED = {
     "trace": "are followed whole",
     "halve": "are cut in half",
-    "onnx": "agree with ONNX Runtime then",
+    "onnx": "agree with ONNX Runtime",
     "put back": "go back into their class",
 }
 _PAGE = """# Networks of libraries
@@ -236,7 +250,7 @@ are specs of every command; the others are traced in Python, with their inputs b
 
 {measured}
 
-{counts}
+{counts} A dash says that it was not measured, or that what it needs failed.
 
 {table}
 
@@ -260,7 +274,7 @@ def _row(name: str, found: Mapping[str, Any]) -> list[str]:
 def _reasons(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "failure" in found:
         return [("limit", str(found["failure"])[:300])]
-    home = re.compile(r"/\S*/site-packages/")
+    home = re.compile(r"/\S*/(?:site-packages/|(?=small\.onnx))")
     failed = [(what, str(found[what])) for what in STEPS if str(found.get(what, "")).startswith(("no:", "fault:"))]
     return [
         (what, home.sub("", why).partition(": ")[2] if why.startswith("no:") else home.sub("", why))

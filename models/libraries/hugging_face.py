@@ -74,7 +74,7 @@ def made_config(spec: str, kind: Any, options: Mapping[str, Value]) -> Any:
         own, target = usual, nested
         for part in path:
             own, target = getattr(own, part, None), target.setdefault(part, {})
-        if not hasattr(own, last):
+        if not (hasattr(own, last) or last in inspect.signature(type(own)).parameters):
             raise SpecError(f"{spec}: has no option {key!r}; {near_names(last, _fields(own))}")
         target[last] = _listed(value)
     try:
