@@ -76,8 +76,8 @@ class Family:
                 sizes = [self.dim_size(t, ragged[0]) for t in range(len(self.graphs))]
                 return f"{place_of(node)} has groups or heads of {sizes} channels in the networks"
         types = self.graphs[0].types
-        typed = types.parameters.get(types.canonical.get(str(node.target), "")) if node.op == "get_attr" else None
-        if typed is not None and typed.counts:
+        held = types.parameters.get(types.canonical.get(str(node.target), "")) if node.op == "get_attr" else None
+        if held is not None and held.counts:
             return ""  # each network has groups of its own
         first, *others = (_shapes(_value(nodes[node])) for nodes in self.nodes)
         tensors = tensor_types(types.types[node])
