@@ -35,8 +35,10 @@ gc.disable()  # which takes a third of the time
 from graphsurgery.cli import run
 
 given = os.dup(1)
-for tokens, output in json.loads(sys.argv[1]):
+for tokens, output, *encoding in json.loads(sys.argv[1]):
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT) if output else given, 1)
+    for name in encoding:
+        sys.stdout.reconfigure(encoding=name)  # and strict about it, as PYTHONIOENCODING has it
     assert run(tokens) == 0, tokens
     sys.stdout.flush()  # as when the interpreter ends
 gc.freeze()
@@ -45,7 +47,10 @@ gc.freeze()
 
 
 def _several(*commands, **options):
-    """Start commands, each with the file that stands behind its standard output, or None for the one that is given."""
+    """Start commands, each with the file that stands behind its standard output, or None for the one that is given.
+
+    A third entry is the encoding of the standard output from then on.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
     command = [sys.executable, "-c", SEVERAL, json.dumps(commands)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options)
@@ -59,19 +64,30 @@ def _ended(process):
     return errors
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_of_few_characters(here, encoding):
+def test_a_terminal_of_few_characters(here):
+    """The first encoding is that of the process, the second is set in it."""
     commands = {
         "s.pt": ["compress", "a.pt", "--keep", "0.5", "-o", "s.pt"],
         "s.onnx": ["export", "a.pt", "-o", "s.onnx"],
         "m.pt": [*COMPARING["mimic"], "--no-control", "-o", "m.pt"],
         "help": ["compress", "--help"],
     }
-    started = [[tokens, f"{name}.txt"] for name, tokens in commands.items()]
-    _ended(_several(*started, env={"PYTHONIOENCODING": encoding}))
-    for name, tokens in commands.items():
-        assert (here / f"{name}.txt").read_bytes().decode(encoding)
-        assert (here / name).exists() == ("-o" in tokens)
+    first, second = "ascii", "cp1252"
+    for encoding in (first, second):
+        (here / encoding).mkdir()
+    in_folder = {
+        (encoding, name): [f"{encoding}/{word}" if word == name else word for word in tokens]
+        for encoding in (first, second)
+        for name, tokens in commands.items()
+    }
+    started = [
+        [tokens, f"{encoding}/{name}.txt", *([second] if encoding == second else [])]
+        for (encoding, name), tokens in in_folder.items()
+    ]
+    _ended(_several(*started, env={"PYTHONIOENCODING": first}))
+    for (encoding, name), tokens in in_folder.items():
+        assert (here / encoding / f"{name}.txt").read_bytes().decode(encoding)
+        assert (here / encoding / name).exists() == ("-o" in tokens)
 
 
 def test_an_error_with_characters_that_the_terminal_has_not(here, monkeypatch):
