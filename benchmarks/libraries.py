@@ -216,6 +216,8 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         good = sum(_word(said) in ("yes", "exact", "runs") for said in tried)
         counts.append(f"{good} {_COUNTED[step]}" + (f" of {len(tried)} that were exported" if step == "onnx" else ""))
     held = sum(d.get("config", "no").partition(":")[0] not in ("no", "fault") for d in done.values())
+    missing = len(NAMES) - len(found)
+    more = f" {missing} more are listed in `benchmarks/library_networks.py`, and were not measured." if missing else ""
     packages = [package for package in PACKAGES if _version(package)]
     seconds = sum(float(d.get("seconds", 0)) for d in done.values())
     rows = [_row(name, document) for name, document in found.items()]
@@ -223,7 +225,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     notes = [f"- `{_short(name)}`, {what}: {why}" for name, d in found.items() for what, why in _reasons(d)]
     return _PAGE.format(
         measured=measured("python benchmarks/libraries.py", seconds, *packages),
-        counts=f"Of {len(found)} networks {', '.join(counts)}, and {held} by their configuration.",
+        counts=f"Of {len(found)} networks {', '.join(counts)}, and {held} by their configuration.{more}",
         table=table(head, rows),
         notes="\n".join(notes) or "Nothing.",
     )

@@ -13,7 +13,7 @@ _BERT = f"{_TEXT}&max_position_embeddings=40"
 _LLAMA = f"{_BERT}&num_key_value_heads=2"
 _VIT = "hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=48&image_size=32&patch_size=8"
 _GPT = "vocab_size=99&n_positions=40&n_embd=32&n_layer=2&n_head=4&bos_token_id=1&eos_token_id=2"
-_T5 = "vocab_size=99&d_model=32&d_kv=8&d_ff=48&num_layers=2&num_heads=4&decoder_start_token_id=0"
+_T5 = "vocab_size=99&d_model=32&d_kv=8&d_ff=48&num_layers=2&num_heads=4"
 _BART = (
     "vocab_size=99&max_position_embeddings=40&d_model=32&encoder_layers=2&decoder_layers=2&encoder_attention_heads=4"
     "&decoder_attention_heads=4&encoder_ffn_dim=48&decoder_ffn_dim=48&pad_token_id=0"
@@ -40,7 +40,7 @@ TRANSFORMERS = (
     f"DebertaV2Model?{_BERT}",
     f"MPNetModel?{_BERT}",
     f"FNetModel?{_BERT.replace('&num_attention_heads=4', '')}",
-    f"ModernBertModel?{_BERT}&pad_token_id=0&global_attn_every_n_layers=2&local_attention=4",
+    f"ModernBertModel?{_BERT}&pad_token_id=0&local_attention=4",
     f"XLMRobertaModel?{_BERT}&pad_token_id=0",
     f"CamembertModel?{_BERT}&pad_token_id=0",
     f"RoFormerModel?{_BERT}&embedding_size=32",
