@@ -1,4 +1,4 @@
-"""A share of `benchmarks/campaigns/random_networks.py`: all contracts on some networks, each by its seed."""
+"""A share of `benchmarks/campaigns/drawn_networks.py`: all contracts on some networks, each by its seed."""
 
 import copy
 

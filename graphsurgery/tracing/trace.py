@@ -97,6 +97,7 @@ def trace(
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     model, computed = with_plain_weights(model)
+    record["model"] = type(model).__name__ if "call" not in record else record["model"]
     traces, module = _compared(model, examples, copy=copy, check=check)
     if computed:
         record["weights that were computed"] = computed

@@ -54,6 +54,7 @@ def assert_safe(text):
 
 COMMANDS = {
     "inspect": ["inspect", "m.onnx"],
+    "install": ["install", "m.onnx", "--into", "paper/cnn", "-o", "x"],
     "inspect json": ["inspect", "m.onnx", "--json"],
     "compress": ["compress", "m.onnx", "--keep", "0.5", "-o", "x.onnx"],
     "compress json": ["compress", "m.onnx", "--keep", "0.5", "-o", "x.onnx", "--json"],

@@ -85,5 +85,5 @@ def test_an_input_beside_data_of_another_shape_is_refused(capsys):
         "error  --input 3x16x16: imagefolder:images?size=24 has inputs of 3x24x24; leave --input out, or "
         "imagefolder:images?size=HEIGHTxWIDTH\n"
     )
-    assert run(["compress", "a.pt", "--keep", "0.5", "--data", "digits", "--input", "1x9x9", "-o", "s.pt"]) == 2
+    assert run(["compress", "own.pt", "--keep", "0.5", "--data", "digits", "--input", "1x9x9", "-o", "s.pt"]) == 2
     assert "digits has inputs of 1x8x8" in capsys.readouterr().err

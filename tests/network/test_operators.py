@@ -171,6 +171,7 @@ def test_moves_numbers_and_makes_none(known):
     x = torch.arange(16.0).reshape(shape.get(known.name, (4, 4)))
     more = {"cat": ([x, x],), "stack": ([x, x],), "pixel_shuffle": (x, 2), "pixel_unshuffle": (x, 2),
             "channel_shuffle": (x, 2), "index_select": (x, 1, torch.tensor([2, 0])),
+            "gather": (x, 1, torch.tensor([[2, 0]])), "take_along_dim": (x, torch.tensor([[2, 0]]), 1),
             "expand": (x[:1], (3, 4))}  # fmt: skip
     call = next(f for f in known.functions if not is_in_place(f))
     sample = SAMPLES.get(known.name, ())

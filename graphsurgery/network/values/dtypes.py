@@ -28,7 +28,11 @@ def in_double(tensor: Tensor) -> Tensor:
 
 def literals_in_double(arguments: Any) -> Any:
     """Arguments of a call in which float64 stands for every dtype of floating numbers."""
-    return fx.node.map_aggregate(arguments, lambda a: torch.float64 if a in _FLOATING else a)
+    return fx.node.map_aggregate(arguments, _literal_in_double)
+
+
+def _literal_in_double(argument: Any) -> Any:
+    return torch.float64 if isinstance(argument, torch.dtype) and argument in _FLOATING else argument
 
 
 def method_in_double(name: str) -> str:

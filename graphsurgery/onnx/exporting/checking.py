@@ -22,6 +22,7 @@ from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, NOT_FINITE, Judgement, Run, judge, worst_example
 from graphsurgery.onnx.exporting.locating import Difference, first_difference
 from graphsurgery.onnx.exporting.probing import GIVEN, Feed, feeds
+from graphsurgery.onnx.files.storage import open_model
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
 from graphsurgery.surgery.deviation import InDouble, beginning_of_nan, shapes_text
 
@@ -198,6 +199,7 @@ class _Runtime:
 
     def __init__(self, path: Path | str, network: ModelGraph) -> None:
         self.path = path
+        makers = _makers(Path(path))  # before the session has the weights in memory
         self.session = open_session(path, threads=torch.get_num_threads())
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
@@ -208,6 +210,8 @@ class _Runtime:
         self._plain: onnxruntime.InferenceSession | None = None
         weights = sum(t.numel() * t.element_size() for t in network.tensors().values())
         self.is_large = weights > LARGE
+        self.resolved = [_BOUNDED_ERROR if _is_bounded(name, makers) else 0.0 for name in self.outputs]
+        """Below what the values of each output say nothing: ONNX Runtime approximates bounded functions to 1e-7."""
 
     @cached_property
     def nudged(self) -> list[onnxruntime.InferenceSession]:
@@ -229,13 +233,6 @@ class _Runtime:
             content = moved.SerializeToString()
             found.append(open_session(self.path, threads=torch.get_num_threads(), content=content))
         return found
-
-    @cached_property
-    def resolved(self) -> list[float]:
-        """Below what the values of each output say nothing: ONNX Runtime approximates bounded functions to 1e-7."""
-        graph = onnx.load(self.path, load_external_data=False).graph
-        makers = {name: node for node in graph.node for name in node.output}
-        return [_BOUNDED_ERROR if _is_bounded(name, makers) else 0.0 for name in self.outputs]
 
     def run(self, tensors: Sequence[Tensor], label: str, *, optimised: bool = True) -> list[Tensor]:
         """The outputs for these inputs."""
@@ -290,6 +287,15 @@ class _Compared:
                     moved = (a.double() - b.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
                     found[at] = torch.maximum(found[at], moved)
         return found
+
+
+def _makers(path: Path) -> dict[str, onnx.NodeProto]:
+    """The operator that gives each value of a file, whose weights are not read; ONNX Runtime says what is wrong."""
+    try:
+        model, _ = open_model(path)
+    except (OSError, ValueError):
+        return {}
+    return {name: node for node in model.graph.node for name in node.output}
 
 
 def _is_bounded(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:

@@ -81,7 +81,17 @@ def test_what_mixes_channels_is_named():
 
 
 def test_a_network_that_insists_on_its_precision():
-    network = Network(lambda n, x: n.b(torch.relu(n.a(x)).float()), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    class Insists(nn.Module):
+        """Kept whole, since it asks for a value; its weights are in float64 where it casts to float32."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(3))
+
+        def forward(self, x):
+            return nn.functional.linear(x.float(), self.weight if bool(x.sum() < 1e9) else -self.weight)
+
+    network = Network(lambda n, x: n.b(torch.relu(n.a(n.c(x)))), a=nn.Linear(3, 8), b=nn.Linear(8, 2), c=Insists())
     graph = gs.trace(network.eval(), torch.zeros(2, 3))
     found = check_cut(graph, compress(graph, {"a": 3}))
     assert found.check.holds

@@ -1,7 +1,7 @@
 """Random networks of all kinds of steps, and all contracts of all passes on each: a table of docs/reliability.md.
 
-    python benchmarks/campaigns/random_networks.py --networks 2000    # goes on where it was killed
-    python benchmarks/campaigns/random_networks.py --seed 17          # one network, all that is found
+    python benchmarks/campaigns/drawn_networks.py --networks 2000    # goes on where it was killed
+    python benchmarks/campaigns/drawn_networks.py --seed 17          # one network, all that is found
 
 A contract holds, is refused in one line, is violated (other numbers), or crashes (an error that is no refusal). What is
 found is kept on disk, a line for each network. `--minutes` ends a run early; the page is written of what is known.
@@ -169,7 +169,7 @@ def main() -> int:
     text = page(found)
     print(text)
     if not options.no_page:
-        command = f"python benchmarks/campaigns/random_networks.py --networks {len(found)}"
+        command = f"python benchmarks/campaigns/drawn_networks.py --networks {len(found)}"
         seconds = sum(entry.seconds for contracts in found.values() for entry in contracts.values())
         write_section("random_networks", f"{measured(command, seconds, 'onnxruntime')}\n\n{text}", PAGE)
     return sum(e.outcome in (VIOLATED, CRASHED) for contracts in found.values() for e in contracts.values())
