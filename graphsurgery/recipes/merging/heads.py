@@ -25,14 +25,13 @@ from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.outcome import Check, Outcome, Result
 from graphsurgery.surgery.deviation import InDouble, apart
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
-from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.data.dataset import Data
-from graphsurgery.training.devices import choose_device, placed
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.several_tasks import SeveralTasks, in_one, of_all, padded
 from graphsurgery.training.objectives.tasks import objective_for
+from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 
 class OwnHeads(nn.Module):
@@ -107,8 +106,7 @@ def merge_heads(
         raise SurgeryError(f"merge: {len(parents)} parents have {len(tasks)} tasks; give the data of each")
     if plan.by != "joint":
         raise SurgeryError(f"merge: --heads both trains the parents together; --by {plan.by} keeps one head, use joint")
-    for position, (parent, data) in enumerate(zip(parents, tasks, strict=True), 1):
-        check_parents([parent], data, [f"parent {position}"])
+    check_tasks(parents, tasks, [f"parent {position}" for position, _ in enumerate(parents, 1)])
     return _Heads(parents, tasks, plan, run, reporter).merged(made)
 
 
@@ -186,15 +184,13 @@ class _Heads:
 
     def _answers(self, teacher: nn.Module) -> Tensor:
         """What a network with all heads says about every training example, by the head of its task."""
-        device, most = choose_device(self.books.device), max(self.classes)
-        found = []
-        with placed(teacher, device), evaluating(teacher), torch.no_grad():
-            for number, data in enumerate(self.tasks):
-                examples = Examples(data.train, device)
-                for batch in examples.batches(in_order(len(examples), 256)):
-                    heads = list(named_outputs(teacher(batch[0])).values())
-                    found.append(padded(heads[number], most).float().cpu())
-        return torch.cat(found)
+        most = max(self.classes)
+        with evaluating(teacher):
+            found = [
+                logits_of(Teachers([_Head(teacher, number)]), data.train, device=self.books.device)
+                for number, data in enumerate(self.tasks)
+            ]
+        return torch.cat([padded(logits, most) for logits in found])
 
     def _by_task(self, module: nn.Module) -> str:
         """The test accuracy on each task, in words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,7 @@ from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.objectives.imitation import imitation_loss
-from graphsurgery.training.objectives.tasks import Batch, Objective
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+from graphsurgery.training.objectives.tasks import Batch, CrossEntropy
 
 _NEVER = -1e4
 """The logit of a class that a task does not have."""
@@ -82,7 +79,7 @@ def padded(logits: Tensor, classes: int) -> Tensor:
     return F.pad(logits, (0, classes - logits.shape[1]), value=_NEVER)
 
 
-class SeveralTasks(Objective):
+class SeveralTasks(CrossEntropy):
     """The cross entropy of every task on its own examples, by its own head; scored by the accuracy on all of them.
 
     Args:
@@ -91,17 +88,15 @@ class SeveralTasks(Objective):
             from labels alone.
     """
 
-    score = "accuracy"
-    higher_is_better = True
-
     def __init__(self, classes: Sequence[int], imitation: Imitation | None = None) -> None:
-        self.classes, self.imitation = tuple(classes), imitation
+        super().__init__(max(classes))
+        self.by_task, self.imitation = tuple(classes), imitation
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`total`, and the loss of each task, a mean over its examples; tasks count by how many there are of each."""
         x, labels, tasks = batch[:3]
         named = {}
-        for number, (logits, classes) in enumerate(zip(self._heads(module(x)), self.classes, strict=True)):
+        for number, (logits, classes) in enumerate(zip(self._heads(module(x)), self.by_task, strict=True)):
             own = tasks == number
             if not bool(own.any()):
                 named[f"task {number + 1}"] = logits.sum() * 0
@@ -112,28 +107,20 @@ class SeveralTasks(Objective):
                 share = self.imitation.labels
                 loss = share * loss + (1 - share) * imitation_loss(self.imitation, logits[own], teacher)
             named[f"task {number + 1}"] = loss
-        shares = [(tasks == number).to(x.dtype).mean() for number in range(len(self.classes))]
+        shares = [(tasks == number).to(x.dtype).mean() for number in range(len(self.by_task))]
         total = torch.stack([share * loss for share, loss in zip(shares, named.values(), strict=True)]).sum()
         return {"total": total, **named}
 
     def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits of each example's own task, `[batch, most classes]`, and its label."""
         x, labels, tasks = batch[:3]
-        heads = torch.stack([padded(logits, max(self.classes)) for logits in self._heads(module(x))])
+        heads = torch.stack([padded(logits, self.classes) for logits in self._heads(module(x))])
         return heads[tasks, torch.arange(len(tasks), device=tasks.device)], labels
-
-    def metrics(self) -> dict[str, Metric]:
-        from torchmetrics.classification import MulticlassAccuracy
-
-        return {"accuracy": MulticlassAccuracy(max(self.classes), average="micro", validate_args=False)}
-
-    def validation_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output, target)
 
     def _heads(self, output: Any) -> list[Tensor]:
         """The logits of every task."""
         found: Mapping[str, Tensor] = named_outputs(output)
         shapes = [list(tensor.shape[1:]) for tensor in found.values()]
-        if shapes != [[classes] for classes in self.classes]:
-            raise SurgeryError(f"the network gives {shapes}, expected a head for each of {list(self.classes)} classes")
+        if shapes != [[classes] for classes in self.by_task]:
+            raise SurgeryError(f"the network gives {shapes}, expected a head for each of {list(self.by_task)} classes")
         return list(found.values())
