@@ -60,13 +60,23 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
     if known is not None:
         return known
     if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return called(node, None, args, kwargs)
     assert callable(node.target)
     if node.target in STAND_INS:
         return STAND_INS[node.target](*args, **kwargs)
     value = _drawn(node.target, args, kwargs) if node.target in DRAWS else node.target(*args, **kwargs)
     # A factory (`torch.ones(batch, 1)`) makes real tensors, which do not go together with meta tensors.
     return meta_of(value) if isinstance(value, Tensor) and not value.is_meta else value
+
+
+def called(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+    """What the call of a node gives of these arguments: of its module, which is given, its method, or its function."""
+    if module is not None:
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _drawn(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.operators import Trait, is_a, key_of
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
+from graphsurgery.network.values.evaluation import called
 from graphsurgery.surgery.deviation import double
 
 _RANDOM = ("rand", "dropout", "rrelu", "stochastic_depth", "bernoulli", "normal", "uniform", "multinomial", "empty")
@@ -193,7 +194,7 @@ class _Following(fx.Interpreter):
             return map_values_together(self.values[source.name], self.varies[source.name], number)
 
         args, kwargs = fx.map_arg(node.args, stand_in), fx.map_arg(node.kwargs, stand_in)
-        return map_values(self._call(node, module, args, kwargs), lambda tensor: tensor != 0)
+        return map_values(called(node, module, args, kwargs), lambda tensor: tensor != 0)
 
     def _pooled(self, node: fx.Node, module: nn.Module | None, value: Any) -> Any:
         """A window varies where anything in it does."""
@@ -239,14 +240,6 @@ class _Following(fx.Interpreter):
         found = times(varies[0].double(), reads[1].double()) + times(reads[0].double(), varies[1].double()) > 0.5
         bias = node.kwargs.get("bias", node.args[2] if len(node.args) > 2 else None)
         return found | self.varies[bias.name] if isinstance(bias, fx.Node) else found
-
-    def _call(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
-        if module is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
 
 
 def map_values_together(value: Any, other: Any, function: Callable[[Tensor, Tensor], Tensor]) -> Any:

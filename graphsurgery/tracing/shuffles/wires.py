@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.operators import Trait, is_a, operator_of
 from graphsurgery.network.paths import has_tensors
-from graphsurgery.network.values.evaluation import values_for
+from graphsurgery.network.values.evaluation import called, values_for
 
 Wire = tuple[fx.Node, int]
 """One channel: the node that has it, and its number there."""
@@ -169,12 +169,8 @@ class Movement:
 
         args: Any = fx.map_arg(node.args, operand)
         kwargs: Any = fx.map_arg(node.kwargs, operand)
-        if node.op == "call_module":
-            return self.module.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        layer = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return called(node, layer, args, kwargs)
 
 
 class _Coordinates:
@@ -237,8 +233,7 @@ def _moved_index(module: fx.GraphModule, node: fx.Node, found: Mapping[fx.Node, 
         return None
     args: Any = fx.map_arg(node.args, lambda source: found.get(source, source.meta["value"]))
     kwargs: Any = fx.map_arg(node.kwargs, lambda source: found.get(source, source.meta["value"]))
-    target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
-    value = target(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    value = called(node, None, args, kwargs)
     return value if isinstance(value, Tensor) else None
 
 
