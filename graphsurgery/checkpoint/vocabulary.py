@@ -11,7 +11,7 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -57,21 +57,6 @@ _FACTORIES = _words("""
 _assert arange as_strided as_tensor bernoulli empty eye finfo full full_like linspace multinomial normal ones poisson
 rand rand_like randn randn_like randint randint_like randperm scalar_tensor tensor tril_indices triu_indices zeros
 """)
-
-_VISION_LAYERS = MappingProxyType(
-    {
-        "torchvision.ops.StochasticDepth": "torchvision.ops.stochastic_depth.StochasticDepth",
-        "torchvision.ops.FrozenBatchNorm2d": "torchvision.ops.misc.FrozenBatchNorm2d",
-    }
-)
-_VISION_FUNCTIONS = MappingProxyType(
-    {
-        "torchvision.ops.stochastic_depth": "torchvision.ops.stochastic_depth.stochastic_depth",
-        "torchvision.ops.deform_conv2d": "torchvision.ops.deform_conv.deform_conv2d",
-        "torchvision.ops.roi_align": "torchvision.ops.roi_align.roi_align",
-        "torchvision.ops.roi_pool": "torchvision.ops.roi_pool.roi_pool",
-    }
-)
 
 _PACKING = _words("pack_padded_sequence pad_packed_sequence")
 
@@ -130,10 +115,11 @@ OLD_NAMES = MappingProxyType(
 
 
 class _Named(Mapping[str, Any]):
-    """What is stored under names; what is torchvision's is imported when it is asked for."""
+    """What is stored under names; what is torchvision's, whose paths are given, is imported when it is asked for."""
 
-    def __init__(self, own: Mapping[str, Any], foreign: Mapping[str, str]) -> None:
-        self._own, self._foreign = own, foreign
+    def __init__(self, own: Mapping[str, Any], foreign: Iterable[str]) -> None:
+        self._own = own
+        self._foreign = {f"torchvision.ops.{path.rpartition('.')[2]}": path for path in foreign}
 
     def __getitem__(self, name: str) -> Any:
         return part_at(self._foreign[name]) if name in self._foreign else self._own[name]
@@ -170,7 +156,7 @@ def module_classes() -> _Named:
     for name in gated_layers.__all__:
         classes[f"graphsurgery.network.gated_layers.{name}"] = getattr(gated_layers, name)
     classes |= {old: classes[new] for old, new in OLD_NAMES.items() if new in classes}
-    return _Named(classes, _VISION_LAYERS)
+    return _Named(classes, [path for known in operators() for path in known.foreign_modules])
 
 
 @cache
@@ -204,7 +190,7 @@ def functions() -> _Named:
         if not isinstance(own, type):
             table[f"graphsurgery.network.layers.{name}"] = own
     table |= {old: table[new] for old, new in OLD_NAMES.items() if new in table}
-    return _Named(table, _VISION_FUNCTIONS)
+    return _Named(table, [path for known in operators() for path in known.foreign_functions])
 
 
 @cache

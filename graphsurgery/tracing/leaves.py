@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphsurgery.network import gated_layers, layers
-from graphsurgery.network.operators import key_of
+from graphsurgery.network.operators import key_of, operators
 from graphsurgery.network.training_only import InTraining
 
 _CONTAINERS = (
@@ -25,13 +25,7 @@ _CONTAINERS = (
 )
 """Layers of torch that are traced through: they call others, or are a function of tensors."""
 _OWN_FILES = (layers.__name__, gated_layers.__name__)
-_OWN_LEAVES = frozenset(
-    {
-        InTraining,
-        "torchvision.ops.stochastic_depth.StochasticDepth",
-        "torchvision.ops.misc.FrozenBatchNorm2d",
-    }
-)
+_OWN_LEAVES = frozenset({InTraining, *(path for known in operators() for path in known.foreign_modules)})
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import hold
-from graphsurgery.network.operators import key_of
+from graphsurgery.network.operators import key_of, spelled
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
@@ -104,7 +104,7 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             _as_einsum(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
-        elif key_of(node.target) == "torchvision.ops.stochastic_depth.stochastic_depth":
+        elif key_of(node.target) in spelled("stochastic_depth"):
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
         flag = node.op == "call_module" and str(node.target).endswith(FLAG)

@@ -79,7 +79,7 @@ def trace(
             f"{type(model).__name__}: its anchors and its selection of boxes follow the data; trace core(detector), and"
             " put it back with install(graph, detector); both are in graphsurgery.models.detection"
         )
-    record: dict[str, Any] = {"pass": "trace", "model": type(model).__name__}
+    record: dict[str, Any] = {"pass": "trace"}
     if isinstance(example_input, Mapping):
         kwargs = {**example_input, **(kwargs or {})}
         example_input = ()
@@ -97,7 +97,7 @@ def trace(
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     model, computed = with_plain_weights(model)
-    record["model"] = type(model).__name__ if "call" not in record else record["model"]
+    record["model"] = type(model).__name__
     traces, module = _compared(model, examples, copy=copy, check=check)
     if computed:
         record["weights that were computed"] = computed

@@ -14,7 +14,7 @@ from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.network.layers import ChannelGate, grouped_norm, weigh
-from graphsurgery.network.operators import Trait, modules
+from graphsurgery.network.operators import Trait, modules, spelled
 
 
 @rule(*modules(Trait.PER_CHANNEL))
@@ -35,7 +35,7 @@ def _mixes_positions(infer: Inference, input: TensorType) -> None:
         infer.mixes(axis, "statistics")
 
 
-@rule("torchvision.ops.misc.FrozenBatchNorm2d")
+@rule(*spelled("frozen_batch_norm"))
 def frozen_batch_norm(infer: Inference, x: TensorType) -> TensorType:
     """Per-channel affine by four buffers."""
     for name in ("weight", "bias", "running_mean", "running_var"):

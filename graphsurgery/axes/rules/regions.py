@@ -9,9 +9,10 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.contraction import convolve, groups_axis
 from graphsurgery.axes.types import TensorType
+from graphsurgery.network.operators import spelled
 
 
-@rule("torchvision.ops.deform_conv.deform_conv2d")
+@rule(*spelled("deform_conv2d"))
 def deformable_convolution(
     infer: Inference,
     input: TensorType,
@@ -38,7 +39,7 @@ def deformable_convolution(
     return TensorType([*result.axes[:2], *(ax.fixed(n) for n in infer.value.shape[2:])])
 
 
-@rule("torchvision.ops.roi_align.roi_align", "torchvision.ops.roi_pool.roi_pool")
+@rule(*spelled("roi_align", "roi_pool"))
 def regions(infer: Inference, input: TensorType, boxes: Any, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """The channels of each box, whose number nothing else has; boxes are positions."""
     infer.freeze("boxes of regions", boxes)

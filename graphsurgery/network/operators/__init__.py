@@ -12,6 +12,7 @@ from graphsurgery.network.operators.record import (
     operator_of,
     operators,
     part_at,
+    spelled,
     spelling_of,
     spellings,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "operator_of",
     "operators",
     "part_at",
+    "spelled",
     "spelling_of",
     "spellings",
 ]

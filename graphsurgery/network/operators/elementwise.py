@@ -51,10 +51,8 @@ record("feature_alpha_dropout", nn.FeatureAlphaDropout, traits=_PASSES | Trait.F
 record(
     "stochastic_depth",
     traits=_PASSES | Trait.FLOAT,
-    foreign=[
-        "torchvision.ops.stochastic_depth.StochasticDepth",
-        "torchvision.ops.stochastic_depth.stochastic_depth",
-    ],
+    foreign_modules=["torchvision.ops.stochastic_depth.StochasticDepth"],
+    foreign_functions=["torchvision.ops.stochastic_depth.stochastic_depth"],
 )
 record("identity", nn.Identity, traits=_PASSES | Trait.FLOAT | Trait.MOVES | Trait.LAYS_OUT)
 record("clone", traits=_PASSES | Trait.FLOAT | Trait.FRESH)

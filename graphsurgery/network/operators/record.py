@@ -66,7 +66,8 @@ class TorchOperator:
         modules: the classes of layers that do nothing else.
         functions: the functions, those of Python's own operators and those in place among them.
         methods: the names of the methods of a tensor.
-        foreign: the paths of classes and functions of torchvision, which need not be imported; see `key_of`.
+        foreign_modules: the paths of layers of torchvision, which need not be imported; see `key_of`.
+        foreign_functions: the paths of its functions.
         traits: what is known about it.
         onnx: the ONNX operator that does the same of the same operands, without attributes.
         mixes: for what reduces, the kind of its mixing (`axes.types.Mixing`).
@@ -76,7 +77,8 @@ class TorchOperator:
     modules: tuple[type[nn.Module], ...] = ()
     functions: tuple[Any, ...] = ()
     methods: tuple[str, ...] = ()
-    foreign: tuple[str, ...] = ()
+    foreign_modules: tuple[str, ...] = ()
+    foreign_functions: tuple[str, ...] = ()
     traits: Trait = Trait.NONE
     onnx: str | None = None
     mixes: str | None = None
@@ -84,7 +86,7 @@ class TorchOperator:
     @property
     def spellings(self) -> tuple[Any, ...]:
         """Classes, functions and names of methods: all that a node can have as its target or layer, as `key_of`."""
-        return (*self.modules, *self.functions, *self.methods, *self.foreign)
+        return (*self.modules, *self.functions, *self.methods, *self.foreign_modules, *self.foreign_functions)
 
     @property
     def call(self) -> Any:
@@ -107,7 +109,8 @@ def record(
     traits: Trait,
     also: Iterable[Any] = (),
     functions: bool = True,
-    foreign: Iterable[str] = (),
+    foreign_modules: Iterable[str] = (),
+    foreign_functions: Iterable[str] = (),
     onnx: str | None = None,
     mixes: str | None = None,
 ) -> None:
@@ -120,7 +123,8 @@ def record(
         traits: what is known about it.
         also: Python's operators that do it.
         functions: whether functions of these names do it, too.
-        foreign: paths of classes and functions of torchvision that do it.
+        foreign_modules: paths of layers of torchvision that do it.
+        foreign_functions: paths of its functions that do it.
         onnx: the ONNX operator that does the same.
         mixes: the kind of mixing of what reduces.
 
@@ -132,7 +136,8 @@ def record(
     found = [getattr(space, form) for form in every for space in spaces if callable(getattr(space, form, None))]
     methods = tuple(form for form in every if callable(getattr(torch.Tensor, form, None)))
     called = tuple(dict.fromkeys([*found, *also]))
-    made = TorchOperator(names.split()[0], modules, called, methods, tuple(foreign), traits, onnx, mixes)
+    foreign = tuple(foreign_modules), tuple(foreign_functions)
+    made = TorchOperator(names.split()[0], modules, called, methods, *foreign, traits, onnx, mixes)
     if not made.spellings:
         raise ValueError(f"{names} is no function, method or layer")
     for spelling in made.spellings:
@@ -192,6 +197,11 @@ def part_at(path: str) -> Any:
 def spelling_of(module: nn.Module, node: fx.Node) -> Any:
     """What a node runs, as `key_of`: the class of a layer, a function, or the name of a method."""
     return key_of(type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target)
+
+
+def spelled(*names: str) -> tuple[Any, ...]:
+    """All spellings of the operators of these names."""
+    return tuple(spelling for known in _RECORDS if known.name in names for spelling in known.spellings)
 
 
 def spellings(traits: Trait) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ record("scaled_dot_product_attention", traits=Trait.FRESH)
 
 record("batch_norm", nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, traits=Trait.PER_CHANNEL | Trait.FRESH)
 record("instance_norm", nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, traits=Trait.PER_CHANNEL)
+record("frozen_batch_norm", traits=Trait.NONE, foreign_modules=["torchvision.ops.misc.FrozenBatchNorm2d"])
 record("layer_norm", nn.LayerNorm, traits=Trait.FRESH)
 record("group_norm", nn.GroupNorm, traits=Trait.FRESH)
 record(

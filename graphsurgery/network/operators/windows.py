@@ -32,3 +32,9 @@ record(
     traits=_PADS | Trait.KEEPS_ZERO,
 )
 record("pad", traits=Trait.AFFINE)
+
+# Regions, whose rules say what they look at ---------------------------------------------------------------------------
+
+record("deform_conv2d", traits=Trait.NONE, foreign_functions=["torchvision.ops.deform_conv.deform_conv2d"])
+record("roi_align", traits=Trait.NONE, foreign_functions=["torchvision.ops.roi_align.roi_align"])
+record("roi_pool", traits=Trait.NONE, foreign_functions=["torchvision.ops.roi_pool.roi_pool"])

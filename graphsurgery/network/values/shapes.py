@@ -293,7 +293,8 @@ def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
 
 
 MODULES: Mapping[Any, Shape] = {
-    **{kind: _unary_module for known in operators(Trait.ELEMENTWISE) for kind in (*known.modules, *known.foreign)},
+    **dict.fromkeys(modules(Trait.ELEMENTWISE), _unary_module),
+    **{path: _unary_module for known in operators(Trait.ELEMENTWISE) for path in known.foreign_modules},
     **dict.fromkeys(modules(Trait.PER_CHANNEL), _batch_norm_module),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution_module),
     nn.Linear: _linear_module,
@@ -308,7 +309,7 @@ _ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT
 _ON_PAIRS = Trait.BROADCAST | Trait.FLOAT
 
 FUNCTIONS: Mapping[Any, Shape] = {
-    **{f: _unary for known in operators(_ON_EACH) for f in (*known.functions, *known.foreign)},
+    **{f: _unary for known in operators(_ON_EACH) for f in (*known.functions, *known.foreign_functions)},
     **{f: _in_place if is_in_place(f) else _binary for known in operators(_ON_PAIRS) for f in known.functions},
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     F.linear: _linear,

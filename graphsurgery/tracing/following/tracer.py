@@ -27,6 +27,7 @@ from graphsurgery.errors import TraceError
 from graphsurgery.network import layers
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
+from graphsurgery.network.operators import operators, part_at
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.tracing.following.decisions import asking_line
 from graphsurgery.tracing.following.effects import cut_gradients, own_constants
@@ -41,8 +42,6 @@ from graphsurgery.tracing.modes import FLAG
 
 _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
-_VISION = ("stochastic_depth", "deform_conv2d", "roi_align", "roi_pool")
-"""Functions of torchvision that are operators, with rules of their own; where it is not imported, nobody calls them."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
@@ -105,7 +104,8 @@ class ValueTracer(RecordingTracer):
         # Our own functions are operators with rules of their own.
         own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
         vision = sys.modules.get("torchvision.ops")
-        whole = () if vision is None else tuple(getattr(vision, name) for name in _VISION)
+        # Functions of torchvision with rules of their own; where it is not imported, nobody calls them.
+        whole = [] if vision is None else [part_at(path) for known in operators() for path in known.foreign_functions]
         wrapped = (*whole, *_PACKING, *own)
         super().__init__(opaque=opaque, identities=identities, strict=strict, autowrap_functions=wrapped)
         self._autowrap_search += [rnn, layers] if vision is None else [vision, rnn, layers]

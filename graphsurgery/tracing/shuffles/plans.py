@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.layers import either
-from graphsurgery.network.operators import Trait, modules, spelling_of, spellings
+from graphsurgery.network.operators import Trait, modules, spelled, spelling_of, spellings
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.tracing.shuffles.wires import Order, Wiring, lays_out_positions, natural_order, runs
 
@@ -118,7 +118,7 @@ def _rank(node: fx.Node) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-@plan(*modules(Trait.PER_CHANNEL), "torchvision.ops.misc.FrozenBatchNorm2d", nn.PReLU)
+@plan(*modules(Trait.PER_CHANNEL), *spelled("frozen_batch_norm"), nn.PReLU)
 def per_channel(known: Known, node: fx.Node) -> Reordering | None:
     """Its vectors follow the channels; a single slope serves all."""
     found, module = _operand(known, node), known.module.get_submodule(str(node.target))
