@@ -21,11 +21,11 @@ from graphsurgery.cli.running import MADE, advice, tidy, with_config
 from graphsurgery.cli.streams import silence, take_every_character
 from graphsurgery.errors import (
     CheckFailedError,
-    CheckpointError,
     SurgeryError,
     UnsupportedError,
     one_line,
     out_of_memory,
+    require_file,
     visible,
 )
 
@@ -122,8 +122,8 @@ def _check_files(tokens: Sequence[str]) -> None:
     """Refuse files that are not there before torch is imported, which takes seconds."""
     for before, token in itertools.pairwise(tokens):
         expected = _FILES.get(Path(token).suffix)
-        if expected is not None and not before.startswith("-") and not Path(token).exists():
-            raise CheckpointError(f"{token}: no such file; expected {expected}")
+        if expected is not None and not before.startswith("-"):
+            require_file(Path(token), expected)
 
 
 class Terminated(KeyboardInterrupt):

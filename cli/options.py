@@ -274,7 +274,7 @@ class Writing:
         for what, path in named.items():
             writable(path)
             self._check_ending(what, path, back=in_place is not None and in_place.endswith(".onnx"))
-            self._check_apart(path, reads, in_place)
+            self.check_apart(path, reads, in_place)
             if same := [other for other in written if _same_file(path, other)]:
                 raise SurgeryError(f"{path}: would be written twice, also as {same[0]}; give each its own name")
             self.check_new(path)
@@ -298,7 +298,12 @@ class Writing:
             raise SurgeryError(f"{path}: is no {called}; end the name in {', '.join(endings)}")
 
     @staticmethod
-    def _check_apart(path: Path, reads: Iterable[str | None], in_place: str | None) -> None:
+    def check_apart(path: Path, reads: Iterable[str | None], in_place: str | None = None) -> None:
+        """Refuse a file or folder that is read, whatever `overwrite` says.
+
+        Raises:
+            SurgeryError: it is, by this name or a link.
+        """
         named_so = in_place is not None and path.suffix == ".onnx" and Path(in_place) == path
         for source in filter(None, reads):
             for file in files_of(source):

@@ -10,6 +10,7 @@ SurgeryError                the request cannot be done; the message says where, 
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SurgeryError(Exception):
@@ -77,3 +78,13 @@ def near_names(name: str, names: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known names: {', '.join(known)}" if len(known) <= 30 else f"there are {len(known)} known names"
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Refuse a path at which there is no file.
+
+    Raises:
+        CheckpointError: there is none; it says what was expected.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected {expected}")

@@ -8,7 +8,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing
-from graphsurgery.errors import SurgeryError
 
 Folder = Annotated[Path, Parameter(name=["--output", "-o"])]
 
@@ -43,10 +42,7 @@ def install(
     from graphsurgery.models.specs import build
 
     writing.check_new(output)
-    source = into.partition(":")[2].partition("?")[0]
-    for read in (source, model):
-        if output.exists() and Path(read).exists() and output.samefile(read):
-            raise SurgeryError(f"{output}: is read by this command; give another name for what is written")
+    writing.check_apart(output, [into, model, opening.arch])
     screen = Screen(shown)
     graph = opening.graph(model)
     original = build(into, Trust(opening.trust_pickle, opening.trust_remote_code))

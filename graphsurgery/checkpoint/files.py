@@ -31,7 +31,7 @@ from graphsurgery.checkpoint.description import describe, named_tensors
 from graphsurgery.checkpoint.encoding import dtype_name, named_dtype
 from graphsurgery.checkpoint.foreign import other_kind
 from graphsurgery.checkpoint.rehearsal import rehearse
-from graphsurgery.errors import CheckpointError, SurgeryError, one_line
+from graphsurgery.errors import CheckpointError, SurgeryError, one_line, require_file
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.network.values.shapes import is_dense
 
@@ -188,8 +188,7 @@ def _record(record: Any) -> dict[str, Any]:
 
 def unpickled(path: Path) -> Any:
     """The content of a zip file of `torch.save`, read without executing anything."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint")
+    require_file(path, "a checkpoint")
     try:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(f"{path}: is truncated or no checkpoint at all; expected what graphsurgery saved")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graphsurgery.errors import CheckpointError, one_line
+from graphsurgery.errors import CheckpointError, one_line, require_file
 
 _DEEPEST, _MOST = 8, 6
 """How deep weights are looked for, and how many sets of them a message names."""
@@ -124,8 +124,7 @@ def other_kind(path: Path) -> str:
 
 
 def _opened(path: Path, trust_pickle: bool) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected weights saved by torch.save")
+    require_file(path, "weights saved by torch.save")
     if kind := other_kind(path):
         raise CheckpointError(f"{path}: {kind}")
     try:
@@ -159,8 +158,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected tensors")
+    require_file(path, "tensors")
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError, ValueError, RuntimeError) as cause:

@@ -159,3 +159,11 @@ def test_the_demo_and_the_lottery_keep_what_is_in_their_folders(fails, here):
 )
 def test_the_files_that_an_argument_may_mean(source, files):
     assert [str(file) for file in files_of(source)] == files
+
+
+@pytest.mark.parametrize("into", ["hf:a.pt", "hf:b.pt"])
+def test_install_never_writes_over_what_it_reads(fails, here, into):
+    before = (here / "a.pt").read_bytes()
+    code, line = fails("install", "b.pt" if into == "hf:a.pt" else "a.pt", "--into", into, "-o", "a.pt", "--overwrite")
+    assert (code, line) == (2, "a.pt: is read by this command; give another name for what is written")
+    assert (here / "a.pt").read_bytes() == before

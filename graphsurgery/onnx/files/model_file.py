@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
-from graphsurgery.errors import CheckpointError, one_line
+from graphsurgery.errors import CheckpointError, one_line, require_file
 from graphsurgery.onnx.files.storage import Weights, map_outside, open_model
 
 SMALL = 1024
@@ -87,8 +87,7 @@ _T = TypeVar("_T")
 
 
 def _opened(path: Path, read: Callable[[Path], _T]) -> _T:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected an ONNX file")
+    require_file(path, "an ONNX file")
     try:
         return read(path)
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
