@@ -4,9 +4,10 @@
     python benchmarks/merging.py --tasks digits/cnn   # one task
     python benchmarks/merging.py --choose             # the rates of the joint recipe, on other seeds
 
-Every seed has its own split of the data, its own parents and controls. Results are kept in `runs/merging.jsonl`, a line
-for each run, so that an interrupted benchmark goes on. Nothing is selected on test data: `auto` and "best of three"
-look at validation, and the recipe's rates were chosen on seeds from 100 on.
+Every seed has its own split of the data, its own parents and controls. Results are kept in
+`docs/results/merging.jsonl`, a line for each run, so that an interrupted benchmark goes on; without that file it begins
+anew. Nothing is selected on test data: `auto` and "best of three" look at validation, and the rates of the recipe were
+chosen on seeds from 100 on.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from graphsurgery.training.data.loading import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 
-RESULTS = Path(__file__).parents[1] / "runs" / "merging.jsonl"
+RESULTS = DOCS / "results" / "merging.jsonl"
 CHOOSING = 100
 """The first seed of those that settings are chosen on."""
 
@@ -69,6 +70,11 @@ def digits(seed: int) -> Data:
     return _split(whole, together, [850, 300, 647], seed)
 
 
+def sine(seed: int) -> Data:
+    """The sine task, its training points split anew; the test points are an even grid."""
+    return load_data(f"sine?split_seed={seed}")
+
+
 def fashion(train: int, validation: int) -> Callable[[int], Data]:
     """So many images of Fashion-MNIST, drawn by the seed, and its 10,000 test images."""
 
@@ -88,15 +94,21 @@ def _split(whole: Data, together: TensorDataset, sizes: list[int], seed: int) ->
 
 _SGD = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
 _WIDE_BATCH = replace(_SGD, batch_size=128)
+_SMALL, _WHOLE = fashion(10_000, 2_000), fashion(54_000, 6_000)
+_OWN = f"{Path(__file__).parent}/"
+_VIT = f"{_OWN}small_vit.py:small_vit"
 TASKS = {
     "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits"),
     "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", digits, replace(_SGD, epochs=15), 5, "digits"),
-    "fashion/cnn": Task(
-        "paper/cnn?width=8", fashion(10_000, 2_000), replace(_WIDE_BATCH, epochs=8), 5, "12,000 of Fashion-MNIST"
+    "sine/mlp": Task("paper/mlp", sine, replace(_SGD, epochs=300, lr=0.02, weight_decay=0.0), 10, "sine"),
+    "fashion/lenet-small": Task(
+        "paper/lenet_300_100", _SMALL, replace(_WIDE_BATCH, epochs=30, lr=0.05), 5, "12,000 of Fashion-MNIST"
     ),
-    "fashion/lenet": Task(
-        "paper/lenet_300_100", fashion(54_000, 6_000), replace(_WIDE_BATCH, epochs=6, lr=0.05), 5, "Fashion-MNIST"
+    "fashion/vit": Task(
+        _VIT, _SMALL, replace(_WIDE_BATCH, epochs=15, optimizer="adamw", lr=2e-3), 5, "12,000 of Fashion-MNIST"
     ),
+    "fashion/lenet": Task("paper/lenet_300_100", _WHOLE, replace(_WIDE_BATCH, epochs=6, lr=0.05), 5, "Fashion-MNIST"),
+    "fashion/cnn": Task("paper/cnn?width=8", _SMALL, replace(_WIDE_BATCH, epochs=8), 5, "12,000 of Fashion-MNIST"),
 }
 
 
@@ -227,7 +239,8 @@ def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
         rows.append([f"**{row}**" if row in OURS else row, shown, *less, epochs, macs, f"{own:.0f}"])
     score = "test accuracy" if accuracy else "test error (mse)"
     head = ["network", score, *(f"{name} is better by" for name in OURS), "epochs", "GMACs", "seconds"]
-    return f"#### {task.what}: `{task.spec}`, {len(runs)} seeds\n\n{verdict(runs)}\n\n{table(head, rows)}"
+    title = f"{task.what}: `{task.spec.removeprefix(_OWN)}`, {task.plan.epochs} epochs, {len(runs)} seeds"
+    return f"#### {title}\n\n{verdict(runs)}\n\n{table(head, rows)}"
 
 
 def verdict(runs: Sequence[dict[str, Any]]) -> str:
