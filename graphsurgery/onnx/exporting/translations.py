@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from graphsurgery.onnx.exporting.decomposing import with_few_decomposed
 from graphsurgery.onnx.exporting.quick_shapes import with_quick_shapes
 
 _TRANSLATIONS = ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib")
 _COMPOSED = ("torch._export.utils", "", "_materialize_cpp_cia_ops")
+_PIECES = ("torch.onnx._internal.exporter._fx_passes", "", "decompose_with_registry")
 _SHAPES = ("torch._subclasses.fake_tensor", "", "get_fast_op_impls")
 
 
@@ -23,7 +25,8 @@ def known_operators() -> Iterator[None]:
     500 functions: half a second, more than a small network takes. It writes into the table only what its caller brings,
     and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
     file; once is enough, and not once for all, as custom operators may be registered in between. And it runs reference
-    code to find out the shapes that common operators give, see `quick_shapes`.
+    code to find out the shapes that common operators give, see `quick_shapes`, and takes programs to pieces that need
+    it not, see `decomposing`.
 
     Where a version of torch works in another way, nothing is kept.
     """
@@ -31,6 +34,7 @@ def known_operators() -> Iterator[None]:
         _replaced(*_TRANSLATIONS, by=_kept),
         _replaced(*_COMPOSED, by=cache),
         _replaced(*_SHAPES, by=with_quick_shapes),
+        _replaced(*_PIECES, by=with_few_decomposed),
     ):
         yield
 

@@ -24,7 +24,8 @@ _OTHERS = sys.stdlib_module_names | {
     "pytest", "_pytest", "pluggy", "hypothesis", "xdist", "execnet", "iniconfig", "sortedcontainers",
     "triton", "cuda", "narwhals", "joblib", "threadpoolctl", "cloudpickle", "yaml", "dateutil", "packaging", "tqdm",
     "pyparsing", "psutil", "mpl_toolkits", "fontTools", "kiwisolver", "cycler", "safetensors", "typing_extensions",
-    "anyio", "platformdirs",
+    "anyio", "platformdirs", "accelerate", "onnx_ir", "onnx_graphsurgeon", "jinja2", "markupsafe", "attr", "attrs",
+    "lightning_utilities", "ml_dtypes",
 }  # fmt: skip
 """Packages that are no part of models: torch's code asks about proxies as proxies, the others never meet one."""
 _FOREIGN: set[str] = set()

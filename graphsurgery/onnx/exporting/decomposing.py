@@ -1,0 +1,185 @@
+"""Programs of common operators as torch's exporter wants them, without taking them to pieces."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+
+Decompose = Callable[[Any, Any], Any]
+
+_ALIKE = ("flatten.using_ints", "reshape.default", "unflatten.int")
+"""Views that are composed of others, and are written into a file as those are: one Reshape."""
+_CHECKS = ("_assert_scalar.default", "_assert_tensor_metadata.default", "_assert_async.msg")
+"""What the exporter takes out itself."""
+_IN_PLACE = (
+    "relu_",
+    "hardtanh_",
+    "hardswish_",
+    "hardsigmoid_",
+    "silu_",
+    "mish_",
+    "leaky_relu_",
+    "elu_",
+    "sigmoid_",
+    "tanh_",
+    "dropout_",
+)
+
+
+def with_few_decomposed(usual: Decompose) -> Decompose:
+    """The exporter's own way, for programs that need it.
+
+    It takes every program to pieces for which it has translations, and follows it once more to do so, which is half of
+    the time of an export. Of most networks all operators have one already, but for batch norms and activations in
+    place; of these the plain operator is known.
+    """
+
+    def decomposed(program: Any, registry: Any) -> Any:
+        graph, known = program.graph_module.graph, _translated(registry)
+        if any(_changes(spec) for spec in program.graph_signature.output_specs):
+            return usual(program, registry)
+        others = [node for node in graph.nodes if node.op == "call_function" and not _is_said(node, known)]
+        replacements = [(node, _substitute(node)) for node in others]
+        if any(replace is None for _, replace in replacements):
+            return usual(program, registry)
+        for node, replace in replacements:
+            assert replace is not None
+            replace(node)
+        program.graph_module.recompile()
+        return program
+
+    return decomposed
+
+
+@cache
+def _translated(registry: Any) -> Collection[Any]:
+    """The operators that have a translation."""
+    return {translations[0].fx_target for translations in registry.functions.values()}
+
+
+def _changes(spec: Any) -> bool:
+    """Whether what a program gives is written into a buffer or an input."""
+    return spec.kind not in (torch.export.graph_signature.OutputKind.USER_OUTPUT,)
+
+
+def _is_said(node: fx.Node, known: Collection[Any]) -> bool:
+    """Whether a call is translated as it stands, and as the usual way would leave it."""
+    if node.target is operator.getitem or _is(node, _CHECKS):
+        return True
+    if node.target not in known:
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True  # arithmetic of sizes
+    schema = node.target._schema
+    if _is(node, ("flatten.using_ints",)) and _does_nothing(node):
+        return False
+    return not schema.is_mutable and (not _is_view(node.target) or not _is_composed(node.target) or _is(node, _ALIKE))
+
+
+def _is(node: fx.Node, names: Collection[str]) -> bool:
+    return str(node.target).removeprefix("aten.") in names
+
+
+def _is_view(target: Any) -> bool:
+    return any(value.alias_info is not None for value in (*target._schema.arguments, *target._schema.returns))
+
+
+def _is_composed(target: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+
+
+Replacement = Callable[[fx.Node], None]
+
+
+def _substitute(node: fx.Node) -> Replacement | None:
+    """What puts another operator in the place of a call, which computes the same; None where nothing is known to."""
+    name = str(node.target).removeprefix("aten.")
+    if name in _SUBSTITUTES:
+        suits, replace = _SUBSTITUTES[name]
+        return replace if suits(node) else None
+    return _give_anew if name.partition(".")[0] in _IN_PLACE and _owns(node) else None
+
+
+def _owns(node: fx.Node) -> bool:
+    """Whether a call in place changes only what the call before it has made, and nothing else sees."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or not isinstance(source.target, torch._ops.OpOverload):
+        return False
+    made = not _is_view(source.target) or str(source.target).split(".")[1] in _IN_PLACE
+    return made and all(_reads(user) for user in source.users if user is not node)
+
+
+def _reads(user: fx.Node) -> bool:
+    return isinstance(user.target, torch._ops.OpOverload) and not _is_view(user.target)
+
+
+def _rank(node: Any) -> int:
+    return int(node.meta["val"].dim())
+
+
+def _give_anew(node: fx.Node) -> None:
+    """The plain twin of a call in place; who comes later and reads what it has changed reads its result."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    plain, _, overload = str(node.target).removeprefix("aten.").partition("_.")
+    node.target = getattr(getattr(torch.ops.aten, plain), overload)
+    source.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user > node)
+
+
+def _normalise(node: fx.Node) -> None:
+    x, weight, bias, mean, variance, _, momentum, epsilon, *_ = node.args
+    value = node.meta["val"]
+    with node.graph.inserting_before(node):
+        norm = node.graph.call_function(
+            torch.ops.aten._native_batch_norm_legit_no_training.default,
+            (x, weight, bias, mean, variance, momentum, epsilon),
+        )
+    norm.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
+    node.target, node.args, node.kwargs = operator.getitem, (norm, 0), {}
+
+
+def _by(target: Any, arguments: Callable[..., tuple[Any, ...]]) -> Replacement:
+    """An operator, and what it is given of the arguments of the other."""
+
+    def replace(node: fx.Node) -> None:
+        node.target, node.args, node.kwargs = target, arguments(*node.args, **node.kwargs), {}
+
+    return replace
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    return _rank(node) == _rank(node.args[0])
+
+
+def _permutation(x: fx.Node, source: int, to: int) -> tuple[fx.Node, list[int]]:
+    axes = list(range(_rank(x)))
+    axes.insert(to % len(axes), axes.pop(source % len(axes)))
+    return x, axes
+
+
+def _is_plain_norm(node: fx.Node) -> bool:
+    return node.args[3] is not None and node.args[5] is False
+
+
+_aten = torch.ops.aten
+_SUBSTITUTES: dict[str, tuple[Callable[[fx.Node], bool], Replacement]] = {
+    "batch_norm.default": (_is_plain_norm, _normalise),
+    "flatten.using_ints": (_does_nothing, _by(_aten.alias.default, lambda x, *_, **__: (x,))),
+    "adaptive_avg_pool2d.default": (
+        lambda node: list(node.args[1]) == [1, 1],  # type: ignore[arg-type]
+        _by(_aten.mean.dim, lambda x, _: (x, [-1, -2], True)),
+    ),
+    "narrow.default": (
+        lambda node: all(isinstance(number, int) for number in node.args[2:]),
+        _by(_aten.slice.Tensor, lambda x, dim, start, length: (x, dim, start, start + length)),
+    ),
+    "movedim.int": (lambda _: True, _by(_aten.permute.default, _permutation)),
+    "square.default": (lambda _: True, _by(_aten.pow.Tensor_Scalar, lambda x: (x, 2))),
+}
+"""By operator: on which calls another computes the same, and what puts it in their place."""
