@@ -31,6 +31,9 @@ _OTHERS = sys.stdlib_module_names | {
 _FOREIGN: set[str] = set()
 """Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
 
+_PLAIN: dict[int, int] = {}
+"""By namespace, how many names it had when none of them was of those to be changed."""
+
 
 class _AnswersTruly(type):
     """The class of `TypeOf`: `type` itself to `isinstance` and `issubclass`."""
@@ -127,8 +130,7 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     plain: list[dict[str, Any]] = []
     changed: list[tuple[dict[str, Any], str, Any]] = []
     for namespace in _namespaces():
-        # There are a thousand namespaces: nearly all have neither a cached function nor a name like these.
-        if _CACHED not in map(type, list(namespace.values())) and _ANSWERS.keys().isdisjoint(namespace):
+        if _asks_plainly(namespace):
             plain.append(namespace)
             namespace.update(_ANSWERS)
             continue
@@ -151,6 +153,19 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
                 del namespace[name]
             else:
                 namespace[name] = before
+
+
+def _asks_plainly(namespace: dict[str, Any]) -> bool:
+    """Whether it has neither a cached function nor a name like the answers': nearly all of a thousand have none.
+
+    One of as many names as when it was looked at is not looked at again.
+    """
+    if _PLAIN.get(id(namespace)) == len(namespace):
+        return True
+    found = _CACHED not in map(type, list(namespace.values())) and _ANSWERS.keys().isdisjoint(namespace)
+    if found:
+        _PLAIN[id(namespace)] = len(namespace)
+    return found
 
 
 def _namespaces() -> list[dict[str, Any]]:
