@@ -12,30 +12,25 @@ failed=""
 
 run() {
   echo "== $*"
-  env "$@" "$python" -m pytest -n "$workers" --maxprocesses 4 $tests || failed="$failed
+  env "$@" "$python" -m pytest -n logical --maxprocesses 4 --dist worksteal $tests || failed="$failed
   $*"
 }
 
 tests=${*:-tests}
-levels="default avx2"
-grep -qsw avx512f /proc/cpuinfo && levels="$levels avx512"
-for threads in 1 4; do
-  # Four threads in each of several processes only wait for each other.
-  workers=logical
-  [ $threads = 4 ] && workers=0
-  for level in $levels; do
-    run OMP_NUM_THREADS=$threads ATEN_CPU_CAPABILITY=$level
-  done
-  for level in SSE41 AVX2; do
-    run OMP_NUM_THREADS=$threads DNNL_MAX_CPU_ISA=$level
-  done
-  if grep -qsw cpuid_fault /proc/cpuinfo && command -v cc >/dev/null; then
-    folder=$(mktemp -d)
-    cc -O2 -shared -fPIC -o "$folder/as_avx2.so" "$here/as_avx2.c" &&
-      run OMP_NUM_THREADS=$threads LD_PRELOAD="$folder/as_avx2.so"
-    rm -r "$folder"
-  else
-    echo "== this processor cannot pretend to have no more than AVX2, or there is no C compiler: that run is left out"
-  fi
-done
+# Every kernel of one library meets every one of the other, and every number of threads.
+run OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41
+run OMP_NUM_THREADS=4 ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=AVX2
+run OMP_NUM_THREADS=4 ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=SSE41
+run OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2
+if grep -qsw avx512f /proc/cpuinfo; then
+  run OMP_NUM_THREADS=4 ATEN_CPU_CAPABILITY=avx512
+fi
+if grep -qsw cpuid_fault /proc/cpuinfo && command -v cc >/dev/null; then
+  folder=$(mktemp -d)
+  cc -O2 -shared -fPIC -o "$folder/as_avx2.so" "$here/as_avx2.c" &&
+    run OMP_NUM_THREADS=1 LD_PRELOAD="$folder/as_avx2.so"
+  rm -r "$folder"
+else
+  echo "== this processor cannot pretend to have no more than AVX2, or there is no C compiler: that run is left out"
+fi
 [ -z "$failed" ] || { echo "failed with:$failed"; exit 1; }

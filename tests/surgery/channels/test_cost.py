@@ -29,7 +29,7 @@ def test_cost_of_layers_by_hand():
 
 
 def test_cost_of_resnet18_leaves_it_alone():
-    graph = graph_of(torchvision.models.resnet18().double().train(), 2, 3, 224, 224)
+    graph = graph_of(torchvision.models.resnet18().train(), 2, 3, 224, 224)
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
     found = cost(graph)
     assert (found.parameters, found.macs) == (11_689_512, 1_814_073_344)

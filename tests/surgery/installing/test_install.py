@@ -276,12 +276,17 @@ def test_torch_s_own_attention_keeps_heads_as_wide_as_what_it_reads():
 
 
 def test_a_detector_runs_the_edited_core():
-    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+    from torchvision.models.detection import RetinaNet
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.retinanet import RetinaNetHead
 
     from graphsurgery.models.detection import core
 
-    detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
-    graph = gs.trace(core(detector), torch.empty(2, 3, 320, 320, device="meta"), check=False)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+    body.out_channels = 8
+    anchors, head = AnchorGenerator(((8,),), ((1.0,),)), RetinaNetHead(8, 1, 3)
+    detector = RetinaNet(body, 3, min_size=64, max_size=64, anchor_generator=anchors, head=head).eval()
+    graph = gs.trace(core(detector), torch.empty(2, 3, 64, 64, device="meta"), check=False)
     assert type(gs.install(graph, detector)).__name__ == type(detector).__name__
 
 
