@@ -32,7 +32,9 @@ reference: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# A source archive holds no links: there these are made first.
 $(STAMP): pyproject.toml constraints.txt
+	for folder in passes cli models; do test -e graphsurgery/$$folder || ln -s ../$$folder graphsurgery/$$folder; done
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e ".[dev]" -c constraints.txt
 	touch $(STAMP)
