@@ -1,4 +1,4 @@
-"""What does it take to start: seconds of the processor of whole commands, next to the imports that they cannot do without.
+"""What does it take to start? Seconds of the processor of whole commands, next to the imports that they need.
 
 python benchmarks/start.py
 """
@@ -37,7 +37,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "`graphsurgery inspect small.pt`": [*ours, "inspect", str(folder / "small.pt")],
         "`graphsurgery inspect small.onnx`": [*ours, "inspect", str(folder / "small.onnx")],
         "`graphsurgery compress small.onnx`": [
-            *ours, "compress", str(folder / "small.onnx"), "--keep", "0.5", "-o", str(folder / "out.onnx"), "--overwrite",
+            *[*ours, "compress", str(folder / "small.onnx"), "--keep", "0.5"],
+            *["-o", str(folder / "out.onnx"), "--overwrite"],
         ],
     }  # fmt: skip
 

@@ -2,9 +2,9 @@
 
     python benchmarks/steps.py
 
-The same network, data, optimizer and batches, in one process and one thread, in turn; seconds of the processor. The bare
-loop draws batches from tensors in memory, computes the loss, its gradients, and steps; it has no schedule, keeps no sum
-of losses, and does not look whether they are finite.
+The same network, data, optimizer and batches, in one process and one thread, in turn; seconds of the processor. The
+bare loop draws batches from tensors in memory, computes the loss, its gradients, and steps; it has no schedule, keeps no
+sum of losses, and does not look whether they are finite.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def main() -> None:
     write_section("steps", text, DOCS / "benchmarks.md")
 
 
-NOTE = f"""An epoch of {STEPS} steps, {TURNS} times in turn, seconds of the processor; the ratio is the median over the turns.
-`fit` also sets rates, adds up losses, looks whether they are finite, and makes its optimizer and accelerator."""
+NOTE = f"""An epoch of {STEPS} steps, {TURNS} times in turn, seconds of the processor; the ratio is the median of
+the turns. `fit` also sets rates, adds up losses, looks whether they are finite, and makes its optimizer and accelerator."""
 
 
 if __name__ == "__main__":
