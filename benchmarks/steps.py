@@ -3,8 +3,8 @@
     python benchmarks/steps.py
 
 The same network, data, optimizer and batches, in one process and one thread, in turn; seconds of the processor. The
-bare loop draws batches from tensors in memory, computes the loss, its gradients, and steps; it has no schedule, keeps no
-sum of losses, and does not look whether they are finite.
+bare loop draws batches from tensors in memory, computes the loss, its gradients, and steps; it has no schedule, keeps
+no sum of losses, and does not look whether they are finite.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def main() -> None:
 
 
 NOTE = f"""An epoch of {STEPS} steps, {TURNS} times in turn, seconds of the processor; the ratio is the median of
-the turns. `fit` also sets rates, adds up losses, looks whether they are finite, and makes its optimizer and accelerator."""
+the turns. `fit` also sets rates, adds up losses, looks whether they are finite, and makes its optimizer and
+accelerator."""
 
 
 if __name__ == "__main__":
