@@ -19,7 +19,9 @@ def main() -> None:
         expected = graph(x)
         for name, grown in (("wide", wide), ("wide and deep", deep)):
             moved = float((grown(x) - expected).abs().max() / expected.abs().max())
-            print(f"{name}: {gs.cost(graph).parameters:,} to {gs.cost(grown).parameters:,}, outputs moved by {moved:.0e}")
+            print(
+                f"{name}: {gs.cost(graph).parameters:,} to {gs.cost(grown).parameters:,}, outputs moved by {moved:.0e}"
+            )
             assert moved < 1e-12
     gs.save(deep, "deep.pt")
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs" / "tests.md"
 """Lists the tests as they were when they were measured."""
-PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path != MEASURED)
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}" for name in PAGES)]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if path != MEASURED)
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *PAGES]
 ROOMS = ("", "graphsurgery/", "docs/", "tests/")
 MADE = ("build/", "runs/", "demo/", "tickets/", "images/", "path/", "DIR/")
 """Folders that commands make, and stand-ins."""
@@ -24,6 +24,22 @@ def test_files_that_are_named_exist(document):
     rooms = [*ROOMS, "" if here == "." else f"{here}/"]
     lost = [name for name in named if not any((ROOT / room / name).exists() for room in rooms)]
     assert not [name for name in sorted(lost) if not name.startswith(MADE)]
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md", "SECURITY.md"])
+def test_links_lead_to_files_and_headings_on_a_code_host(document):
+    text = re.sub(r"^( *```).*?^\1", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:", link)]
+    assert not [link for link in links if not _leads_somewhere(ROOT / document, *link.partition("#")[::2])]
+
+
+def _leads_somewhere(page, name, anchor):
+    """Whether a file is there, and a heading that code hosts call so."""
+    target = (page.parent / name).resolve() if name else page
+    if not anchor or not target.exists():
+        return target.exists()
+    titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+    return anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_the_code_that_contributing_shows_is_there():

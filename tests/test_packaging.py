@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUILT = ["MANIFEST.in", "README.md", "LICENSE", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
-BUILT += ["CITATION.cff", "Makefile", "constraints.txt", ".pre-commit-config.yaml"]
-FOLDERS = ["graphsurgery", "cli", "passes", "models", "tests", "benchmarks", "docs", ".ci"]
+BUILT += ["CITATION.cff", "Makefile", "constraints.txt", ".pre-commit-config.yaml", "mkdocs.yml"]
+FOLDERS = ["graphsurgery", "cli", "passes", "models", "tests", "benchmarks", "docs", "examples", ".ci"]
 BUILD = "from setuptools import build_meta as b; b.build_sdist({0!r}); b.build_wheel({0!r})"
 SMOKE = """
 import torch, graphsurgery as gs
