@@ -1,15 +1,18 @@
-"""What is built for others: the source archive is whole, and the wheel works without the sources."""
+"""What is built for others: the source archive is whole, and the wheel works in a new venv without the sources."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
-import zipfile
+import venv
 from pathlib import Path
 
 import pytest
+
+from graphsurgery import __version__
 
 ROOT = Path(__file__).parents[1]
 BUILT = ["MANIFEST.in", "README.md", "LICENSE", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
@@ -55,16 +58,26 @@ def test_the_source_archive_holds_what_its_tests_need(archives):
     assert sorted(wanted - names) == []
 
 
-def test_the_wheel_works_without_the_sources(archives, tmp_path):
-    place, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    with zipfile.ZipFile(archives[1]) as wheel:
-        wheel.extractall(place)
-    assert (place / "graphsurgery" / "py.typed").exists()
-    environment = {**os.environ, "PYTHONPATH": str(place)}
-    found = subprocess.run(
-        [sys.executable, "-c", SMOKE], cwd=elsewhere, env=environment, check=False, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def installed(archives, tmp_path_factory):
+    """A new venv into which pip has installed the wheel; its dependencies are those of the venv of the tests."""
+    place = tmp_path_factory.mktemp("venv")
+    venv.create(place, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(archives[1])], check=True, capture_output=True)
+    packages = next(place.glob("lib/python*/site-packages"))
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return place
+
+
+def test_the_wheel_works_without_the_sources(installed, tmp_path):
+    packages = next(installed.glob("lib/python*/site-packages/graphsurgery"))
+    assert (packages / "py.typed").exists()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": environment, "check": False, "capture_output": True, "text": True}
+    found = subprocess.run([installed / "bin" / "python", "-c", SMOKE], **options)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[0] == str(place / "graphsurgery" / "__init__.py")
-    assert "<svg" in (elsewhere / "view.html").read_text(encoding="utf-8")
+    assert found.stdout.splitlines()[0] == str(packages / "__init__.py")
+    assert "<svg" in (tmp_path / "view.html").read_text(encoding="utf-8")
+    version = subprocess.run([installed / "bin" / "graphsurgery", "--version"], **options)
+    assert version.stdout.strip() == __version__
