@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_everything_that_the_package_shows_is_in_the_reference(site):
     assert not [name for name in gs.__all__ if f'id="graphsurgery.{name}"' not in pages]
     assert "Source" in pages
     assert "Chen, Goodfellow" in pages
+
+
+def test_each_part_of_the_site_is_named_once(site):
+    start = (site / "index.html").read_text(encoding="utf-8")
+    parts = re.findall(r'class="md-tabs__link">\s*(.*?)\s*</a>', start)
+    assert parts[:4] == ["Start", "First hour", "Commands", "Reference"]
+    assert len(set(parts)) == len(parts)
 
 
 def test_every_command_has_a_page_with_its_options(site):

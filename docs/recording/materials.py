@@ -48,7 +48,7 @@ def photos(folder: Path) -> None:
         generator = random.Random(part)
         for kind in CLASSES:
             place = folder / "photos" / part / kind
-            place.mkdir(parents=True)
+            place.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 drawn(kind, generator).save(place / f"{number:03}.png")
 
