@@ -2,8 +2,8 @@
 
 The commands of README.md, of the tutorials and of the three users' first hour are run as they stand, each page's in a
 temporary folder of its own, as on a terminal of 100 columns, and what they print is put in their place; progress bars
-are left out. The notebook is run, and the picture of the report taken again (it needs chromium; without it the old one
-stays). `python docs/record.py docs/tour.ipynb` records one page.
+are left out. The notebook is run, and pictures of pages are taken again (they need chromium; without it the old ones
+stay). `python docs/record.py docs/tour.ipynb` records one page.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
 NOTEBOOK = DOCS / "tour.ipynb"
 PAGES = [README, *sorted((DOCS / "tutorials").glob("*.md")), DOCS / "first_hour.md", NOTEBOOK]
+
+PICTURES = {"report.png": ("demo/report.html", "", "1100,3000")}
+"""By name: the page that README's commands make, what its address asks it for, and the size of the window."""
 
 
 def main() -> None:
@@ -42,7 +45,8 @@ def record(page: Path, folder: Path) -> None:
     text = recorded(page.read_text(encoding="utf-8"), folder, told)
     page.write_text(text, encoding="utf-8")
     if page == README and shutil.which("chromium"):
-        picture(folder / "demo" / "report.html", folder, DOCS / "images" / "report.png")
+        for name, (made, asked, size) in PICTURES.items():
+            picture((folder / made).as_uri() + asked, size, folder, DOCS / "images" / name)
 
 
 def told(line: str) -> None:

@@ -51,16 +51,18 @@ def printed(command: str, folder: Path, *, code: int = 0) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
-def picture(page: Path, folder: Path, to: Path) -> None:
-    """Take a picture of a page, without the empty margins."""
-    shot = folder / "page.png"
+def picture(address: str, size: str, folder: Path, to: Path) -> None:
+    """Take a picture of a page in a window of that size, such as `1100,3000`, without the empty margins."""
+    shot = folder / to.name
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-sync"
-    options += " --disable-component-update --hide-scrollbars --window-size=1100,3000"
+    options += " --disable-component-update --hide-scrollbars --force-device-scale-factor=1"
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = ["chromium", *options.split(), profile, f"--screenshot={shot}", page.as_uri()]
+    command = ["chromium", *options.split(), f"--window-size={size}", profile, f"--screenshot={shot}", address]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    whole = Image.open(shot).convert("RGB")
-    empty = Image.new("RGB", whole.size, whole.getpixel((0, 0)))
-    left, top, right, bottom = ImageChops.difference(whole, empty).getbbox() or (0, 0, *whole.size)
-    whole = whole.crop((left - 40, top - 40, right + 40, bottom + 40))
-    whole.quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
+    page = Image.open(shot).convert("RGB")
+    empty = Image.new("RGB", page.size, page.getpixel((0, 0)))
+    left, top, right, bottom = ImageChops.difference(page, empty).getbbox() or (0, 0, *page.size)
+    page = page.crop((max(0, left - 40), max(0, top - 40), min(page.width, right + 40), min(page.height, bottom + 40)))
+    # Of the colors of a page, those of small areas are as important as others.
+    few = page.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(to, optimize=True)
