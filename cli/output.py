@@ -20,6 +20,7 @@ from graphsurgery.cli.collecting import go_on
 from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
 from graphsurgery.cli.streams import LastingConsole, silence
 from graphsurgery.errors import visible
+from graphsurgery.reports.cells import count
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
@@ -190,14 +191,6 @@ def columns(*names: str, right: Sequence[str] = ()) -> Table:
     for name in names:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
     return table
-
-
-def count(number: float) -> str:
-    """A count for people: 272 k, 23.5 M, 4.09 G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:

@@ -14,10 +14,13 @@ from graphsurgery.axes.types import TensorType
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
+from graphsurgery.reports.diagrams.plan import Plan
 from graphsurgery.surgery.channels.cost import cost, macs_by_node
 
+_NOTE = "A space is a set of channels that must change together. Grey stands for widths that cannot change."
 
-def network_diagram(graph: ModelGraph, title: str) -> Diagram:
+
+def network_diagram(graph: ModelGraph, title: str, plan: Plan | None = None, notes: tuple[str, ...] = ()) -> Diagram:
     """The dataflow of a network: a box for each layer with what is done to its output alone.
 
     A box has the colors of the spaces that its output's channels belong to, in proportion; what cannot change is grey.
@@ -26,6 +29,8 @@ def network_diagram(graph: ModelGraph, title: str) -> Diagram:
     Args:
         graph: the network; it is not modified.
         title: what the picture is called.
+        plan: how it may be cut.
+        notes: what else a reader should know.
     """
     types = graph.types.types
     chains = _chains(graph.module)
@@ -54,7 +59,8 @@ def network_diagram(graph: ModelGraph, title: str) -> Diagram:
             )
             for space in graph.spaces
         },
-        notes=("A space is a set of channels that must change together. Grey stands for widths that cannot change.",),
+        notes=(_NOTE, *notes),
+        plan=plan,
     )
 
 
@@ -145,6 +151,10 @@ def _box(
         lines=tuple(line for line in lines if line and line != title),
         bands=() if head.op in ("placeholder", "output") else bands,
         details={key: text for key, text in details.items() if text},
+        parameters=parameters,
+        macs=macs,
+        nodes=tuple(node.name for node in chain),
+        alike=(head.op, what, *after, shape),
     )
 
 

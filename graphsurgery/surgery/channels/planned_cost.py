@@ -137,7 +137,7 @@ def _node_cost(tensors: Iterable[_Counted], multiplied: _Product | None) -> Node
         return NodeCost(parameters, size, {}, 1)
     common = gcd(multiplied.macs, multiplied.indices)
     factor = multiplied.macs // common
-    macs = total(product(factors, factor) for factors in multiplied.products) if multiplied.products else {(): factor}
+    macs = total(product(factors, factor) for factors in multiplied.products or ((),))
     return NodeCost(parameters, size, macs, multiplied.indices // common)
 
 

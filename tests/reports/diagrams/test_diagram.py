@@ -15,9 +15,10 @@ import graphsurgery as gs
 from graphsurgery.onnx.files import read_onnx
 from graphsurgery.onnx.files.nodes import read_nodes
 from graphsurgery.passes.compress import compress
-from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key, rendered, write_diagram
+from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
 from graphsurgery.reports.diagrams.network_diagram import network_diagram
 from graphsurgery.reports.diagrams.onnx_diagram import onnx_diagram
+from graphsurgery.reports.diagrams.page import rendered, write_diagram
 
 
 class Net(nn.Module):
@@ -98,7 +99,7 @@ def test_the_page_needs_nothing_else(graph, tmp_path):
     assert not re.search(r"(src|href)=|url\((?!#)|https?://|@import", page)
     assert "default-src 'none'" in page
     facts = json.loads(re.search(r'id="facts">(.*?)</script>', page, re.DOTALL)[1])
-    assert [box["name"] for box in facts] == list(diagram.boxes)
+    assert [box["name"] for box in facts["pictures"][0]] == list(diagram.boxes)
 
 
 def test_names_cannot_break_out_of_the_page():
