@@ -196,7 +196,7 @@ def show_dead(session: EditSession, graph: ModelGraph) -> ModelGraph:
     small, report = without_dead(graph)
     screen = session.screen
     numbers = ["parameters", "weights not 0", "MACs", "ONNX file", "latency (ms)"]
-    table = columns("", *numbers, right=numbers)
+    table = columns("", *numbers, right=numbers, drop=["weights not 0", "parameters"])
     for name, found in (("masked", report.masked), ("compressed", report.compressed)):
         living = f"{count(found.living)} of {count(found.weights)}"
         size = f"{count(found.onnx_bytes)}B"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.table import Table
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.reports.cells import MISSING, SHARES, metric_text
 from graphsurgery.reports.drawing import hue_role, light, style
+from graphsurgery.reports.sheet import Column, Sheet
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.lottery.tickets import Lottery
@@ -36,15 +36,22 @@ def lottery_cells(found: Lottery) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def lottery_table(found: Lottery) -> Table:
+def lottery_table(found: Lottery) -> Sheet:
     """The table for the terminal; the chosen round is the last that is not worse than the dense network."""
     head, rows = lottery_cells(found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for heading in head:
-        table.add_column(heading, justify="right", overflow="fold")
+    # The steps go first where there is no room, then the last controls.
+    drops = [0, 0, *(len(head) * (2 - number % 2) + number for number in range(2, len(head)))]
+    fields = zip(head, drops, strict=True)
+    table = Sheet(*(Column(_heading(name), "number", drop) for name, drop in fields), box=box.SIMPLE_HEAD, header="dim")
     for row in rows:
         table.add_row(*row, style="bold" if "chosen" in row[0] else "")
     return table
+
+
+def _heading(name: str) -> str:
+    """In two lines."""
+    first, colon, rest = name.partition(": ")
+    return f"{first}{colon.rstrip()}\n{rest}" if rest else name.replace(" at ", " at\n")
 
 
 def lottery_markdown(found: Lottery) -> str:
