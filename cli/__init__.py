@@ -18,7 +18,7 @@ from graphsurgery import __version__
 from graphsurgery.cli.collecting import leave, pause
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
-from graphsurgery.cli.streams import silence, take_every_character
+from graphsurgery.cli.streams import folded, silence, take_every_character
 from graphsurgery.errors import (
     CheckFailedError,
     SurgeryError,
@@ -137,5 +137,5 @@ def _terminate(number: int, frame: object) -> None:  # noqa: ARG001
 def _failed(cause: BaseException, code: int) -> int:
     bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
     with contextlib.suppress(OSError):  # nobody reads it
-        print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
+        print(folded(f"error  {bug}{one_line(cause, 1000)}", 7, sys.stderr), file=sys.stderr)  # noqa: T201
     return code

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -220,16 +221,27 @@ def in_lines(text: str, width: int, *, command: bool = False) -> list[str]:
     if not command:
         return wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False)
     lines = [""]
-    for word in map(shlex.quote, shlex.split(text)):
-        longer = f"{lines[-1]} {word}".lstrip()
+    for part in _with_values(shlex.split(text)):
+        longer = f"{lines[-1]} {part}".lstrip()
         if lines[-1] and cell_len(longer) > max(width, _NARROWEST) - 2:
-            lines.append(word)
+            lines.append(part)
         else:
             lines[-1] = longer
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 _NARROWEST = 20
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line as a shell takes them, each option with the value behind it."""
+    parts: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if before.startswith("-") and not word.startswith("-"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    return parts
 
 
 def in_few_lines(named: Mapping[str, Sequence[str]], most: int = 4, width: int = 69) -> list[str]:

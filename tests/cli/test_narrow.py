@@ -121,3 +121,18 @@ def test_a_command_in_several_lines_is_the_same_command(width):
     found = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert found.splitlines() == shlex.split(command)
     assert in_lines(command, 1000, command=True) == [command]
+
+
+def test_an_error_is_folded_on_a_terminal_only(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name = "a_network_that_nobody_has_written_yet_under_this_name.pt"
+    assert run(["inspect", name]) == 2
+    whole = capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "72")
+    assert run(["inspect", name]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(whole.splitlines()) == 1
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 72
+    assert " ".join(" ".join(lines).split()) == " ".join(whole.split())
