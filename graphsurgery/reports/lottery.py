@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,12 +94,24 @@ def draw_lottery(found: Lottery, path: Path) -> None:
             axes.set_xscale("log")
             axes.invert_xaxis()
             axes.set_xlabel("weights that live, %")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter("")
+            ticks = apart([100 * found.of(number)[0].density for number in found.rounds])
+            axes.set_xticks(ticks, [f"{value:.3g}" for value in ticks])
+            axes.set_xticks([], minor=True)
         left.legend(loc="best", fontsize=8)
         kind = path.suffix.removeprefix(".") or "png"
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def apart(values: Sequence[float], most: int = 8) -> list[float]:
+    """Of these values, from the largest on, those that have room as ticks of a logarithmic axis; the last is one."""
+    ordered = sorted(set(values), reverse=True)
+    room = math.log(ordered[0] / ordered[-1]) / most
+    kept = ordered[:1]
+    for value in ordered[1:]:
+        if math.log(kept[-1] / value) >= room and (math.log(value / ordered[-1]) >= room or value == ordered[-1]):
+            kept.append(value)
+    return kept
 
 
 def _mean_stop(found: Lottery, number: int, name: str) -> float:

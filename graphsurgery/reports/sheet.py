@@ -58,6 +58,11 @@ class Sheet:
         assert len(cells) == len(self.columns), "a row has a cell for each column"
         self._rows.append((cells, style))
 
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         natural = [self._natural(number) for number in range(len(self.columns))]
         shown = self._shown(natural, options.max_width)
