@@ -57,6 +57,8 @@ class Browser:
         os.close(theirs_out)
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._thrown: list[dict[str, Any]] = []
+        self._call("Runtime.enable")
 
     _session: str | None = None
 
@@ -73,6 +75,7 @@ class Browser:
     def open(self, page: Path, hash: str = "", *, width: int = 1280, height: int = 900) -> None:
         """Show a file in a window of this size."""
         self.shown = page
+        self._thrown.clear()
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._call("Page.navigate", url="about:blank")
         self._call("Page.navigate", url=page.resolve().as_uri() + hash)
@@ -85,6 +88,11 @@ class Browser:
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def failures(self) -> list[str]:
+        """What scripts of the page have failed with since it was opened."""
+        self("0")  # what was said until now comes before the answer
+        return [event["params"]["exceptionDetails"]["text"] for event in self._thrown]
 
     def press(self, key: str, times: int = 1) -> None:
         """Press a key on what has the focus."""
@@ -114,6 +122,8 @@ class Browser:
         limit = time.monotonic() + _PATIENCE
         while True:
             answer = self._answer(limit)
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self._thrown.append(answer)
             if answer.get("id") == self._number:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]

@@ -19,6 +19,7 @@ TOTALS += "[...row.querySelectorAll('td')].slice(0, 2).map(cell => Number(cell.d
 COMMAND = "document.getElementById('command').textContent"
 WIDTHS = "[...document.querySelectorAll('.width + output')].map(found => found.textContent)"
 ATTENTION = """
+import torch
 from torch import nn
 
 INPUT_SHAPE = (5, 8)
@@ -27,11 +28,12 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.qkv, self.out, self.head = nn.Linear(8, 36), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.shift = nn.Parameter(torch.zeros(12))
 
     def forward(self, x):
         q, k, v = (part.unflatten(2, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, 2))
         mixed = (q @ k.transpose(2, 3)).softmax(3) @ v
-        return self.head(x + self.out(mixed.transpose(1, 2).flatten(2)))
+        return self.head(x + self.out(mixed.transpose(1, 2).flatten(2) + self.shift))
 
 def attention():
     return Attention()
@@ -85,6 +87,8 @@ def test_one_slider_for_all(page, browser, capsys, model):
     browser.press("ArrowLeft", 45)
     command, _ = assert_as_compress_says(browser, capsys)
     assert command.startswith(f"graphsurgery compress {model} --keep 0.55 -o small.")
+    assert browser("location.hash") == "#keep=0.55"
+    assert browser.failures() == []
 
 
 @pytest.mark.parametrize("model", ["a.pt", GROUPS, "attention.py:attention"])

@@ -126,12 +126,13 @@ def _box(
 ) -> Box:
     head, last = chain[0], chain[-1]
     what = _what(module, head)
-    shape = ", ".join(_shapes(last.meta.get("value")))
+    shape = ", ".join(_shapes(last.meta.get("value"), batched=last.op != "get_attr"))
     title = place_of(head) if head.op in ("placeholder", "get_attr", "call_module", "output") else what
     after = [_short(module, node) for node in chain[1:] if node.target is not operator.getitem]
     lines = [what, ", ".join(after), shape]
     layers = [module.get_submodule(str(node.target)) for node in chain if node.op == "call_module"]
     parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+    parameters += sum(_own(module, node) for node in chain)
     macs = sum(counts.get(node.name, 0) for node in chain)
     frozen = [
         reason for node in chain for name in dict.fromkeys((node.name, place_of(node))) if (reason := reasons.get(name))
@@ -156,6 +157,15 @@ def _box(
         nodes=tuple(node.name for node in chain),
         alike=(head.op, what, *after, shape),
     )
+
+
+def _own(module: fx.GraphModule, node: fx.Node) -> int:
+    """The elements of a parameter that a node reads by itself."""
+    if node.op != "get_attr":
+        return 0
+    path, _, name = str(node.target).rpartition(".")
+    value = getattr(module.get_submodule(path), name)
+    return value.numel() if isinstance(value, nn.Parameter) else 0
 
 
 def _what(module: fx.GraphModule, node: fx.Node) -> str:
@@ -191,10 +201,10 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)) if node.op.startswith("call_") else node.op
 
 
-def _shapes(value: Any) -> list[str]:
-    """The shapes in a value, the batch by its name; at most three."""
+def _shapes(value: Any, *, batched: bool = True) -> list[str]:
+    """The shapes in a value, the batch by its name where there is one; at most three."""
     if isinstance(value, Tensor):
-        sizes = ["batch", *map(str, value.shape[1:])] if value.dim() else []
+        sizes = ["batch", *map(str, value.shape[1:])] if batched and value.dim() else [*map(str, value.shape)]
         return [f"[{', '.join(sizes)}]"]
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -14,10 +14,10 @@ from graphsurgery.reports.diagrams.colors import colors
 from graphsurgery.reports.diagrams.diagram import Box, Diagram
 from graphsurgery.reports.diagrams.layout import Layout, Size, lay_out
 from graphsurgery.reports.diagrams.repeats import folded
-from graphsurgery.reports.drawing import PALETTE
+from graphsurgery.reports.drawing import PALETTE, shortened
 
 _TITLE, _LINE = 8.1, 6.5
-_LIMIT, _KEY_LIMIT = 44, 30
+_LIMIT, _KEY_LIMIT, _SHORT = 44, 30, 20
 _PADDING, _BAND = 14.0, 6.0
 _TITLE_HEIGHT, _LINE_HEIGHT = 27.0, 16.0
 _HEAT = 5.0
@@ -75,6 +75,7 @@ def _rows(diagram: Diagram, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "short": shortened(name, _SHORT),
             "size": space.size,
             "key": numbers.get(name),
             "about": "; ".join(filter(None, [name, "" if space.outer else "inside another", space.positions])),

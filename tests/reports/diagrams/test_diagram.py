@@ -53,6 +53,19 @@ def test_a_box_is_a_layer_with_what_follows_it(graph):
     assert len(diagram.edges) == 9
 
 
+def test_a_parameter_by_itself_has_no_batch():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.shift = nn.Linear(4, 6), nn.Parameter(torch.zeros(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.shift
+
+    box = network_diagram(gs.trace(Shifted().eval(), torch.zeros(2, 3, 4)), "net").boxes["shift"]
+    assert (box.lines, box.parameters) == (("parameter", "[3, 6]"), 18)
+
+
 def test_boxes_have_the_colors_of_their_spaces(graph):
     diagram = network_diagram(graph, "net")
     assert list(diagram.keys) == ["stem", "side"]

@@ -87,7 +87,8 @@ function showBoxes() {
       if (!parameters && !macs) return;
       const heat = box.querySelector(".heat"), before = box.querySelector(".before");
       if (heat && macs) heat.setAttribute("width", before.getAttribute("width") * macs / macsOf(costs[i], whole));
-      box.querySelector(".cost").textContent = [[parameters, "parameters"], [macs, "MACs"]].filter(([n]) => n).map(([n, what]) => `${short(n)} ${what}`).join(" · ");
+      const text = box.querySelector(".cost");
+      if (text) text.textContent = [[parameters, "parameters"], [macs, "MACs"]].filter(([n]) => n).map(([n, what]) => `${short(n)} ${what}`).join(" · ");
     });
   });
 }
