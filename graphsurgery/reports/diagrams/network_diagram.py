@@ -44,24 +44,27 @@ def network_diagram(graph: ModelGraph, title: str, plan: Plan | None = None, not
         boxes[chain[0].name] = _box(graph.module, chain, bands, counts, reasons)
         sources = [owner[source] for node in chain for source in node.all_input_nodes if source in owner]
         edges += [(source.name, chain[0].name) for source in sources if source is not chain[0]]
-    first = _first_widths(graph.lineage)
-    changed = {space.name for space in graph.spaces if first.get(space.name, space.size) != space.size}
+    heads, keys = _keys(graph)
     size = cost(graph)
     return Diagram(
         title=title,
         summary=(f"{size.parameters:,} parameters", f"{size.macs:,} MACs per image", f"{len(spaces)} spaces"),
         boxes=boxes,
         edges=tuple(dict.fromkeys(edges)),
-        heads=("space", *(["before"] if changed else []), "width"),
-        keys={
-            space.name: Key(
-                (space.name, *([f"{first.get(space.name, space.size):,}"] if changed else []), f"{space.size:,}")
-            )
-            for space in graph.spaces
-        },
+        heads=heads,
+        keys=keys,
         notes=(_NOTE, *notes),
         plan=plan,
     )
+
+
+def _keys(graph: ModelGraph) -> tuple[tuple[str, ...], dict[str, Key]]:
+    """The headings and rows of the list of spaces; with their first widths where any has changed."""
+    first = _first_widths(graph.lineage)
+    before = {space.name: first.get(space.name, space.size) for space in graph.spaces}
+    changed = any(before[space.name] != space.size for space in graph.spaces)
+    rows = {s.name: (s.name, *([f"{before[s.name]:,}"] * changed), f"{s.size:,}") for s in graph.spaces}
+    return ("space", *["before"] * changed, "width"), {name: Key(cells) for name, cells in rows.items()}
 
 
 def _chains(module: fx.GraphModule) -> list[list[fx.Node]]:

@@ -57,13 +57,18 @@ def rendered(diagram: Diagram) -> str:
         numbers=numbers,
         pictures=[_picture(variant, numbers) for variant in shown],
         rows=_rows(diagram, numbers),
-        listed=diagram.plan is None or any(name not in _spaces(diagram) for name in numbers),
+        listed=_says_more(diagram),
         facts={
             "pictures": [[_details(box) for box in variant.boxes.values()] for variant in shown],
             "plan": diagram.plan
             and diagram.plan.as_dict([[box.nodes for box in variant.boxes.values()] for variant in shown]),
         },
     )
+
+
+def _says_more(diagram: Diagram) -> bool:
+    """Whether the list of keys says what the sliders do not: other things than spaces, or widths of before."""
+    return diagram.plan is None or len(diagram.heads) > 2 or not diagram.keys.keys() <= _spaces(diagram).keys()
 
 
 def _spaces(diagram: Diagram) -> dict[str, Space]:

@@ -19,6 +19,7 @@ from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
 from graphsurgery.reports.diagrams.network_diagram import network_diagram
 from graphsurgery.reports.diagrams.onnx_diagram import onnx_diagram
 from graphsurgery.reports.diagrams.page import rendered, write_diagram
+from graphsurgery.reports.diagrams.plan import Plan
 
 
 class Net(nn.Module):
@@ -82,6 +83,14 @@ def test_widths_before_and_after(graph):
     diagram = network_diagram(small, "net")
     assert diagram.heads == ("space", "before", "width")
     assert [key.cells for key in diagram.keys.values()] == [("stem", "8", "5"), ("side", "4", "4")]
+
+
+def test_the_sliders_stand_for_the_keys_unless_these_say_more(graph):
+    small = compress(graph, {"stem": 6})
+    pages = [rendered(network_diagram(g, "net", Plan.of(g, ["x"], "y.pt"))) for g in (graph, small)]
+    assert ['class="keys"' in page for page in pages] == [False, True]
+    assert all(page.count('class="width"') == 2 for page in pages)
+    assert 'class="keys"' in rendered(network_diagram(graph, "net"))
 
 
 def test_an_onnx_file(tmp_path):
