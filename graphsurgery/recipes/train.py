@@ -98,12 +98,21 @@ def _curve(history: History) -> dict[str, dict[str, list[float]]]:
 def curves_of(graph: ModelGraph, stage: str) -> tuple[EpochRecord, ...]:
     """The epochs of a network's last training, as far as its lineage has them, by another name of the stage."""
     curve = next((r.get("curve") for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
-    if not isinstance(curve, Mapping):
-        return ()
-    parts = {name: curve[name] if isinstance(curve.get(name), Mapping) else {} for name in ("train", "validation")}
+    parts = {name: _numbers(curve, name) for name in ("train", "validation")}
     epochs = max((len(values) for part in parts.values() for values in part.values()), default=0)
 
     def at(part: str, epoch: int) -> dict[str, float]:
         return {name: values[epoch] for name, values in parts[part].items() if epoch < len(values)}
 
     return tuple(EpochRecord(stage, n + 1, at("train", n), at("validation", n)) for n in range(epochs))
+
+
+def _numbers(curve: object, part: str) -> dict[str, list[float]]:
+    """The curves of a part that are numbers; a file may say anything."""
+    found = curve.get(part) if isinstance(curve, Mapping) else None
+    named = found.items() if isinstance(found, Mapping) else ()
+    return {
+        str(name): list(values)
+        for name, values in named
+        if isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    }
