@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import pytest
@@ -13,6 +14,7 @@ from graphsurgery.cli import run
 from graphsurgery.onnx.runtime.latency import Latency, Timing
 from graphsurgery.recipes.compression import cost_table
 from graphsurgery.recipes.compression.to_latency import network_files, timed
+from graphsurgery.surgery.channels.planned_cost import PlannedCost
 
 TOTALS = "Object.fromEntries([...document.querySelectorAll('[data-total]')].map(row => [row.dataset.total, "
 TOTALS += "[...row.querySelectorAll('td')].slice(0, 2).map(cell => Number(cell.dataset.value))]))"
@@ -175,6 +177,57 @@ def test_what_cannot_be_planned_has_no_sliders(page, browser):
     found = page("nets.py:bare")
     assert found["boxes"] == 4
     assert browser("document.getElementById('plan')") is None
+
+
+@pytest.mark.parametrize("model", ["a.pt", "a.onnx"])
+def test_where_costs_are_not_known_the_page_says_why(page, browser, here, capsys, monkeypatch, model):
+    def unknown(_):
+        raise gs.UnsupportedError("mystery: how its multiply-accumulates change is not known")
+
+    monkeypatch.setattr(PlannedCost, "by_node", unknown)
+    page(model)
+    assert browser("document.getElementById('plan')") is None
+    assert "No sliders to plan a cut: mystery" in browser("document.querySelector('aside').textContent")
+    assert run(["view", model, "--html", "plan.html", "--overwrite"]) == 0
+    assert "note       no sliders to plan a cut: mystery" in capsys.readouterr().out
+    (here / "plan.html").unlink()
+    assert run(["view", model, "--html", "plan.html", "--latency"]) == 3
+    assert not (here / "plan.html").exists()
+
+
+@pytest.mark.parametrize("model", ["a.pt", "a.onnx"])
+def test_the_page_needs_nothing_else(page, browser, here, model):
+    page(model)
+    text = (here / "plan.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=|url\((?!#)|https?://|@import", text)
+    assert "default-src 'none'" in text
+    assert browser("performance.getEntriesByType('resource').length") == 0
+    assert browser.failures() == []
+
+
+def test_repeats_can_be_unfolded(here, browser):
+    (here / "deep.py").write_text(DEEP)
+    assert run(["view", "deep.py:deep", "--html", "plan.html", "--quiet"]) == 0
+    browser.open(here / "plan.html")
+    boxes = (
+        "[...document.querySelectorAll('.picture')].map(e => e.checkVisibility() && e.querySelectorAll('.box').length)"
+    )
+    folded, _ = browser(boxes)
+    browser.click(".fold")
+    assert "like the box above" in browser("document.getElementById('name').textContent")
+    browser.click("#fold")
+    assert browser("document.getElementById('card').hidden")
+    assert browser(boxes) == [False, folded + 3]
+
+
+DEEP = """
+from torch import nn
+
+INPUT_SHAPE = (6,)
+
+def deep():
+    return nn.Sequential(nn.Linear(6, 8), *[nn.Linear(8, 8) for _ in range(5)], nn.Linear(8, 2))
+"""
 
 
 def test_how_a_latency_is_measured_needs_one(fails):
