@@ -143,8 +143,10 @@ def middle(text: str, width: int) -> str:
     """A text in at most this width, its middle left out where it is longer."""
     if cell_len(text) <= width:
         return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+    start, end = text[: (len(text) + 1) // 2], text[(len(text) + 1) // 2 :]
+    while start and cell_len(start) + cell_len(end) >= width:
+        start, end = (start[:-1], end) if cell_len(start) > cell_len(end) else (start, end[1:])
+    return f"{start}…{end}"
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:
