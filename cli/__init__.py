@@ -58,7 +58,7 @@ _COMMANDS = {
     "install": "Put an edited network back into the class of its library.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
-    "view": "Show a network, or an ONNX file, as a picture.",
+    "view": "Show a network, or an ONNX file, as a picture, with sliders to plan a cut.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
