@@ -18,7 +18,7 @@ from graphsurgery import __version__
 from graphsurgery.cli.collecting import leave, pause
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
 from graphsurgery.cli.running import MADE, advice, tidy, with_config
-from graphsurgery.cli.streams import silence, take_every_character
+from graphsurgery.cli.streams import folded, silence, take_every_character
 from graphsurgery.errors import (
     CheckFailedError,
     SurgeryError,
@@ -58,7 +58,7 @@ _COMMANDS = {
     "install": "Put an edited network back into the class of its library.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
-    "view": "Show a network, or an ONNX file, as a picture.",
+    "view": "Show a network, or an ONNX file, as a picture, with sliders to plan a cut.",
     "doctor": "Apply every pass to a network and measure every contract.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
@@ -137,5 +137,5 @@ def _terminate(number: int, frame: object) -> None:  # noqa: ARG001
 def _failed(cause: BaseException, code: int) -> int:
     bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
     with contextlib.suppress(OSError):  # nobody reads it
-        print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
+        print(folded(f"error  {bug}{one_line(cause, 1000)}", 7, sys.stderr), file=sys.stderr)  # noqa: T201
     return code

@@ -35,6 +35,8 @@ class Shown:
     """Print one JSON document on standard output, and nothing else there."""
     quiet: Annotated[bool, _FLAG] = False
     """Print errors only (and the JSON document)."""
+    wide: Annotated[bool, _FLAG] = False
+    """Print all columns and whole names, however narrow the terminal is; off a terminal that is so anyway."""
 
 
 @Parameter(name="*")

@@ -9,17 +9,21 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from graphsurgery.cli.collecting import go_on
 from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
 from graphsurgery.cli.streams import LastingConsole, silence
 from graphsurgery.errors import visible
+from graphsurgery.reports.cells import count
+from graphsurgery.reports.sheet import Column, Kind, Sheet, few
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
@@ -27,7 +31,13 @@ if TYPE_CHECKING:
     from graphsurgery.surgery.channels.cost import Cost
     from graphsurgery.training.loop.progress import Reporter
 
-_WIDTH = 140
+_WHOLE = 100_000
+"""Columns of a screen that has room for everything."""
+
+
+_LABEL = 11
+_COMMANDS = ("next", "recover")
+"""The labels of lines that are command lines."""
 
 
 class Screen:
@@ -45,8 +55,8 @@ class Screen:
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet
         self.progress = self.first and not shown.quiet
-        # Off a terminal rich would fold tables to 80 columns.
-        self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        self.folds = sys.stdout.isatty() and not shown.wide
+        self.console = LastingConsole(width=None if self.folds else _WHOLE, highlight=False)
         self.failure: OSError | None = None
         self.noted: set[str] = set()
         self.run: Path | None = None
@@ -61,7 +71,11 @@ class Screen:
         """Print a labelled line."""
         self._notes()
         if self.speaks:
-            self._print(Text.assemble((f"{label:<10} ", "bold"), (visible(text), style)), soft_wrap=True)
+            width = self.console.width if self.folds else _WHOLE
+            lines = in_lines(visible(text), width - _LABEL, command=label in _COMMANDS)
+            for number, part in enumerate(lines):
+                head = f"{'' if number else label:<{_LABEL - 1}} "
+                self._print(Text.assemble((head, "bold"), (part, style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""
@@ -176,34 +190,58 @@ class Screen:
         return default_reporter()
 
 
-class _Columns(Table):
-    """A table whose cells are text as it stands: a name in brackets is no markup, and nothing moves the cursor."""
+def columns(
+    *headings: str,
+    right: Sequence[str] = (),
+    marks: Sequence[str] = (),
+    names: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> Sheet:
+    """An empty table: names in the first column, where nothing else is said, and texts in the others.
 
-    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        """Add a row; see `Table.add_row`."""
-        super().add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+    Args:
+        headings: of the columns.
+        right: those that hold numbers.
+        marks: those that hold a word or a shape, and are never folded.
+        names: those that hold names, which are folded in the middle.
+        drop: those that go where there is no room, first to last.
+    """
+    kinds: dict[str, Kind] = dict.fromkeys(headings, "text")
+    of: dict[Kind, Sequence[str]] = {"name": names or headings[:1], "mark": marks, "number": right}
+    for kind, theirs in of.items():
+        kinds |= dict.fromkeys(theirs, kind)
+    ranks = {name: len(drop) - place for place, name in enumerate(drop)}
+    return Sheet(*(Column(name, kinds[name], ranks.get(name, 0)) for name in headings))
 
 
-def columns(*names: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; the columns in `right` hold numbers."""
-    table = _Columns(box=None, header_style="bold", pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
-    return table
+def in_lines(text: str, width: int, *, command: bool = False) -> list[str]:
+    """A text in lines of at most this width, of whole words; a command line with backslashes, to be copied."""
+    if cell_len(text) <= width:
+        return [text]
+    if not command:
+        return wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for part in _with_values(shlex.split(text)):
+        longer = f"{lines[-1]} {part}".lstrip()
+        if lines[-1] and cell_len(longer) > max(width, _NARROWEST) - 2:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
-def count(number: float) -> str:
-    """A count for people: 272 k, 23.5 M, 4.09 G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+_NARROWEST = 20
 
 
-def few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names, and how many there are besides."""
-    shown = ", ".join(names[:limit])
-    return f"{shown}, … {len(names) - limit} more" if len(names) > limit else shown
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line as a shell takes them, each option with the value behind it."""
+    parts: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if before.startswith("-") and not word.startswith("-"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    return parts
 
 
 def in_few_lines(named: Mapping[str, Sequence[str]], most: int = 4, width: int = 69) -> list[str]:

@@ -1,8 +1,8 @@
-"""Record the README's transcripts and the picture of the report: `python docs/record.py`, two minutes.
+"""Record the README's transcripts and its pictures of pages: `python docs/record.py`, two minutes.
 
 Every fenced block of README.md that begins with `$ graphsurgery` is run as it stands, all in one temporary folder, as
-on a terminal of 100 columns, and replaced by what it prints; progress bars are left out. The picture of the report
-needs chromium; without it the old picture stays.
+on a terminal of 100 columns, and replaced by what it prints; progress bars are left out. The pictures of pages need
+chromium; without it the old ones stay.
 """
 
 from __future__ import annotations
@@ -50,19 +50,30 @@ def printed(command: str, folder: Path, environment: Mapping[str, str]) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
-def picture(report: Path, folder: Path) -> None:
-    """Take a picture of a report, without the empty margins."""
-    shot = folder / "report.png"
+PICTURES = {
+    "report.png": ("demo/report.html", "", "1100,3000"),
+    "plan.png": ("plan.html", "#keep=0.75&keep-space=stem.0%3D5", "1280,800"),
+}
+"""By name: the page, what its address asks it for, and the size of the window."""
+
+
+def picture(name: str, folder: Path) -> None:
+    """Take a picture of a page, without the empty margins."""
+    page_name, asked, size = PICTURES[name]
+    shot = folder / name
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-sync"
-    options += " --disable-component-update --hide-scrollbars --window-size=1100,3000"
+    options += " --disable-component-update --hide-scrollbars --force-device-scale-factor=1"
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = ["chromium", *options.split(), profile, f"--screenshot={shot}", report.as_uri()]
+    address = (folder / page_name).as_uri() + asked
+    command = ["chromium", *options.split(), f"--window-size={size}", profile, f"--screenshot={shot}", address]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     page = Image.open(shot).convert("RGB")
     empty = Image.new("RGB", page.size, page.getpixel((0, 0)))
     left, top, right, bottom = ImageChops.difference(page, empty).getbbox() or (0, 0, *page.size)
-    page = page.crop((left - 40, top - 40, right + 40, bottom + 40))
-    page.quantize(128, dither=Image.Dither.NONE).save(DOCS / "images" / "report.png", optimize=True)
+    page = page.crop((max(0, left - 40), max(0, top - 40), min(page.width, right + 40), min(page.height, bottom + 40)))
+    # Of the colors of a page, those of small areas are as important as others.
+    few = page.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(DOCS / "images" / name, optimize=True)
 
 
 def main() -> None:
@@ -70,8 +81,8 @@ def main() -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     screen = {"PATH": path, "COLUMNS": str(COLUMNS), "NO_COLOR": "1", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **screen}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
 
         def run(block: re.Match[str]) -> str:
             commands = [line[2:] for line in block[1].splitlines() if line.startswith("$ ")]
@@ -81,7 +92,8 @@ def main() -> None:
         page = BLOCK.sub(run, README.read_text(encoding="utf-8"))
         README.write_text(page, encoding="utf-8")
         if shutil.which("chromium"):
-            picture(folder / "demo" / "report.html", folder)
+            for name in PICTURES:
+                picture(name, folder)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from graphsurgery.cli.compressing import (
+    MEASURING,
+    Measuring,
     calibration_of,
     show_costs,
     show_cut_check,
@@ -104,25 +105,6 @@ class Cutting:
         )
 
 
-@Parameter(name="*", group="Latency")
-@dataclass(frozen=True)
-class Measuring:
-    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
-
-    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Threads that an operator may use."""
-    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Examples in one run."""
-    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
-    """Timed runs of each network."""
-
-    def timing(self) -> Timing:
-        """The same for what measures."""
-        from graphsurgery.onnx.runtime.latency import Timing
-
-        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
-
-
 @Parameter(name="*", group="Fine-tuning")
 @dataclass(frozen=True)
 class Tuning:
@@ -162,7 +144,6 @@ class Tuning:
 
 
 _CUTTING = Cutting()
-_MEASURING = Measuring()
 _TUNING = Tuning()
 
 
@@ -173,7 +154,7 @@ def compress(
     output: Output,
     data: str | None = None,
     cutting: Cutting = _CUTTING,
-    measuring: Measuring = _MEASURING,
+    measuring: Measuring = MEASURING,
     tuning: Tuning = _TUNING,
     run: Running = RUNNING,
     editing: Editing = EDITING,
@@ -192,12 +173,12 @@ def compress(
     inputs = None
     tuning.check(data)
     if cutting.dead:
-        if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != _MEASURING or data is not None:
+        if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != MEASURING or data is not None:
             raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
         small = show_dead(session, editing.opening.graph(model))
     else:
         plan = cutting.plan(editing.seed)
-        if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
+        if measuring != MEASURING and not (cutting.to_latency or cutting.auto_step):
             raise SurgeryError(
                 "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
                 "--round-to auto"

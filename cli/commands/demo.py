@@ -33,7 +33,8 @@ def demo(
     from graphsurgery.recipes.demo import demo as recipe
 
     writing.check_new(*(folder / name for name in FILES))
-    session = TrainingSession(shown, files={"network": folder / "merged.pt", "report": folder / "report.html"})
+    files = {"network": folder / "merged.pt", "report": folder / "report.html"}
+    session = TrainingSession(shown, {"data": data}, files)
     # On networks this small one thread is as fast as many, and sums in the same order on every machine.
     torch.set_num_threads(1)
     outcome = recipe(folder, data=data, seed=seed, reporter=session.screen.reporter())

@@ -12,11 +12,10 @@ from cyclopts import Parameter
 from graphsurgery.cli.options import SHOWN, Shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.onnx.files.nodes import OnnxNode
     from graphsurgery.onnx.runtime.comparing import NodePair, OnnxDiff
     from graphsurgery.onnx.runtime.latency import Latency
+    from graphsurgery.reports.sheet import Sheet
 
 
 def diff(
@@ -82,12 +81,13 @@ def _timed(before: Path, after: Path) -> tuple[tuple[Latency, Latency] | None, s
         return None, str(cause)
 
 
-def _nodes(pairs: Sequence[NodePair]) -> Table:
+def _nodes(pairs: Sequence[NodePair]) -> Sheet:
     """A row for each pair of nodes."""
     from graphsurgery.cli.output import columns
 
-    table = columns("", "node", "operator", "output", "parameters", "MACs", right=["parameters", "MACs"])
-    table.add_column("also changed", overflow="fold")
+    head = ("", "node", "operator", "output", "parameters", "MACs", "also changed")
+    numbers, marks = ["parameters", "MACs"], ["", "operator", "output"]
+    table = columns(*head, right=numbers, marks=marks, names=["node"], drop=["also changed", "output"])
     for pair in pairs:
         table.add_row(*_cells(pair))
     return table
@@ -132,7 +132,7 @@ def _cells(pair: NodePair) -> list[str]:
     return [_SIGNS[pair.kind], *cells, ", ".join(others)]
 
 
-def _totals(found: OnnxDiff, times: tuple[Latency, Latency] | None) -> Table:
+def _totals(found: OnnxDiff, times: tuple[Latency, Latency] | None) -> Sheet:
     from graphsurgery.cli.output import columns, count
 
     table = columns("", "before", "after", "ratio", right=["before", "after", "ratio"])

@@ -14,13 +14,12 @@ from graphsurgery.errors import SurgeryError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Latency
     from graphsurgery.recipes.delivery.deliver import Delivery
     from graphsurgery.recipes.delivery.quantize import Int8Report
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.training.data.dataset import Data
 
 
@@ -148,7 +147,7 @@ def _deliver_int8(
     return report.as_dict()
 
 
-def _versions(report: Int8Report) -> Table:
+def _versions(report: Int8Report) -> Sheet:
     """Size, latency and scores of both networks."""
     from graphsurgery.cli.output import columns, count
     from graphsurgery.reports.cells import metric_text
@@ -178,7 +177,7 @@ def _show_schemes(screen: Screen, report: Int8Report) -> None:
         "pairs that saturate",
         *(f"{name}, {kind}" for kind in ("exact sums", "saturating") for name in numbers),
     ]
-    table = columns("scheme", *headings, right=headings)
+    table = columns("scheme", *headings, right=headings, marks=["scheme"], drop=headings[:0:-1])
     for name, scheme in report.schemes.items():
         cells = []
         for sums in (scheme.exact, scheme.saturating):

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.surgery.channels.cost import Cost
 
 
@@ -38,17 +37,17 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small_file(model))
 
 
-def _spaces(graph: ModelGraph) -> Table:
+def _spaces(graph: ModelGraph) -> Sheet:
     """A row for each space."""
-    from graphsurgery.cli.output import columns, few
+    from graphsurgery.cli.output import columns
 
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
-    table = columns("space", "size", "written by", "read by", *mixed, right=["size"])
+    table = columns("space", "size", "written by", "read by", *mixed, right=["size"], drop=mixed)
     for space in graph.spaces:
         kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
         name = space.name if space.outer else f"{space.name} (inside another)"
         cells = [", ".join(kinds)] if mixed else []
-        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
+        table.add_row(name, str(space.size), space.writers, space.readers, *cells)
     return table
 
 

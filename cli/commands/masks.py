@@ -17,9 +17,8 @@ from graphsurgery.cli.session import Session
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.surgery.masks.mask_set import MaskSet, Overlap
 
 
@@ -157,14 +156,15 @@ def _words(overlap: Overlap) -> str:
     )
 
 
-def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Table:
+def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Sheet:
     """A row for each weight tensor of one mask, or of two and how far they agree there."""
     from graphsurgery.cli.output import columns
 
     densities = [masks.densities for masks in found]
     live = ["live"] if len(found) == 1 else ["live in the first", "live in the second"]
     compared = ["differ", "IoU", "IoU by chance"] if overlaps else []
-    table = columns("weight", "shape", *live, *compared, right=[*live, *compared])
+    drop = ["IoU by chance", "IoU", "differ", "shape"]
+    table = columns("weight", "shape", *live, *compared, right=[*live, *compared], marks=["shape"], drop=drop)
     for name, mask in found[0].items():
         cells = [f"{shares[name]:.2%}" for shares in densities]
         if overlaps:
@@ -173,12 +173,12 @@ def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Table:
     return table
 
 
-def _pairs(pairs: Mapping[tuple[str, str], Overlap]) -> Table:
+def _pairs(pairs: Mapping[tuple[str, str], Overlap]) -> Sheet:
     """A row for each two masks."""
     from graphsurgery.cli.output import columns
 
     numbers = ["differ", "IoU", "IoU by chance"]
-    table = columns("masks", "", *numbers, right=numbers)
+    table = columns("masks", "", *numbers, right=numbers, names=["masks", ""], drop=["IoU by chance", "IoU"])
     for names, overlap in pairs.items():
         table.add_row(*names, *(f"{value:.2%}" for value in overlap))
     return table

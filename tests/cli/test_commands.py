@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -229,4 +230,7 @@ def test_merge_writes_network_onnx_and_report(here, capsys):
     assert rows["merged"]["latency"] > 0
     assert rows["merged"]["parameters"] == rows["parent 1"]["parameters"]
     assert gs.check_onnx(gs.load("merged.pt"), "m.onnx").holds
-    assert "<html" in (here / "r.html").read_text()
+    page = (here / "r.html").read_text()
+    assert "graphsurgery merge a.pt b.pt --data digits" in re.sub("<[^>]*>", "", page)
+    assert 'href="./m.onnx"' in page
+    assert page.count("last ") >= 2 * 4  # the curves of both parents, of the closing gates and of the fine-tuning

@@ -73,7 +73,7 @@ class SpaceCosts:
     shares: Mapping[str, tuple[float, ...]]
 
     @cached_property
-    def _curve(self) -> tuple[Any, Any]:
+    def curve(self) -> tuple[Any, Any]:
         """Sizes, and shares `[size, operator]`, from none to all channels; below the smallest the line goes on."""
         points = np.array([*self.sizes, self.size], dtype=float)
         table = np.array([[*shares, 1.0] for shares in self.shares.values()]).T.reshape(len(points), len(self.shares))
@@ -84,7 +84,7 @@ class SpaceCosts:
 
     def at(self, size: int) -> Any:
         """The share of each operator, in order, at a size; a line between those that were measured."""
-        points, table = self._curve
+        points, table = self.curve
         place = int(np.clip(np.searchsorted(points, size) - 1, 0, len(points) - 2))
         part = (size - points[place]) / (points[place + 1] - points[place])
         return table[place] + part * (table[place + 1] - table[place])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph, Space
@@ -184,6 +184,25 @@ def rewarded_step(graph: ModelGraph, bench: Bench) -> Steps:
     """The step that the runtime rewards in the most expensive spaces of a network."""
     spaces = _cuttable(graph)
     return find_step(bench, costly(graph, spaces), largest=largest_step([space.size for space in spaces]))
+
+
+class Timed(NamedTuple):
+    """What the runtime takes for a network at any widths, and the step of widths that it rewards."""
+
+    table: CostTable
+    steps: Steps
+
+
+def timed(graph: ModelGraph, files: Files, timing: Timing) -> Timed:
+    """Time the operators of a network with each of its spaces cut.
+
+    Raises:
+        SurgeryError: no space can be measured.
+    """
+    bench = FileBench(files.original, graph, timing)
+    steps = rewarded_step(graph, bench)
+    spaces = {space.name: space.size for space in graph.spaces if not space.positions}
+    return Timed(measure_table(bench, spaces, steps.step), steps)
 
 
 def cut_to_latency(

@@ -7,15 +7,20 @@ from collections.abc import Collection
 
 from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
+from graphsurgery.reports.diagrams.plan import Plan
 
 
-def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
+def onnx_diagram(
+    graph: OnnxGraph, title: str, size: int, plan: Plan | None = None, notes: tuple[str, ...] = ()
+) -> Diagram:
     """The nodes of a file with operator, shapes for a batch of one, and parameters.
 
     Args:
         graph: what `read_nodes` gave.
         title: what the picture is called.
         size: bytes of the file.
+        plan: how the network in it may be cut.
+        notes: what else a reader should know.
     """
     colored = {node.operator for node in graph.nodes if node.parameters}
     boxes, edges = _wired(graph, colored)
@@ -31,7 +36,8 @@ def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
         edges=tuple(dict.fromkeys(edges)),
         heads=("operator", "nodes", "parameters"),
         keys=_keys(graph, colored),
-        notes=("Shapes and MACs are for a batch of one.",),
+        notes=("Shapes and MACs are for a batch of one.", *notes),
+        plan=plan,
     )
 
 
@@ -85,4 +91,7 @@ def _box(node: OnnxNode, colored: bool) -> Box:
         lines=(node.layer or node.name, shapes),
         bands=((node.operator, 1.0),) if colored else ((None, 1.0),),
         details={key: text for key, text in details.items() if text},
+        parameters=node.parameters,
+        macs=node.macs or 0,
+        alike=(node.operator, shapes, *sorted(map(str, node.weights.values())), *sorted(node.attributes.items())),
     )
