@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +35,16 @@ class Shown:
     """Print one JSON document on standard output, and nothing else there."""
     quiet: Annotated[bool, _FLAG] = False
     """Print errors only (and the JSON document)."""
+    verbose: Annotated[bool, _FLAG] = False
+    """Also print, on standard error, every epoch, how long each phase took, warnings of libraries, and what an error
+    was raised from."""
+    traceback: Annotated[bool, _FLAG] = False
+    """Print the Python traceback of an error."""
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> Shown:
+        """The same before a command line is parsed, which may go wrong."""
+        return cls(**{field.name: f"--{field.name}" in tokens for field in fields(cls)})
 
 
 @Parameter(name="*")

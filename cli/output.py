@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +14,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.collecting import go_on
 from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
-from graphsurgery.cli.streams import LastingConsole, silence
+from graphsurgery.cli.process.collecting import go_on
+from graphsurgery.cli.process.failures import DOCUMENT
+from graphsurgery.cli.process.streams import LastingConsole, silence
+from graphsurgery.cli.process.watching import hidden, is_first
 from graphsurgery.errors import visible
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ class Screen:
 
     def __init__(self, shown: Shown) -> None:
         go_on()
-        self.first = os.environ.get("RANK", "0") == "0"
+        self.first = is_first()
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet
         self.progress = self.first and not shown.quiet
+        self.verbose = shown.verbose
         # Off a terminal rich would fold tables to 80 columns.
         self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
         self.failure: OSError | None = None
@@ -109,7 +110,7 @@ class Screen:
             self.line("note", f"MACs without {few(cost.uncounted)} (kept whole)", "yellow")
 
     def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
-        """Print the last line, the next command to try; or the JSON document, which has it too.
+        """Print the last line, the next command to try; the JSON document, which has it too, is printed in the end.
 
         Raises:
             OSError: something could not be printed, for another reason than that nobody reads it.
@@ -125,7 +126,7 @@ class Screen:
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
-            self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+            DOCUMENT.set(_finite({**document, "next": following}))
         if self.failure is not None:
             raise self.failure
 
@@ -147,14 +148,8 @@ class Screen:
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         try:
-            self.console.print(what, soft_wrap=soft_wrap)
-        except OSError as cause:
-            self._fail(cause)
-
-    def _write(self, text: str) -> None:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with hidden():
+                self.console.print(what, soft_wrap=soft_wrap)
         except OSError as cause:
             self._fail(cause)
 
@@ -173,7 +168,7 @@ class Screen:
         logger = logging.getLogger("graphsurgery.training")
         logger.handlers = [logging.StreamHandler(sys.stderr)]
         logger.setLevel(logging.INFO)
-        return default_reporter()
+        return default_reporter(verbose=self.verbose)
 
 
 class _Columns(Table):

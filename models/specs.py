@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.errors import SpecError, near_names
+from graphsurgery.errors import SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Trust
 from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
+from graphsurgery.models.sources.user_files import load_function, place_of, require_function, told
 from graphsurgery.models.spec_text import (
     Spec,
     Value,
     is_function_spec,
-    load_function,
     parse_spec,
     with_option,
 )
@@ -59,10 +60,11 @@ def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
         return library.build(name, parsed.options, trust)
     if is_function_spec(parsed.name):
         function, _ = load_function(parsed.name)
-        module = _call(spec, function, parsed.options)
+        module = called(spec, function, parsed.options)
         if not isinstance(module, nn.Module):
             raise SpecError(f"{spec}: returned {type(module).__name__}, expected a torch.nn.Module; return the network")
         return followable(module)
+    require_function(spec)
     source, name = _source_and_name(spec, parsed)
     return followable(_BUILDERS[source](spec, name, parsed.options))
 
@@ -167,13 +169,14 @@ def blank(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     source, slash, name = parsed.name.partition("/")
     if not slash:
-        advice = near_names(parsed.name, [full for s in SOURCES for full in _names(s)])
         raise SpecError(
             f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /, or "
-            f"{', '.join(LIBRARIES)} before a colon; {advice}"
+            f"{', '.join(LIBRARIES)} before a colon; {_near_specs(parsed.name)}"
         )
     if source not in SOURCES:
-        raise SpecError(f"model spec {spec!r}: unknown source {source!r}; {near_names(source, SOURCES)}")
+        raise SpecError(
+            f"model spec {spec!r}: unknown source {source!r}, and no such file; {near_names(source, SOURCES)}"
+        )
     if source == "timm":
         _timm()
     known = _names(source)
@@ -181,6 +184,16 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     if (name.partition(".")[0] if source == "timm" else name) not in known:
         raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
     return source, name
+
+
+def _near_specs(name: str) -> str:
+    """What may be meant by a name without a source: what is called so, or nearly so, with its source."""
+    specs: dict[str, list[str]] = {}
+    for spec in available():
+        specs.setdefault(spec.partition("/")[2], []).append(spec)
+    close = [name] if name in specs else difflib.get_close_matches(name, specs, n=3, cutoff=0.6)
+    found = [spec for each in close for spec in specs[each]]
+    return f"did you mean {' or '.join(found[:4])}?" if found else f"see graphsurgery models {name}"
 
 
 def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: bool = False) -> str:
@@ -233,7 +246,7 @@ def _timm() -> ModuleType:
 
 
 def _build_paper(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
-    return _call(spec, PAPER_NETWORKS[name], options)
+    return called(spec, PAPER_NETWORKS[name], options)
 
 
 def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
@@ -246,7 +259,7 @@ def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Mo
     if "weights_backbone" in inspect.signature(builder).parameters:
         # Left at its default, torchvision downloads weights for the backbone alone.
         builder = partial(builder, weights_backbone=None)
-    return _call(spec, builder, options)
+    return called(spec, builder, options)
 
 
 def _is_detector(builder: Callable[..., Any]) -> bool:
@@ -263,7 +276,7 @@ def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
             kwargs["num_classes"] = num_classes
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **kwargs)
 
-    return _call(spec, builder, options)
+    return called(spec, builder, options)
 
 
 _BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
@@ -273,7 +286,12 @@ _BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
 }
 
 
-def _call(spec: str, builder: Callable[..., Any], options: dict[str, Value]) -> Any:
+def called(spec: str, builder: Callable[..., Any], options: Mapping[str, Value]) -> Any:
+    """What a function gives that takes these options.
+
+    Raises:
+        SpecError: it has no such option, or it fails; says at which line of a file of the user.
+    """
     try:
         return builder(**options)
     except SpecError as error:
@@ -284,7 +302,9 @@ def _call(spec: str, builder: Callable[..., Any], options: dict[str, Value]) -> 
             accepted = _accepted(builder)
             advice = f"accepted: {', '.join(accepted)}" if accepted else "it takes no options"
             raise SpecError(f"{spec}: has no option {unknown[1]!r}; {advice}") from error
-        reason = str(error).partition("\n")[0]
+        if place_of(error) is not None:
+            raise SpecError(f"{spec}: fails: {told(error)}; repair the file, or the options") from error
+        reason = one_line(error)
         raise SpecError(f"{spec}: cannot be built ({type(error).__name__}: {reason}); check its options") from error
 
 

@@ -37,7 +37,7 @@ def install(
         A folder, which from_pretrained loads; of ultralytics a .pt file.
     """
     from graphsurgery.cli.output import Screen, count
-    from graphsurgery.models.installing import write_installed
+    from graphsurgery.models.libraries.installing import write_installed
     from graphsurgery.models.libraries.library import Trust
     from graphsurgery.models.specs import build
 

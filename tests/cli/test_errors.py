@@ -146,12 +146,25 @@ def test_pickles_execute_nothing_unless_trusted(fails, here):
     assert run(["inspect", "module.pt", "--input", "4", "--trust-pickle"]) == 0
 
 
-def test_a_loss_that_is_not_a_number(fails):
-    command = ["train", SPEC, "--data", "digits", "-o", "x.pt", "--lr", "1e30", "--epochs", "2", "--quiet"]
-    code, line = fails(*command, "--device", "cpu")
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (["train", SPEC], ["--lr", "--warmup", "--clip"]),
+        (["compress", "a.pt", "--keep", "0.5"], ["--lr"]),
+        (["merge", "a.pt", "b.pt"], ["--lr"]),
+        (["grow", "a.pt", "--by", "2x", "--no-control"], ["--lr"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_training_that_diverges_names_options_that_the_command_has(fails, command, flags):
+    options = ["--data", "digits", "-o", "x.pt", "--lr", "1e30", "--epochs", "2", "--quiet", "--device", "cpu"]
+    code, line = fails(*command, *options)
     assert code == 2
-    assert "the loss is" in line
-    assert "learning rate below" in line
+    assert re.search(r"the loss is (nan|inf) in epoch 1, step \d+, at a learning rate of \S+; try --lr 0\.1", line), (
+        line
+    )
+    assert set(re.findall(r"--[a-z]+", line)) == set(flags)
+    assert "last good state" not in line
 
 
 def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 import graphsurgery as gs
 from graphsurgery.cli import run
-from graphsurgery.cli.streams import _PLAIN
+from graphsurgery.cli.process.streams import _PLAIN
 from graphsurgery.errors import SpecError
 from graphsurgery.models.spec_text import anchored
 from graphsurgery.recipes import experiment
