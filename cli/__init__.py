@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from graphsurgery import __version__
+from graphsurgery.cli.arguments.examples import epilogue
 from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS, Shown
 from graphsurgery.cli.process.collecting import leave, pause
 from graphsurgery.cli.process.failures import (
@@ -59,10 +60,18 @@ _COMMANDS = {
     "diff": "Show what changed between two ONNX files, node by node.",
     "view": "Show a network, or an ONNX file, as a picture.",
     "doctor": "Apply every pass to a network and measure every contract.",
+    "data": "List the data that can be named, and their options.",
+    "models": "List the models that can be named, by a word.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
 for _name, _help in _COMMANDS.items():
-    app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help)
+    _below = epilogue(_name, EPILOGUE)
+    app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help, help_epilogue=_below)
+app.command(
+    "graphsurgery.cli.commands.completion:install_completion",
+    name="--install-completion",
+    help="Let the shell complete commands and options (bash, zsh, fish).",
+)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -108,7 +117,7 @@ def _called(tokens: Sequence[str], *, verbose: bool) -> Failure | None:
                 warnings.simplefilter("default" if verbose else "ignore")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
     except (Exception, KeyboardInterrupt) as cause:
-        failure = failure_of(cause, options_of(tokens), advice(tokens))
+        failure = failure_of(cause, lambda: options_of(tokens), advice(tokens))
         if failure is None:
             # Whoever read the output has enough; the interpreter's last flush must not complain.
             silence(sys.stdout)

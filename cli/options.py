@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import MaybeModel
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class Shown:
 class Opening:
     """How a model argument is opened."""
 
-    arch: str | None = None
-    """What a state_dict belongs to: a model spec, such as torchvision/resnet18 or file.py:function, or a checkpoint."""
+    arch: MaybeModel = None
+    """What a state_dict (.pt, .safetensors) belongs to: a model spec, such as torchvision/resnet18 or file.py:function,
+    or a checkpoint."""
     key: str | None = None
     """Which weights of a file that holds several, such as state_dict_ema."""
     answer: str | None = None

@@ -23,11 +23,14 @@ from graphsurgery.errors import visible
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.models.sources.listing import Listing
     from graphsurgery.recipes.outcome import Check
     from graphsurgery.surgery.channels.cost import Cost
     from graphsurgery.training.loop.progress import Reporter
 
 _WIDTH = 140
+_NAME = 24
+"""As long a name is not folded, in columns."""
 
 
 class Screen:
@@ -57,6 +60,20 @@ class Screen:
         self._notes()
         if self.speaks:
             self._print(what)
+
+    def listing(self, what: Listing) -> None:
+        """Print a table of what can be named, and an empty line."""
+        table = columns(*what.headings)
+        for row in what.plain():
+            table.add_row(*row)
+        table.columns[0].no_wrap = len(max((row[0] for row in what.plain()), key=len)) <= _NAME
+        self.show(table)
+        self.plain("")
+
+    def plain(self, text: str) -> None:
+        """Print a line as it is."""
+        if self.speaks:
+            self._print(Text(visible(text)), soft_wrap=True)
 
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
@@ -22,6 +23,7 @@ from graphsurgery.errors import SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Trust
 from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
+from graphsurgery.models.sources.downloads import require_torchvision_weights, timm_weights
 from graphsurgery.models.sources.user_files import load_function, place_of, require_function, told
 from graphsurgery.models.spec_text import (
     Spec,
@@ -65,6 +67,8 @@ def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
             raise SpecError(f"{spec}: returned {type(module).__name__}, expected a torch.nn.Module; return the network")
         return followable(module)
     require_function(spec)
+    if names_file(spec):
+        raise SpecError(f"{spec}: is a file, expected a model spec, such as paper/cnn; grow and slim train files on")
     source, name = _source_and_name(spec, parsed)
     return followable(_BUILDERS[source](spec, name, parsed.options))
 
@@ -171,7 +175,7 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     if not slash:
         raise SpecError(
             f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /, or "
-            f"{', '.join(LIBRARIES)} before a colon; {_near_specs(parsed.name)}"
+            f"{', '.join(LIBRARIES)} before a colon; {near_specs(parsed.name)}"
         )
     if source not in SOURCES:
         raise SpecError(
@@ -186,14 +190,14 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     return source, name
 
 
-def _near_specs(name: str) -> str:
+def near_specs(name: str) -> str:
     """What may be meant by a name without a source: what is called so, or nearly so, with its source."""
     specs: dict[str, list[str]] = {}
     for spec in available():
         specs.setdefault(spec.partition("/")[2], []).append(spec)
     close = [name] if name in specs else difflib.get_close_matches(name, specs, n=3, cutoff=0.6)
     found = [spec for each in close for spec in specs[each]]
-    return f"did you mean {' or '.join(found[:4])}?" if found else f"see graphsurgery models {name}"
+    return f"did you mean {' or '.join(found[:4])}?" if found else "graphsurgery models lists what there is"
 
 
 def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: bool = False) -> str:
@@ -256,6 +260,8 @@ def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Mo
     if name in ("googlenet", "inception_v3") and options.get("weights") is None:
         # Their default, spelled out: torchvision warns when it is left implicit.
         options = {"init_weights": True, **options}
+    if options.get("weights") is not None:
+        require_torchvision_weights(spec, name, options["weights"])
     if "weights_backbone" in inspect.signature(builder).parameters:
         # Left at its default, torchvision downloads weights for the backbone alone.
         builder = partial(builder, weights_backbone=None)
@@ -276,7 +282,8 @@ def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
             kwargs["num_classes"] = num_classes
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **kwargs)
 
-    return called(spec, builder, options)
+    with timm_weights(spec, name) if options.get("pretrained") else contextlib.nullcontext():
+        return called(spec, builder, options)
 
 
 _BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
@@ -314,11 +321,24 @@ def _accepted(builder: Callable[..., Any]) -> list[str]:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         try:
             with torch.device("meta"):
-                parameters += inspect.signature(type(builder())).parameters.values()
+                own = inspect.signature(type(builder())).parameters.values()
+            parameters += [p for p in own if p.default is not p.empty]  # the others are what the builder gives
         except Exception:  # only the advice of an error gets shorter
             pass
     passed_on = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return sorted({p.name for p in parameters if p.kind not in passed_on})
+
+
+def options_of(name: str) -> list[str]:
+    """The options that a model of the paper, torchvision or timm takes."""
+    source, _, model = name.partition("/")
+    if source == "paper":
+        return list(inspect.signature(PAPER_NETWORKS[model]).parameters)
+    if source == "timm":
+        return ["pretrained", "num_classes", "in_chans", "img_size"]
+    from torchvision.models import get_model_builder
+
+    return _accepted(get_model_builder(model))
 
 
 def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:

@@ -7,16 +7,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing
 
 Folder = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
 def install(
-    model: str,
+    model: Model,
     /,
     *,
-    into: str,
+    into: Model,
     output: Folder,
     opening: Opening = OPENING,
     writing: Writing = WRITING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def view(
-    model: str,
+    model: Model,
     /,
     *,
     html: Path | None = None,
@@ -25,7 +26,7 @@ def view(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, a model spec, or an ONNX file.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     html
         Write our own picture there, with or without Netron: of a network the layers by spaces of channels, of an ONNX
         file the nodes. By default, and with --json, it is named after the model.

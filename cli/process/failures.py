@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +30,9 @@ DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 
 EXIT_CODES: Mapping[int, str] = {
     DONE: "done",
     CHECK_FAILED: "a check failed",
-    USAGE: "usage: what was asked for, or what was given, is wrong",
-    UNSUPPORTED: "understood, and unsupported",
-    BUG: "a mistake in graphsurgery; please report it",
+    USAGE: "usage",
+    UNSUPPORTED: "unsupported",
+    BUG: "a mistake in graphsurgery, to be reported",
     INTERRUPTED: "interrupted (Ctrl+C)",
     TERMINATED: "asked to end (SIGTERM)",
 }
@@ -90,12 +90,12 @@ class Failure:
                 cause = cause.__cause__
 
 
-def failure_of(cause: BaseException, flags: Sequence[str] = (), advice: str = "") -> Failure | None:
+def failure_of(cause: BaseException, flags: Callable[[], Collection[str]] = tuple, advice: str = "") -> Failure | None:
     """How a command fails that ends in this error; None where a reader of its output has gone, which is no failure.
 
     Args:
         cause: the error.
-        flags: the options that the command has.
+        flags: gives the options that the command has.
         advice: how it goes on when it was interrupted.
     """
 
@@ -109,7 +109,7 @@ def failure_of(cause: BaseException, flags: Sequence[str] = (), advice: str = ""
         return failure(code, f"interrupted; nothing was left half written{advice}")
     line = one_line(cause, _LIMIT)
     if isinstance(cause, DivergedError):
-        return failure(USAGE, printable(cause.told(flags)))
+        return failure(USAGE, printable(cause.told(flags())))
     if isinstance(cause, SurgeryError | CycloptsError | OSError):
         codes = ((CheckFailedError, CHECK_FAILED), (UnsupportedError, UNSUPPORTED))
         return failure(next((code for kind, code in codes if isinstance(cause, kind)), USAGE), line)

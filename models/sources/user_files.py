@@ -37,6 +37,20 @@ def require_function(spec: str) -> None:
     raise SpecError(f"{spec}: names a Python file, and which function of it is missing; {advice}")
 
 
+def require_file_of(name: str) -> bool:
+    """Whether a spec names a function of a Python file, which is there.
+
+    Raises:
+        SpecError: it is not.
+    """
+    from graphsurgery.models.spec_text import is_function_spec
+
+    if not is_function_spec(name):
+        return False
+    _require(Path(name.rpartition(":")[0]))
+    return True
+
+
 def _require(path: Path) -> None:
     if not path.is_file():
         raise SpecError(f"{path}: no such file; expected a Python file")

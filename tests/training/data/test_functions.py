@@ -191,7 +191,7 @@ def test_labels_that_are_transformed_are_looked_at():
     assert class_count("d", {"train": whole}) == 4
 
 
-def test_loaders_of_one_data_set_with_other_samplers(returning):
+def test_loaders_of_one_data_set_with_other_samplers():
     whole = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))
     loader = DataLoader(whole, sampler=SubsetRandomSampler([3, 4]))
     from graphsurgery.training.data.functions import _dataset
