@@ -18,7 +18,7 @@ from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
 from graphsurgery.cli.process.collecting import go_on
 from graphsurgery.cli.process.failures import DOCUMENT
 from graphsurgery.cli.process.streams import LastingConsole, silence
-from graphsurgery.cli.process.watching import hidden, is_first
+from graphsurgery.cli.process.watching import hidden, is_first, ready
 from graphsurgery.errors import visible
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Screen:
 
     def __init__(self, shown: Shown) -> None:
         go_on()
+        ready()
         self.first = is_first()
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet

@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphsurgery.models.specs import available, build, input_shape
+    from graphsurgery.models.sources.names import available
+    from graphsurgery.models.specs import build, input_shape
 
 __all__ = ["available", "build", "input_shape"]
 
@@ -13,4 +14,5 @@ def __getattr__(name: str) -> Any:
     """Looked up when it is asked for: a command reads specs before it imports torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(f"{__name__}.specs"), name)
+    home = "sources.names" if name == "available" else "specs"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

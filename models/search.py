@@ -9,8 +9,9 @@ from typing import Any
 from graphsurgery.errors import SpecError, one_line
 from graphsurgery.models.paper.table import PAPER_NETWORKS
 from graphsurgery.models.sources.listing import Listing
+from graphsurgery.models.sources.names import available, near_specs, options_of
 from graphsurgery.models.spec_text import parse_spec
-from graphsurgery.models.specs import available, input_shape, near_specs, options_of
+from graphsurgery.models.specs import input_shape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import math
 import re
@@ -23,7 +22,9 @@ from graphsurgery.errors import SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Trust
 from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
+from graphsurgery.models.sources.catalogue import ENDINGS
 from graphsurgery.models.sources.downloads import require_torchvision_weights, timm_weights
+from graphsurgery.models.sources.names import SOURCES, accepted, names_of, near_specs, timm_package
 from graphsurgery.models.sources.user_files import load_function, place_of, require_function, told
 from graphsurgery.models.spec_text import (
     Spec,
@@ -33,7 +34,6 @@ from graphsurgery.models.spec_text import (
     with_option,
 )
 
-SOURCES = ("paper", "timm", "torchvision")
 _TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300}
 _DETECTOR_SIDE = 320
 
@@ -104,13 +104,6 @@ def followable(module: nn.Module) -> nn.Module:
     return core(module)
 
 
-def available(prefix: str = "") -> list[str]:
-    """The model specs that begin with `prefix`, sorted; those of timm only where timm is installed."""
-    wanted = [source for source in SOURCES if source.startswith(prefix) or prefix.startswith(source)]
-    names = [f"{source}/{name}" for source in wanted for name in _names(source)]
-    return sorted(name for name in names if name.startswith(prefix))
-
-
 def input_shape(spec: str) -> tuple[int, ...] | None:
     """The shape of one example, without the batch, that `spec` is made for; None where it is not known.
 
@@ -172,6 +165,10 @@ def blank(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     source, slash, name = parsed.name.partition("/")
+    if Path(parsed.name).is_dir():
+        raise SpecError(
+            f"model spec {spec!r}: is a folder; give a file of it, or hf:{parsed.name} for one of transformers"
+        )
     if not slash:
         raise SpecError(
             f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /, or "
@@ -182,22 +179,12 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
             f"model spec {spec!r}: unknown source {source!r}, and no such file; {near_names(source, SOURCES)}"
         )
     if source == "timm":
-        _timm()
-    known = _names(source)
+        timm_package()
+    known = names_of(source)
     # timm also takes `model.tag`, which names pretrained weights of the model.
     if (name.partition(".")[0] if source == "timm" else name) not in known:
         raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
     return source, name
-
-
-def near_specs(name: str) -> str:
-    """What may be meant by a name without a source: what is called so, or nearly so, with its source."""
-    specs: dict[str, list[str]] = {}
-    for spec in available():
-        specs.setdefault(spec.partition("/")[2], []).append(spec)
-    close = [name] if name in specs else difflib.get_close_matches(name, specs, n=3, cutoff=0.6)
-    found = [spec for each in close for spec in specs[each]]
-    return f"did you mean {' or '.join(found[:4])}?" if found else "graphsurgery models lists what there is"
 
 
 def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: bool = False) -> str:
@@ -228,27 +215,6 @@ def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: b
     return f"{parsed.name}?{options}" if options else parsed.name
 
 
-def _names(source: str) -> Sequence[str]:
-    if source == "paper":
-        return list(PAPER_NETWORKS)
-    if source == "torchvision":
-        from torchvision.models import list_models
-
-        return list_models()
-    try:
-        return _timm().list_models()
-    except SpecError:
-        return []
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise SpecError("timm is not installed; install the extra: pip install 'graphsurgery[timm]'") from error
-    return timm
-
-
 def _build_paper(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
     return called(spec, PAPER_NETWORKS[name], options)
 
@@ -273,7 +239,7 @@ def _is_detector(builder: Callable[..., Any]) -> bool:
 
 
 def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
-    timm = _timm()
+    timm = timm_package()
 
     def builder(
         pretrained: bool = False, num_classes: int | None = None, in_chans: int = 3, **kwargs: Any
@@ -306,39 +272,13 @@ def called(spec: str, builder: Callable[..., Any], options: Mapping[str, Value])
     except Exception as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown and unknown[1] in options:
-            accepted = _accepted(builder)
-            advice = f"accepted: {', '.join(accepted)}" if accepted else "it takes no options"
+            taken = accepted(builder)
+            advice = f"accepted: {', '.join(taken)}" if taken else "it takes no options"
             raise SpecError(f"{spec}: has no option {unknown[1]!r}; {advice}") from error
         if place_of(error) is not None:
             raise SpecError(f"{spec}: fails: {told(error)}; repair the file, or the options") from error
         reason = one_line(error)
         raise SpecError(f"{spec}: cannot be built ({type(error).__name__}: {reason}); check its options") from error
-
-
-def _accepted(builder: Callable[..., Any]) -> list[str]:
-    """Names that `builder` takes, and, where it passes keywords on, those of the class that it builds."""
-    parameters = list(inspect.signature(builder).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        try:
-            with torch.device("meta"):
-                own = inspect.signature(type(builder())).parameters.values()
-            parameters += [p for p in own if p.default is not p.empty]  # the others are what the builder gives
-        except Exception:  # only the advice of an error gets shorter
-            pass
-    passed_on = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return sorted({p.name for p in parameters if p.kind not in passed_on})
-
-
-def options_of(name: str) -> list[str]:
-    """The options that a model of the paper, torchvision or timm takes."""
-    source, _, model = name.partition("/")
-    if source == "paper":
-        return list(inspect.signature(PAPER_NETWORKS[model]).parameters)
-    if source == "timm":
-        return ["pretrained", "num_classes", "in_chans", "img_size"]
-    from torchvision.models import get_model_builder
-
-    return _accepted(get_model_builder(model))
 
 
 def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
@@ -359,7 +299,7 @@ def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] 
 
 
 def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
-    config = _timm().get_pretrained_cfg(name)
+    config = timm_package().get_pretrained_cfg(name)
     size = getattr(config, "input_size", None) or (3, 224, 224)
     channels, height, width = size
     side = options.get("img_size")
@@ -369,12 +309,9 @@ def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
     return (override if isinstance(override, int) else channels, height, width)
 
 
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".safetensors")
-
-
 def names_file(source: str) -> bool:
     """Whether `source` is a file, or should be one by its ending; a model spec is none."""
     if library_of(source) is not None:
         return False
     path = Path(source)
-    return path.is_file() or (path.suffix in _FILES and "?" not in source)
+    return path.is_file() or (path.suffix in ENDINGS and "?" not in source)

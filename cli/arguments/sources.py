@@ -8,16 +8,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from graphsurgery.errors import CheckpointError, SpecError, near_names
+from graphsurgery.models.sources.catalogue import ENDINGS, SPECS
 
-EXPECTED = {
-    ".onnx": "an ONNX file",
-    ".pt": "a checkpoint, or weights saved by torch.save",
-    ".pth": "weights saved by torch.save",
-    ".ckpt": "weights saved by torch.save",
-    ".bin": "weights saved by torch.save",
-    ".safetensors": "tensors",
-    ".json": "a file of masks",
-}
+EXPECTED = {**ENDINGS, ".onnx": "an ONNX file", ".json": "a file of masks"}
 """What is in the files that commands read, by their endings."""
 _FOLDERS = ("imagefolder", "cifar10", "cifar100", "fashion-mnist")
 """Data that may name a folder."""
@@ -48,7 +41,7 @@ def there(_kind: Any, source: Any) -> None:
         _require_folder(text, scheme, rest)
     elif scheme == "ultralytics" and rest.endswith(".pt"):
         _require_file(Path(rest))
-    elif Path(text).suffix.lower() in EXPECTED and "://" not in text:
+    elif scheme not in SPECS and Path(text).suffix.lower() in EXPECTED:
         _require_file(Path(text))
 
 

@@ -39,6 +39,7 @@ class Watcher:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self.phases: list[tuple[Phase, float]] = []
+        self._starting = Phase("starting")
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
@@ -64,10 +65,23 @@ class Watcher:
     def tick(self) -> None:
         """Show what goes on, where it is due."""
 
+    def words(self) -> str:
+        """What goes on, the outermost phase first."""
+        return ": ".join(str(phase) for phase, _ in self.phases)
+
+    def seconds(self) -> float:
+        """How long the outermost phase goes on."""
+        return self.clock() - self.phases[0][1]
+
     def start(self) -> None:
-        """Tick in a thread, until `close`: a phase may do one thing for minutes."""
+        """Tick in a thread until `close`, as a phase may do one thing for minutes; the command starts until `ready`."""
+        self.began(self._starting)
         self._thread = threading.Thread(target=self._run, daemon=True, name="graphsurgery watcher")
         self._thread.start()
+
+    def ready(self) -> None:
+        """The command has imported what it needs."""
+        self.ended(self._starting)
 
     def close(self) -> None:
         """Show nothing more."""
@@ -119,8 +133,7 @@ class Lines(Watcher):
         """Write a line, where the last is ten seconds ago."""
         with self._lock:
             if self.phases and self.clock() - self._last >= EVERY:
-                phase, began = self.phases[-1]
-                self._say(f"{phase}, for {self.clock() - began:.0f} s")
+                self._say(f"{self.words()}, for {self.seconds():.0f} s")
 
     def _say(self, line: str) -> None:
         with self._lock:
@@ -142,7 +155,7 @@ class Turning(Watcher):
     def tick(self) -> None:
         """Draw the line, or take it away."""
         with self._lock, contextlib.suppress(OSError):
-            if not self.phases or self.clock() - self.phases[0][1] < _PATIENCE:
+            if not self.phases or self.seconds() < _PATIENCE:
                 self._clear()
                 return
             if self._live is None:
@@ -171,12 +184,10 @@ class Turning(Watcher):
             self._live = None
 
     def _line(self) -> Table:
-        phase, _ = self.phases[-1]
-        seconds = self.clock() - self.phases[0][1]
         line = Table.grid(padding=(0, 1))
         line.add_column(no_wrap=True)
         line.add_column(no_wrap=True, overflow="ellipsis")
-        line.add_row(self._spinner, Text(f"{seconds:.0f} s  {visible(str(phase))}"))
+        line.add_row(self._spinner, Text(f"{self.seconds():.0f} s  {visible(self.words())}"))
         return line
 
 
@@ -200,6 +211,12 @@ def watching(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     finally:
         found.close()
         WATCHER.reset(token)
+
+
+def ready() -> None:
+    """The command has imported what it needs, and begins."""
+    if (found := WATCHER.get()) is not None:
+        found.ready()
 
 
 def is_first() -> bool:

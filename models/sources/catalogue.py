@@ -23,6 +23,13 @@ class ModelEntry:
     options: str
 
 
+ENDINGS: Mapping[str, str] = {
+    ".pt": "a checkpoint, or weights saved by torch.save",
+    **dict.fromkeys((".pth", ".ckpt", ".bin", ".pkl", ".tar", ".pt2"), "weights saved by torch.save"),
+    ".safetensors": "tensors",
+}
+"""By which endings a name is that of a file, and what is in it."""
+
 SPECS: Mapping[str, ModelEntry] = {
     "paper": ModelEntry("paper/NAME", "small networks of the papers, with random weights", "see below"),
     "torchvision": ModelEntry(
@@ -46,7 +53,7 @@ SPECS: Mapping[str, ModelEntry] = {
         "of a class, fields of its configuration: `num_hidden_layers=2`",
     ),
     "smp": ModelEntry(
-        "smp:NAME", "segmentation_models_pytorch's (extra `smp`)", "`encoder_name=resnet18`, `encoder_weights=imagenet`"
+        "smp:NAME", "segmentation networks (extra `smp`)", "`encoder_name=resnet18`, `encoder_weights=imagenet`"
     ),
     "ultralytics": ModelEntry("ultralytics:FILE.yaml", "ultralytics' (extra `ultralytics`)", "`nc=5`, `ch=1`"),
 }

@@ -99,6 +99,16 @@ def test_the_options_of_images_are_taken(tmp_path):
             assert load_data(f"imagefolder:{tmp_path}?{text}").classes == 1
 
 
+def test_a_folder_is_no_spec(tmp_path):
+    with pytest.raises(SpecError, match=r"is a folder; give a file of it, or hf:/\S+ for one of transformers"):
+        build(str(tmp_path))
+    with pytest.raises(SpecError, match=r"is a folder; give imagefolder:/\S+ for one of images"):
+        load_data(str(tmp_path))
+    (tmp_path / "data.npz").touch()
+    with pytest.raises(SpecError, match=r"is a file; give file\.py:function, whose function reads it"):
+        load_data(str(tmp_path / "data.npz"))
+
+
 def test_a_file_is_no_spec(tmp_path):
     (tmp_path / "a.pt").touch()
     with pytest.raises(SpecError, match="is a file, expected a model spec, such as paper/cnn"):

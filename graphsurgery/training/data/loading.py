@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +101,10 @@ def _from_source(spec: str, name: str, options: dict[str, Value], preprocessing:
     from graphsurgery.training.data.sources import SOURCES
 
     source, _, folder = name.partition(":")
+    if source not in SOURCES and Path(name).is_dir():
+        raise SpecError(f"data spec {spec!r}: is a folder; give imagefolder:{name} for one of images")
+    if source not in SOURCES and Path(name).is_file():
+        raise SpecError(f"data spec {spec!r}: is a file; give file.py:function, whose function reads it")
     if source not in SOURCES:
         raise SpecError(
             f"data spec {spec!r}: unknown data {source!r}; {near_names(source, [*SOURCES, 'file.py:function'])}"
