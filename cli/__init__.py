@@ -12,7 +12,7 @@ from cyclopts import App
 
 from graphsurgery import __version__
 from graphsurgery.cli.arguments.examples import epilogue
-from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS, Shown
+from graphsurgery.cli.options import IMAGES, PARTS, RANDOM, TOKENS, WEIGHTS, Shown
 from graphsurgery.cli.process.collecting import leave, pause
 from graphsurgery.cli.process.failures import (
     DOCUMENT,
@@ -87,7 +87,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code. Whatever goes wrong is one line on standard error, and in the JSON."""
     take_every_character()
-    for noted in (IMAGES, RANDOM, WEIGHTS):
+    for noted in (IMAGES, PARTS, RANDOM, WEIGHTS):
         noted.set({})
     MADE.set(None)
     DOCUMENT.set(None)

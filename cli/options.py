@@ -190,6 +190,8 @@ def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -
     said = said_of_images(*models, arch=arch) if takes_images(spec) else None
     found = load_data(spec, seed=seed, preprocessing=said)
     note_images(spec, found.preprocessing)
+    if (parts := PARTS.get()) is not None and found.parts:
+        parts[spec] = found.parts
     return found
 
 
@@ -209,6 +211,9 @@ def note_images(spec: str, made: Preprocessing | None) -> None:
 
 IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", default=None)
 """What images become inputs by, by the data that this command has opened."""
+
+PARTS: ContextVar[dict[str, str] | None] = ContextVar("PARTS", default=None)
+"""What the splits are of data of which a function left some out, by the data that this command has opened."""
 
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""

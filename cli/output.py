@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
+from graphsurgery.cli.options import IMAGES, PARTS, RANDOM, WEIGHTS, Shown
 from graphsurgery.cli.process.collecting import go_on
 from graphsurgery.cli.process.failures import DOCUMENT
 from graphsurgery.cli.process.streams import LastingConsole, silence
@@ -141,6 +141,8 @@ class Screen:
             document = {**document, "run": self.run}
         if weights := WEIGHTS.get():
             document = {**document, "weights_taken": dict(weights)}
+        if parts := PARTS.get():
+            document = {**document, "splits": dict(parts)}
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
@@ -154,6 +156,10 @@ class Screen:
             if spec not in self.noted:
                 self.noted.add(spec)
                 self.line("images", f"{spec}: {made}")
+        for spec, parts in (PARTS.get() or {}).items():
+            if f"{spec} parts" not in self.noted:
+                self.noted.add(f"{spec} parts")
+                self.line("data", f"{spec}: {parts}")
         for spec, better in (RANDOM.get() or {}).items():
             if spec not in self.noted:
                 self.noted.add(spec)

@@ -33,6 +33,7 @@ from graphsurgery.models.spec_text import (
     parse_spec,
     with_option,
 )
+from graphsurgery.progress import phase
 
 _TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300}
 _DETECTOR_SIDE = 320
@@ -41,6 +42,7 @@ _DETECTOR_SIDE = 320
 _NO_TRUST = Trust()
 
 
+@phase("building the network")
 def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
     """The network that `spec` names, freshly initialised by the global random state of torch (or with its `weights`).
 
@@ -131,7 +133,13 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
 
 def _shape_in(module: ModuleType) -> tuple[int, ...] | None:
     shape = getattr(module, "INPUT_SHAPE", None)
-    return None if shape is None else tuple(int(size) for size in shape)
+    sizes = list(shape) if isinstance(shape, tuple | list) else []
+    if shape is not None and not (sizes and all(type(size) is int and size > 0 for size in sizes)):
+        raise SpecError(
+            f"{module.__file__}: INPUT_SHAPE is {shape!r}; give the sizes of one example without the batch, such as "
+            "(3, 32, 32)"
+        )
+    return tuple(sizes) or None
 
 
 def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, ...] | None:
@@ -152,8 +160,8 @@ def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tenso
         shape = input_shape(spec)
     if found is None:
         return None if shape is None else (blank(shape, dtype),)
-    inputs = (found,) if isinstance(found, Tensor) else tuple(found)
-    if not all(isinstance(x, Tensor | None) for x in inputs):
+    inputs = (found,) if isinstance(found, Tensor) else tuple(found) if isinstance(found, tuple | list) else ()
+    if not inputs or not all(isinstance(x, Tensor | None) for x in inputs):
         raise SpecError(f"model spec {spec!r}: its EXAMPLE_INPUTS are no tensors; give one [batch, ...] for each input")
     return inputs
 

@@ -24,7 +24,7 @@ class Noted:
 
 @contextmanager
 def told() -> Iterator[list[tuple[str, tuple[int, int | None]]]]:
-    """The phases that begin inside the block, by name, with the steps that are done and all steps; filled at its end."""
+    """The phases that begin inside the block, by name, with steps done and all steps; filled at its end."""
     noted, found = Noted(), []
     with listening(noted):
         yield found

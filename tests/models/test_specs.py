@@ -7,6 +7,7 @@ from torch import nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models import available, build, input_shape
+from graphsurgery.models.specs import example_inputs
 
 FILE = """
 from torch import nn
@@ -126,6 +127,35 @@ def test_bad_specs(spec, message):
 def test_bad_functions(file, function, message):
     with pytest.raises(SpecError, match=message):
         build(f"{file}:{function}")
+
+
+@pytest.mark.parametrize("said", ["'3x32'", "10", "()", "(3, 0)", "(3, 32.0)", "(3, '32')"])
+def test_a_shape_that_is_none(tmp_path, said):
+    path = tmp_path / "net.py"
+    path.write_text(f"INPUT_SHAPE = {said}\ndef f(): ...\n")
+    with pytest.raises(SpecError, match=r"net\.py: INPUT_SHAPE is .*; give the sizes of one example without the batch"):
+        input_shape(f"{path}:f")
+    path.write_text("EXAMPLE_INPUTS = 5\ndef f(): ...\n")
+    with pytest.raises(SpecError, match="its EXAMPLE_INPUTS are no tensors"):
+        example_inputs(f"{path}:f")
+
+
+def test_a_file_beside_it_is_imported(tmp_path):
+    (tmp_path / "beside_a_net.py").write_text("from torch import nn\nclass Net(nn.Linear): ...\n")
+    (tmp_path / "net.py").write_text("from beside_a_net import Net\ndef f():\n    return Net(3, 4)\n")
+    assert build(f"{tmp_path / 'net.py'}:f").out_features == 4
+
+
+def test_a_program_that_ends_is_no_silence(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(SpecError, match=r"ends the program when executed; put .* if __name__ == '__main__'"):
+        build(f"{tmp_path / 'net.py'}:f")
+
+
+def test_a_syntax_error_has_its_line(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nx = (1\n")
+    with pytest.raises(SpecError, match=r"fails when executed: \S*net\.py:2: SyntaxError: '\(' was never closed"):
+        build(f"{tmp_path / 'net.py'}:f")
 
 
 def test_a_file_that_fails(tmp_path):

@@ -8,7 +8,8 @@ test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ def data_of_function(spec: str, name: str, options: Mapping[str, Value]) -> Data
     try:
         given = {key: _dataset(f"{spec}: {key}", value) for key, value in _splits(spec, result).items()}
         parts = _completed(spec, given)
-        return _data(spec, parts, getattr(module, "CLASSES", None))
+        data = _data(spec, parts, getattr(module, "CLASSES", None))
+        return replace(data, parts=_in_words(parts, given))
     except SpecError:
         raise
     except Exception as error:
@@ -166,6 +168,14 @@ def _completed(spec: str, parts: dict[str, Dataset[Any]]) -> dict[str, Dataset[A
         raise SpecError(f"{spec}: has {size} training examples, too few to split {' and '.join(missing)} off them")
     train, *others = split(parts["train"], [rest, *[tenth] * len(missing)], seed=0)
     return {**parts, "train": train, **dict(zip(missing, others, strict=True))}
+
+
+def _in_words(parts: Mapping[str, Dataset[Any]], given: Collection[str]) -> str:
+    """How many examples each split has, where some were not given."""
+    if len(given) == len(parts):
+        return ""
+    sizes = [f"{size_of(parts[name])} {name}{'' if name in given else ' (split off train)'}" for name in _NAMES]
+    return ", ".join(sizes)
 
 
 def _data(spec: str, parts: Mapping[str, Dataset[Any]], classes: Any) -> Data:

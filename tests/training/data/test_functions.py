@@ -70,6 +70,11 @@ def test_what_a_function_may_return(returning, expression, sizes, classes):
     assert (data.input_shape, data.classes) == ((4,), classes)
 
 
+def test_what_is_split_off_is_said(returning):
+    assert returning("part(), part(), part()").parts == ""
+    assert returning("part(), part(10)").parts == "18 train, 2 validation (split off train), 10 test"
+
+
 def test_splits_that_are_made_do_not_meet(returning):
     data = returning("part()")
     seen = [int(part[i][0][0]) for part in (data.train, data.validation, data.test) for i in range(len(part))]
