@@ -283,6 +283,10 @@ def called(spec: str, builder: Callable[..., Any], options: Mapping[str, Value])
             taken = accepted(builder)
             advice = f"accepted: {', '.join(taken)}" if taken else "it takes no options"
             raise SpecError(f"{spec}: has no option {unknown[1]!r}; {advice}") from error
+        missing = re.search(r"missing \d+ required [\w-]+ arguments?: (.*)", str(error))
+        if isinstance(error, TypeError) and missing and place_of(error) is None:
+            needed = "&".join(f"{name}=..." for name in re.findall(r"'(\w+)'", missing[1]))
+            raise SpecError(f"{spec}: needs options; give them as ?{needed}") from error
         if place_of(error) is not None:
             raise SpecError(f"{spec}: fails: {told(error)}; repair the file, or the options") from error
         reason = one_line(error)

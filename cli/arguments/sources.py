@@ -83,7 +83,7 @@ def examples_there(kind: Any, source: Any) -> None:
     is_path = "/" in name.partition(":")[0] and ".py:" not in name
     if is_path and not Path(name).is_dir() and not Path(str(source)).is_dir():
         near = near_files(Path(name))
-        raise SpecError(f"{source}: is not a folder; give one with images or .npy arrays, or a data spec{near}")
+        raise SpecError(f"{source}: is not a folder; give --calib one with images or .npy arrays, or a data spec{near}")
 
 
 READ = Parameter(validator=there)

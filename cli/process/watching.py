@@ -195,8 +195,9 @@ def watcher(*, quiet: bool = False, verbose: bool = False) -> Watcher:
     """What fits standard error: a line that turns on a terminal, lines elsewhere, nothing where it shall be quiet."""
     if quiet or not is_first():
         return Watcher()
-    # On a terminal verbose lines would be torn by a line that turns.
-    return Turning() if sys.stderr.isatty() and not verbose else Lines(each=verbose)
+    # On a terminal verbose lines would be torn by a line that turns; a dumb one cannot draw it.
+    turns = sys.stderr.isatty() and not verbose and os.environ.get("TERM") != "dumb"
+    return Turning() if turns else Lines(each=verbose)
 
 
 @contextlib.contextmanager

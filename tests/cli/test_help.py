@@ -76,9 +76,8 @@ def test_the_examples_are_command_lines(command):
     for line in EXAMPLES[command]:
         program, *tokens = shlex.split(line)
         assert (program, tokens[0]) == ("graphsurgery", command)
-        function, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        function, _, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         assert function.__name__ == command
-        assert len(bound.arguments) + len(tokens) > 1 or command in ("data", "models", "demo")
 
 
 OPENING = {

@@ -140,6 +140,12 @@ def test_a_shape_that_is_none(tmp_path, said):
         example_inputs(f"{path}:f")
 
 
+def test_options_that_are_needed(tmp_path):
+    (tmp_path / "net.py").write_text("def f(width, depth, *, bias): ...\n")
+    with pytest.raises(SpecError, match=r"needs options; give them as \?width=\.\.\.&depth=\.\.\.$"):
+        build(f"{tmp_path / 'net.py'}:f")
+
+
 def test_a_file_beside_it_is_imported(tmp_path):
     (tmp_path / "beside_a_net.py").write_text("from torch import nn\nclass Net(nn.Linear): ...\n")
     (tmp_path / "net.py").write_text("from beside_a_net import Net\ndef f():\n    return Net(3, 4)\n")

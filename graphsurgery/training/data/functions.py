@@ -106,16 +106,20 @@ def _dataset(where: str, given: Any) -> Dataset[Any]:
     if isinstance(given, IterableDataset):
         raise SpecError(f"{where} is an IterableDataset, whose examples have no numbers; give one with __getitem__")
     if _is_pair(given):
-        return _in_memory(*given)
+        return _in_memory(where, *given)
     if isinstance(given, tuple | str | bytes) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise SpecError(f"{where} is {_kind(given)}, expected a data set; return {_EXPECTED}")
     if not len(given):
-        raise SpecError(f"{where} has no examples; give at least one")
+        raise SpecError(f"{where} has no examples; give at least one, or leave it out")
     return given
 
 
-def _in_memory(inputs: Any, targets: Any) -> TensorDataset:
+def _in_memory(where: str, inputs: Any, targets: Any) -> TensorDataset:
     """Inputs and targets as torch takes them: NumPy's usual doubles as floats, labels in 64 bits."""
+    if len(inputs) != len(targets):
+        raise SpecError(f"{where} has {len(inputs)} inputs and {len(targets)} targets; give one for each")
+    if not len(inputs):
+        raise SpecError(f"{where} has no examples; give at least one, or leave it out")
     x, y = map(torch.as_tensor, (inputs, targets))
     x, y = (
         part.float() if isinstance(given, np.ndarray) and part.dtype == torch.float64 else part
