@@ -24,7 +24,7 @@ from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
 from graphsurgery.models.sources.catalogue import ENDINGS
 from graphsurgery.models.sources.downloads import require_torchvision_weights, timm_weights
-from graphsurgery.models.sources.names import SOURCES, accepted, names_of, near_specs, timm_package
+from graphsurgery.models.sources.names import SOURCES, accepted, names_of, near_in, near_specs, timm_package
 from graphsurgery.models.sources.user_files import load_function, place_of, require_function, told
 from graphsurgery.models.spec_text import (
     Spec,
@@ -191,7 +191,7 @@ def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     known = names_of(source)
     # timm also takes `model.tag`, which names pretrained weights of the model.
     if (name.partition(".")[0] if source == "timm" else name) not in known:
-        raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
+        raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_in(source, name)}")
     return source, name
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from graphsurgery.cli.options import SHOWN, Shown
+from graphsurgery.progress import phase
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
@@ -25,9 +26,10 @@ def models(word: str | None = None, /, *, shown: Shown = SHOWN) -> None:
     if word is None:
         _show_kinds(screen)
         return
-    from graphsurgery.models.search import about, matching
+    with phase("looking at the names of all sources"):
+        from graphsurgery.models.search import about, matching
 
-    found = matching(word)
+        found = matching(word)
     known = about(word if word in found else found[0]) if word in found or len(found) == 1 else None
     for spec in found:
         screen.plain(spec)

@@ -37,6 +37,13 @@ def names_of(source: str) -> Sequence[str]:
         return []
 
 
+def near_in(source: str, name: str) -> str:
+    """What may be meant by a name that a source does not have, or how to see all that it has."""
+    known = names_of(source)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"graphsurgery models {source}/ lists all {len(known)}"
+
+
 def near_specs(name: str) -> str:
     """What may be meant by a name without a source: what is called so, or nearly so, with its source."""
     specs: dict[str, list[str]] = {}

@@ -96,6 +96,7 @@ def test_models_that_warn_are_built_silently(name):
         ("torchvision/resnet81", "torchvision has no model 'resnet81'; did you mean"),
         ("timm/resnet10tt", "timm has no model 'resnet10tt'; did you mean .*resnet10t"),
         ("resnet20", r"has no source, expected one of paper, timm, torchvision.*; did you mean paper/resnet20\?"),
+        ("torchvision/xyzzy", r"graphsurgery models torchvision/ lists all \d+"),
         ("resnet81", "did you mean (paper|timm|torchvision)/resnet.* or (paper|timm|torchvision)/resnet"),
         ("xyzzy", "graphsurgery models lists what there is"),
         ("paper/cnn?widht=4", "has no option 'widht'; accepted: classes, in_channels, width"),
