@@ -21,6 +21,8 @@ NOT_READ = {("deepen", "after"), ("grow", "after"), ("compress", "calib")}
 WALK = """
 import json, sys
 from graphsurgery.cli import run
+from graphsurgery.cli.process import watching
+watching.EVERY = float("inf")
 for tokens in json.loads(sys.argv[1]):
     print(*tokens[:1], run(tokens), "torch" in sys.modules, file=sys.stderr)
 """

@@ -19,6 +19,11 @@ from graphsurgery.training.loop.progress import BarReporter, LogReporter
 from graphsurgery.training.loop.run import EpochRecord
 
 
+@pytest.fixture(autouse=True)
+def no_lines_now_and_then():
+    """Here they are what is tested."""
+
+
 class Clock:
     """Seconds that pass when they are told to."""
 
