@@ -48,7 +48,8 @@ def test_all_commands_are_listed(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command, capsys):
+def test_every_command_has_help(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert run([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"Usage: graphsurgery {command}" in shown
