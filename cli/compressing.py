@@ -47,14 +47,10 @@ MEASURING = Measuring()
 
 def unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
     """The data that a spec names; None for a folder."""
-    from graphsurgery.models.spec_text import is_function_spec
     from graphsurgery.training.data.calibration import folder_and_options
 
     if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
         return None
-    name = calib.partition("?")[0]
-    if "/" in name.partition(":")[0] and not is_function_spec(name):
-        raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
     return opening.data(calib, model, seed=seed)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import MaybeModel
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ class Shown:
     """Print errors only (and the JSON document)."""
     wide: Annotated[bool, _FLAG] = False
     """Print all columns and whole names, however narrow the terminal is; off a terminal that is so anyway."""
+    verbose: Annotated[bool, _FLAG] = False
+    """Also print, on standard error, every epoch, how long each phase took, warnings of libraries, and what an error
+    was raised from."""
+    traceback: Annotated[bool, _FLAG] = False
+    """Print the Python traceback of an error."""
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> Shown:
+        """The same before a command line is parsed, which may go wrong."""
+        return cls(**{field.name: f"--{field.name}" in tokens for field in fields(cls)})
 
 
 @Parameter(name="*")
@@ -44,8 +55,9 @@ class Shown:
 class Opening:
     """How a model argument is opened."""
 
-    arch: str | None = None
-    """What a state_dict belongs to: a model spec, such as torchvision/resnet18 or file.py:function, or a checkpoint."""
+    arch: MaybeModel = None
+    """What a state_dict (.pt, .safetensors) belongs to: a model spec, such as torchvision/resnet18 or file.py:function,
+    or a checkpoint."""
     key: str | None = None
     """Which weights of a file that holds several, such as state_dict_ema."""
     answer: str | None = None
@@ -180,6 +192,8 @@ def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -
     said = said_of_images(*models, arch=arch) if takes_images(spec) else None
     found = load_data(spec, seed=seed, preprocessing=said)
     note_images(spec, found.preprocessing)
+    if (parts := PARTS.get()) is not None and found.parts:
+        parts[spec] = found.parts
     return found
 
 
@@ -199,6 +213,9 @@ def note_images(spec: str, made: Preprocessing | None) -> None:
 
 IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", default=None)
 """What images become inputs by, by the data that this command has opened."""
+
+PARTS: ContextVar[dict[str, str] | None] = ContextVar("PARTS", default=None)
+"""What the splits are of data of which a function left some out, by the data that this command has opened."""
 
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +16,18 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
-from graphsurgery.cli.collecting import go_on
-from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
-from graphsurgery.cli.streams import LastingConsole, silence
+from graphsurgery.cli.options import IMAGES, PARTS, RANDOM, WEIGHTS, Shown
+from graphsurgery.cli.process.collecting import go_on
+from graphsurgery.cli.process.failures import DOCUMENT
+from graphsurgery.cli.process.streams import LastingConsole, silence
+from graphsurgery.cli.process.watching import hidden, is_first, ready
 from graphsurgery.errors import visible
 from graphsurgery.reports.cells import count
 from graphsurgery.reports.sheet import Column, Kind, Sheet, few
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.models.sources.listing import Listing
     from graphsurgery.recipes.outcome import Check
     from graphsurgery.surgery.channels.cost import Cost
     from graphsurgery.training.loop.progress import Reporter
@@ -51,11 +52,13 @@ class Screen:
 
     def __init__(self, shown: Shown) -> None:
         go_on()
-        self.first = os.environ.get("RANK", "0") == "0"
+        ready()
+        self.first = is_first()
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet
         self.progress = self.first and not shown.quiet
         self.folds = sys.stdout.isatty() and not shown.wide
+        self.verbose = shown.verbose
         self.console = LastingConsole(width=None if self.folds else _WHOLE, highlight=False)
         self.failure: OSError | None = None
         self.noted: set[str] = set()
@@ -66,6 +69,19 @@ class Screen:
         self._notes()
         if self.speaks:
             self._print(what)
+
+    def listing(self, what: Listing) -> None:
+        """Print a table of what can be named, and an empty line."""
+        table = columns(*what.headings, marks=what.headings[:1])
+        for row in what.plain():
+            table.add_row(*row)
+        self.show(table)
+        self.plain("")
+
+    def plain(self, text: str) -> None:
+        """Print a line as it is."""
+        if self.speaks:
+            self._print(Text(visible(text)), soft_wrap=True)
 
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
@@ -123,7 +139,7 @@ class Screen:
             self.line("note", f"MACs without {few(cost.uncounted)} (kept whole)", "yellow")
 
     def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
-        """Print the last line, the next command to try; or the JSON document, which has it too.
+        """Print the last line, the next command to try; the JSON document, which has it too, is printed in the end.
 
         Raises:
             OSError: something could not be printed, for another reason than that nobody reads it.
@@ -136,10 +152,12 @@ class Screen:
             document = {**document, "run": self.run}
         if weights := WEIGHTS.get():
             document = {**document, "weights_taken": dict(weights)}
+        if parts := PARTS.get():
+            document = {**document, "splits": dict(parts)}
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
-            self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+            DOCUMENT.set(_finite({**document, "next": following}))
         if self.failure is not None:
             raise self.failure
 
@@ -149,6 +167,10 @@ class Screen:
             if spec not in self.noted:
                 self.noted.add(spec)
                 self.line("images", f"{spec}: {made}")
+        for spec, parts in (PARTS.get() or {}).items():
+            if f"{spec} parts" not in self.noted:
+                self.noted.add(f"{spec} parts")
+                self.line("data", f"{spec}: {parts}")
         for spec, better in (RANDOM.get() or {}).items():
             if spec not in self.noted:
                 self.noted.add(spec)
@@ -161,14 +183,8 @@ class Screen:
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         try:
-            self.console.print(what, soft_wrap=soft_wrap)
-        except OSError as cause:
-            self._fail(cause)
-
-    def _write(self, text: str) -> None:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with hidden():
+                self.console.print(what, soft_wrap=soft_wrap)
         except OSError as cause:
             self._fail(cause)
 
@@ -187,7 +203,7 @@ class Screen:
         logger = logging.getLogger("graphsurgery.training")
         logger.handlers = [logging.StreamHandler(sys.stderr)]
         logger.setLevel(logging.INFO)
-        return default_reporter()
+        return default_reporter(verbose=self.verbose)
 
 
 def columns(

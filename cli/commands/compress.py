@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Examples, MaybeDataset, Model
 from graphsurgery.cli.compressing import (
     MEASURING,
     Measuring,
@@ -118,7 +119,7 @@ class Tuning:
     recover: Literal["labels", "mimic"] | None = None
     """What is learnt: the labels, or what the network said before the cut, which needs none. By default labels; with
     --calib always mimic."""
-    calib: str | None = None
+    calib: Examples = None
     """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
     or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original. Images
     are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does (also resize, crop)."""
@@ -148,11 +149,11 @@ _TUNING = Tuning()
 
 
 def compress(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
-    data: str | None = None,
+    data: MaybeDataset = None,
     cutting: Cutting = _CUTTING,
     measuring: Measuring = MEASURING,
     tuning: Tuning = _TUNING,
@@ -164,8 +165,8 @@ def compress(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, an .onnx file, or a model spec. An .onnx file can be written as one:
-        -o small.onnx.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
+        can be written back as one: -o small.onnx.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from graphsurgery.cli.arguments.sources import Dataset
 from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing
 
 
 def demo(
     *,
     folder: Path = Path("demo"),
-    data: str = "digits",
+    data: Dataset = "digits",
     seed: Seed = 0,
     writing: Writing = WRITING,
     shown: Shown = SHOWN,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import File
 from graphsurgery.cli.options import SHOWN, Shown
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def diff(
-    before: Path,
-    after: Path,
+    before: File,
+    after: File,
     /,
     *,
     all_nodes: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
@@ -32,7 +33,7 @@ def diff(
     Parameters
     ----------
     before
-        An ONNX file.
+        An .onnx file.
     after
         Another one.
     all_nodes

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Seed, Shown
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    model: str,
+    model: Model,
     /,
     *,
     onnx: Annotated[bool, Parameter(negative="--no-onnx")] = True,
@@ -29,7 +30,7 @@ def doctor(
     Parameters
     ----------
     model
-        A model spec, a checkpoint, or a state_dict with --arch.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     onnx
         Also compare with ONNX Runtime.
     slim

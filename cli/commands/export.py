@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import MaybeDataset, Model
 from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Output, Proof, Shown, Writing
 from graphsurgery.errors import SurgeryError
 
@@ -30,7 +31,7 @@ class Quantisation:
 
     int8: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Write weights and activations in 8 bits. Needs --calib."""
-    calib: str | None = None
+    calib: MaybeDataset = None
     """Data whose training examples give the activations' ranges, and whose test examples are measured."""
     calib_examples: Annotated[int, Parameter(validator=Number(gte=1))] = 256
     """How many training examples, at most all there are."""
@@ -43,14 +44,14 @@ _QUANTISATION = Quantisation()
 
 
 def export(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
     opset: Annotated[int | None, Parameter(validator=Number(gte=18))] = None,
     width: str | None = None,
     target: str | None = None,
-    data: str | None = None,
+    data: MaybeDataset = None,
     quantisation: Quantisation = _QUANTISATION,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -62,7 +63,7 @@ def export(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     opset
         Version of the operators, at least 18; by default the exporter's choice.
     width

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from graphsurgery.surgery.channels.cost import Cost
 
 
-def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
+def inspect(model: Model, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
     """Show the spaces of a network (the sets of channels that change together), what is frozen and why, and the cost.
 
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     """
     from graphsurgery.cli.output import Screen
     from graphsurgery.surgery.channels.cost import cost

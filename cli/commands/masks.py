@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import MaybeModel, Model
 from graphsurgery.cli.editing import Editing, EditSession
 from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Proof, Shown, Writing, small_file
 from graphsurgery.cli.session import Session
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def masks(
-    source: str,
+    source: Model,
     /,
-    *others: str,
+    *others: Model,
     join: Literal["intersection", "union"] | None = None,
-    apply: str | None = None,
+    apply: MaybeModel = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -39,7 +40,8 @@ def masks(
     Parameters
     ----------
     source
-        A ticket, a supermask, a .json file of masks, or any network: of that the weights live that are not 0.
+        A ticket, a supermask, a .json file of masks, or any network (.pt, .onnx, .safetensors): of that the weights
+        live that are not 0.
     others
         More of them, of the same architecture, to compare with.
     join

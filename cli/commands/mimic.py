@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model, there
 from graphsurgery.cli.options import OPENING, Opening, Output
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
 from graphsurgery.recipes.mimicking.plan import MimicPlan
@@ -59,13 +60,13 @@ _MIMICKING = Mimicking()
 
 def mimic(
     *,
-    teacher: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)],
-    student: str,
-    data: str,
+    teacher: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True, validator=there)],
+    student: Model,
+    data: Dataset,
     output: Output,
     report: Path | None = None,
     cache: Path | None = None,
-    transfer: Annotated[str | None, Parameter(group="Mimicking")] = None,
+    transfer: Annotated[str | None, Parameter(group="Mimicking", validator=there)] = None,
     plan: Mimicking = _MIMICKING,
     asked: Training = TRAINING,
     opening: Opening = OPENING,
@@ -75,7 +76,8 @@ def mimic(
     Parameters
     ----------
     teacher
-        Checkpoints, model specs or .onnx files; the logits of several are averaged.
+        Checkpoints, .onnx files, state_dicts (.pt or .safetensors) with --arch, or model specs; the logits of
+        several are averaged.
     student
         A model spec such as paper/mlp?hidden=8000, fitted to the data, or an untrained checkpoint.
     data

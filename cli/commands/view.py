@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.compressing import MEASURING, Measuring
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing, small_file
 from graphsurgery.errors import SurgeryError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def view(
-    model: str,
+    model: Model,
     /,
     *,
     html: Path | None = None,
@@ -36,7 +37,7 @@ def view(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, a model spec, or an ONNX file.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     html
         Write our own page there, with or without Netron: of a network the layers by spaces of channels, of an ONNX
         file the nodes, and a slider for each space with what the cut would cost and the command that makes it. By

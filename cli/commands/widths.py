@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing, open_data
 from graphsurgery.cli.session import write_page
 from graphsurgery.errors import SurgeryError
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def widths(
-    model: str,
+    model: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     at: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
     search: str | None = None,
     latency: Annotated[bool, Parameter(negative="", show_default=False)] = False,

@@ -58,6 +58,17 @@ def test_train_on_two_processes_writes_once(here):
     assert gs.load(here / "m.pt").spaces[0].size == 100
 
 
+def test_train_says_what_was_split_off(here, capsys):
+    make = "TensorDataset(torch.ones(40, 1, 8, 8), torch.arange(40) % 10)"
+    (here / "d.py").write_text(f"import torch\nfrom torch.utils.data import *\ndef f():\n    return {make}\n")
+    command = ["train", SPEC, "--data", "d.py:f", "--epochs", "1", "--device", "cpu"]
+    words = "32 train, 4 validation (split off train), 4 test (split off train)"
+    assert run([*command, "-o", "c.pt"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"data       d.py:f: {words}"
+    assert run([*command, "-o", "d.pt", "--json"]) == 0
+    assert document(capsys)["splits"] == {"d.py:f": words}
+
+
 @pytest.mark.usefixtures("here")
 def test_inspect_lists_spaces(capsys):
     assert run(["inspect", "a.pt", "--json"]) == 0

@@ -147,8 +147,8 @@ def large():
         (["--calib", "digits"], "belong to --int8; give it too"),
         (["--scheme", "u8u8"], "--calib, --calib-examples and --scheme belong to --int8; give it too"),
         (["--int8", "--calib", "digits", "--scheme", "s8s8"], "s8s8"),
-        (["--int8", "--calib", "data.py:empty"], "returned no training examples; give at least one"),
-        (["--int8", "--calib", "data.py:untested"], "has no test examples"),
+        (["--int8", "--calib", "data.py:empty"], "train has no examples; give at least one"),
+        (["--int8", "--calib", "data.py:untested"], "test has no examples; give at least one, or leave it out"),
         (
             ["--int8", "--calib", "data.py:large"],
             r"its examples are [1, 9, 9], the network is exported for inputs [1, 8",

@@ -35,10 +35,12 @@ from graphsurgery.onnx.importing.reading import program_of
 from graphsurgery.onnx.importing.sources import assembled
 from graphsurgery.onnx.runtime.acceptance import refusal
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
+from graphsurgery.progress import phase
 
 _ROUNDING = 1e-6
 
 
+@phase("writing the ONNX file back")
 def rewrite_onnx(
     original: Path | str,
     graph: ModelGraph,

@@ -28,6 +28,7 @@ from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
+from graphsurgery.progress import phase
 from graphsurgery.tracing.trace import trace
 
 
@@ -67,6 +68,7 @@ class Imported:
         return () if any(spec.batched for spec in self.graph.inputs) else (1,)
 
 
+@phase("reading the ONNX file")
 def import_onnx(
     path: Path | str,
     *,

@@ -15,6 +15,7 @@ import onnxruntime
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.progress import phase
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -172,14 +173,18 @@ def _in_turn(paths: Mapping[str, Path | str], timing: Timing, shapes: Sequence[S
     sessions = {name: open_session(path, threads=timing.threads) for name, path in paths.items()}
     feeds = {name: random_feed(session, timing.batch, str(paths[name]), shapes) for name, session in sessions.items()}
     times: dict[str, list[_Run]] = {name: [] for name in paths}
-    for turn in range(timing.warmup + timing.runs):
-        for name in list(sessions)[:: -1 if turn % 2 else 1]:
-            try:
-                run = _undisturbed(sessions[name], feeds[name], 1 if turn < timing.warmup else _TRIES, timing.threads)
-            except Exception as cause:  # ONNX Runtime's errors have no public base class
-                raise SurgeryError(f"{paths[name]}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
-            if turn >= timing.warmup:
-                times[name].append(run)
+    turns = timing.warmup + timing.runs
+    with phase("timing in ONNX Runtime, runs", turns, still=True) as at:
+        for turn in range(turns):
+            for name in list(sessions)[:: -1 if turn % 2 else 1]:
+                tries = 1 if turn < timing.warmup else _TRIES
+                try:
+                    run = _undisturbed(sessions[name], feeds[name], tries, timing.threads)
+                except Exception as cause:  # ONNX Runtime's errors have no public base class
+                    raise SurgeryError(f"{paths[name]}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
+                if turn >= timing.warmup:
+                    times[name].append(run)
+            at.step()
     return times
 
 

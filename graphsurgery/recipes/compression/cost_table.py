@@ -8,7 +8,7 @@ left at that size. An operator that several spaces touch has the product of thei
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.runtime.latency import Timing, measure_latency
 from graphsurgery.onnx.runtime.profiling import Profile, profile
 from graphsurgery.passes.compress import compress
+from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.planned_cost import PlannedCost
 
 STEPS = (32, 16, 8, 4)
@@ -158,7 +159,7 @@ def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known:
     known = known or CostTable({}, 0.0, {}, {}, 0, 0.0)
     found = {name: costs for name, costs in known.spaces.items() if len(costs.sizes) > 1}
     unmeasured, networks = {}, known.networks
-    for name, size in spaces.items():
+    for name, size in _one_by_one("measuring spaces", spaces):
         if name in found:
             continue
         sizes = _sizes(size, step, levels)
@@ -180,6 +181,15 @@ def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known:
     return CostTable(
         dict(bench.whole), bench.other, found, unmeasured, networks, known.seconds + time.perf_counter() - began
     )
+
+
+def _one_by_one(what: str, spaces: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """The spaces with their sizes, announced as steps of a phase."""
+    with phase(what, len(spaces)) as at:
+        for name, size in spaces.items():
+            at.say(name)
+            yield name, size
+            at.step()
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ def find_step(bench: Bench, spaces: Mapping[str, int], *, largest: int = STEPS[0
     lost: dict[tuple[int, int], float] = {}
     due: dict[tuple[int, int], float] = {}
     probed = []
-    for name, size in spaces.items():
+    for name, size in _one_by_one("finding the step that the runtime rewards, spaces", spaces):
         base = _base(size)
         steps = [step for step in STEPS if step <= base]
         if not steps:

@@ -14,6 +14,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import parse_value
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import EVERY, compress
+from graphsurgery.progress import phase
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.surgery.channels.planning import Price
@@ -73,6 +74,7 @@ def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
     return spaces
 
 
+@phase("choosing and cutting channels")
 def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
     """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
 

@@ -15,6 +15,7 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting.exporter import export_onnx
 from graphsurgery.onnx.runtime.latency import Pair, Timing, measure_pair
+from graphsurgery.progress import phase
 from graphsurgery.recipes.compression.bracket import NEAR, Bracket, Trial
 from graphsurgery.recipes.compression.cost_table import (
     STEPS,
@@ -128,7 +129,8 @@ class Promise:
 
 def measure_promise(target: Target, files: Files, small: ModelGraph, timing: Timing) -> Promise:
     """Time the original and the result in turn; where that decides nothing, once more with four times the runs."""
-    promise = Promise(target, files.timed(small, timing))
+    with phase("measuring the promise"):
+        promise = Promise(target, files.timed(small, timing))
     if promise.undecided:
         promise = Promise(target, files.timed(small, replace(timing, runs=_MORE * timing.runs)))
     return promise
@@ -363,7 +365,8 @@ class _Search:
     def _measured(self, small: ModelGraph) -> _Found:
         """A cut that whole files have timed; of those that are fast enough the one that keeps most is the best."""
         sizes = {name: after for name, (_, after) in removal(small)["sizes"].items()}
-        promise = Promise(self.target, self.files.timed(small, self.timing))
+        with phase(f"trying cut {len(self.attempts) + 1} of at most {ATTEMPTS}"):
+            promise = Promise(self.target, self.files.timed(small, self.timing))
         found = _Found(small, promise, self.plan, self.table.microseconds(sizes) / self.whole)
         self.attempts.append((found.predicted, promise.pair.ratio))
         if found.trial.fast and (self.best is None or found.predicted > self.best.predicted):

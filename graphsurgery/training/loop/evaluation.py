@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from graphsurgery.network.outputs.modes import evaluating
+from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
 from graphsurgery.training.objectives.tasks import Objective
@@ -18,6 +19,7 @@ RECALIBRATING = 1000
 """How many examples statistics are taken from, where there are so many."""
 
 
+@phase("measuring on data")
 def evaluate(
     module: nn.Module,
     dataset: Dataset[Any],
@@ -63,6 +65,7 @@ def evaluate(
     return found | {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
+@phase("finding the statistics of BatchNorms")
 def recalibrate(
     module: nn.Module,
     dataset: Dataset[Any],

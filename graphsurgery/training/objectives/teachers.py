@@ -20,6 +20,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.network.outputs.randomness import seeded
+from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, placed
 
@@ -122,7 +123,8 @@ def logits_of(
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     table: Any = np.lib.format.open_memmap(path, mode="r+") if path is not None and done else None
     parts = in_order(len(examples) - done, batch_size)
-    with placed(teachers, chosen), evaluating(teachers), torch.no_grad():
+    working = phase("asking the teachers, batches", len(parts))
+    with working as at, placed(teachers, chosen), evaluating(teachers), torch.no_grad():
         batches = examples.batches([part + done for part in parts])
         for number, batch in enumerate(batches, 1):
             found = teachers(batch[0])
@@ -132,6 +134,7 @@ def logits_of(
                 table = _new_table(path, (len(examples), found.shape[1]))
             table[done : done + len(found)] = found.float().cpu().numpy()
             done += len(found)
+            at.step()
             if path is not None and (number % _BATCHES == 0 or done == len(examples)):
                 table.flush()
                 _note(path, done)
