@@ -18,7 +18,7 @@ from graphsurgery.network.layers import weigh
 from graphsurgery.surgery.gates import has_gates, why_nothing
 from graphsurgery.surgery.growth.fresh_weights import next_layers, padded
 from graphsurgery.surgery.growth.shares import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
-from graphsurgery.surgery.growth.weighted import weigh_mixings, weigh_reads
+from graphsurgery.surgery.growth.weighted import keep_mixings, weigh_mixings, weigh_reads
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
 
@@ -120,6 +120,7 @@ def _widened(graph: ModelGraph, edit: Edit, even: Edit, record: Mapping[str, Any
     wide = rebuild(graph, edit, grown, record)
     weigh_reads(graph, wide, edit)
     weigh_mixings(graph, wide, even)
+    keep_mixings(graph, wide, edit)
     wide.module.graph.lint()
     wide.module.recompile()
     return follow(graph, ModelGraph(wide.module, wide.inputs, wide.lineage), edit)

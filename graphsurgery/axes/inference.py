@@ -19,6 +19,7 @@ from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.findings import Findings
 from graphsurgery.axes.types import (
+    Frozen,
     TensorType,
     Typing,
     all_axes,
@@ -60,6 +61,7 @@ class Inference(Findings):
         # Every refinement is followed: a product with a dim that became a sum later fixes its outer dims only then.
         for axis in all_axes(self.parameters, self.types):
             ax.resolve(axis)
+        self._settle_moves()
         self._check_weights()
         return Typing(
             module=self.module,
@@ -75,6 +77,15 @@ class Inference(Findings):
             attributes=self.attributes,
             sized=self.sized,
         )
+
+    def _settle_moves(self) -> None:
+        """What is moved to places that stay, such as outputs, stays too."""
+        waiting = self.moves
+        while settled := [move for move in waiting if any(dim.fixed for dim in ax.dims_of(move.to))]:
+            waiting = [move for move in waiting if move not in settled]
+            for move in settled:
+                if ax.freeze(move.axis):
+                    self.frozen.append(Frozen(move.place, move.reason))
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis so."""

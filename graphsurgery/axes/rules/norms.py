@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
+from graphsurgery.axes.kept import computes_at_size
 from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
@@ -66,10 +67,13 @@ def layer_norm(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the last axes; weight and bias follow them."""
     module = infer.submodule
     assert isinstance(module, nn.LayerNorm)
-    normalized = input.axes[-len(module.normalized_shape) :]
+    count = len(module.normalized_shape)
+    if count > 1:
+        return _over_several(infer, input, count, infer.parameter("weight"), infer.parameter("bias"))
+    normalized = input.axes[-count:]
     infer.tie("weight", *normalized)
     infer.tie("bias", *normalized)
-    _mixes_last(infer, normalized)
+    infer.mixes(input[-1], "layer_norm", -1)
 
     def resize(new_module: nn.Module, new: Resize) -> None:
         assert isinstance(new_module, nn.LayerNorm)
@@ -89,12 +93,13 @@ def layer_norm_function(
     eps: float = 1e-5,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; its normalised shape is an argument."""
-    normalized = input.axes[-len(normalized_shape) :]
+    if len(normalized_shape) > 1:
+        return _over_several(infer, input, len(normalized_shape), weight, bias)
+    normalized = input.axes[-1:]
     for vector in (weight, bias):
         if vector is not None:
-            for own, axis in zip(vector.axes, normalized, strict=True):
-                infer.unify(own, axis)
-    _mixes_last(infer, normalized)
+            infer.unify(vector[0], normalized[0])
+    infer.mixes(input[-1], "layer_norm", -1)
     _write_shape(infer, normalized)
     return TensorType(input.axes)
 
@@ -111,11 +116,12 @@ def _write_shape(infer: Inference, normalized: Sequence[ax.Axis]) -> None:
     write_sizes(infer, normalized, get, put, (1, "normalized_shape"))
 
 
-def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "layer_norm") -> None:
-    if len(normalized) > 1:
-        infer.freeze_axis("a norm over several axes", *normalized)
-    for axis in normalized:
-        infer.mixes(axis, kind, -1)
+def _over_several(infer: Inference, input: TensorType, count: int, *vectors: TensorType | None) -> TensorType:
+    """A norm over the last axes computes at their old sizes, and has a weight for each of their places."""
+    infer.fix(*(axis for vector in vectors if vector is not None for axis in vector.axes))
+    dims = range(len(input) - count, len(input))
+    computes_at_size(infer, "a norm over several axes", input, dims, {dim: input[dim] for dim in dims})
+    return TensorType(input.axes)
 
 
 @rule(nn.RMSNorm)
@@ -123,9 +129,12 @@ def rms_norm(infer: Inference, x: TensorType) -> TensorType:
     """Divides by the root mean square over the last axes, which it mixes; the weight follows them."""
     module = infer.submodule
     assert isinstance(module, nn.RMSNorm)
-    normalized = x.axes[-len(module.normalized_shape) :]
+    count = len(module.normalized_shape)
+    if count > 1:
+        return _over_several(infer, x, count, infer.parameter("weight"))
+    normalized = x.axes[-count:]
     infer.tie("weight", *normalized)
-    _mixes_last(infer, normalized, "rms_norm")
+    infer.mixes(x[-1], "rms_norm", -1)
 
     def resize(new_module: nn.Module, new: Resize) -> None:
         new_module.normalized_shape = tuple(new.size(axis) for axis in normalized)  # type: ignore[assignment]
@@ -143,11 +152,12 @@ def rms_norm_function(
     eps: float | None = None,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; its normalised shape is an argument."""
-    normalized = input.axes[-len(normalized_shape) :]
+    if len(normalized_shape) > 1:
+        return _over_several(infer, input, len(normalized_shape), weight)
+    normalized = input.axes[-1:]
     if weight is not None:
-        for own, axis in zip(weight.axes, normalized, strict=True):
-            infer.unify(own, axis)
-    _mixes_last(infer, normalized, "rms_norm")
+        infer.unify(weight[0], normalized[0])
+    infer.mixes(input[-1], "rms_norm", -1)
     _write_shape(infer, normalized)
     return TensorType(input.axes)
 

@@ -39,12 +39,12 @@ def extreme(infer: Inference, input: TensorType, dim: Any = None, keepdim: bool 
     if isinstance(other, TensorType):
         return broadcast(infer, input, other)
     result = reduced(infer, input, dim, "maximum")
-    if isinstance(result, tuple) and not all(_takes_values(user) for user in infer.node.users):
+    if isinstance(result, tuple) and not all(takes_values(user) for user in infer.node.users):
         infer.freeze_axis("an axis in which an index is found", input[dim])
     return result
 
 
-def _takes_values(user: fx.Node) -> bool:
+def takes_values(user: fx.Node) -> bool:
     """Whether a node asks for the extreme itself, not for where it is."""
     if user.target is operator.getitem:
         return bool(user.args[1] == 0)

@@ -62,11 +62,11 @@ def attention(
     return TensorType([*lead.axes, query[-2], value[-1]])
 
 
-def _weigh(infer: Inference, axis: ax.Axis) -> None:
-    """A softmax mixes an axis; learned tokens that stand beside fixed positions are positions too."""
+def _weigh(infer: Inference, axis: ax.Axis, dim: int | None = None) -> None:
+    """A softmax mixes an axis, number `dim` of its tensor; learned tokens beside fixed positions are positions too."""
     if any(all(dim.fixed for dim in term) for term in ax.resolve(axis)):
         infer.fix(axis)
-    infer.mixes(axis, "softmax")
+    infer.mixes(axis, "softmax", dim)
 
 
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
@@ -76,21 +76,21 @@ def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     if not isinstance(dim, int):
         infer.freeze("a softmax that names no axis", input)
         return TensorType(input.axes)
-    _weigh(infer, input[dim])
+    _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 
 
 @rule(nn.Softmax2d)
 def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the channels at every position."""
-    _weigh(infer, input[-3])
+    _weigh(infer, input[-3], len(input) - 3)
     return TensorType(input.axes)
 
 
 @rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
 def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Mixes one axis."""
-    _weigh(infer, input[dim])
+    _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 
 
