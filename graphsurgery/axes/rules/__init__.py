@@ -8,6 +8,7 @@ from graphsurgery.axes.rules import (
     creation,
     embeddings,
     indexing,
+    losses,
     movement,
     noise,
     norms,
@@ -17,13 +18,16 @@ from graphsurgery.axes.rules import (
     regions,
     sequences,
     spatial,
+    written,
 )
+from graphsurgery.axes.rules import without  # isort: skip  (last: it lists what has no rule)
 
 __all__ = [
     "contraction",
     "creation",
     "embeddings",
     "indexing",
+    "losses",
     "movement",
     "noise",
     "norms",
@@ -33,4 +37,6 @@ __all__ = [
     "regions",
     "sequences",
     "spatial",
+    "without",
+    "written",
 ]

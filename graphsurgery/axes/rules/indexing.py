@@ -20,12 +20,10 @@ from graphsurgery.axes.kept import computes_at_size
 from graphsurgery.axes.rules.contraction import outputs_like, set_argument
 from graphsurgery.axes.rules.pointwise import broadcast
 from graphsurgery.axes.types import Resize, TensorType
+from graphsurgery.network.operators import spelled
 
 
-@rule(
-    torch.split, "split", torch.chunk, "chunk", torch.tensor_split, "tensor_split", torch.split_with_sizes,
-    "split_with_sizes",
-)  # fmt: skip
+@rule(*spelled("split"))
 def split(
     infer: Inference,
     input: TensorType,
@@ -39,14 +37,23 @@ def split(
         pieces.append(ax.take(input[dim], position, position + tensor.shape[dim]))
         position += tensor.shape[dim]
     if not ax.is_fixed(input[dim]):
-        infer.on_rebuild(lambda node, new: _split_by_sizes(node, pieces, [new.size(piece) for piece in pieces]))
+        infer.on_rebuild(lambda node, new: _split_by_sizes(node, pieces, [new.size(piece) for piece in pieces], dim))
     return tuple(input.replace(dim, piece) for piece in pieces)
 
 
-def _split_by_sizes(node: fx.Node, pieces: list[Axis], sizes: list[int]) -> None:
+_SPLITS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
+
+
+@rule(*spelled("hsplit"))
+def split_by_name(infer: Inference, input: TensorType, *others: Any, **options: Any) -> tuple[TensorType, ...]:  # noqa: ARG001
+    """Pieces of the first, second or third axis; of a vector, of its only one."""
+    dim = _SPLITS[infer.operator()] if len(input) > 1 else 0
+    return split(infer, input, dim=dim)
+
+
+def _split_by_sizes(node: fx.Node, pieces: list[Axis], sizes: list[int], dim: int) -> None:
     if sizes == [ax.size_of(piece) for piece in pieces]:
         return  # as the model spells it
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes), {"dim": dim}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -20,7 +21,14 @@ from graphsurgery.network.operators import Trait, modules, spelled
 
 @rule(*modules(Trait.PER_CHANNEL))
 def batch_norm(infer: Inference, input: TensorType) -> TensorType:
-    """Per-channel affine: weight, bias and both running statistics follow axis 1 of the input."""
+    """Per-channel affine: weight, bias and both running statistics follow the channels of the input.
+
+    These are axis 1; of one example without a batch, which an instance norm takes, axis 0.
+    """
+    name = type(infer.submodule).__name__
+    if name.startswith("InstanceNorm") and len(input) == int(name[-2]) + 1:
+        whole = batch_norm(infer, TensorType([ax.UNIT, *input.axes]))
+        return TensorType(whole.axes[1:])
     for name in ("weight", "bias", "running_mean", "running_var"):
         infer.tie(name, input[1])
     infer.tie("num_batches_tracked")
@@ -62,6 +70,39 @@ def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **op
     return TensorType(input.axes)
 
 
+@rule(torch.batch_norm)
+def batch_norm_of_torch(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType | None,
+    bias: TensorType | None,
+    running_mean: TensorType | None,
+    running_var: TensorType | None,
+    training: bool,
+    *others: Any,  # noqa: ARG001
+) -> TensorType:
+    """The form of `torch` has its arguments in another order."""
+    return batch_norm_function(infer, input, running_mean, running_var, weight, bias, training)
+
+
+@rule(torch.instance_norm)
+def instance_norm_of_torch(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType | None,
+    bias: TensorType | None,
+    running_mean: TensorType | None,
+    running_var: TensorType | None,
+    *others: Any,  # noqa: ARG001
+) -> TensorType:
+    """The same of the norm of each example."""
+    for vector in (weight, bias, running_mean, running_var):
+        if vector is not None:
+            infer.unify(vector[0], input[1])
+    _mixes_positions(infer, input)
+    return TensorType(input.axes)
+
+
 @rule(nn.LayerNorm)
 def layer_norm(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the last axes; weight and bias follow them."""
@@ -83,7 +124,7 @@ def layer_norm(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.layer_norm)
+@rule(F.layer_norm, torch.layer_norm)
 def layer_norm_function(
     infer: Inference,
     input: TensorType,
@@ -91,6 +132,7 @@ def layer_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    cudnn_enable: bool = True,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; its normalised shape is an argument."""
     if len(normalized_shape) > 1:
@@ -143,7 +185,7 @@ def rms_norm(infer: Inference, x: TensorType) -> TensorType:
     return TensorType(x.axes)
 
 
-@rule(F.rms_norm)
+@rule(F.rms_norm, torch.rms_norm)
 def rms_norm_function(
     infer: Inference,
     input: TensorType,
@@ -181,7 +223,7 @@ def group_norm(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.group_norm)
+@rule(F.group_norm, torch.group_norm)
 def group_norm_function(
     infer: Inference,
     input: TensorType,
@@ -189,6 +231,7 @@ def group_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    cudnn_enabled: bool = True,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)

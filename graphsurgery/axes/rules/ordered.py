@@ -121,6 +121,52 @@ def diff(infer: Inference, input: TensorType, n: int = 1, dim: int = -1) -> Tens
     return outputs_like(infer, *((i, a) for i, a in enumerate(input.axes) if i != dim % len(input)))
 
 
+@rule(torch.trapezoid, torch.trapz)
+def integral(infer: Inference, y: TensorType, x: TensorType | None = None, *, dim: int = -1, **options: Any) -> TensorType:  # noqa: ARG001
+    """Neighbours are summed up, by the steps between them."""
+    infer.freeze("the steps of an integral", x)
+    computes_at_size(infer, "an axis that is summed up in order", y, [dim])
+    return TensorType([axis for index, axis in enumerate(y.axes) if index != dim % len(y)])
+
+
+@rule(torch.cumulative_trapezoid)
+def integrals(infer: Inference, y: TensorType, x: TensorType | None = None, *, dim: int = -1, **options: Any) -> TensorType:  # noqa: ARG001
+    """The same, up to every place."""
+    infer.freeze("the steps of an integral", x)
+    computes_at_size(infer, "an axis that is summed up in order", y, [dim])
+    return y.replace(dim, ax.fixed(infer.value.shape[dim]))
+
+
+@rule(torch.gradient)
+def differences(infer: Inference, input: TensorType, *others: Any, dim: Any = None, **options: Any) -> tuple[TensorType, ...]:  # noqa: ARG001
+    """A tensor of differences for each of the named axes, or for all."""
+    named = {d % len(input) for d in named_axes(input, dim)}
+    computes_at_size(infer, "an axis whose neighbours are subtracted", input, named)
+    axes = [ax.fixed(ax.size_of(a)) if i in named else a for i, a in enumerate(input.axes)]
+    return tuple(TensorType(axes) for _ in infer.value)
+
+
+@rule(torch.renorm, "renorm")
+def renorm(infer: Inference, input: TensorType, p: Any, dim: int, maxnorm: Any) -> TensorType:  # noqa: ARG001
+    """Every slice along an axis is divided by its norm, which is over all others."""
+    others = [index for index in range(len(input)) if index != dim % len(input)]
+    return _in_order(infer, "axes of a norm over several", input, others)
+
+
+@rule(torch.stft, "stft")
+def spectrum(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Windows of the last axis are Fourier-transformed."""
+    computes_at_size(infer, "an axis that is Fourier-transformed", input, [-1])
+    return outputs_like(infer, *enumerate(input.axes[:-1]))
+
+
+@rule(torch.istft, "istft")
+def signal(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """The axes of frequencies and of windows become one of time."""
+    infer.freeze_axis("an axis that is Fourier-transformed", *input.axes[-2:])
+    return outputs_like(infer, *enumerate(input.axes[:-2]))
+
+
 @rule(torch.sort, "sort", torch.topk, "topk")
 def sort(infer: Inference, input: TensorType, *others: Any, dim: int | None = None, **options: Any) -> Any:  # noqa: ARG001
     """Values and indices along one axis, in the order of the values."""

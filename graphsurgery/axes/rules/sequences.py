@@ -72,10 +72,7 @@ def _weigh(infer: Inference, axis: ax.Axis, dim: int | None = None) -> None:
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     """Mixes one axis."""
-    dim = infer.submodule.dim
-    if not isinstance(dim, int):
-        infer.freeze("a softmax that names no axis", input)
-        return TensorType(input.axes)
+    dim = _named(infer.submodule.dim, input)
     _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 
@@ -87,9 +84,18 @@ def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
-def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+def _named(dim: Any, input: TensorType) -> int:
+    """The axis of a softmax; where none is named, the one that torch takes."""
+    return dim if isinstance(dim, int) else 0 if len(input) in (0, 1, 3) else 1
+
+
+@rule(
+    F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
+    torch.special.softmax, torch.special.log_softmax,
+)  # fmt: skip
+def softmax(infer: Inference, input: TensorType, dim: Any = None, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Mixes one axis."""
+    dim = _named(dim, input)
     _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from graphsurgery.axes import algebra as ax
-from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.algebra import Axis, Dim
 from graphsurgery.axes.kept import Moved, keep_size
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.axes.types import Mixing, TensorType
@@ -61,7 +61,7 @@ def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
         reader = _reading(nodes[access.node.name], value)
         key = (value.name, written[access.node][access.value], access.dim)
         if key not in made:
-            made[key] = weighed(wide, reader, value, access.dim, share)
+            made[key] = weighed(wide, reader, value, access.dim, _once(edit, access.axis, share))
         reader.replace_input_with(value, made[key])
 
 
@@ -89,13 +89,21 @@ def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
         node, share = nodes[mixing.node.name], lifted.share
         if mixing.kind in ("mean", "sum", "norm", "cosine_similarity"):
             old = _old_size(mixing)
-            _weigh_reduction(wide, node, mixing, share * (len(share) / old) if mixing.kind == "mean" else share)
+            share = _once(even, mixing.axis, share * (len(share) / old) if mixing.kind == "mean" else share)
+            _weigh_reduction(wide, node, mixing, share)
         elif mixing.kind in PLAIN:
             whole = even.lift(graph.types.types[mixing.node][mixing.dim])
             assert whole is not None
             assert whole.share is not None
             if not _alike(wide, node, mixing.kind, whole.share):
                 group(wide, node, mixing.kind, whole.share)
+
+
+def _once(edit: Edit, axis: Axis, share: Tensor) -> Tensor:
+    """The shares of what is inside an axis whose outermost factor stays: that may be the batch, of any size."""
+    terms = ax.resolve(axis)
+    inside = len(terms) == 1 and len(terms[0]) > 1 and terms[0][0].fixed
+    return share[: edit.size((terms[0][1:],))] if inside else share
 
 
 def keep_mixings(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
