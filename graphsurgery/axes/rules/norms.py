@@ -259,8 +259,11 @@ def _normalize_groups(
 @rule(F.normalize)
 def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
     """Divides by a norm over some axes, which it mixes."""
-    for index in [dim] if isinstance(dim, int) else dim:
-        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "statistics", index)
+    if isinstance(dim, int):
+        infer.mixes(input[dim], "normalize", dim)
+    else:
+        named = [index % len(input) for index in dim]
+        computes_at_size(infer, "a norm over several axes", input, named, {index: input[index] for index in named})
     return TensorType(input.axes)
 
 
