@@ -1,7 +1,7 @@
 """Names of torch that are no part of a network, with the reason: the one list of them.
 
-A name that is neither here nor gets arguments is unknown, and fails the campaign: a newer torch has it, and somebody has
-to say what it is.
+A name that is neither here nor gets arguments is unknown, and fails the campaign: a newer torch has it, and somebody
+has to say what it is.
 """
 
 import fnmatch
@@ -21,9 +21,11 @@ LEFT_OUT = {
         from_dlpack to_dlpack from_numpy frombuffer get_device
     """,
     "makes a tensor of no other one": """
-        arange asarray as_tensor bartlett_window blackman_window hamming_window hann_window kaiser_window broadcast_shapes
-        empty empty_permuted empty_strided eye fftfreq rfftfreq full linspace logspace ones zeros rand randint randn
-        randperm range scalar_tensor tensor tril_indices triu_indices normal complex_ new empty_like new_empty new_empty_strided
+        arange asarray as_tensor bartlett_window blackman_window hamming_window hann_window kaiser_window
+        broadcast_shapes empty empty_permuted empty_strided eye fftfreq rfftfreq full linspace
+        logspace ones zeros rand randint randn
+        randperm range scalar_tensor tensor tril_indices triu_indices normal complex_ new empty_like new_empty
+        new_empty_strided
     """,
     "sparse tensors": """
         sparse_* hspmm hsmm dsmm saddmm sspaddmm smm sspaddmm_ to_sparse* sparse_mask sparse_dim dense_dim coalesce
@@ -70,6 +72,8 @@ LEFT_OUT = {
         Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder
     """,
 }
+
+
 @cache
 def _patterns() -> list[tuple[str, str]]:
     return [(pattern, reason) for reason, names in LEFT_OUT.items() for pattern in names.split()]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Value = Callable[[Tensor], Any]
 
@@ -14,11 +14,11 @@ def _same(value: Any) -> Value:
     return lambda _: value
 
 
-def _like(h: Tensor) -> Tensor:
+def like(h: Tensor) -> Tensor:
     return torch.tanh(2 * h + 0.1)
 
 
-def _positive(h: Tensor) -> Tensor:
+def positive(h: Tensor) -> Tensor:
     return h * h + 0.1
 
 
@@ -26,30 +26,36 @@ def _ones(*shape: int) -> Value:
     return lambda h: torch.linspace(0.5, 1.5, int(torch.Size(shape).numel()), dtype=h.dtype).view(shape)
 
 
-def _places(h: Tensor) -> Tensor:
+def _places(_: Tensor) -> Tensor:
     return torch.tensor([2, 0, 1, 3])
 
 
 DIM = [_same(1), _same(-1), _same(0)]
-ALIKE = [_like, _same(2.0), _same(2)]
+ALIKE = [like, _same(2.0), _same(2)]
 ARGUMENTS: dict[str, list[Value]] = {
-    "dim": DIM, "other": [*ALIKE, lambda h: h > 0], "exponent": [_same(2.0)], "end": [_like], "y": [_like], "q": [_same(0.5)],
-    "x2": [_like], "input2": [_like], "mat2": [_like], "tensor1": [_like], "tensor2": [_positive], "vec2": [_like],
-    "target": [_like, lambda h: h.mean((1, 2, 3)).gt(0).long()], "dims": [_same((1,)), _same((0, 2, 1))],
+    "dim": DIM, "other": [*ALIKE, lambda h: h > 0], "exponent": [_same(2.0)], "end": [like], "y": [like],
+    "q": [_same(0.5)],
+    "x2": [like], "input2": [like], "mat2": [like], "tensor1": [like], "tensor2": [positive], "vec2": [like],
+    "target": [like, lambda h: h.mean((1, 2, 3)).gt(0).long()], "dims": [_same((1,)), _same((0, 2, 1))],
     "dim0": [_same(1)], "dim1": [_same(-1)], "axis0": [_same(1)], "axis1": [_same(-1)],
     "kernel_size": [_same(2)], "output_size": [_same(4), _same((2, 2)), _same((2, 2, 2))],
-    "p": [_same(0.1), _same(2.0)], "train": [_same(False)], "n": [_same(2), _like],
+    "p": [_same(0.1), _same(2.0)], "train": [_same(False)], "n": [_same(2), like],
     "mask": [lambda h: h > 0], "value": [_same(0.5)], "threshold": [_same(0.1)],
-    "chunks": [_same(2)], "split_size_or_sections": [_same(4), _same([3, 5])], "split_size": [_same(4)], "split_sizes": [_same([3, 5])],
-    "max": [_same(0.5)], "min": [_same(-0.5)], "values": [_like], "destination": [_same(-1)], "source": [_same(1)],
-    "start": [_same(1)], "length": [_same(3)], "k": [_same(3)], "maxnorm": [_same(1.0)], "shape": [lambda h: (h.shape[0], -1)],
-    "shifts": [_same(1)], "size": [lambda h: (h.shape[0], *h.shape[1:])], "sizes": [_same((2, 4))], "dimension": [_same(1)],
+    "chunks": [_same(2)], "split_size_or_sections": [_same(4), _same([3, 5])],
+    "split_size": [_same(4)], "split_sizes": [_same([3, 5])],
+    "max": [_same(0.5)], "min": [_same(-0.5)], "values": [like],
+    "destination": [_same(-1)], "source": [_same(1)],
+    "start": [_same(1)], "length": [_same(3)], "k": [_same(3)], "maxnorm": [_same(1.0)],
+    "shape": [lambda h: (h.shape[0], -1)],
+    "shifts": [_same(1)], "size": [lambda h: (h.shape[0], *h.shape[1:])], "sizes": [_same((2, 4))],
+    "dimension": [_same(1)],
     "groups": [_same(2)], "upscale_factor": [_same(2)], "downscale_factor": [_same(2)], "boundaries": [_ones(5)],
-    "imag": [_like], "ang": [_like], "fill_value": [_same(0.3)], "reps": [_same((1, 2))], "step": [_same(2)],
-    "norm_type": [_same(2.0)], "indices_or_sections": [_same(2)], "num_groups": [_same(2)], "input": [_like],
-    "test_elements": [_like], "te": [_like], "positive": [_like], "negative": [lambda h: _like(h.flip(0))], "prob": [_positive],
+    "imag": [like], "ang": [like], "fill_value": [_same(0.3)], "reps": [_same((1, 2))], "step": [_same(2)],
+    "norm_type": [_same(2.0)], "indices_or_sections": [_same(2)], "num_groups": [_same(2)], "input": [like],
+    "test_elements": [like], "te": [like], "positive": [like],
+    "negative": [lambda h: like(h.flip(0))], "prob": [positive],
     "normalized_shape": [lambda h: h.shape[-1:]], "dtype": [_same(torch.float64)], "weight": [_ones(8)],
-    "vec": [_ones(8)], "num_samples": [_same(2)], "var": [_positive], "pad": [_same((1, 1))],
+    "vec": [_ones(8)], "num_samples": [_same(2)], "var": [positive], "pad": [_same((1, 1))],
 }  # fmt: skip
 """Values by the name of a parameter, the likely ones first."""
 
@@ -59,16 +65,16 @@ def _spd(h: Tensor) -> Tensor:
     return h @ h.mT + torch.eye(h.shape[-1], dtype=h.dtype)
 
 
-def _labels(h: Tensor) -> Tensor:
+def labels(h: Tensor) -> Tensor:
     return torch.arange(h.shape[0]) % 8
 
 
 def _two(target: Any, h: Tensor) -> Any:
-    return target([h, _like(h)])
+    return target([h, like(h)])
 
 
 def _by_index(target: Any, h: Tensor) -> Any:
-    return target(h, 1, _places(h), _like(h)[:, :4])
+    return target(h, 1, _places(h), like(h)[:, :4])
 
 
 def _index(h: Tensor) -> Tensor:
@@ -91,21 +97,21 @@ def _recurrent(t: Any, h: Tensor) -> Any:
 
 
 SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
-    "addbmm": ("square", lambda t, h: t(h[0], h, _like(h))),
-    "addmm": ("vector", lambda t, h: t(h, _like(h), _spd(_ones(8, 8)(h)))),
-    "addmv": ("vector", lambda t, h: t(h.mean(1), _like(h), _ones(8)(h))),
+    "addbmm": ("square", lambda t, h: t(h[0], h, like(h))),
+    "addmm": ("vector", lambda t, h: t(h, like(h), _spd(_ones(8, 8)(h)))),
+    "addmv": ("vector", lambda t, h: t(h.mean(1), like(h), _ones(8)(h))),
     "addr": ("vector", lambda t, h: t(h, h.mean(1), _ones(8)(h))),
     "affine_grid": ("image", lambda t, h: t(_matrices(h), [h.shape[0], 1, 4, 4], align_corners=False)),
     "affine_grid_generator": ("image", lambda t, h: t(_matrices(h), [h.shape[0], 1, 4, 4], False)),
     "allclose": ("image", lambda t, h: t(h, h)),
     "as_strided": ("image", lambda t, h: t(h.contiguous(), h.shape, h.contiguous().stride())),
-    "as_strided_scatter": ("image", lambda t, h: t(h, _like(h), h.shape, h.contiguous().stride())),
+    "as_strided_scatter": ("image", lambda t, h: t(h, like(h), h.shape, h.contiguous().stride())),
     "batch_norm": ("image", lambda t, h: _batch_norm(t, h)),
-    "bilinear": ("vector", lambda t, h: t(h, _like(h), _ones(8, 8, 8)(h))),
+    "bilinear": ("vector", lambda t, h: t(h, like(h), _ones(8, 8, 8)(h))),
     "block_diag": ("vector", lambda t, h: t(h, _ones(8, 8)(h))),
-    "cat": ("image", lambda t, h: t([h, _like(h)], 1)),
-    "concat": ("image", lambda t, h: t([h, _like(h)], 1)),
-    "concatenate": ("image", lambda t, h: t([h, _like(h)], 1)),
+    "cat": ("image", lambda t, h: t([h, like(h)], 1)),
+    "concat": ("image", lambda t, h: t([h, like(h)], 1)),
+    "concatenate": ("image", lambda t, h: t([h, like(h)], 1)),
     "channel_shuffle": ("image", lambda t, h: t(h, 2)),
     "cholesky": ("square", lambda t, h: t(_spd(h))),
     "cholesky_ex": ("square", lambda t, h: t(_spd(h))),
@@ -126,21 +132,21 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
         "image",
         lambda t, h: t(h, _ones(6, 8, 1, 1)(h), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
     ),
-    "copy": ("image", lambda t, h: t(h, _like(h))),
-    "cosine_embedding_loss": ("vector", lambda t, h: t(h, _like(h), _signs(h))),
+    "copy": ("image", lambda t, h: t(h, like(h))),
+    "cosine_embedding_loss": ("vector", lambda t, h: t(h, like(h), signs(h))),
     "cov": ("image", lambda t, h: t(h[0, :, 0])),
-    "cross": ("sequence", lambda t, h: t(h[:, :3], _like(h)[:, :3], dim=1)),
-    "cross_entropy": ("vector", lambda t, h: t(h, _labels(h))),
+    "cross": ("sequence", lambda t, h: t(h[:, :3], like(h)[:, :3], dim=1)),
+    "cross_entropy": ("vector", lambda t, h: t(h, labels(h))),
     "diag": ("vector", lambda t, h: t(h)),
     "diagonal_scatter": ("image", lambda t, h: t(h, h[:, :, 0], 0, 2, 3)),
     "diagonal": ("image", lambda t, h: t(h) if t is torch.linalg.diagonal else t(h, 0, 2, 3)),
-    "dist": ("image", lambda t, h: t(h, _like(h))),
-    "dot": ("vector", lambda t, h: t(h[0], _like(h)[0])),
+    "dist": ("image", lambda t, h: t(h, like(h))),
+    "dot": ("vector", lambda t, h: t(h[0], like(h)[0])),
     "dsplit": ("image", lambda t, h: t(h, 2)),
     "dstack": ("image", _two),
     "einsum": ("vector", lambda t, h: t("bc,oc->bo", h, _ones(6, 8)(h))),
     "embedding": ("tokens", lambda t, h: _embedded(t, h)),
-    "embedding_bag": ("vector", lambda t, h: F.embedding_bag(_labels(h).unsqueeze(1) % 3, h)),
+    "embedding_bag": ("vector", lambda _, h: F.embedding_bag(labels(h).unsqueeze(1) % 3, h)),
     "embedding_renorm": ("vector", lambda t, h: t(_ones(3, 8)(h) + h[:1], torch.tensor([0, 1]), 1.0, 2.0)),
     "expand": ("image", lambda t, h: t(h.unsqueeze(1), -1, 2, -1, -1, -1).flatten(1, 2)),
     "fill": ("image", lambda t, h: t(h, 0.5)),
@@ -152,12 +158,12 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "fractional_max_pool3d_with_indices": ("volume", lambda t, h: t(h, (1, 2, 2), output_size=(1, 2, 2))),
     "frobenius_norm": ("image", lambda t, h: t(h, [2, 3])),
     "gather": ("image", lambda t, h: t(h, 1, _index(h))),
-    "gaussian_nll_loss": ("image", lambda t, h: t(h, _like(h), _positive(h))),
+    "gaussian_nll_loss": ("image", lambda t, h: t(h, like(h), positive(h))),
     "gru_cell": ("vector", _cell(3)),
     "lstm_cell": ("vector", _cell(4, True)),
     "rnn_relu_cell": ("vector", _cell(1)),
     "rnn_tanh_cell": ("vector", _cell(1)),
-    **{name: ("square", _recurrent) for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")},
+    **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), ("square", _recurrent)),
     "vander": ("vector", lambda t, h: t(h.mean(1), 3) if t is torch.vander else t(h, N=3)),
     "inner": ("vector", lambda t, h: t(h, _ones(6, 8)(h))),
     "corrcoef": ("vector", lambda t, h: t(h[:2])),
@@ -170,23 +176,23 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "hstack": ("image", _two),
     "index_add": ("image", _by_index),
     "index_copy": ("image", _by_index),
-    "index_reduce": ("image", lambda t, h: t(h, 1, _places(h), _like(h)[:, :4], "prod")),
+    "index_reduce": ("image", lambda t, h: t(h, 1, _places(h), like(h)[:, :4], "prod")),
     "index_fill": ("image", lambda t, h: t(h, 1, _places(h), 0.5)),
-    "index_put": ("image", lambda t, h: t(h, (torch.tensor([0, 1]), torch.tensor([3, 1])), _like(h)[:2].mean(1))),
+    "index_put": ("image", lambda t, h: t(h, (torch.tensor([0, 1]), torch.tensor([3, 1])), like(h)[:2].mean(1))),
     "index_select": ("tokens", lambda t, h: t(h, 2, torch.tensor([3, 0, 5, 5, 1, 2, 7, 4]))),
     "instance_norm": ("image", lambda t, h: _instance_norm(t, h)),
     "interpolate": ("image", lambda t, h: t(h, scale_factor=2)),
     "inverse": ("square", lambda t, h: t(_spd(h))),
     "isin": ("image", lambda t, h: t(h.round(), torch.tensor([0.0, 1.0], dtype=h.dtype))),
     "istft": ("square", lambda t, h: t(torch.complex(h[:, :5], h[:, :5]), 8)),
-    "kl_div": ("image", lambda t, h: t(h, torch.sigmoid(_like(h)))),
+    "kl_div": ("image", lambda t, h: t(h, torch.sigmoid(like(h)))),
     "kron": ("vector", lambda t, h: t(h, _ones(1, 2)(h))),
     "layer_norm": ("image", lambda t, h: t(h, h.shape[1:])),
     "rms_norm": ("image", lambda t, h: t(h, h.shape[1:])),
     "ldl_solve": ("square", lambda t, h: t(*torch.linalg.ldl_factor(_spd(h)), h)),
-    "lerp": ("image", lambda t, h: t(h, _like(h), 0.3)),
+    "lerp": ("image", lambda t, h: t(h, like(h), 0.3)),
     "linear": ("vector", lambda t, h: t(h, _ones(6, 8)(h))),
-    "linear_cross_entropy": ("vector", lambda t, h: t(h, _ones(6, 8)(h), _labels(h) % 6)),
+    "linear_cross_entropy": ("vector", lambda t, h: t(h, _ones(6, 8)(h), labels(h) % 6)),
     "local_response_norm": ("image", lambda t, h: t(h, 3)),
     "log_softmax": ("image", lambda t, h: t(h, 1)),
     "softmax": ("image", lambda t, h: t(h, 1)),
@@ -196,15 +202,15 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "max_unpool1d": ("sequence", lambda t, h: t(*F.max_pool1d(h, 2, return_indices=True), 2)),
     "max_unpool2d": ("image", lambda t, h: t(*F.max_pool2d(h, 2, return_indices=True), 2)),
     "max_unpool3d": ("volume", lambda t, h: t(*F.max_pool3d(h, 2, return_indices=True), 2)),
-    "masked_scatter": ("image", lambda t, h: t(h, h > 0, _like(h))),
+    "masked_scatter": ("image", lambda t, h: t(h, h > 0, like(h))),
     "meshgrid": ("vector", lambda t, h: t(h[0], h[1], indexing="ij")),
     "mm": ("vector", lambda t, h: t(h, _ones(8, 6)(h))),
     "multi_dot": ("vector", lambda t, h: t([h, _ones(8, 6)(h)])),
     "chain_matmul": ("vector", lambda t, h: t(h, _ones(8, 6)(h))),
-    "multi_margin_loss": ("vector", lambda t, h: t(h, _labels(h))),
-    "multilabel_margin_loss": ("vector", lambda t, h: t(h, _labels(h).unsqueeze(1).expand(h.shape))),
+    "multi_margin_loss": ("vector", lambda t, h: t(h, labels(h))),
+    "multilabel_margin_loss": ("vector", lambda t, h: t(h, labels(h).unsqueeze(1).expand(h.shape))),
     "multi_head_attention_forward": ("square", lambda t, h: _attention(t, h)),
-    "multinomial": ("vector", lambda t, h: t(_positive(h), 2)),
+    "multinomial": ("vector", lambda t, h: t(positive(h), 2)),
     "mvlgamma": ("image", lambda t, h: t(h * h + 2.0, 2)),
     "multigammaln": ("image", lambda t, h: t(h * h + 2.0, 2)),
     "new_empty": ("image", lambda t, h: t(h, h.shape[1:])),
@@ -213,15 +219,18 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "new_ones": ("image", lambda t, h: h + t(h, h.shape[1:])),
     "new_zeros": ("image", lambda t, h: h + t(h, h.shape[1:])),
     "new_tensor": ("image", lambda t, h: h + t(h, [0.5])),
-    "nll_loss": ("vector", lambda t, h: t(h, _labels(h))),
+    "nll_loss": ("vector", lambda t, h: t(h, labels(h))),
     "one_hot": ("image", lambda t, h: t((h > 0).long(), 2).sum(-1)),
     "orgqr": ("square", lambda t, h: t(h, h.mean(-1))),
-    "ormqr": ("square", lambda t, h: t(h, h.mean(-1), _like(h))),
+    "ormqr": ("square", lambda t, h: t(h, h.mean(-1), like(h))),
     "outer": ("vector", lambda t, h: t(h.mean(1), _ones(8)(h))),
     "ger": ("vector", lambda t, h: t(h.mean(1), _ones(8)(h))),
     "pdist": ("vector", lambda t, h: t(h)),
     "permute": ("image", lambda t, h: t(h, (0, 1, 3, 2))),
-    "poisson_nll_loss": ("image", lambda t, h: t(h, _positive(h), True, False, 1e-8, 1) if t is torch.poisson_nll_loss else t(h, _positive(h))),
+    "poisson_nll_loss": (
+        "image",
+        lambda t, h: t(h, positive(h), *((True, False, 1e-8, 1) if t is torch.poisson_nll_loss else ())),
+    ),
     "polygamma": ("image", lambda t, h: _ordered_arguments(t, h)),
     "prelu": ("image", lambda t, h: t(h, _ones(8)(h))),
     "put": ("image", lambda t, h: t(h, torch.tensor([0, 5]), torch.tensor([0.5, 0.1], dtype=h.dtype))),
@@ -230,18 +239,18 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "repeat_interleave": ("image", lambda t, h: t(h, 2, 1)),
     "roll": ("image", lambda t, h: t(h, 1, 1)),
     "row_stack": ("image", _two),
-    "vstack": ("vector", lambda t, h: t([h, _like(h)])[: h.shape[0]]),
-    "scaled_dot_product_attention": ("square", lambda t, h: t(h, _like(h), h)),
-    "scatter": ("image", lambda t, h: t(h, 1, _index(h), _like(h))),
-    "scatter_add": ("image", lambda t, h: t(h, 1, _index(h), _like(h))),
-    "scatter_reduce": ("image", lambda t, h: t(h, 1, _index(h), _like(h), "sum")),
+    "vstack": ("vector", lambda t, h: t([h, like(h)])[: h.shape[0]]),
+    "scaled_dot_product_attention": ("square", lambda t, h: t(h, like(h), h)),
+    "scatter": ("image", lambda t, h: t(h, 1, _index(h), like(h))),
+    "scatter_add": ("image", lambda t, h: t(h, 1, _index(h), like(h))),
+    "scatter_reduce": ("image", lambda t, h: t(h, 1, _index(h), like(h), "sum")),
     "searchsorted": ("image", lambda t, h: t(_ones(5)(h), h)),
     "segment_reduce": ("vector", lambda t, h: t(h, "sum", lengths=torch.tensor([1] * h.shape[0]))),
     "select": ("image", lambda t, h: t(h, 1, 2)),
-    "select_scatter": ("image", lambda t, h: t(h, _like(h)[:, :, 0], 2, 1)),
-    "slice_scatter": ("image", lambda t, h: t(h, _like(h)[:, :4], 1, 0, 4)),
+    "select_scatter": ("image", lambda t, h: t(h, like(h)[:, :, 0], 2, 1)),
+    "slice_scatter": ("image", lambda t, h: t(h, like(h)[:, :4], 1, 0, 4)),
     "slice_inverse": ("image", lambda t, h: t(h, h)),
-    "soft_margin_loss": ("image", lambda t, h: t(h, torch.sign(_like(h)).detach())),
+    "soft_margin_loss": ("image", lambda t, h: t(h, torch.sign(like(h)).detach())),
     "solve": ("square", lambda t, h: t(_spd(h), h)),
     "solve_ex": ("square", lambda t, h: t(_spd(h), h)),
     "solve_triangular": ("square", lambda t, h: t(_spd(h), h, upper=True)),
@@ -250,7 +259,7 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "split": ("image", lambda t, h: t(h, 4, 1)),
     "unsafe_split": ("image", lambda t, h: t(h, 4, 1)),
     "spmm": ("vector", lambda t, h: t(h, _ones(8, 6)(h))),
-    "stack": ("image", lambda t, h: t([h, _like(h)], 1).flatten(1, 2)),
+    "stack": ("image", lambda t, h: t([h, like(h)], 1).flatten(1, 2)),
     "stft": ("vector", lambda t, h: t(h, 4, return_complex=True)),
     "squeeze": ("image", lambda t, h: t(h.unsqueeze(1), 1)),
     "t": ("vector", lambda t, h: t(h).transpose(0, 1)),
@@ -269,17 +278,17 @@ SPECIAL: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
     "upsample": ("image", lambda t, h: t(h, scale_factor=2)),
     "upsample_bilinear": ("image", lambda t, h: t(h, scale_factor=2)),
     "upsample_nearest": ("image", lambda t, h: t(h, scale_factor=2)),
-    "vdot": ("vector", lambda t, h: t(h[0], _like(h)[0])),
+    "vdot": ("vector", lambda t, h: t(h[0], like(h)[0])),
     "view": ("image", lambda t, h: t(h.contiguous(), (h.shape[0], -1))),
     "view_as_complex": ("image", lambda t, h: t(torch.stack([h, h], -1))),
     "view_as_real": ("image", lambda t, h: t(torch.complex(h, h)).sum(-1)),
     "vsplit": ("image", lambda t, h: t(h.transpose(0, 1), 2)[0].transpose(0, 1)),
-    "where": ("image", lambda t, h: torch.where(h > 0, h, 0.1) if t is torch.where else t(h, h > 0, _like(h))),
+    "where": ("image", lambda t, h: torch.where(h > 0, h, 0.1) if t is torch.where else t(h, h > 0, like(h))),
 }  # fmt: skip
 """By name: the form of what a call is given, and how it is called."""
 
 
-def _signs(h: Tensor) -> Tensor:
+def signs(h: Tensor) -> Tensor:
     return torch.arange(h.shape[0], dtype=h.dtype) % 2 * 2 - 1
 
 
@@ -321,69 +330,3 @@ def _attention(t: Any, h: Tensor) -> Any:
 
 def _ordered_arguments(t: Any, h: Tensor) -> Tensor:
     return t(2, h * h + 1) if t in (torch.polygamma, torch.special.polygamma) else t(h * h + 1, 2)
-
-
-def _with(*others: Value) -> Callable[[Tensor, Any], Any]:
-    return lambda h, layer: layer(h, *(other(h) for other in others))
-
-
-def _plain(h: Tensor, layer: Any) -> Any:
-    return layer(h)
-
-
-def _loss_layer(h: Tensor, layer: Any) -> Any:
-    return layer(torch.sigmoid(h), torch.sigmoid(_like(h)))
-
-
-def _sized(*arguments: Any, **options: Any) -> Callable[[Any], nn.Module]:
-    return lambda kind: kind(*arguments, **options)
-
-
-LAYERS: dict[str, tuple[str, Callable[[Any], nn.Module], Callable[[Tensor, Any], Any]]] = {
-    **{name: ("image", _sized(), _loss_layer) for name in (
-        "BCELoss", "BCEWithLogitsLoss", "HingeEmbeddingLoss", "HuberLoss", "KLDivLoss", "L1Loss", "MSELoss",
-        "PoissonNLLLoss", "SmoothL1Loss", "MultiLabelSoftMarginLoss",
-    )},
-    **{name: ("vector", _sized(), _with(_labels)) for name in ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")},
-    "NLLLoss2d": ("image", _sized(), _with(lambda h: (h.mean(1) > 0).long())),
-    "MultiLabelMarginLoss": ("vector", _sized(), _with(lambda h: _labels(h).unsqueeze(1).expand(h.shape))),
-    "LinearCrossEntropyLoss": ("vector", _sized(8, 6), _with(lambda h: _labels(h) % 6)),
-    "CosineEmbeddingLoss": ("vector", _sized(), _with(_like, _signs)),
-    "GaussianNLLLoss": ("image", _sized(), _with(_like, _positive)),
-    "MarginRankingLoss": ("image", _sized(), _with(_like, lambda h: torch.sign(_like(h)))),
-    "TripletMarginLoss": ("vector", _sized(), _with(_like, lambda h: _like(h.flip(0)))),
-    "SoftMarginLoss": ("image", _sized(), _with(lambda h: torch.sign(_like(h)).detach())),
-    "CosineSimilarity": ("image", _sized(), _with(_like)),
-    "PairwiseDistance": ("vector", _sized(), _with(_like)),
-    "Bilinear": ("vector", _sized(8, 8, 6), _with(_like)),
-    "ChannelShuffle": ("image", _sized(2), lambda h, layer: h + layer(h)),
-    "CrossMapLRN2d": ("image", _sized(3), _plain),
-    "Embedding": ("image", _sized(2, 8), lambda h, layer: h + layer((h.mean(1) > 0).long()).permute(0, 3, 1, 2)),
-    "EmbeddingBag": ("vector", _sized(2, 8), lambda h, layer: h + layer((h > 0).long())),
-    "Fold": ("sequence", _sized((4, 4), 2, stride=2), _plain),
-    "FractionalMaxPool2d": ("image", _sized(2, output_size=2), _plain),
-    "FractionalMaxPool3d": ("volume", _sized((1, 2, 2), output_size=(1, 2, 2)), _plain),
-    "Identity": ("image", _sized(), _plain),
-    "LayerNorm": ("tokens", _sized(8), _plain),
-    "RMSNorm": ("tokens", _sized(8), _plain),
-    "LSTM": ("square", _sized(8, 6, batch_first=True), _plain),
-    "GRU": ("square", _sized(8, 6, batch_first=True), _plain),
-    "RNN": ("square", _sized(8, 6, batch_first=True), _plain),
-    "LPPool3d": ("volume", _sized(2, 2), _plain),
-    "LPPool2d": ("image", _sized(2, 2), _plain),
-    "LPPool1d": ("sequence", _sized(2, 2), _plain),
-    **{f"MaxUnpool{n}d": (form, _sized(2), lambda h, layer, n=n: layer(*getattr(F, f"max_pool{n}d")(h, 2, return_indices=True)))
-       for n, form in ((1, "sequence"), (2, "image"), (3, "volume"))},
-    "MultiheadAttention": ("square", _sized(8, 2, batch_first=True), _with(_like, lambda h: h)),
-    "PixelUnshuffle": ("image", _sized(2), _plain),
-    "Softmax": ("image", _sized(1), _plain),
-    "LogSoftmax": ("image", _sized(1), _plain),
-    "Softmin": ("image", _sized(1), _plain),
-    "TransformerEncoderLayer": ("tokens", _sized(8, 2, 5, 0.0, batch_first=True), _plain),
-    "Unflatten": ("image", _sized(1, (2, 4)), lambda h, layer: layer(h).flatten(1, 2)),
-    "Unfold": ("image", _sized(2), _plain),
-    "PReLU": ("image", _sized(8), _plain),
-    "AdaptiveAvgPool1d": ("sequence", _sized(2), _plain),
-    "SyncBatchNorm": ("image", _sized(8), _plain),
-}  # fmt: skip
-"""By name of a layer: the form of what it is given, how it is made, and how it is called."""

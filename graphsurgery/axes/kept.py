@@ -100,7 +100,7 @@ def _moved(node: fx.Node, axes: Sequence[Axis], dim: int, new: Resize) -> Moved 
     lifted = new.lift_in(axes, dim)
     if lifted is not None and lifted.beside is not None:
         raise SurgeryError(
-            f"{place_of(node)}: reads channels in order, of which every group would keep others; choose the same in each"
+            f"{place_of(node)}: reads channels in order, and every group would keep others; choose the same in each"
         )
     return None if lifted is None else Moved(dim, lifted.source, size)
 
@@ -127,12 +127,15 @@ def keep_size(
             return
         whole = graph.create_node(node.op, node.target, node.args, node.kwargs)
         whole.meta = node.meta | {"value": _meta(node, shape)}
-        *calls, last = [
-            (moved.dim, tuple(moved.source.tolist()), *([value] if moved.same else [])) for moved in given
-        ]
-        for moved, call in zip(given, calls, strict=False):
-            whole = _new(graph, whole, moved.dim, len(moved.source), pick, (whole, *call))
-        node.op, node.target, node.args, node.kwargs = "call_function", pick, (whole, *last), {}
+        for moved in given[:-1]:
+            whole = _new(graph, whole, moved.dim, len(moved.source), pick, _picking(whole, moved, value))
+        node.op, node.target, node.args, node.kwargs = "call_function", pick, _picking(whole, given[-1], value), {}
+
+
+def _picking(whole: fx.Node, moved: Moved, value: fx.Node) -> tuple[Any, ...]:
+    """The arguments of what picks the indices that are left."""
+    picked = (whole, moved.dim, tuple(moved.source.tolist()))
+    return (*picked, value) if moved.same else picked
 
 
 def _new(graph: fx.Graph, like: fx.Node, dim: int, size: int, function: Any, args: Any) -> fx.Node:

@@ -292,7 +292,10 @@ def pick(x: Tensor, dim: int, places: Sequence[int], like: Tensor | None = None)
         places: the indices.
         like: a tensor whose axis `dim` has the same channels, and goes on having them.
     """
-    return x.index_select(dim, torch.tensor(places, device=x.device))
+    index = torch.tensor(places, device=x.device)
+    if x.is_complex():  # which ONNX has as two numbers
+        return torch.view_as_complex(torch.view_as_real(x).index_select(dim % x.dim(), index))
+    return x.index_select(dim, index)
 
 
 @one_node

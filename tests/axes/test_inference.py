@@ -147,6 +147,6 @@ def test_inputs_and_outputs_are_fixed_without_saying():
 
 
 def test_a_second_rule_for_an_operator_is_an_error():
-    with pytest.raises(ValueError, match="has a rule already: .*pointwise"):
+    with pytest.raises(ValueError, match=r"has a rule already: .*pointwise"):
         rule(operator.add)(lambda _, x: x)
     assert RULES[operator.add].__name__ == "pointwise"

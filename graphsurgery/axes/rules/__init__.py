@@ -20,6 +20,7 @@ from graphsurgery.axes.rules import (
     spatial,
     written,
 )
+
 from graphsurgery.axes.rules import without  # isort: skip  (last: it lists what has no rule)
 
 __all__ = [

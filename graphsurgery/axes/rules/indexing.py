@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.kept import computes_at_size
-from graphsurgery.axes.rules.contraction import outputs_like, set_argument
+from graphsurgery.axes.rules.contraction import set_argument
 from graphsurgery.axes.rules.pointwise import broadcast
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.network.operators import spelled
@@ -181,7 +181,7 @@ def _look_up(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> Ten
             elif isinstance(item, list):
                 found.append(TensorType([ax.fixed(n) for n in torch.tensor(item).shape]))
         source += 1
-    axes = broadcast(infer, *found).axes
+    axes: Sequence[Axis] = broadcast(infer, *found).axes
     together = places[-1] - places[0] + 1 == len(places)
     # Where indices stand apart, their axes come first.
     before = sum(position < places[0] for position in range(len(entries))) if together else 0

@@ -52,11 +52,14 @@ def loss_of_rows(infer: Inference, input: TensorType, *others: Any, **options: A
     F.cross_entropy, nn.CrossEntropyLoss, F.nll_loss, nn.NLLLoss, F.multi_margin_loss, nn.MultiMarginLoss,
     F.multilabel_margin_loss, nn.MultiLabelMarginLoss,
 )  # fmt: skip
-def loss_of_classes(infer: Inference, input: TensorType, target: TensorType, *others: Any, **options: Any) -> TensorType:
+def loss_of_classes(
+    infer: Inference, input: TensorType, target: TensorType, *others: Any, **options: Any
+) -> TensorType:
     """A label names a class, which fixes their axis; labels by shares are summed up with it."""
     shares = F.cross_entropy, nn.CrossEntropyLoss
     kind = type(infer.submodule) if infer.node.op == "call_module" else infer.node.target
-    weighed = tensor_types((others, options)) or list(infer.submodule.buffers() if kind is nn.CrossEntropyLoss else ())
+    buffers = infer.submodule.buffers() if kind is nn.CrossEntropyLoss else iter(())
+    weighed = bool(tensor_types((others, options))) or any(True for _ in buffers)
     if kind in shares and len(target) == len(input) and not weighed:
         whole = broadcast(infer, input, target)
     else:

@@ -356,7 +356,7 @@ _STACKS = {torch.vstack: 0, torch.row_stack: 0, torch.hstack: 1, torch.column_st
 @rule(*_STACKS)
 def stacked(infer: Inference, tensors: Sequence[TensorType]) -> TensorType:
     """A concat along the first, second or third axis."""
-    dim = _STACKS[infer.node.target]
+    dim = _STACKS[infer.node.target]  # type: ignore[index]
     if any(len(typed) < max(2, dim + 1) for typed in tensors):
         raise Clash("tensors that get new axes")
     return cat(infer, tensors, dim)

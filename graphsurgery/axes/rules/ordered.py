@@ -122,7 +122,14 @@ def diff(infer: Inference, input: TensorType, n: int = 1, dim: int = -1) -> Tens
 
 
 @rule(torch.trapezoid, torch.trapz)
-def integral(infer: Inference, y: TensorType, x: TensorType | None = None, *, dim: int = -1, **options: Any) -> TensorType:  # noqa: ARG001
+def integral(
+    infer: Inference,
+    y: TensorType,
+    x: TensorType | None = None,
+    *,
+    dim: int = -1,
+    **options: Any,  # noqa: ARG001
+) -> TensorType:
     """Neighbours are summed up, by the steps between them."""
     infer.freeze("the steps of an integral", x)
     computes_at_size(infer, "an axis that is summed up in order", y, [dim])
@@ -130,7 +137,14 @@ def integral(infer: Inference, y: TensorType, x: TensorType | None = None, *, di
 
 
 @rule(torch.cumulative_trapezoid)
-def integrals(infer: Inference, y: TensorType, x: TensorType | None = None, *, dim: int = -1, **options: Any) -> TensorType:  # noqa: ARG001
+def integrals(
+    infer: Inference,
+    y: TensorType,
+    x: TensorType | None = None,
+    *,
+    dim: int = -1,
+    **options: Any,  # noqa: ARG001
+) -> TensorType:
     """The same, up to every place."""
     infer.freeze("the steps of an integral", x)
     computes_at_size(infer, "an axis that is summed up in order", y, [dim])
@@ -138,7 +152,13 @@ def integrals(infer: Inference, y: TensorType, x: TensorType | None = None, *, d
 
 
 @rule(torch.gradient)
-def differences(infer: Inference, input: TensorType, *others: Any, dim: Any = None, **options: Any) -> tuple[TensorType, ...]:  # noqa: ARG001
+def differences(
+    infer: Inference,
+    input: TensorType,
+    *others: Any,  # noqa: ARG001
+    dim: Any = None,
+    **options: Any,  # noqa: ARG001
+) -> tuple[TensorType, ...]:
     """A tensor of differences for each of the named axes, or for all."""
     named = {d % len(input) for d in named_axes(input, dim)}
     computes_at_size(infer, "an axis whose neighbours are subtracted", input, named)

@@ -70,7 +70,11 @@ def mantissa_and_exponent(infer: Inference, input: TensorType) -> tuple[TensorTy
 
 @rule(torch.bucketize, torch.isin)
 def compared_with_a_set(
-    infer: Inference, input: Any, others: Any, *options: Any, **named: Any  # noqa: ARG001
+    infer: Inference,
+    input: Any,
+    others: Any,
+    *options: Any,  # noqa: ARG001
+    **named: Any,  # noqa: ARG001
 ) -> TensorType:
     """Each number is compared with all of a set."""
     infer.freeze("numbers that others are compared with", others)
@@ -79,7 +83,11 @@ def compared_with_a_set(
 
 @rule(torch.searchsorted)
 def place_among(
-    infer: Inference, sorted_sequence: TensorType, input: Any, *options: Any, **named: Any  # noqa: ARG001
+    infer: Inference,
+    sorted_sequence: TensorType,
+    input: Any,
+    *options: Any,  # noqa: ARG001
+    **named: Any,  # noqa: ARG001
 ) -> TensorType:
     """Each number is compared with all of a row, or of one sequence."""
     infer.freeze_axis("numbers that others are compared with", sorted_sequence[-1])

@@ -63,7 +63,12 @@ def _without(infer: Inference, input: TensorType, dim: int) -> Any:
 
 @rule(torch.quantile, "quantile", torch.nanquantile, "nanquantile")
 def quantile(
-    infer: Inference, input: TensorType, q: Any, dim: int | None = None, keepdim: bool = False, **options: Any  # noqa: ARG001
+    infer: Inference,
+    input: TensorType,
+    q: Any,
+    dim: int | None = None,
+    keepdim: bool = False,
+    **options: Any,  # noqa: ARG001
 ) -> TensorType:
     """A number between those of an axis, or of all; several are a new first axis."""
     several = [ax.fixed(infer.value.shape[0])] if isinstance(q, TensorType) and len(q) else []

@@ -20,9 +20,10 @@ FROZEN = {
         as_strided as_strided_scatter take put masked_scatter segment_reduce slice_inverse
     """,
     "is of a matrix as a whole, and of one with rows of zeros there is none": """
-        det logdet slogdet inverse inv inv_ex pinv pinverse matrix_power matrix_exp matrix_rank matrix_sqrth solve solve_ex
-        solve_triangular triangular_solve lu lu_factor lu_factor_ex lu_solve lu_unpack ldl_factor ldl_factor_ex ldl_solve
-        cholesky cholesky_ex cholesky_inverse cholesky_solve qr svd svdvals eig eigh eigvals eigvalsh polar lstsq
+        det logdet slogdet inverse inv inv_ex pinv pinverse matrix_power matrix_exp matrix_rank matrix_sqrth solve
+        solve_ex solve_triangular triangular_solve lu lu_factor lu_factor_ex lu_solve lu_unpack ldl_factor
+        ldl_factor_ex ldl_solve cholesky cholesky_ex cholesky_inverse cholesky_solve qr svd
+        svdvals eig eigh eigvals eigvalsh polar lstsq
         householder_product orgqr ormqr geqrf tensorinv tensorsolve lobpcg pca_lowrank svd_lowrank cov corrcoef
     """,
     "takes or fills a diagonal, along which the indices of two axes are paired": """

@@ -141,7 +141,14 @@ def _write_borders(infer: Inference, axis: Axis, part: Axis, first: int, last: i
 
 
 @rule(torch.diagonal, "diagonal", torch.linalg.diagonal)
-def diagonal(infer: Inference, input: TensorType, offset: int = 0, dim1: int = 0, dim2: int = 1, **named: Any) -> TensorType:  # noqa: ARG001
+def diagonal(
+    infer: Inference,
+    input: TensorType,
+    offset: int = 0,  # noqa: ARG001
+    dim1: int = 0,
+    dim2: int = 1,
+    **named: Any,  # noqa: ARG001
+) -> TensorType:
     """Two axes, which that fixes, give one, which is the last."""
     if infer.node.target is torch.linalg.diagonal:
         given = infer.node.kwargs
@@ -153,7 +160,12 @@ def diagonal(infer: Inference, input: TensorType, offset: int = 0, dim1: int = 0
 
 @rule(torch.diagonal_scatter, "diagonal_scatter")
 def written_diagonal(
-    infer: Inference, input: TensorType, src: TensorType, offset: int = 0, dim1: int = 0, dim2: int = 1  # noqa: ARG001
+    infer: Inference,
+    input: TensorType,
+    src: TensorType,
+    offset: int = 0,  # noqa: ARG001
+    dim1: int = 0,
+    dim2: int = 1,
 ) -> TensorType:
     """A diagonal of two axes is written, which that fixes."""
     infer.freeze_axis("an axis of a diagonal", input[dim1], input[dim2], src[-1])

@@ -71,7 +71,7 @@ def assert_kept(network, *shapes, mixed=False):
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_channels_are_cut_and_copied(name, tmp_path):
     operator = IN_ORDER[name]
-    graph, x, wide = assert_kept(between(operator), (3, 4, 4), mixed=name in MIXED)
+    _, x, wide = assert_kept(between(operator), (3, 4, 4), mixed=name in MIXED)
     gs.save(wide, tmp_path / "m.pt")
     with torch.no_grad():
         torch.testing.assert_close(gs.load(tmp_path / "m.pt")(*x), wide(*x), rtol=0, atol=0)
