@@ -43,7 +43,9 @@ def widen(
 
     Every space grows to any size. Norms across channels (LayerNorm, GroupNorm, RMSNorm, `F.normalize`) and means count
     copies by their shares, and stay as they are where every channel has as many copies. Attention keeps its scale;
-    where a space is summed over without a weight (the size of heads), a factor is put in front.
+    where a space is summed over without a weight (the size of heads), a factor is put in front. What would change with
+    copies, such as a softmax over channels, or means an order of them, computes at the old size: the copies are summed
+    up in front of it.
 
     Args:
         graph: typed network; it is not modified.

@@ -6,19 +6,15 @@ Importing this package fills `graphsurgery.axes.inference.RULES`.
 from graphsurgery.axes.rules import (
     contraction,
     creation,
-    embeddings,
-    indexing,
     losses,
     movement,
     noise,
     norms,
-    ordered,
+    places,
     pointwise,
     reductions,
-    regions,
     sequences,
     spatial,
-    written,
 )
 
 from graphsurgery.axes.rules import without  # isort: skip  (last: it lists what has no rule)
@@ -26,18 +22,14 @@ from graphsurgery.axes.rules import without  # isort: skip  (last: it lists what
 __all__ = [
     "contraction",
     "creation",
-    "embeddings",
-    "indexing",
     "losses",
     "movement",
     "noise",
     "norms",
-    "ordered",
+    "places",
     "pointwise",
     "reductions",
-    "regions",
     "sequences",
     "spatial",
     "without",
-    "written",
 ]
