@@ -119,3 +119,22 @@ def test_two_networks_side_by_side(name):
     big = concatenate(graphs)
     with torch.no_grad():
         assert deviation(big(*x), sum(graph(*x) for graph in graphs) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["cumsum", "fft", "norm over several axes", "softmax"])
+def test_in_onnx_runtime(name, tmp_path):
+    graph, _, _ = typed(between(IN_ORDER[name]), (3, 4, 4))
+    graph.module.float()
+    for number, edited in enumerate((compress(graph, 0.5), widen(graph, 1.5))):
+        gs.export_onnx(edited, tmp_path / f"{number}.onnx")  # which compares the two
+
+
+def test_channels_inside_of_groups_are_read_in_order_in_each():
+    network = Network(
+        lambda n, x: n.b(n.a(x).unflatten(1, (2, 4)).cumsum(2).flatten(1)), a=nn.Linear(3, 8), b=nn.Linear(8, 4)
+    )
+    graph, x, _ = typed(network, (3,))
+    inner = next(space for space in graph.spaces if not space.outer)
+    same = compress(graph, {inner.name: [0, 3]}, within="same")
+    with torch.no_grad():
+        assert deviation(same(*x), Masked(graph, {inner.name: [0, 3]}).run(*x)) < 1e-12
