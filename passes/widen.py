@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.algebra import Dim, resolve
 from graphsurgery.axes.maps import ChannelMap, Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
-from graphsurgery.graph import ModelGraph, Space
+from graphsurgery.graph import ModelGraph, Origin, Space
 from graphsurgery.network.layers import weigh
 from graphsurgery.surgery.gates import has_gates, why_nothing
 from graphsurgery.surgery.growth.fresh_weights import next_layers, padded
@@ -143,13 +144,30 @@ def undo(wide: ModelGraph) -> ModelGraph:
     if origin is None or record.get("pass") != "widen" or record["init"] not in EXACT:
         raise SurgeryError(f"undo: the network is not what widen made by {' or '.join(EXACT)} shares")
     maps = {
-        wide.space(origin.spaces[dim]).dim: known
+        new: known
         for dim, known in origin.edit.maps.items()
         if isinstance(known, ChannelMap)
+        for new in _now(wide, origin, dim)
     }
     even = {dim: ChannelMap(known.source, even_shares(known.source)) for dim, known in maps.items()}
     back, evenly = (Edit({dim: inverse(known) for dim, known in edit.items()}) for edit in (maps, even))
     return _widened(wide, back, evenly, {"pass": "undo widen"})
+
+
+def _now(wide: ModelGraph, origin: Origin, dim: Dim) -> list[Dim]:
+    """What a space has become: the spaces that stand in its places in the axes of parameters, else that of its name.
+
+    Where something computes at the old size, what is in front of it and what is behind may have come apart.
+    """
+    found: dict[Dim, None] = {}
+    for name, typed in origin.parameters.items():
+        now = wide.types.parameters.get(name)
+        for old, new in zip(typed.axes, now.axes if now is not None else (), strict=False):
+            terms = resolve(old), resolve(new)
+            if list(map(len, terms[0])) == list(map(len, terms[1])):
+                pairs = zip(*(chain.from_iterable(side) for side in terms), strict=True)
+                found |= dict.fromkeys(after for before, after in pairs if before is dim and not after.fixed)
+    return list(found) or [wide.space(origin.spaces[dim]).dim]
 
 
 def _disturb(graph: ModelGraph, wide: ModelGraph, edit: Edit, noise: float, generator: torch.Generator) -> None:
