@@ -26,6 +26,8 @@ from graphsurgery.network.operators import is_in_place
 from graphsurgery.network.paths import place_of
 
 Rounds = tuple[tuple[int, ...], ...]
+_INSTEAD = "is read instead"
+"""What marks, until `settle`, the node whose value goes to the readers of another, with that and its value."""
 
 
 class Moved(NamedTuple):
@@ -108,10 +110,10 @@ def _moved(node: fx.Node, axes: Sequence[Axis], dim: int, new: Resize) -> Moved 
 def keep_size(
     node: fx.Node, value: fx.Node, read: Sequence[Moved], given: Sequence[Moved], shape: Sequence[int]
 ) -> None:
-    """Let a node compute at the old sizes of some axes, in place.
+    """Let a node compute at the old sizes of some axes, in place; `settle` lets its readers read what is picked.
 
     Args:
-        node: what computes; where what it gives is picked from, the node that picks takes its place and its name.
+        node: what computes.
         value: what it reads.
         read: the axes of that value that have changed.
         given: those axes of what the node gives.
@@ -123,19 +125,47 @@ def keep_size(
             rounds = rounds_of(moved.source, moved.size)
             source = _new(graph, source, moved.dim, moved.size, spread, (source, moved.dim, rounds))
         node.replace_input_with(value, source)
-        if not given:
-            return
-        whole = graph.create_node(node.op, node.target, node.args, node.kwargs)
-        whole.meta = node.meta | {"value": _meta(node, shape)}
-        for moved in given[:-1]:
-            whole = _new(graph, whole, moved.dim, len(moved.source), pick, _picking(whole, moved, value))
-        node.op, node.target, node.args, node.kwargs = "call_function", pick, _picking(whole, given[-1], value), {}
+    last = node
+    for moved in given:
+        with graph.inserting_after(last):
+            picked = (last, moved.dim, tuple(moved.source.tolist()), *([value] if moved.same else []))
+            last = _new(graph, last, moved.dim, len(moved.source), pick, picked)
+    if given:
+        last.meta[_INSTEAD] = node, _meta(node, shape)
 
 
-def _picking(whole: fx.Node, moved: Moved, value: fx.Node) -> tuple[Any, ...]:
-    """The arguments of what picks the indices that are left."""
-    picked = (whole, moved.dim, tuple(moved.source.tolist()))
-    return (*picked, value) if moved.same else picked
+def settle(graph: fx.Graph) -> None:
+    """Let those that read a node which computes at an old size read what is picked of it, in place."""
+    for last in [node for node in graph.nodes if _INSTEAD in node.meta]:
+        node, whole = last.meta.pop(_INSTEAD)
+        node.replace_all_uses_with(last, delete_user_cb=lambda user: user.target is not pick)
+        value = whole
+        for picking in _picks(node):
+            node.meta["value"] = value
+            sizes = list(value.shape)
+            sizes[picking.args[1]] = len(picking.args[2])
+            node, value = picking, torch.empty(sizes, dtype=value.dtype, device="meta")
+        node.meta["value"] = value
+
+
+def _picks(node: fx.Node) -> list[fx.Node]:
+    """The nodes that pick of what a node gives, one of what the other has picked."""
+    found: list[fx.Node] = []
+    while picking := next((user for user in node.users if user.target is pick and user.args[0] is node), None):
+        found.append(picking)
+        node = picking
+    return found
+
+
+def reading(node: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Where a value is read for a node, and what is read there: it may be spread in front, or picked from."""
+    for candidate in (value, *_picks(value)):
+        reader = node
+        while candidate not in reader.all_input_nodes and reader.all_input_nodes[0].target is spread:
+            reader = reader.all_input_nodes[0]
+        if candidate in reader.all_input_nodes:
+            return reader, candidate
+    return node, value
 
 
 def _new(graph: fx.Graph, like: fx.Node, dim: int, size: int, function: Any, args: Any) -> fx.Node:

@@ -10,13 +10,12 @@ from torch import Tensor, fx
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Dim
-from graphsurgery.axes.kept import Moved, keep_size
+from graphsurgery.axes.kept import Moved, keep_size, reading, settle
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.axes.types import Mixing, TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import versions
-from graphsurgery.network.layers import pick
 from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
 from graphsurgery.surgery.growth.shares import keeps_size, without_place
@@ -57,22 +56,11 @@ def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
         share = None if access.weighted else edit.share(access.axis)
         if share is None or access.value is None:
             continue
-        value = nodes[access.value.name]
-        reader = _reading(nodes[access.node.name], value)
+        reader, value = reading(nodes[access.node.name], nodes[access.value.name])
         key = (value.name, written[access.node][access.value], access.dim)
         if key not in made:
             made[key] = weighed(wide, reader, value, access.dim, _once(edit, access.axis, share))
         reader.replace_input_with(value, made[key])
-
-
-def _reading(node: fx.Node, value: fx.Node) -> fx.Node:
-    """The node that reads a value for another one: itself, or what spreads it to old places in front."""
-    reader = node
-    while reader.target is pick:
-        reader = reader.all_input_nodes[0]
-    while value not in reader.all_input_nodes:
-        reader = reader.all_input_nodes[0]
-    return reader
 
 
 def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
@@ -121,6 +109,7 @@ def keep_mixings(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
                 if whole and (lifted := edit.lift(typed[mixing.dim])) is not None:
                     size = ax.size_of(typed[mixing.dim])
                     _sum_copies(graph, wide, nodes[mixing.node.name], mixing, number, (lifted, size))
+    settle(wide.module.graph)
 
 
 def _sum_copies(
