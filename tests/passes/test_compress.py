@@ -173,7 +173,8 @@ def test_says_what_froze_everything():
 
     graph = gs.trace(Frozen(), torch.zeros(2, 4))
     with pytest.raises(
-        gs.SurgeryError, match=r"no channel can be removed; frozen by linalg_pinv: linalg_pinv is of a matrix as a whole"
+        gs.SurgeryError,
+        match=r"no channel can be removed; frozen by linalg_pinv: linalg_pinv is of a matrix as a whole",
     ):
         compress(graph, 0.5)
 
