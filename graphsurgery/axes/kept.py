@@ -10,7 +10,7 @@ everywhere, copies change nothing, and neither does the order of channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -143,7 +143,8 @@ def settle(graph: fx.Graph) -> None:
         for picking in _picks(node):
             node.meta["value"] = value
             sizes = list(value.shape)
-            sizes[picking.args[1]] = len(picking.args[2])
+            _, dim, places, *_ = cast("tuple[Any, ...]", picking.args)
+            sizes[dim] = len(places)
             node, value = picking, torch.empty(sizes, dtype=value.dtype, device="meta")
         node.meta["value"] = value
 
