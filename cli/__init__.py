@@ -79,9 +79,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     pause()
-    code = run(tokens)
-    leave()
-    sys.exit(code)
+    leave(run(tokens))
 
 
 def run(tokens: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The garbage collector stays out of the way while a command imports, and when the interpreter ends.
+"""How a process begins and ends: the garbage collector stays out of the way while it imports, and when it ends.
 
 A command imports some half a million objects, none of which is garbage. As they grow the collector would walk all of
 them a dozen times, and again at the end: two of the five seconds that a short command takes.
@@ -6,7 +6,12 @@ them a dozen times, and again at the end: two of the five seconds that a short c
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import os
+import sys
+from typing import NoReturn
 
 _paused = False
 
@@ -27,8 +32,20 @@ def go_on() -> None:
         gc.enable()
 
 
-def leave() -> None:
-    """The process ends, and its memory with it: the interpreter need not look for garbage in it."""
+def leave(code: int) -> NoReturn:
+    """The process ends, and its memory with it: the interpreter need not look for garbage in it.
+
+    Of several processes that train together (`accelerate launch`, `torchrun`) each ends at once, when what it has to do
+    at its end is done: the threads by which they talk may still run while the interpreter takes their libraries down,
+    which now and then aborts a process whose work is finished and saved.
+    """
     global _paused
     _paused = False
     gc.freeze()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
