@@ -48,7 +48,7 @@ def view(
     from graphsurgery.reports.diagrams.diagram import write_diagram
 
     is_onnx = model.endswith(".onnx")
-    diagram = _onnx(model) if is_onnx else _network(model, opening)
+    diagram = _onnx(model, opening) if is_onnx else _network(model, opening)
     write_diagram(diagram, target)
     screen.line("picture", f"{len(diagram.boxes)} boxes, {', '.join(diagram.summary)}")
     screen.line("wrote", str(target))
@@ -61,13 +61,13 @@ def _stem(model: str) -> str:
     return Path(model.partition("?")[0].replace(":", "_")).stem or "network"
 
 
-def _onnx(model: str) -> Diagram:
+def _onnx(model: str, opening: Opening) -> Diagram:
     from graphsurgery.onnx.files.model_file import read_onnx
-    from graphsurgery.onnx.files.nodes import read_nodes
+    from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
     from graphsurgery.reports.diagrams.onnx_diagram import onnx_diagram
 
     file = read_onnx(model)
-    return onnx_diagram(read_nodes(file), Path(model).name, file.bytes)
+    return onnx_diagram(counted_nodes(file, opening.shape()), Path(model).name, file.bytes)
 
 
 def _network(model: str, opening: Opening) -> Diagram:

@@ -20,11 +20,12 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.probing import index_range, range_of
+from graphsurgery.onnx.files.axes import Given, axes_of
 from graphsurgery.onnx.files.given import given_model
 from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
-from graphsurgery.onnx.importing.inputs import Given, Inputs, axes_of, plan_inputs
+from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source

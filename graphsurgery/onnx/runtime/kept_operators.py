@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.files.macs import macs
+from graphsurgery.onnx.files.parameters import learnt_in, learnt_inside
 from graphsurgery.onnx.files.storage import bytes_of
 from graphsurgery.onnx.runtime.sessions import open_session
-
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 class OnnxOperator(nn.Module):
@@ -36,7 +34,7 @@ class OnnxOperator(nn.Module):
         super().__init__()
         self.content = model.SerializeToString()
         constants = model.graph.initializer
-        self.held_parameters = sum(math.prod(c.dims) for c in constants if c.data_type in _FLOATING)
+        self.held_parameters = sum(map(learnt_in, constants)) + sum(map(learnt_inside, model.graph.node))
         self.held_bytes = sum(map(bytes_of, constants))
         self.multiplies = any(macs(node, {}) is None for node in model.graph.node)
         self.reason = reason
