@@ -42,11 +42,8 @@ def calibration_of(
     if data is not None:
         found = calibration.calibration_of(data)
     else:
-        if len(graph.inputs) != 1:
-            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
         said = said_of_images(model, arch=opening.arch)
-        first = graph.inputs[0]
-        found = calibration.read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        found = calibration.read_examples(calib, graph.inputs, seed=seed, preprocessing=said)
         note_images(calib, found.preprocessing)
     check_calibration(found, graph)
     return found

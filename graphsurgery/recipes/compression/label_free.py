@@ -56,21 +56,32 @@ def check_calibration(calibration: Calibration, graph: ModelGraph) -> Agreement:
     Raises:
         SpecError: it does not.
     """
-    if len(graph.inputs) != 1:
-        raise SpecError(f"{calibration.name}: has single inputs, the network takes {len(graph.inputs)}")
+    if calibration.packed is None:
+        _check_shape(calibration, graph)
     examples = Examples(calibration.train, device_of(graph.module))
     count = min(_LOOKED_AT, len(examples))
     x = next(examples.batches([torch.arange(max(2, count)) % len(examples)]))[0]
-    taken = list(graph.inputs[0].shape[1:])
-    if list(x.shape[1:]) != taken:
-        raise SpecError(f"{calibration.name}: has inputs {list(x.shape[1:])}, the network takes {taken}")
     with evaluating(graph.module), torch.no_grad():
-        output = graph.module(x)
+        output = calibration.run(graph.module, x)
     named = named_outputs(output)
-    only = next(iter(named.values())) if len(named) == 1 else None
+    only = next(iter(named.values())) if len(named) == 1 and calibration.packed is None else None
     if only is not None and only.dim() == 2 and len(only) == len(x) and only.is_floating_point():
         return Agreement(int(only.shape[1]))
-    return SeveralOutputs(reading_of(output, len(x)))
+    return SeveralOutputs(reading_of(output, len(x)), calibration.run)
+
+
+def _check_shape(calibration: Calibration, graph: ModelGraph) -> None:
+    """Raise SpecError for examples that are no inputs of the network."""
+    if len(graph.inputs) != 1:
+        names = ", ".join(spec.name for spec in graph.inputs)
+        raise SpecError(
+            f"{calibration.name}: has single inputs, the network takes {len(graph.inputs)} ({names}); give a folder of "
+            ".npz files with an array for each"
+        )
+    x = torch.as_tensor(calibration.train[0][0])
+    taken = list(graph.inputs[0].shape[1:])
+    if list(x.shape) != taken:
+        raise SpecError(f"{calibration.name}: has inputs {list(x.shape)}, the network takes {taken}")
 
 
 def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[Any]], device: str) -> list[Dataset[Any]]:
@@ -84,7 +95,7 @@ def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[An
         for part in parts:
             examples = Examples(part, chosen)
             batches = examples.batches(in_order(len(examples), _AT_ONCE))
-            vectors = [objective.reading(module(batch[0])).float().cpu() for batch in batches]
+            vectors = [objective.reading(objective.run(module, batch[0])).float().cpu() for batch in batches]
             found.append(answered(part, torch.cat(vectors)))
     return found
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
 from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
+from graphsurgery.training.data.array_files import arrays
 from graphsurgery.training.data.dataset import Data, split
 
 _FASHION_FILES = {
@@ -132,6 +133,7 @@ def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preproc
 
 
 SOURCES: Mapping[str, tuple[Callable[..., Data], tuple[str, ...]]] = {
+    "arrays": (arrays, ("split_seed",)),
     "cifar10": (cifar10, ("split_seed",)),
     "cifar100": (cifar100, ("split_seed",)),
     "digits": (digits, ("split_seed",)),

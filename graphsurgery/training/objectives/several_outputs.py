@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,16 +98,21 @@ class SeveralOutputs(Agreement):
 
     Args:
         reading: how a network's outputs become that vector.
+        run: what a network gives for the `x` of a batch, where that is not its only input.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, run: Callable[[nn.Module, Tensor], Any] | None = None) -> None:
         super().__init__(1)
-        self.reading = reading
+        self.reading, self._run = reading, run
+
+    def run(self, module: nn.Module, x: Tensor) -> Any:
+        """What a module gives for the inputs of a batch."""
+        return module(x) if self._run is None else self._run(module, x)
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`total`, the mean squared difference, in which every output counts alike."""
-        return {"total": F.mse_loss(self.reading(module(batch[0])), batch[2])}
+        return {"total": F.mse_loss(self.reading(self.run(module, batch[0])), batch[2])}
 
     def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The network's vector, and that which it shall have."""
-        return self.reading(module(batch[0])), batch[2]
+        return self.reading(self.run(module, batch[0])), batch[2]
