@@ -86,7 +86,7 @@ _INTRODUCTION = """# Files in the wild
 - *widened*: how far the outputs of `widen --by 1.3` are from the original's, in ONNX Runtime on noise, relative to the
   largest.
 - *seconds* of {commands}.
-- *memory*: megabytes of the command that took most; torch and ONNX Runtime alone, before they read anything, take {idle}.
+- *memory*: megabytes of the command that took most; torch and ONNX Runtime alone take {idle}.
 - A command that refuses says why. Nothing may be wrong, and nothing may crash.
 
 ```

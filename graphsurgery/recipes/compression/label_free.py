@@ -21,23 +21,23 @@ from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Outcome, Result, Row
-from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import choose_device, device_of, placed
+from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.agreement import Agreement
-from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of
+from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of, vectors_of
 from graphsurgery.training.objectives.tasks import objective_for
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 STEPS = 2000
 """Optimizer steps where no number of epochs is asked for."""
-_LOOKED_AT, _AT_ONCE = 16, 32
-"""Examples that say how far outputs vary, and examples in one pass of the original."""
+_LOOKED_AT = 16
+"""Examples that say how far outputs vary."""
 
 
 def label_free_plan(calibration: Calibration, epochs: int | None = None, **settings: Any) -> TrainingPlan:
@@ -89,15 +89,8 @@ def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[An
     if not isinstance(objective, SeveralOutputs):
         teachers = Teachers([graph.copy().module])
         return [answered(part, logits_of(teachers, part, device=device)) for part in parts]
-    chosen, module = choose_device(device), graph.copy().module.eval()
-    found = []
-    with placed(module, chosen), torch.no_grad():
-        for part in parts:
-            examples = Examples(part, chosen)
-            batches = examples.batches(in_order(len(examples), _AT_ONCE))
-            vectors = [objective.reading(objective.run(module, batch[0])).float().cpu() for batch in batches]
-            found.append(answered(part, torch.cat(vectors)))
-    return found
+    module = graph.copy().module
+    return [answered(part, vectors_of(module, objective, part, device)) for part in parts]
 
 
 def recover_without_labels(

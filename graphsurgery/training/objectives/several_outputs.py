@@ -10,12 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from graphsurgery.errors import SpecError
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import named_outputs
+from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.devices import choose_device, placed
 from graphsurgery.training.objectives.agreement import Agreement
 from graphsurgery.training.objectives.tasks import Batch
 
+_AT_ONCE = 32
+"""Examples in one pass."""
 _MOST = 2**13
 """Numbers of an output that are compared for each example; of more, as many that are drawn once."""
 
@@ -26,12 +32,14 @@ class Part:
 
     Attributes:
         name: of the output.
+        number: its place among the outputs.
         places: which of its numbers are compared, as indices into those of an example; None for all.
         scale: the standard deviation around the mean of the examples.
         count: how many numbers are compared.
     """
 
     name: str
+    number: int
     places: Tensor | None
     scale: float
     count: int
@@ -50,10 +58,10 @@ class Reading:
 
     def __call__(self, output: Any) -> Tensor:
         """The vector `[batch, width]`."""
-        named = named_outputs(output)
+        outputs = list(named_outputs(output).values())
         found = []
         for part in self.parts:
-            numbers = named[part.name].flatten(1)
+            numbers = outputs[part.number].flatten(1)
             chosen = numbers if part.places is None else numbers[:, part.places.to(numbers.device)]
             # Every output has the same share of a mean over the vector.
             found.append(chosen / part.scale * math.sqrt(self.width / part.count / len(self.parts)))
@@ -73,7 +81,7 @@ def reading_of(output: Any, examples: int, *, seed: int = 0) -> Reading:
     """
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for name, tensor in named_outputs(output).items():
+    for number, (name, tensor) in enumerate(named_outputs(output).items()):
         if not tensor.dim() or len(tensor) != examples or not tensor.is_floating_point():
             continue  # no numbers of one example
         numbers = tensor.detach().cpu().double().flatten(1)
@@ -82,7 +90,7 @@ def reading_of(output: Any, examples: int, *, seed: int = 0) -> Reading:
             continue
         count = numbers.shape[1]
         places = torch.randperm(count, generator=generator)[:_MOST] if count > _MOST else None
-        parts.append(Part(name, places, scale, min(count, _MOST)))
+        parts.append(Part(name, number, places, scale, min(count, _MOST)))
     if not parts:
         shapes = (
             ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named_outputs(output).items()) or "nothing"
@@ -91,6 +99,14 @@ def reading_of(output: Any, examples: int, *, seed: int = 0) -> Reading:
             f"--calib: the network gives {shapes}; expected numbers [batch, ...] that differ between examples"
         )
     return Reading(parts)
+
+
+def vectors_of(module: nn.Module, objective: SeveralOutputs, part: Dataset[Any], device: str) -> Tensor:
+    """What a network gives for every example, as vectors `[examples, width]` on the CPU."""
+    chosen, examples = choose_device(device), Examples(part, choose_device(device))
+    with placed(module, chosen), evaluating(module), torch.no_grad():
+        batches = examples.batches(in_order(len(examples), _AT_ONCE))
+        return torch.cat([objective.reading(objective.run(module, batch[0])).float().cpu() for batch in batches])
 
 
 class SeveralOutputs(Agreement):
