@@ -68,7 +68,7 @@ INPUTS: Mapping[str, Sequence[str]] = {
     "modelB_full": ("100x128",),
     "nakdimon": ("80",),
     "plcmos_v2": ("degraded_audio=1x1x100x257",),
-    "silero_vad": ("input=1x512", "state=2x1x128"),
+    "silero_vad": ("input=1x288", "state=2x1x128"),
     "silero_vad_16k_op15": _SILERO,
     "silero_vad_half": _SILERO,
     "silero_vad_op18_ifless": _SILERO,

@@ -78,8 +78,9 @@ def _show_cost(screen: Screen, graph: ModelGraph, size: Cost) -> None:
     """The inputs, and what the network costs."""
     from graphsurgery.cli.output import count
 
-    shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
-    screen.line("inputs", shapes)
+    shapes = [["batch", *spec.shape[1:]] if spec.batched else list(spec.shape) for spec in graph.inputs]
+    words = [f"{spec.name} {shape}".replace("'", "") for spec, shape in zip(graph.inputs, shapes, strict=True)]
+    screen.line("inputs", ", ".join(words))
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
     screen.uncounted(size)
 

@@ -260,17 +260,8 @@ class Numbers:
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         """The integers that the file computes under a name."""
-        code = self._kinds.get(name, 0)
+        code = self.file.kinds.get(name, 0)
         return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)
-
-    @cached_property
-    def _kinds(self) -> dict[str, int]:
-        """The types of the values of the file, by name, as far as they can be inferred."""
-        try:
-            model = onnx.shape_inference.infer_shapes(self.file.model)
-        except Exception:  # of an operator that is not of the standard; what is not known is 64 bits wide
-            return {}
-        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
     def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
         """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""

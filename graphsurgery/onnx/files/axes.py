@@ -21,10 +21,12 @@ class Axis:
     Attributes:
         size: None where it is free.
         name: what the file calls a free one; of the input and the place where it has no name.
+        unnamed: whether it has none.
     """
 
     size: int | None
     name: str
+    unnamed: bool = False
 
     @property
     def text(self) -> str:
@@ -43,7 +45,7 @@ def axes_of(value: onnx.ValueInfoProto, path: Path) -> list[Axis]:
     found = []
     for place, size in enumerate(kind.shape.dim):
         known = size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None
-        found.append(Axis(known, size.dim_param or f"{value.name}[{place}]"))
+        found.append(Axis(known, size.dim_param or f"{value.name}[{place}]", not size.dim_param))
     return found
 
 

@@ -58,7 +58,7 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
     taken = {axis.size for own in axes.values() for axis in own} | {batch}
     count = next(n for n in range(_BATCH, 100) if n not in ({batch} if having else taken))
     # A batch that is not the first axis everywhere has the size that is given, or one that is like no other.
-    own_size = {} if lead is None or having else {lead.name: sizes.get(lead.name, count)}
+    own_size = {} if lead is None or having else _with_same_size(axes, lead, sizes, sizes.get(lead.name, count))
     dtypes = {value.name: _dtype_of(value, path) for value in inputs}
 
     def traced(first: int, known: Mapping[str, int]) -> dict[str, Tensor]:
@@ -73,6 +73,17 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
     return Inputs(examples, list(again.values()), [name in having for name in axes], batch)
 
 
+def _with_same_size(
+    axes: Mapping[str, Sequence[Axis]], lead: Axis, sizes: Mapping[str, int], size: int
+) -> dict[str, int]:
+    """A free axis with its size, and those that are it by another name: where a file names none, those of its size."""
+    found = {lead.name: size}
+    if lead.unnamed:
+        free = (axis.name for own in axes.values() for axis in own if axis.size is None and axis.unnamed)
+        found |= {name: size for name in free if sizes.get(name) == size}
+    return found
+
+
 def _with_free_batch(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int]) -> set[str]:
     """The inputs whose first axis is a free batch; none where it is another axis of some, or has several sizes."""
     free = {name: own for name, own in axes.items() if own and own[0].size is None}
@@ -80,7 +91,10 @@ def _with_free_batch(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int
     inner = {axis.name for own in free.values() for axis in own[1:]}
     others = {axis.name for name, own in axes.items() if name not in free for axis in own if axis.size is None}
     given = {sizes[name] for name in firsts if name in sizes}
-    return set() if firsts & inner or others - inner or len(given) > 1 else set(free)
+    # A state of a fixed size, such as [layers, batch, hidden], holds the batch that is said.
+    states = {axis.size for name, own in axes.items() if name not in free and len(own) > 2 for axis in own[1:-1]}
+    none = firsts & inner or others - inner or len(given) > 1 or given & states
+    return set() if none else set(free)
 
 
 def _sizes(path: Path, name: str, own: Sequence[Axis], known: Mapping[str, int], *, skipped: bool) -> list[int]:

@@ -73,6 +73,15 @@ class OnnxProgram:
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
 
+    @cached_property
+    def kinds(self) -> Mapping[str, int]:
+        """The types of the values, by name, as far as they can be inferred."""
+        try:
+            model = onnx.shape_inference.infer_shapes(self.model)
+        except Exception:  # of an operator that is not of the standard
+            return {}
+        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what it gives."""
