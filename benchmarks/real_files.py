@@ -77,6 +77,8 @@ INPUTS: Mapping[str, Sequence[str]] = {
 """The sizes that files leave open, by the name of the file, or of its folder: what their packages feed."""
 COMMANDS = ("inspect", "compress", "widen", "diff", "view", "doctor")
 _SECONDS, _EXACT, _SMALLEST = 600, 1e-3, 1000
+_EXAMINED, _PATIENCE = 1_500_000, 120
+"""Bytes of the largest file that is given to `doctor`, and how many seconds it has."""
 _KEPT = Path(__file__).parents[1] / "build" / "real_files.json"
 _INTRODUCTION = """# Files in the wild
 
@@ -85,7 +87,7 @@ _INTRODUCTION = """# Files in the wild
 - *½*: the share of the bytes that `compress --keep 0.5` leaves.
 - *widened*: how far the outputs of `widen --by 1.3` are from the original's, in ONNX Runtime on noise, relative to the
   largest.
-- *seconds* of {commands}.
+- *seconds* of {commands}; `doctor` of files up to {examined:.1f} MB.
 - *memory*: megabytes of the command that took most; torch and ONNX Runtime alone take {idle}.
 - A command that refuses says why. Nothing may be wrong, and nothing may crash.
 
@@ -143,7 +145,8 @@ def examine(path: Path, package: str, folder: Path) -> Found:
     _run(found, "compress", str(path), "--keep", "0.5", "-o", str(small), *sizes)
     _run(found, "widen", str(path), "--by", "1.3", "-o", str(wide), *sizes)
     _run(found, "view", str(path), "--html", str(folder / "view.html"), *sizes)
-    _run(found, "doctor", str(path), *sizes)
+    if found.size <= _EXAMINED:
+        _run(found, "doctor", str(path), *sizes)
     if small.exists():
         _run(found, "diff", str(path), str(small), "--no-latency", *sizes)
         found.half = f"{small.stat().st_size / found.size:.2f}"
@@ -157,11 +160,11 @@ def examine(path: Path, package: str, folder: Path) -> Found:
 
 
 def _run(found: Found, command: str, *tokens: str) -> None:
-    began = time.perf_counter()
+    began, limit = time.perf_counter(), _PATIENCE if command == "doctor" else _SECONDS
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            ["timeout", str(_SECONDS), sys.executable, "-m", "graphsurgery.cli", command, *tokens],
+            ["timeout", str(limit), sys.executable, "-m", "graphsurgery.cli", command, *tokens],
             stdout=subprocess.DEVNULL, stderr=errors, env=environment,
         )  # fmt: skip
         _, status, used = os.wait4(process.pid, 0)  # which says how much memory it and its children took
@@ -172,7 +175,7 @@ def _run(found: Found, command: str, *tokens: str) -> None:
     found.memory[command] = used.ru_maxrss / 1e3
     if code:
         last = error.strip().splitlines()[-1] if error.strip() else f"ends with {code}"
-        words = f"takes more than {_SECONDS} s" if code == 124 else last.removeprefix("error").strip()
+        words = f"takes more than {limit} s" if code == 124 else last.removeprefix("error").strip()
         found.words[command] = words.replace(tokens[0], "the file").removeprefix("the file: ")[:200]
     if "Traceback" in error:
         found.wrong = f"{command} crashes: {found.words[command]}"
@@ -257,7 +260,7 @@ def _write(found: Sequence[Found]) -> None:
     dates = [each.date for each in found]
     text = _INTRODUCTION.format(
         commands=_listed(f"`{name}`" for name in COMMANDS), idle=_idle(), first=min(dates), date=max(dates),
-        cores=os.cpu_count(),
+        cores=os.cpu_count(), examined=_EXAMINED / 1e6,
     )  # fmt: skip
     summary = f"Together: {edited} of {len(found)} edited, {len(found) - edited} refused, {wrong} wrong."
     (DOCS / "real_files.md").write_text(f"{text}\n{summary}\n\n{table(head, [each.row() for each in found])}\n")

@@ -37,7 +37,7 @@ def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.name in rewriting.arrays:
             refill(tensor, rewriting.arrays[tensor.name]())
-    return imported.file.precision.restored(model, {})[0]
+    return imported.file.texts.restored(imported.file.precision.restored(model, {})[0])
 
 
 class FileEdit:

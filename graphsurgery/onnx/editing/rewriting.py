@@ -114,6 +114,7 @@ def _rewrite(original: Path, graph: ModelGraph, path: Path, rtol: float, inputs:
     try:
         with atomic_write(path) as temporary:
             stored, arrays = imported.file.precision.restored(model, rewriting.arrays)
+            stored = imported.file.texts.restored(stored)
             complaint = _complaint(model, rewriting.arrays)
             if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
                 raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")

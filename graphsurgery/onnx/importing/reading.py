@@ -18,6 +18,7 @@ from graphsurgery.onnx.files.dequantizing import dequantise
 from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
 from graphsurgery.onnx.files.precision import in_single
 from graphsurgery.onnx.files.storage import Weights
+from graphsurgery.onnx.files.texts import take_off
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.whole_operators import foldable, folded
 
@@ -43,9 +44,11 @@ def read_program(path: Path | str) -> OnnxProgram:
     path = Path(path)
     model, weights = _parsed(path)
     try:
+        texts = take_off(model, str(path))
         quantised = dequantise(model, weights, str(path))
         precision = in_single(model, weights)
-        return replace(program_of(model, weights, path), precision=precision, quantised=quantised)
+        found = program_of(model, weights, path)
+        return replace(found, precision=precision, quantised=quantised, texts=texts)
     except SurgeryError:
         raise
     except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
