@@ -217,11 +217,10 @@ class Numbers:
     def _slice(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         if before.target is not op.getitem or before.args[1] == after.args[1]:
             return
-        axes = (
-            axes_of(operator, self.file.constants.get(self.file.name(operator.inputs[3])))
-            if ("axes" in operator.attributes or len(operator.inputs) > 3)
-            else None
-        )
+        known = self._known(self.file.name(operator.inputs[3])) if len(operator.inputs) > 3 else None
+        axes = axes_of(operator, known)
+        if axes is None and len(operator.inputs) > 3:
+            raise UnsupportedError(f"{self.file.path}: {operator.name} slices axes that are computed")
         old, new = _tuple(before.args[1]), _tuple(after.args[1])
         rank = before.meta["value"].dim()
         for place, axis in enumerate(range(len(old)) if axes is None else [axis % rank for axis in axes]):

@@ -69,7 +69,8 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
         return {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in shapes.items()}
 
     examples = traced(count, {**sizes, **own_size})
-    again = traced(batch or count + 1, {**sizes, **{name: size + 1 for name, size in own_size.items()}})
+    others = {} if own_size.keys() & _held(axes, sizes) else {name: size + 1 for name, size in own_size.items()}
+    again = traced(batch or count + 1, {**sizes, **others})
     return Inputs(examples, list(again.values()), [name in having for name in axes], batch)
 
 
@@ -91,10 +92,15 @@ def _with_free_batch(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int
     inner = {axis.name for own in free.values() for axis in own[1:]}
     others = {axis.name for name, own in axes.items() if name not in free for axis in own if axis.size is None}
     given = {sizes[name] for name in firsts if name in sizes}
-    # A state of a fixed size, such as [layers, batch, hidden], holds the batch that is said.
-    states = {axis.size for name, own in axes.items() if name not in free and len(own) > 2 for axis in own[1:-1]}
-    none = firsts & inner or others - inner or len(given) > 1 or given & states
+    none = firsts & inner or others - inner or len(given) > 1 or firsts & _held(axes, sizes)
     return set() if none else set(free)
+
+
+def _held(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int]) -> set[str]:
+    """The first axes whose given size a state of a fixed size has, such as `[layers, batch, hidden]`: no other fits."""
+    fixed = [own for own in axes.values() if len(own) > 2 and all(axis.size is not None for axis in own)]
+    held = {axis.size for own in fixed for axis in own[1:-1]}
+    return {own[0].name for own in axes.values() if own and own[0].size is None and sizes.get(own[0].name) in held}
 
 
 def _sizes(path: Path, name: str, own: Sequence[Axis], known: Mapping[str, int], *, skipped: bool) -> list[int]:

@@ -12,7 +12,6 @@ from graphsurgery.onnx.importing.operators.registry import (
     SIZES_AT,
     UnlikeTorchError,
     Value,
-    is_flags,
     rank,
     rule,
 )
@@ -57,8 +56,6 @@ SIZES_AT.update(dict.fromkeys(_REDUCTIONS, (1,)))
 def _arg_extreme(operator: Operator, x: Value) -> Value:
     if operator.attributes.get("select_last_index"):
         raise UnlikeTorchError("the last of equal indices")
-    if is_flags(x):  # which torch does not order
-        x = x.to(torch.uint8)
     function = torch.argmax if operator.kind == "ArgMax" else torch.argmin
     return function(x, operator.attributes.get("axis", 0), keepdim=bool(operator.attributes.get("keepdims", 1)))
 

@@ -62,11 +62,6 @@ def rank(x: Value) -> int:
     return int(x.dim()) if isinstance(x, (Tensor, fx.Proxy)) else 0  # type: ignore[arg-type]
 
 
-def is_flags(x: Value) -> bool:
-    """Whether a tensor holds truth values."""
-    return bool((x.node.meta["value"] if isinstance(x, fx.Proxy) else x).dtype == torch.bool)
-
-
 def shape_of(x: Value) -> tuple[int, ...]:
     """The sizes of the trace, for decisions that do not depend on the batch."""
     return tuple((x.node.meta["value"] if isinstance(x, fx.Proxy) else x).shape)
