@@ -82,7 +82,7 @@ def show_plan(screen: Screen, small: ModelGraph) -> None:
 
     removed = removal(small)
     words = {"each": "others in each group", "same": "the same in every group"}
-    table = columns("space", "before", "after", "", right=["before", "after"])
+    table = columns("space", "before", "after", "", right=["before", "after"], whole=["space"])
     for name, (before, after) in removed["sizes"].items():
         note = words.get(removed["inside groups"].get(name), "")
         table.add_row(name, str(before), str(after), "whole" if before == after else note)

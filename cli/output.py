@@ -184,11 +184,11 @@ class _Columns(Table):
         super().add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
-def columns(*names: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; the columns in `right` hold numbers."""
+def columns(*names: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """An empty table; the columns in `right` hold numbers, those in `whole` names that are typed again: on one line."""
     table = _Columns(box=None, header_style="bold", pad_edge=False)
     for name in names:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in (*right, *whole))
     return table
 
 

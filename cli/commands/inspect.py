@@ -43,12 +43,13 @@ def _spaces(graph: ModelGraph) -> Table:
     from graphsurgery.cli.output import columns, few
 
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
-    table = columns("space", "size", "written by", "read by", *mixed, right=["size"])
+    inner = [""] if any(not space.outer for space in graph.spaces) else []
+    table = columns("space", "size", "written by", "read by", *mixed, *inner, right=["size"], whole=["space"])
     for space in graph.spaces:
         kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
-        name = space.name if space.outer else f"{space.name} (inside another)"
         cells = [", ".join(kinds)] if mixed else []
-        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
+        cells += ["" if space.outer else "inside another"] if inner else []
+        table.add_row(space.name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
     return table
 
 

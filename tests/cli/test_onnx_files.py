@@ -119,3 +119,17 @@ def test_a_file_with_several_inputs_is_recovered(here, capsys, fails):
     assert (code, line) == (
         2, "images: has no .npz files; the network takes 2 inputs, give an array for each: x, state"
     )  # fmt: skip
+
+
+@pytest.mark.usefixtures("file")
+def test_names_in_the_table_can_be_typed(capsys, monkeypatch):
+    """A narrow terminal breaks no name of a space."""
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run(["inspect", "a.onnx"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    spaces = import_onnx("a.onnx").graph.spaces
+    assert [space.name for space in spaces] == [
+        line.split()[0] for line in shown if line.split()[:1] and line.split()[0] in {space.name for space in spaces}
+    ]
+    tokens = ["compress", "a.onnx", "-o", "small.onnx", "--quiet"]
+    assert run([*tokens, *(token for space in spaces for token in ("--keep-space", f"{space.name}=0.5"))]) == 0

@@ -188,3 +188,15 @@ def test_doctor_knows_which_inputs_have_no_batch(tmp_path, capsys):
     assert [spec.batched for spec in contracts.traced.inputs] == [False, False]
     assert run(["inspect", str(path)]) == 0
     assert "x [1, 5], state [2, 1, 6]" in capsys.readouterr().out
+
+
+def test_who_writes_a_space_is_no_name_of_it(tmp_path):
+    nodes = [*two_layers(), ("MatMul", ["x", weight(5, 6, seed=3)], "beside", {})]
+    nodes = [nodes[0], nodes[3], ("Add", ["hidden", "beside"], "sum", {}), ("Relu", ["sum"], "active", {}), nodes[2]]
+    graph = import_onnx(built(tmp_path / "m.onnx", {"x": (np.float32, ["batch", 5])}, nodes)).graph
+    (space,) = graph.spaces
+    assert len(space.writers) == 2
+    with pytest.raises(
+        gs.SurgeryError, match=rf"{space.writers[1]} is not a space of this model; it writes {space.name}"
+    ):
+        compress(graph, {space.writers[1]: 3})
