@@ -177,3 +177,15 @@ def test_where_all_is_kept_whole_the_reason_is_said(tmp_path):
     message = r"all its weights are in what is kept whole \(if is a If, which is not translated\)"
     with pytest.raises(gs.SurgeryError, match=message):
         compress(graph, 0.5)
+
+
+def test_what_is_pooled_and_unpooled_is_kept_whole(tmp_path):
+    """Its indices count through all channels, which torch's do not; what lies beside it is edited."""
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        ("MaxPool", ["x"], ["p", "i"], pool), ("MaxUnpool", ["p", "i"], "z", pool),
+        ("Conv", ["z", weight(6, 3, 1, 1)], "a", {}), ("Relu", ["a"], "b", {}),
+        ("Conv", ["b", weight(4, 6, 1, 1, seed=3)], "out", {}),
+    ]  # fmt: skip
+    path = built(tmp_path / "m.onnx", {"x": (np.float32, ["batch", 3, 6, 4])}, nodes)
+    assert [space.size for space in rewritten(path, tmp_path).spaces] == [6]

@@ -108,7 +108,7 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
 def _from_the_first_pixel(
     operator: Operator, x: Value, axes: list[int], scales: Sizes | None, sizes: Sizes | None
 ) -> Value:
-    """A linear resize whose pixel `i` lies at `i / factor`: between corners, with the last pixel once more behind it."""
+    """A linear resize whose pixel `i` lies at `i / factor`: between corners, with the last pixel once more behind."""
     dims = rank(x) - 2
     if sizes is not None and sizes.size:
         wanted = dict(zip(axes, numbers(sizes), strict=True))
@@ -125,7 +125,8 @@ def _from_the_first_pixel(
     padded_ = F.pad(x, [0, 1] * dims, mode="replicate")
     mode = ("linear", "bilinear")[dims - 1]
     y = F.interpolate(padded_, size=[length + 1 for length in lengths], mode=mode, align_corners=True)
-    return y[(..., *(slice(None, -1) for _ in lengths))]
+    inside: tuple[Any, ...] = (..., *(slice(None, -1) for _ in lengths))
+    return y[inside]
 
 
 def _interpolation(operator: Operator, mode: str, grid: str, dims: int, whole: bool) -> tuple[str, bool | None]:
