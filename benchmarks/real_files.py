@@ -178,7 +178,7 @@ def _run(found: Found, command: str, *tokens: str) -> None:
         words = f"takes more than {limit} s" if code == 124 else last.removeprefix("error").strip()
         found.words[command] = words.replace(tokens[0], "the file").removeprefix("the file: ")[:200]
     if "Traceback" in error:
-        found.wrong = f"{command} crashes: {found.words[command]}"
+        found.wrong = f"{command} crashes: {found.words.get(command, 'it prints a traceback')}"
 
 
 def _ends_differ(before: Path, after: Path) -> str:
@@ -197,7 +197,8 @@ def _apart(before: Path, after: Path, sizes: Sequence[str]) -> float:
     """How far apart two files are on noise, relative to the largest number of each output."""
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (before, after)]
     feed = _feed(sessions[0], sizes)
-    pairs = zip(*(session.run(None, feed) for session in sessions), strict=True)
+    runs = ([np.asarray(array, np.float64) for array in session.run(None, feed)] for session in sessions)
+    pairs = zip(*runs, strict=True)
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-3)) for a, b in pairs)
 
 
@@ -262,7 +263,9 @@ def _write(found: Sequence[Found]) -> None:
         commands=_listed(f"`{name}`" for name in COMMANDS), idle=_idle(), first=min(dates), date=max(dates),
         cores=os.cpu_count(), examined=_EXAMINED / 1e6,
     )  # fmt: skip
+    missing = [name for name in PACKAGES if not any(each.package.startswith(f"{name} ") for each in found)]
     summary = f"Together: {edited} of {len(found)} edited, {len(found) - edited} refused, {wrong} wrong."
+    summary += f"\n\nNot run yet: {', '.join(missing)}." if missing else ""
     (DOCS / "real_files.md").write_text(f"{text}\n{summary}\n\n{table(head, [each.row() for each in found])}\n")
 
 

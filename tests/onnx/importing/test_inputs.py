@@ -151,6 +151,12 @@ def test_bytes_and_indices_are_drawn_in_the_range_that_a_file_takes(tmp_path, ki
     assert torch.unique(graph.example_inputs(8)[0]).numel() > 5
 
 
+def test_indices_that_are_too_large_print_nothing(tmp_path, capfd):
+    nodes = [("Gather", [weight(20, 6), "x"], "hidden", {"axis": 0}), *two_layers()[1:]]
+    import_onnx(built(tmp_path / "m.onnx", {"x": (np.int64, ["batch", 5])}, nodes))
+    assert capfd.readouterr().err == ""
+
+
 def held_by_a_state(state):
     """`x [batch, 5]`, and a state `[2, 1, 6]` whose batch is fixed; or sizes that have no names."""
     _, nodes = with_state(1, False)
