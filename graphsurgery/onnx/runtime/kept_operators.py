@@ -58,8 +58,8 @@ class OnnxOperator(nn.Module):
     def _run(self, values: Sequence[Tensor]) -> Any:
         """The outputs as arrays; of tensors without values some of their shape."""
         assert self._session is not None
-        for index in _INDICES:
-            real = [_any(v, index) if v.is_meta else v.detach().cpu() for v in values]
+        for flag in (False, True):  # of two branches one may not take the sizes
+            real = [_any(v, flag=flag) if v.is_meta else v.detach().cpu() for v in values]
             arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
             named = zip(self._session.get_inputs(), arrays, strict=True)
             # Sizes are of 64 bits here, whatever the file has.
@@ -67,18 +67,15 @@ class OnnxOperator(nn.Module):
             try:
                 return self._session.run(None, feed)
             except Exception:  # ONNX Runtime's errors have no public base class
-                if index == _INDICES[-1] or not any(v.is_meta and not v.is_floating_point() for v in values):
+                if flag or not any(v.is_meta and v.dtype == torch.bool for v in values):
                     raise
         return None
 
 
-_INDICES = (0, 1)
-"""Whole numbers and flags that stand for those without values: of two branches one may not take the sizes."""
-
-
-def _any(value: Tensor, index: int) -> Tensor:
+def _any(value: Tensor, *, flag: bool) -> Tensor:
     """Numbers for a tensor without values: indices are valid ones."""
-    return torch.full(value.shape, 1 if value.is_floating_point() else index, dtype=value.dtype, device="cpu")
+    fill = int(flag) if value.dtype == torch.bool else int(value.is_floating_point())
+    return torch.full(value.shape, fill, dtype=value.dtype, device="cpu")
 
 
 def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tensor, ...]) -> Tensor:
