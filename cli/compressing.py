@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from graphsurgery.cli.options import Opening, note_images, said_of_images
-from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from graphsurgery.cli.editing import EditSession
@@ -64,11 +63,8 @@ def calibration_of(
     if data is not None:
         found = calibration.calibration_of(data)
     else:
-        if len(graph.inputs) != 1:
-            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
         said = said_of_images(model, arch=opening.arch)
-        first = graph.inputs[0]
-        found = calibration.read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        found = calibration.read_examples(calib, graph.inputs, seed=seed, preprocessing=said)
         note_images(calib, found.preprocessing)
     check_calibration(found, graph)
     return found
@@ -107,7 +103,7 @@ def show_plan(screen: Screen, small: ModelGraph) -> None:
 
     removed = removal(small)
     words = {"each": "others in each group", "same": "the same in every group"}
-    table = columns("space", "before", "after", "", right=["before", "after"])
+    table = columns("space", "before", "after", "", right=["before", "after"], marks=["space"])
     for name, (before, after) in removed["sizes"].items():
         note = words.get(removed["inside groups"].get(name), "")
         table.add_row(name, str(before), str(after), "whole" if before == after else note)

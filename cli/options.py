@@ -100,7 +100,7 @@ class Opening:
             key=self.key,
             trust_pickle=self.trust_pickle,
             trust_remote_code=self.trust_remote_code,
-            example_shape=self._shape(shape),
+            example_shape=self.shape(shape),
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):
@@ -132,7 +132,7 @@ class Opening:
 
         _note_random(source)
         return open_masks(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self._shape()
+            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self.shape()
         )
 
     def data(self, spec: str, *models: str, seed: int = 0) -> Data:
@@ -144,13 +144,14 @@ class Opening:
         from graphsurgery.errors import SpecError
 
         found = open_data(spec, *models, arch=self.arch, seed=seed)
-        if self.input and self._shape() != tuple(found.input_shape):
+        if self.input and self.shape() != tuple(found.input_shape):
             shape = "x".join(map(str, found.input_shape))
             advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
             raise SpecError(f"--input {' '.join(self.input)}: {spec} has inputs of {shape}; leave --input out{advice}")
         return found
 
-    def _shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:
+    def shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:
+        """What --input says of the inputs; another shape where it says nothing."""
         from graphsurgery.models.loading import parse_shapes
 
         return parse_shapes(self.input) or otherwise

@@ -191,6 +191,9 @@ class ModelGraph:
         for space in self.spaces:
             if space.name == name:
                 return space
+        written = [space.name for space in self.spaces if name in space.writers]
+        if written:
+            raise SurgeryError(f"{name} is not a space of this model; it writes {', '.join(written)}")
         near = difflib.get_close_matches(name, [s.name for s in self.spaces], 3, 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.spaces)} spaces; see inspect"
         raise SurgeryError(f"{name} is not a space of this model; {hint}")

@@ -120,9 +120,10 @@ class Tuning:
     """What is learnt: the labels, or what the network said before the cut, which needs none. By default labels; with
     --calib always mimic."""
     calib: Examples = None
-    """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
-    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original. Images
-    are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does (also resize, crop)."""
+    """Examples without labels to recover on: a folder of images, of .npy arrays of inputs as the network takes them, or
+    of .npz files with an array for each input; or a data spec, whose labels are not looked at. A part is held out to
+    measure agreement with the original. Images are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does
+    (also resize, crop)."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 

@@ -13,6 +13,7 @@ from graphsurgery.cli.arguments.sources import File
 from graphsurgery.cli.options import SHOWN, Shown
 
 if TYPE_CHECKING:
+    from graphsurgery.models.loading import Shape
     from graphsurgery.onnx.files.nodes import OnnxNode
     from graphsurgery.onnx.runtime.comparing import NodePair, OnnxDiff
     from graphsurgery.onnx.runtime.latency import Latency
@@ -26,6 +27,7 @@ def diff(
     *,
     all_nodes: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     latency: Annotated[bool, Parameter(negative="--no-latency")] = True,
+    input: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     shown: Shown = SHOWN,
 ) -> None:
     """Show what changed between two ONNX files, node by node, and what that makes of size and latency.
@@ -40,13 +42,18 @@ def diff(
         List the nodes that did not change, too.
     latency
         Time both in ONNX Runtime, in turn, on one thread.
+    input
+        Shape of one input of both without the batch, such as 3x224x224, where the files leave it open; of several
+        inputs NAME=1x3x224x224, with the batch. May be given again.
     """
     from graphsurgery.cli.output import Screen, few
+    from graphsurgery.models.loading import parse_shapes
     from graphsurgery.onnx.runtime.comparing import compare_onnx
 
     screen = Screen(shown)
-    found = compare_onnx(before, after)
-    times, untimed = _timed(before, after) if latency else (None, "")
+    shapes = parse_shapes(input)
+    found = compare_onnx(before, after, shapes)
+    times, untimed = _timed(before, after, shapes) if latency else (None, "")
     listed = [pair for pair in found.pairs if all_nodes or pair.kind != "same"]
     if listed:
         screen.show(_nodes(listed))
@@ -71,13 +78,13 @@ def diff(
     screen.finish(document, "view", after)
 
 
-def _timed(before: Path, after: Path) -> tuple[tuple[Latency, Latency] | None, str]:
+def _timed(before: Path, after: Path, shapes: Shape | None) -> tuple[tuple[Latency, Latency] | None, str]:
     """The times of both, or why there are none."""
     from graphsurgery.errors import SurgeryError
     from graphsurgery.onnx.runtime.comparing import compare_latency
 
     try:
-        return compare_latency(before, after), ""
+        return compare_latency(before, after, shapes=shapes), ""
     except SurgeryError as cause:
         return None, str(cause)
 

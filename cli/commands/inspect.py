@@ -43,12 +43,14 @@ def _spaces(graph: ModelGraph) -> Sheet:
     from graphsurgery.cli.output import columns
 
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
-    table = columns("space", "size", "written by", "read by", *mixed, right=["size"], drop=mixed)
+    inner = [""] if any(not space.outer for space in graph.spaces) else []
+    others = [*mixed, *inner]
+    table = columns("space", "size", "written by", "read by", *others, right=["size"], marks=["space"], drop=others)
     for space in graph.spaces:
         kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
-        name = space.name if space.outer else f"{space.name} (inside another)"
         cells = [", ".join(kinds)] if mixed else []
-        table.add_row(name, str(space.size), space.writers, space.readers, *cells)
+        cells += ["" if space.outer else "inside another"] if inner else []
+        table.add_row(space.name, str(space.size), space.writers, space.readers, *cells)
     return table
 
 
@@ -78,8 +80,9 @@ def _show_cost(screen: Screen, graph: ModelGraph, size: Cost) -> None:
     """The inputs, and what the network costs."""
     from graphsurgery.cli.output import count
 
-    shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
-    screen.line("inputs", shapes)
+    shapes = [["batch", *spec.shape[1:]] if spec.batched else list(spec.shape) for spec in graph.inputs]
+    words = [f"{spec.name} {shape}".replace("'", "") for spec, shape in zip(graph.inputs, shapes, strict=True)]
+    screen.line("inputs", ", ".join(words))
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
     screen.uncounted(size)
 

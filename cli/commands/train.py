@@ -33,9 +33,9 @@ def train(
         Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value; see
         graphsurgery models.
     data
-        What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
-        file.py:function; see graphsurgery data. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what
-        the network sees, by default as it says itself.
+        What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR,
+        arrays:DIR (.npz files of inputs and labels) or file.py:function; see graphsurgery data. Of images, ?size=,
+        resize=, crop=, mean=, std= and augment= say what the network sees, by default as it says itself.
     answer
         Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need.
     """

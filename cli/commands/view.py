@@ -95,11 +95,11 @@ class _Page:
     def of_file(self) -> Diagram:
         """The nodes of an ONNX file; the sliders where it can be opened as a network."""
         from graphsurgery.onnx.files.model_file import read_onnx
-        from graphsurgery.onnx.files.nodes import read_nodes
+        from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
         from graphsurgery.reports.diagrams.onnx_diagram import onnx_diagram
 
         file = read_onnx(self.model)
-        nodes, title = read_nodes(file), Path(self.model).name
+        nodes, title = counted_nodes(file, self.opening.shape()), Path(self.model).name
         try:
             plan, missing = self.plan(self.opening.graph(self.model))
         except SurgeryError as cause:

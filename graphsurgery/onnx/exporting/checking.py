@@ -329,7 +329,7 @@ def _agreement(runs: Sequence[_Compared]) -> float | None:
         a.argmax(1) == b.argmax(1)
         for compared in runs
         for a, b in zip(compared.found, compared.expected, strict=True)
-        if b.dim() == 2 and b.numel()
+        if b.dim() == 2 and b.numel() and b.is_floating_point()
     ]
     return float(torch.cat(same).double().mean()) if same else None
 

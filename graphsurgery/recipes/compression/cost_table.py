@@ -20,7 +20,7 @@ import onnx
 from graphsurgery.axes.maps import Widths
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.onnx.editing.rewriting import edited
+from graphsurgery.onnx.editing.file_edit import edited
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.runtime.latency import Timing, measure_latency
 from graphsurgery.onnx.runtime.profiling import Profile, profile

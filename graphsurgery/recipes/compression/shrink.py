@@ -172,7 +172,8 @@ def bring_back(
     """
     books.measure("original", graph)
     books.measure("cut", small, note="expected to be low: not yet recovered")
-    norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
+    run = books.objective.run
+    norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device, run=run)
     if norms:
         examples = min(RECALIBRATING, len(books.data.train))  # type: ignore[arg-type]
         books.measure("recalibrated", small, note=f"{norms} BatchNorms, {examples:,} examples")

@@ -29,7 +29,7 @@ def onnx_diagram(
         summary=(
             f"{len(graph.nodes):,} nodes",
             f"{graph.parameters:,} parameters",
-            f"{graph.macs:,} MACs per image",
+            _macs(graph),
             f"{size:,} bytes",
         ),
         boxes=boxes,
@@ -39,6 +39,15 @@ def onnx_diagram(
         notes=("Shapes and MACs are for a batch of one.", *notes),
         plan=plan,
     )
+
+
+def _macs(graph: OnnxGraph) -> str:
+    """Multiply-accumulates; where some nodes are not counted, those of the others."""
+    if not graph.uncounted:
+        return f"{graph.macs:,} MACs per image"
+    known = f"{graph.macs:,} MACs without" if graph.macs else "MACs not counted of"
+    free = any(not isinstance(size, int) for shape in graph.inputs.values() for size in (shape or ())[1:])
+    return f"{known} {len(graph.uncounted):,} nodes" + (", whose sizes are free: give --input" if free else "")
 
 
 def _wired(graph: OnnxGraph, colored: Collection[str]) -> tuple[dict[str, Box], list[tuple[str, str]]]:

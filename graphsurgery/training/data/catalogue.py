@@ -83,6 +83,13 @@ DATA: Mapping[str, DataEntry] = {
         ("split_seed", *(name for name, option in OPTIONS.items() if option.images)),
         folder="must",
     ),
+    "arrays": DataEntry(
+        "arrays:DIR",
+        "`.npz` files, each with an array of inputs and one of labels (labels, targets or y), in DIR/train/, "
+        "DIR/val/ and DIR/test/, or together",
+        "as the arrays are",
+        folder="must",
+    ),
 }
 """The named data, in the order in which they are listed."""
 

@@ -26,8 +26,9 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
     """The data that `spec` names, split and normalised by the training split's mean and standard deviation.
 
     Args:
-        spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`, or
-            `path/file.py:function`, which executes that file; what its function may return is said in `functions`.
+        spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`,
+            `arrays:DIR` (`.npz` files of inputs and labels), or `path/file.py:function`, which executes that file; what
+            its function may return is said in `functions`.
             Options: `?train=5000` takes so many training examples of a seeded shuffle, `?split_seed=1` (default 0)
             splits validation from training. Of `imagefolder` images also `size=64` (or 64x48), the pixels of an input
             (default 224); `resize=256`, the shorter side before the middle is cut out (default 8/7 of the size, and

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from graphsurgery.errors import SpecError
 from graphsurgery.models.sources.downloads import require_reachable
 from graphsurgery.network.preprocessing import Preprocessing
+from graphsurgery.training.data.array_files import arrays
 from graphsurgery.training.data.catalogue import DATA
 from graphsurgery.training.data.dataset import Data, split
 
@@ -134,6 +135,7 @@ def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preproc
 
 
 _LOADERS: Mapping[str, Callable[..., Data]] = {
+    "arrays": arrays,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "digits": digits,

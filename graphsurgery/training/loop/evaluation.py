@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
@@ -74,6 +75,7 @@ def recalibrate(
     batch_size: int = 128,
     device: str | None = None,
     seed: int = 0,
+    run: Callable[[nn.Module, Tensor], Any] | None = None,
 ) -> int:
     """Re-estimate every BatchNorm's running statistics on training examples; returns how many norms there are.
 
@@ -87,6 +89,7 @@ def recalibrate(
         batch_size: examples per forward pass; the statistics are those of batches of this size.
         device: where to run; None means where the module is. The module comes back after it.
         seed: draws the examples.
+        run: runs the module on the inputs of a batch, where these are not its only input.
 
     Source: Yu & Huang, "Universally Slimmable Networks" (arXiv:1903.05134), section 3.3.
     """
@@ -105,7 +108,7 @@ def recalibrate(
                 norm.momentum = None
                 norm.training = True
             for batch in examples.batches(indices, seed):
-                module(batch[0])
+                module(batch[0]) if run is None else run(module, batch[0])
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -92,6 +92,51 @@ class OnnxTeacher(nn.Module):
         return torch.from_numpy(found).to(x)
 
 
+class OnnxOutputs(nn.Module):
+    """All that an `.onnx` file gives for all its inputs, run by ONNX Runtime on the CPU; it has no gradients.
+
+    Raises:
+        SurgeryError: the file cannot be opened, or run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()
+        from graphsurgery.onnx.runtime.sessions import open_session
+
+        self.path = Path(path)
+        self.session: Any = open_session(self.path, threads=torch.get_num_threads())
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Every output by its name."""
+        from graphsurgery.onnx.runtime.sessions import run_session
+
+        if len(inputs) != len(self.inputs):
+            raise SurgeryError(f"{self.path}: takes {len(self.inputs)} inputs, the student {len(inputs)}")
+        plain = [x.detach().cpu() for x in inputs]
+        plain = [x.float() if x.is_floating_point() else x for x in plain]
+        parts = [
+            run_session(self.session, dict(zip(self.inputs, part, strict=True)), str(self.path))
+            for part in self._runs(plain)
+        ]
+        whole = [found[0] if len(found) == 1 else torch.cat(found) for found in zip(*parts, strict=True)]
+        counts = {
+            name: x[: len(plain[0])] if len(parts) > 1 else x for name, x in zip(self.outputs, whole, strict=True)
+        }
+        return {name: x.to(inputs[0].device) for name, x in counts.items()}
+
+    def _runs(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The inputs of each run; of a file that is fixed at a batch as many examples, the last ones repeated."""
+        firsts = {value.shape[0] for value in self.session.get_inputs() if value.shape}
+        batch = next(iter(firsts)) if len(firsts) == 1 else None
+        count = len(inputs[0]) if inputs[0].dim() else 1
+        if not isinstance(batch, int) or batch == count:
+            return [list(inputs)]
+        places = [torch.arange(start, start + batch).clamp(max=count - 1) for start in range(0, count, batch)]
+        return [[x[place] for x in inputs] for place in places]
+
+
 def logits_of(
     teachers: Teachers,
     dataset: Dataset[Any],
