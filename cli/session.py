@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import SHOWN, WRITING, DryRun, Shown, Writing, without_dry_run
+from graphsurgery.cli.options import SHOWN, TOKENS, WRITING, DryRun, Shown, Writing, without_dry_run
 from graphsurgery.cli.running import RUNNING, Running
 
 if TYPE_CHECKING:
@@ -134,10 +134,9 @@ class TrainingSession(Session):
 
     def report(self, outcome: Outcome) -> None:
         """Write the HTML report, where one is asked for."""
-        from graphsurgery.reports.html import write_report
-
         if "report" in self.files and self.is_first:
-            write_report(outcome, self.files["report"])
+            data = self.document.get("data") or outcome.config.get("data", "")
+            write_page(outcome, self.files["report"], str(data))
 
     def show(self, outcome: Outcome) -> None:
         """Show the table, the contracts and the verdict."""
@@ -165,6 +164,14 @@ class TrainingSession(Session):
         self.report(outcome)
         self.show(outcome)
         self.finish(outcome, *following)
+
+
+def write_page(outcome: Outcome, path: Path, data: str) -> None:
+    """Write the HTML report, which also says by what command, on what data, when and where it was made."""
+    from graphsurgery.reports.circumstances import circumstances
+    from graphsurgery.reports.html import write_report
+
+    write_report(outcome, path, circumstances(TOKENS.get(), data))
 
 
 def show_sizes(screen: Screen, networks: Iterable[tuple[str, ModelGraph]], heading: str = "network") -> None:

@@ -23,7 +23,10 @@ README = DOCS.parent / "README.md"
 NOTEBOOK = DOCS / "tour.ipynb"
 PAGES = [README, *sorted((DOCS / "tutorials").glob("*.md")), DOCS / "first_hour.md", NOTEBOOK]
 
-PICTURES = {"report.png": ("demo/report.html", "", "1100,3000")}
+PICTURES = {
+    "report.png": ("demo/report.html", "", "1100,3000"),
+    "plan.png": ("plan.html", "#keep=0.75&keep-space=stem.0%3D5", "1280,800"),
+}
 """By name: the page that README's commands make, what its address asks it for, and the size of the window."""
 
 

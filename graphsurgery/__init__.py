@@ -26,7 +26,7 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SpecError, Su
 if TYPE_CHECKING:
     from graphsurgery.checkpoint.files import load, save
     from graphsurgery.graph import ModelGraph, Space
-    from graphsurgery.models.installing import config_of, install
+    from graphsurgery.models.libraries.installing import config_of, install
     from graphsurgery.models.loading import open_model
     from graphsurgery.onnx.editing.rewriting import rewrite_onnx
     from graphsurgery.onnx.exporting.checking import check_onnx
@@ -122,7 +122,7 @@ _HOMES = {
     "check_onnx": "onnx.exporting.checking",
     "compress": "passes.compress",
     "concatenate": "passes.concatenate",
-    "config_of": "models.installing",
+    "config_of": "models.libraries.installing",
     "cost": "surgery.channels.cost",
     "deepen": "passes.deepen",
     "deliver": "recipes.delivery.deliver",
@@ -134,7 +134,7 @@ _HOMES = {
     "gate": "passes.gate",
     "grow": "recipes.grow",
     "import_onnx": "onnx.importing.importer",
-    "install": "models.installing",
+    "install": "models.libraries.installing",
     "load": "checkpoint.files",
     "load_data": "training.data.loading",
     "lottery": "recipes.lottery.lottery",

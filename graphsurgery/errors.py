@@ -4,12 +4,13 @@ SurgeryError                the request cannot be done; the message says where, 
 ├── TraceError              the model's forward cannot be followed
 ├── CheckpointError         a file is not a checkpoint, is damaged, or is not safe to open
 ├── SpecError               a model or data spec names nothing, or its data do not fit
+├── DivergedError           the loss of a training is not finite
 ├── UnsupportedError        understood, but outside what graphsurgery does (exit code 3)
 └── CheckFailedError        a contract was measured and does not hold (exit code 1)
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 
@@ -43,6 +44,29 @@ class CheckFailedError(SurgeryError):
     """A contract was measured and does not hold."""
 
 
+class DivergedError(SurgeryError):
+    """The loss of a training is not finite.
+
+    Args:
+        found: where, and what it is.
+        remedies: what may help, by the name of the option that says it, each with a value.
+        kept: where the last good state is; empty where there is none.
+    """
+
+    def __init__(self, found: str, remedies: Mapping[str, float], kept: str = "") -> None:
+        self.found, self.remedies, self.kept = found, remedies, kept
+        super().__init__(self._with(f"{name}={value:g}" for name, value in remedies.items()))
+
+    def told(self, flags: Collection[str]) -> str:
+        """The message for a command line that has these options, such as `--lr`; it names no other."""
+        return self._with(f"--{name} {value:g}" for name, value in self.remedies.items() if f"--{name}" in flags)
+
+    def _with(self, options: Iterable[str]) -> str:
+        advice = " or ".join(options)
+        kept = f"; the last good state is {self.kept}" if self.kept else ""
+        return f"{self.found}{'; try ' if advice else ''}{advice}{kept}"
+
+
 def out_of_memory(cause: BaseException) -> bool:
     """Whether the system had no memory for something, as a file may ask for a network of any size."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
@@ -73,7 +97,7 @@ def one_line(cause: BaseException, limit: int = 200) -> str:
 
 def near_names(name: str, names: Iterable[str]) -> str:
     """What to do about an unknown name: the nearest known names, or all of them when none is near."""
-    known = sorted(names)
+    known = sorted(set(names))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"

@@ -19,7 +19,7 @@ from graphsurgery.axes.inference import Inference
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.positions import positions
 from graphsurgery.axes.types import Frozen, ParameterType, Typing
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, visible
 from graphsurgery.network.paths import named_tensors, place_of
 from graphsurgery.network.values.evaluation import propagate
 
@@ -145,6 +145,10 @@ class ModelGraph:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
+    def __repr__(self) -> str:
+        """At most ten lines: what it takes, how large it is, its spaces, what is frozen, and what was done to it."""
+        return "\n".join(line if len(line) <= 100 else f"{line[:99]}…" for line in _summary(self))
+
     @property
     def batch(self) -> int:
         """How many examples the network was traced with."""
@@ -187,6 +191,9 @@ class ModelGraph:
         for space in self.spaces:
             if space.name == name:
                 return space
+        written = [space.name for space in self.spaces if name in space.writers]
+        if written:
+            raise SurgeryError(f"{name} is not a space of this model; it writes {', '.join(written)}")
         near = difflib.get_close_matches(name, [s.name for s in self.spaces], 3, 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.spaces)} spaces; see inspect"
         raise SurgeryError(f"{name} is not a space of this model; {hint}")
@@ -205,6 +212,22 @@ class ModelGraph:
         reference = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
         drawn = [spec.draw(batch, generator) for spec in self.inputs]
         return tuple(t.to(reference) if t.is_floating_point() else t.to(reference.device) for t in drawn)
+
+
+def _summary(graph: ModelGraph) -> Iterator[str]:
+    count, large = len(graph.spaces), sorted(graph.spaces, key=lambda space: -space.size)[:4]
+    yield f"ModelGraph of {len(graph.module.graph.nodes)} nodes"
+    for spec in graph.inputs[:2]:
+        yield f"  input   {visible(spec.name)} {['batch', *spec.shape[1:]]} {spec.dtype}".replace("'", "")
+    if len(graph.inputs) > 2:
+        yield f"          … {len(graph.inputs) - 2} more inputs"
+    tensors = graph.tensors().values()
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    yield f"  weights {sum(p.numel() for p in graph.module.parameters()):,} parameters, {size:,} bytes with buffers"
+    named = "".join(f", {visible(space.name)} ({space.size})" for space in large)
+    yield f"  spaces  {count}{named}" + ", …" * (count > len(large))
+    yield f"  frozen  {len(graph.frozen)} nodes" + "".join(f"; {visible(f.node)}: {f.reason}" for f in graph.frozen[:1])
+    yield f"  made by {', '.join(str(record.get('pass')) for record in graph.lineage[-9:]) or 'hand'}"
 
 
 def _spaces(types: Typing) -> Iterator[Space]:

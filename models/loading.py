@@ -16,10 +16,11 @@ from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.models.libraries.library import Library, Trust, check_call, dtype_of
 from graphsurgery.models.libraries.table import library_of
+from graphsurgery.models.sources.user_files import require_function
+from graphsurgery.models.sources.weights import chosen, load_weights
 from graphsurgery.models.spec_text import anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import blank, build, example_inputs, followable, names_file
 from graphsurgery.models.supermasks import is_supermask, load_supermask
-from graphsurgery.models.weights import chosen, load_weights
 from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.surgery.installing.install import as_traced
 from graphsurgery.tracing.plain_weights import with_plain_weights
@@ -100,6 +101,7 @@ def open_pair(
             record = {"pass": "open", "source": anchored(source), "preprocessing": images.as_dict()}
             graph = replace(graph, lineage=(*graph.lineage, record))
         return graph, _alike(module, graph)
+    require_function(source)
     if is_checkpoint(source):
         return load(source), None
     if is_supermask(source):

@@ -1,24 +1,17 @@
-"""The text of model and data specs: `name?option=value&option=value`, and near names for a typing slip."""
+"""The text of model and data specs: `name?option=value&option=value`."""
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import os
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from graphsurgery.errors import SpecError, near_names
+from graphsurgery.errors import SpecError
 
 Value = int | float | bool | str | None
 
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
-_module_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -87,38 +80,3 @@ def anchored(spec: str) -> str:
     if not (folder and Path(folder).exists()):
         return spec
     return f"{source}{colon}{os.path.abspath(folder)}{query}{options}"
-
-
-def load_function(name: str) -> tuple[Callable[..., Any], ModuleType]:
-    """Execute the Python file of `path/file.py:function`; the function and the file's module.
-
-    Raises:
-        SpecError: the file is missing or fails when executed, or has no such function.
-    """
-    path_text, _, function = name.rpartition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        raise SpecError(f"{name}: there is no file {path_text}; give the path of a Python file")
-    module = _execute(path)
-    found = getattr(module, function, None)
-    if not callable(found):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise SpecError(f"{name}: {path_text} has no function {function!r}; {near_names(function, functions)}")
-    return found, module
-
-
-def _execute(path: Path) -> ModuleType:
-    # A number in the name keeps two files of one name apart, and lets an edited file be loaded again.
-    module_name = f"_graphsurgery_spec_{path.stem}_{next(_module_numbers)}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise SpecError(f"{path}: cannot be loaded as Python; give a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise SpecError(f"{path}: fails when executed ({type(error).__name__}: {error}); repair the file") from error
-    return module

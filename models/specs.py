@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,20 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.errors import SpecError, near_names
+from graphsurgery.errors import SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Trust
 from graphsurgery.models.libraries.table import LIBRARIES, library_of
 from graphsurgery.models.paper.table import PAPER_NETWORKS
+from graphsurgery.models.sources.catalogue import ENDINGS
+from graphsurgery.models.sources.downloads import require_torchvision_weights, timm_weights
+from graphsurgery.models.sources.names import SOURCES, accepted, names_of, near_in, near_specs, timm_package
+from graphsurgery.models.sources.user_files import load_function, place_of, require_function, told
 from graphsurgery.models.spec_text import (
     Spec,
     Value,
     is_function_spec,
-    load_function,
     parse_spec,
     with_option,
 )
+from graphsurgery.progress import phase
 
-SOURCES = ("paper", "timm", "torchvision")
 _TORCHVISION_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300}
 _DETECTOR_SIDE = 320
 
@@ -38,6 +42,7 @@ _DETECTOR_SIDE = 320
 _NO_TRUST = Trust()
 
 
+@phase("building the network")
 def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
     """The network that `spec` names, freshly initialised by the global random state of torch (or with its `weights`).
 
@@ -59,10 +64,13 @@ def build(spec: str, trust: Trust = _NO_TRUST) -> nn.Module:
         return library.build(name, parsed.options, trust)
     if is_function_spec(parsed.name):
         function, _ = load_function(parsed.name)
-        module = _call(spec, function, parsed.options)
+        module = called(spec, function, parsed.options)
         if not isinstance(module, nn.Module):
             raise SpecError(f"{spec}: returned {type(module).__name__}, expected a torch.nn.Module; return the network")
         return followable(module)
+    require_function(spec)
+    if names_file(spec):
+        raise SpecError(f"{spec}: is a file, expected a model spec, such as paper/cnn; grow and slim train files on")
     source, name = _source_and_name(spec, parsed)
     return followable(_BUILDERS[source](spec, name, parsed.options))
 
@@ -98,13 +106,6 @@ def followable(module: nn.Module) -> nn.Module:
     return core(module)
 
 
-def available(prefix: str = "") -> list[str]:
-    """The model specs that begin with `prefix`, sorted; those of timm only where timm is installed."""
-    wanted = [source for source in SOURCES if source.startswith(prefix) or prefix.startswith(source)]
-    names = [f"{source}/{name}" for source in wanted for name in _names(source)]
-    return sorted(name for name in names if name.startswith(prefix))
-
-
 def input_shape(spec: str) -> tuple[int, ...] | None:
     """The shape of one example, without the batch, that `spec` is made for; None where it is not known.
 
@@ -132,7 +133,13 @@ def input_shape(spec: str) -> tuple[int, ...] | None:
 
 def _shape_in(module: ModuleType) -> tuple[int, ...] | None:
     shape = getattr(module, "INPUT_SHAPE", None)
-    return None if shape is None else tuple(int(size) for size in shape)
+    sizes = list(shape) if isinstance(shape, tuple | list) else []
+    if shape is not None and not (sizes and all(type(size) is int and size > 0 for size in sizes)):
+        raise SpecError(
+            f"{module.__file__}: INPUT_SHAPE is {shape!r}; give the sizes of one example without the batch, such as "
+            "(3, 32, 32)"
+        )
+    return tuple(sizes) or None
 
 
 def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, ...] | None:
@@ -153,8 +160,8 @@ def example_inputs(spec: str, dtype: torch.dtype = torch.float32) -> tuple[Tenso
         shape = input_shape(spec)
     if found is None:
         return None if shape is None else (blank(shape, dtype),)
-    inputs = (found,) if isinstance(found, Tensor) else tuple(found)
-    if not all(isinstance(x, Tensor | None) for x in inputs):
+    inputs = (found,) if isinstance(found, Tensor) else tuple(found) if isinstance(found, tuple | list) else ()
+    if not inputs or not all(isinstance(x, Tensor | None) for x in inputs):
         raise SpecError(f"model spec {spec!r}: its EXAMPLE_INPUTS are no tensors; give one [batch, ...] for each input")
     return inputs
 
@@ -166,20 +173,25 @@ def blank(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _source_and_name(spec: str, parsed: Spec) -> tuple[str, str]:
     source, slash, name = parsed.name.partition("/")
+    if Path(parsed.name).is_dir():
+        raise SpecError(
+            f"model spec {spec!r}: is a folder; give a file of it, or hf:{parsed.name} for one of transformers"
+        )
     if not slash:
-        advice = near_names(parsed.name, [full for s in SOURCES for full in _names(s)])
         raise SpecError(
             f"model spec {spec!r}: has no source, expected one of {', '.join(SOURCES)} before a /, or "
-            f"{', '.join(LIBRARIES)} before a colon; {advice}"
+            f"{', '.join(LIBRARIES)} before a colon; {near_specs(parsed.name)}"
         )
     if source not in SOURCES:
-        raise SpecError(f"model spec {spec!r}: unknown source {source!r}; {near_names(source, SOURCES)}")
+        raise SpecError(
+            f"model spec {spec!r}: unknown source {source!r}, and no such file; {near_names(source, SOURCES)}"
+        )
     if source == "timm":
-        _timm()
-    known = _names(source)
+        timm_package()
+    known = names_of(source)
     # timm also takes `model.tag`, which names pretrained weights of the model.
     if (name.partition(".")[0] if source == "timm" else name) not in known:
-        raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_names(name, known)}")
+        raise SpecError(f"model spec {spec!r}: {source} has no model {name!r}; {near_in(source, name)}")
     return source, name
 
 
@@ -211,29 +223,8 @@ def fitted(spec: str, shape: Sequence[int], classes: int | None, *, replacing: b
     return f"{parsed.name}?{options}" if options else parsed.name
 
 
-def _names(source: str) -> Sequence[str]:
-    if source == "paper":
-        return list(PAPER_NETWORKS)
-    if source == "torchvision":
-        from torchvision.models import list_models
-
-        return list_models()
-    try:
-        return _timm().list_models()
-    except SpecError:
-        return []
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise SpecError("timm is not installed; install the extra: pip install 'graphsurgery[timm]'") from error
-    return timm
-
-
 def _build_paper(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
-    return _call(spec, PAPER_NETWORKS[name], options)
+    return called(spec, PAPER_NETWORKS[name], options)
 
 
 def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
@@ -243,10 +234,12 @@ def _build_torchvision(spec: str, name: str, options: dict[str, Value]) -> nn.Mo
     if name in ("googlenet", "inception_v3") and options.get("weights") is None:
         # Their default, spelled out: torchvision warns when it is left implicit.
         options = {"init_weights": True, **options}
+    if options.get("weights") is not None:
+        require_torchvision_weights(spec, name, options["weights"])
     if "weights_backbone" in inspect.signature(builder).parameters:
         # Left at its default, torchvision downloads weights for the backbone alone.
         builder = partial(builder, weights_backbone=None)
-    return _call(spec, builder, options)
+    return called(spec, builder, options)
 
 
 def _is_detector(builder: Callable[..., Any]) -> bool:
@@ -254,7 +247,7 @@ def _is_detector(builder: Callable[..., Any]) -> bool:
 
 
 def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
-    timm = _timm()
+    timm = timm_package()
 
     def builder(
         pretrained: bool = False, num_classes: int | None = None, in_chans: int = 3, **kwargs: Any
@@ -263,7 +256,8 @@ def _build_timm(spec: str, name: str, options: dict[str, Value]) -> nn.Module:
             kwargs["num_classes"] = num_classes
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **kwargs)
 
-    return _call(spec, builder, options)
+    with timm_weights(spec, name) if options.get("pretrained") else contextlib.nullcontext():
+        return called(spec, builder, options)
 
 
 _BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
@@ -273,7 +267,12 @@ _BUILDERS: dict[str, Callable[[str, str, dict[str, Value]], nn.Module]] = {
 }
 
 
-def _call(spec: str, builder: Callable[..., Any], options: dict[str, Value]) -> Any:
+def called(spec: str, builder: Callable[..., Any], options: Mapping[str, Value]) -> Any:
+    """What a function gives that takes these options.
+
+    Raises:
+        SpecError: it has no such option, or it fails; says at which line of a file of the user.
+    """
     try:
         return builder(**options)
     except SpecError as error:
@@ -281,24 +280,17 @@ def _call(spec: str, builder: Callable[..., Any], options: dict[str, Value]) -> 
     except Exception as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown and unknown[1] in options:
-            accepted = _accepted(builder)
-            advice = f"accepted: {', '.join(accepted)}" if accepted else "it takes no options"
+            taken = accepted(builder)
+            advice = f"accepted: {', '.join(taken)}" if taken else "it takes no options"
             raise SpecError(f"{spec}: has no option {unknown[1]!r}; {advice}") from error
-        reason = str(error).partition("\n")[0]
+        missing = re.search(r"missing \d+ required [\w-]+ arguments?: (.*)", str(error))
+        if isinstance(error, TypeError) and missing and place_of(error) is None:
+            needed = "&".join(f"{name}=..." for name in re.findall(r"'(\w+)'", missing[1]))
+            raise SpecError(f"{spec}: needs options; give them as ?{needed}") from error
+        if place_of(error) is not None:
+            raise SpecError(f"{spec}: fails: {told(error)}; repair the file, or the options") from error
+        reason = one_line(error)
         raise SpecError(f"{spec}: cannot be built ({type(error).__name__}: {reason}); check its options") from error
-
-
-def _accepted(builder: Callable[..., Any]) -> list[str]:
-    """Names that `builder` takes, and, where it passes keywords on, those of the class that it builds."""
-    parameters = list(inspect.signature(builder).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        try:
-            with torch.device("meta"):
-                parameters += inspect.signature(type(builder())).parameters.values()
-        except Exception:  # only the advice of an error gets shorter
-            pass
-    passed_on = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return sorted({p.name for p in parameters if p.kind not in passed_on})
 
 
 def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
@@ -319,7 +311,7 @@ def _torchvision_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] 
 
 
 def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
-    config = _timm().get_pretrained_cfg(name)
+    config = timm_package().get_pretrained_cfg(name)
     size = getattr(config, "input_size", None) or (3, 224, 224)
     channels, height, width = size
     side = options.get("img_size")
@@ -329,12 +321,9 @@ def _timm_shape(name: str, options: dict[str, Value]) -> tuple[int, ...] | None:
     return (override if isinstance(override, int) else channels, height, width)
 
 
-_FILES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar", ".safetensors")
-
-
 def names_file(source: str) -> bool:
     """Whether `source` is a file, or should be one by its ending; a model spec is none."""
     if library_of(source) is not None:
         return False
     path = Path(source)
-    return path.is_file() or (path.suffix in _FILES and "?" not in source)
+    return path.is_file() or (path.suffix in ENDINGS and "?" not in source)

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.progress import phase
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.merging.alignment import alignment
 from graphsurgery.surgery.remapping.remap import remap
 
 
+@phase("aligning channels")
 def align(graph: ModelGraph, like: ModelGraph, examples: Iterable[Tensor] | None = None) -> ModelGraph:
     """Put the channels of every space in the order in which they are most like those of another network.
 

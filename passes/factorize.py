@@ -13,6 +13,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.values.evaluation import propagate
+from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
@@ -46,6 +47,7 @@ class _Plan:
         return self.rank * (self.matrix.rows + self.matrix.columns) < self.matrix.rows * self.matrix.columns
 
 
+@phase("factorizing layers")
 def factorize(
     graph: ModelGraph,
     layers: str | Sequence[str] | None = None,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.algebra import Dim, resolve
 from graphsurgery.axes.maps import ChannelMap, Edit
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.errors import SurgeryError
-from graphsurgery.graph import ModelGraph, Space
+from graphsurgery.graph import ModelGraph, Origin, Space
 from graphsurgery.network.layers import weigh
 from graphsurgery.surgery.gates import has_gates, why_nothing
 from graphsurgery.surgery.growth.fresh_weights import next_layers, padded
 from graphsurgery.surgery.growth.shares import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
-from graphsurgery.surgery.growth.weighted import weigh_mixings, weigh_reads
+from graphsurgery.surgery.growth.weighted import keep_mixings, weigh_mixings, weigh_reads
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
 from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
 
@@ -43,7 +44,9 @@ def widen(
 
     Every space grows to any size. Norms across channels (LayerNorm, GroupNorm, RMSNorm, `F.normalize`) and means count
     copies by their shares, and stay as they are where every channel has as many copies. Attention keeps its scale;
-    where a space is summed over without a weight (the size of heads), a factor is put in front.
+    where a space is summed over without a weight (the size of heads), a factor is put in front. What would change with
+    copies, such as a softmax over channels, or means an order of them, computes at the old size: the copies are summed
+    up in front of it.
 
     Args:
         graph: typed network; it is not modified.
@@ -120,6 +123,7 @@ def _widened(graph: ModelGraph, edit: Edit, even: Edit, record: Mapping[str, Any
     wide = rebuild(graph, edit, grown, record)
     weigh_reads(graph, wide, edit)
     weigh_mixings(graph, wide, even)
+    keep_mixings(graph, wide, edit)
     wide.module.graph.lint()
     wide.module.recompile()
     return follow(graph, ModelGraph(wide.module, wide.inputs, wide.lineage), edit)
@@ -140,13 +144,30 @@ def undo(wide: ModelGraph) -> ModelGraph:
     if origin is None or record.get("pass") != "widen" or record["init"] not in EXACT:
         raise SurgeryError(f"undo: the network is not what widen made by {' or '.join(EXACT)} shares")
     maps = {
-        wide.space(origin.spaces[dim]).dim: known
+        new: known
         for dim, known in origin.edit.maps.items()
         if isinstance(known, ChannelMap)
+        for new in _now(wide, origin, dim)
     }
     even = {dim: ChannelMap(known.source, even_shares(known.source)) for dim, known in maps.items()}
     back, evenly = (Edit({dim: inverse(known) for dim, known in edit.items()}) for edit in (maps, even))
     return _widened(wide, back, evenly, {"pass": "undo widen"})
+
+
+def _now(wide: ModelGraph, origin: Origin, dim: Dim) -> list[Dim]:
+    """What a space has become: the spaces that stand in its places in the axes of parameters, else that of its name.
+
+    Where something computes at the old size, what is in front of it and what is behind may have come apart.
+    """
+    found: dict[Dim, None] = {}
+    for name, typed in origin.parameters.items():
+        now = wide.types.parameters.get(name)
+        for old, new in zip(typed.axes, now.axes if now is not None else (), strict=False):
+            terms = resolve(old), resolve(new)
+            if list(map(len, terms[0])) == list(map(len, terms[1])):
+                pairs = zip(*(chain.from_iterable(side) for side in terms), strict=True)
+                found |= dict.fromkeys(after for before, after in pairs if before is dim and not after.fixed)
+    return list(found) or [wide.space(origin.spaces[dim]).dim]
 
 
 def _disturb(graph: ModelGraph, wide: ModelGraph, edit: Edit, noise: float, generator: torch.Generator) -> None:

@@ -180,8 +180,17 @@ def _masked_outputs(subject: Subject, kept: Mapping[str, Any]) -> Outputs:
 
 def _exact_choice(subject: Subject, share: float) -> dict[str, Tensor]:
     """Random channels of the spaces whose cut can be compared with a mask."""
-    kept = random_choice(subject.graph, subject.seed, share)
-    if any(access.value is None for access in subject.graph.types.readers):
+    inside = any(access.value is None for access in subject.graph.types.readers)
+    kept = random_choice(subject.graph, subject.seed, share, scalable=inside)
+    folded = {  # a mask of one batch is none of another
+        dim
+        for access in subject.graph.types.readers
+        if access.value is not None and access.value.meta["value"].shape[0] != subject.graph.batch
+        for dim in dims_of(access.axis)
+        if not access.weighted
+    }
+    kept = {name: channels for name, channels in kept.items() if subject.graph.space(name).dim not in folded}
+    if inside:
         gated = {space.name for space in gateable(subject.graph)}
         kept = {name: channels for name, channels in kept.items() if name in gated}
     return kept

@@ -38,6 +38,18 @@ def memory_given_back():
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser to look at pages in, where there is one."""
+    from browser import CHROMIUM, Browser
+
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
 def pytest_collection_finish():
     """The half million objects of the imports stay to the end: no collection needs to walk them again.
 

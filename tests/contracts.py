@@ -59,13 +59,18 @@ def masked(graph: gs.ModelGraph, kept: Mapping[str, Any]) -> gs.ModelGraph:
     return gated
 
 
-def random_choice(graph: gs.ModelGraph, seed: int = 0, share: float = 0.5, exact: bool = True) -> dict[str, Tensor]:
-    """Random indices for the spaces of a network; only those that no operator mixes if `exact`."""
+def random_choice(
+    graph: gs.ModelGraph, seed: int = 0, share: float = 0.5, exact: bool = True, scalable: bool = True
+) -> dict[str, Tensor]:
+    """Random indices for the spaces of a network; only those that no operator mixes if `exact`.
+
+    Those that something reads without a weight are left out where gates are to stand in (`scalable`).
+    """
     generator = torch.Generator().manual_seed(seed)
     return {
         s.name: torch.randperm(s.size, generator=generator)[: max(1, round(share * s.size))].sort().values
         for s in graph.spaces
-        if s.outer and s.scalable and s.readers and not (exact and s.mixed)
+        if s.outer and (s.scalable or not scalable) and s.readers and not (exact and s.mixed)
     }
 
 

@@ -1,5 +1,6 @@
 """What the documents name is there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -52,3 +53,14 @@ def test_the_code_that_contributing_shows_is_there():
     for lines in shown:
         wanted = {line.partition("  # ")[0].rstrip() for line in lines} - {""}
         assert any(wanted <= source for source in sources), lines[0]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_commands():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module.with_tables(page) == page  # else run python docs/tables.py
+    assert all(f"`{line}`" in page or line in page for line in ("graphsurgery models", "graphsurgery data"))
+    with pytest.raises(ValueError, match="wants <!-- models: begin -->"):
+        module.with_tables("")

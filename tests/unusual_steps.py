@@ -827,6 +827,63 @@ def _group_means(x: Tensor, _: Any, groups: int) -> Tensor:
     return (parts - parts.mean(2, keepdim=True)).flatten(1, 2)
 
 
+def _distant(channels: int, _: random.Random) -> Built:
+    return [_table(5, channels), nn.Linear(5, channels)], channels, 0
+
+
+def _distances(x: Tensor, layers: Any, _: Any) -> Tensor:
+    """Tokens as their distances from learned rows."""
+    return x + image_of(layers[1](torch.cdist(tokens_of(x), layers[0][0])))
+
+
+def _indexed(channels: int, choose: random.Random) -> Built:
+    picked = [choose.randrange(channels) for _ in range(channels)]
+    return [nn.Linear(channels, channels), _Constant(torch.tensor(picked))], channels, choose.choice([0, 1, 2])
+
+
+def _last_looked_up(x: Tensor, layers: Any, way: int) -> Tensor:
+    """Channels that are the last axis, looked up or turned round."""
+    tokens, index = tokens_of(x), layers[1].constant
+    moved = (lambda: tokens[..., index], lambda: tokens.index_select(2, index), lambda: tokens.flip(-1))[way]()
+    return image_of(layers[0](torch.relu(moved)))
+
+
+def _some_pixels(x: Tensor, layers: Any, way: int) -> Tensor:
+    """Some rows of pixels are written by indices."""
+    y, rows = layers[0](x), torch.tensor([2, 0])
+    if way == 0:
+        return x.index_add(2, rows, y[:, :, :2])
+    if way == 1:
+        return x.index_copy(3, rows, y[..., 1:3])
+    return x.scatter_add(2, rows.view(1, 1, 2, 1).expand(x.shape[0], x.shape[1], 2, 4), y[:, :, 2:])
+
+
+def _ways(channels: int, choose: random.Random) -> Built:
+    return [nn.Conv2d(channels, channels, 1)], channels, choose.choice([0, 1, 2])
+
+
+def _of_all_channels(x: Tensor, layers: Any, way: int) -> Tensor:
+    """Numbers of all channels, which depend on how many there are."""
+    found = (
+        lambda: x.kthvalue(2, 1, keepdim=True)[0],
+        lambda: torch.quantile(x, 0.3, dim=1, keepdim=True),
+        lambda: torch.cumsum(x, 1).flip(1),
+    )[way]()
+    return layers[0](x - found)
+
+
+def _unpooled(x: Tensor, layers: Any, _: Any) -> Tensor:
+    pooled, places = F.max_pool2d(x, 2, return_indices=True)
+    return x + F.max_unpool2d(layers[0](pooled), places, 2)
+
+
+def _with_losses(x: Tensor, layers: Any, way: int) -> Tensor:
+    """What a forward measures of itself scales what it gives."""
+    y = layers[0](x)
+    loss = (F.mse_loss, F.smooth_l1_loss, lambda a, b: F.pairwise_distance(a.flatten(1), b.flatten(1)).mean())[way]
+    return y / (1 + loss(y, torch.tanh(x)))
+
+
 UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor, Any, Any], Tensor]]] = {
     # Convolutions, and weights that are computed.
     "grouped transposed": (_grouped_transposed, lambda x, n, _: n[0](x)),
@@ -970,6 +1027,16 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "sampled": (_pointwise, _sampled),
     "results by name": (_pointwise, _early_results),
     "clamped": (_pointwise, _quantiles),
+    "distances": (_distant, _distances),
+    "looked up, channels last": (_indexed, _last_looked_up),
+    "written by indices": (_ways, _some_pixels),
+    "of all channels": (_ways, _of_all_channels),
+    "unpooled": (_pointwise, _unpooled),
+    "with losses": (_ways, _with_losses),
+    "special functions": (_pointwise, lambda x, n, _: torch.special.i0e(n[0](x)) * x + torch.special.ndtr(x)),
+    "normalized as a whole": (_nothing, lambda x, _n, _: F.normalize(x, dim=(1, 2, 3)) * 4),
+    "slice written": (_half, lambda x, n, half: torch.slice_scatter(x, n[0](x)[:, :half], 1, 0, half)),
+    "diagonal of pixels": (_nothing, lambda x, _n, _: x + x.diagonal(dim1=2, dim2=3)[..., None]),
     "difference of halves": (_even, lambda x, _n, half: torch.cat([x[:, :half] - x[:, half:], x[:, half:]], 1)),
 }  # fmt: skip
 

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import Examples, MaybeDataset, Model
 from graphsurgery.cli.compressing import (
+    MEASURING,
+    Measuring,
     calibration_of,
     show_costs,
     show_cut_check,
@@ -104,25 +106,6 @@ class Cutting:
         )
 
 
-@Parameter(name="*", group="Latency")
-@dataclass(frozen=True)
-class Measuring:
-    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
-
-    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Threads that an operator may use."""
-    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Examples in one run."""
-    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
-    """Timed runs of each network."""
-
-    def timing(self) -> Timing:
-        """The same for what measures."""
-        from graphsurgery.onnx.runtime.latency import Timing
-
-        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
-
-
 @Parameter(name="*", group="Fine-tuning")
 @dataclass(frozen=True)
 class Tuning:
@@ -136,10 +119,11 @@ class Tuning:
     recover: Literal["labels", "mimic"] | None = None
     """What is learnt: the labels, or what the network said before the cut, which needs none. By default labels; with
     --calib always mimic."""
-    calib: str | None = None
-    """Examples without labels to recover on: a folder of images, or of .npy arrays of inputs as the network takes them;
-    or a data spec, whose labels are not looked at. A part is held out to measure agreement with the original. Images
-    are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does (also resize, crop)."""
+    calib: Examples = None
+    """Examples without labels to recover on: a folder of images, of .npy arrays of inputs as the network takes them, or
+    of .npz files with an array for each input; or a data spec, whose labels are not looked at. A part is held out to
+    measure agreement with the original. Images are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does
+    (also resize, crop)."""
     device: str = "auto"
     """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
@@ -162,18 +146,17 @@ class Tuning:
 
 
 _CUTTING = Cutting()
-_MEASURING = Measuring()
 _TUNING = Tuning()
 
 
 def compress(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
-    data: str | None = None,
+    data: MaybeDataset = None,
     cutting: Cutting = _CUTTING,
-    measuring: Measuring = _MEASURING,
+    measuring: Measuring = MEASURING,
     tuning: Tuning = _TUNING,
     run: Running = RUNNING,
     editing: Editing = EDITING,
@@ -183,8 +166,8 @@ def compress(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, an .onnx file, or a model spec. An .onnx file can be written as one:
-        -o small.onnx.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
+        can be written back as one: -o small.onnx.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     """
@@ -192,12 +175,12 @@ def compress(
     inputs = None
     tuning.check(data)
     if cutting.dead:
-        if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != _MEASURING or data is not None:
+        if cutting != Cutting(dead=True) or tuning != _TUNING or measuring != MEASURING or data is not None:
             raise SurgeryError("compress: --dead changes no output and takes no other choice; run compress again after")
         small = show_dead(session, editing.opening.graph(model))
     else:
         plan = cutting.plan(editing.seed)
-        if measuring != _MEASURING and not (cutting.to_latency or cutting.auto_step):
+        if measuring != MEASURING and not (cutting.to_latency or cutting.auto_step):
             raise SurgeryError(
                 "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
                 "--round-to auto"

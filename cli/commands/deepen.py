@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from graphsurgery.cli.arguments.sources import MaybeDataset, Model
 from graphsurgery.cli.editing import EDITING, Editing
 from graphsurgery.cli.growing import DEEPENING, Deepening, grow_file
 from graphsurgery.cli.options import Output
 
 
 def deepen(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
-    data: str | None = None,
+    data: MaybeDataset = None,
     deepening: Deepening = DEEPENING,
     editing: Editing = EDITING,
 ) -> None:
@@ -21,7 +22,8 @@ def deepen(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
+        can be written back as one: -o out.onnx.
     data
         What the network was trained on: gives BatchNorms of inserted layers the statistics of what arrives.
     """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from graphsurgery.cli.arguments.sources import Dataset
 from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing
 
 
 def demo(
     *,
     folder: Path = Path("demo"),
-    data: str = "digits",
+    data: Dataset = "digits",
     seed: Seed = 0,
     writing: Writing = WRITING,
     shown: Shown = SHOWN,
@@ -33,7 +34,8 @@ def demo(
     from graphsurgery.recipes.demo import demo as recipe
 
     writing.check_new(*(folder / name for name in FILES))
-    session = TrainingSession(shown, files={"network": folder / "merged.pt", "report": folder / "report.html"})
+    files = {"network": folder / "merged.pt", "report": folder / "report.html"}
+    session = TrainingSession(shown, {"data": data}, files)
     # On networks this small one thread is as fast as many, and sums in the same order on every machine.
     torch.set_num_threads(1)
     outcome = recipe(folder, data=data, seed=seed, reporter=session.screen.reporter())

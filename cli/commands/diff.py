@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import File
 from graphsurgery.cli.options import SHOWN, Shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from graphsurgery.models.loading import Shape
     from graphsurgery.onnx.files.nodes import OnnxNode
     from graphsurgery.onnx.runtime.comparing import NodePair, OnnxDiff
     from graphsurgery.onnx.runtime.latency import Latency
+    from graphsurgery.reports.sheet import Sheet
 
 
 def diff(
-    before: Path,
-    after: Path,
+    before: File,
+    after: File,
     /,
     *,
     all_nodes: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     latency: Annotated[bool, Parameter(negative="--no-latency")] = True,
+    input: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     shown: Shown = SHOWN,
 ) -> None:
     """Show what changed between two ONNX files, node by node, and what that makes of size and latency.
@@ -33,20 +35,25 @@ def diff(
     Parameters
     ----------
     before
-        An ONNX file.
+        An .onnx file.
     after
         Another one.
     all_nodes
         List the nodes that did not change, too.
     latency
         Time both in ONNX Runtime, in turn, on one thread.
+    input
+        Shape of one input of both without the batch, such as 3x224x224, where the files leave it open; of several
+        inputs NAME=1x3x224x224, with the batch. May be given again.
     """
     from graphsurgery.cli.output import Screen, few
+    from graphsurgery.models.loading import parse_shapes
     from graphsurgery.onnx.runtime.comparing import compare_onnx
 
     screen = Screen(shown)
-    found = compare_onnx(before, after)
-    times, untimed = _timed(before, after) if latency else (None, "")
+    shapes = parse_shapes(input)
+    found = compare_onnx(before, after, shapes)
+    times, untimed = _timed(before, after, shapes) if latency else (None, "")
     listed = [pair for pair in found.pairs if all_nodes or pair.kind != "same"]
     if listed:
         screen.show(_nodes(listed))
@@ -71,23 +78,24 @@ def diff(
     screen.finish(document, "view", after)
 
 
-def _timed(before: Path, after: Path) -> tuple[tuple[Latency, Latency] | None, str]:
+def _timed(before: Path, after: Path, shapes: Shape | None) -> tuple[tuple[Latency, Latency] | None, str]:
     """The times of both, or why there are none."""
     from graphsurgery.errors import SurgeryError
     from graphsurgery.onnx.runtime.comparing import compare_latency
 
     try:
-        return compare_latency(before, after), ""
+        return compare_latency(before, after, shapes=shapes), ""
     except SurgeryError as cause:
         return None, str(cause)
 
 
-def _nodes(pairs: Sequence[NodePair]) -> Table:
+def _nodes(pairs: Sequence[NodePair]) -> Sheet:
     """A row for each pair of nodes."""
     from graphsurgery.cli.output import columns
 
-    table = columns("", "node", "operator", "output", "parameters", "MACs", right=["parameters", "MACs"])
-    table.add_column("also changed", overflow="fold")
+    head = ("", "node", "operator", "output", "parameters", "MACs", "also changed")
+    numbers, marks = ["parameters", "MACs"], ["", "operator", "output"]
+    table = columns(*head, right=numbers, marks=marks, names=["node"], drop=["also changed", "output"])
     for pair in pairs:
         table.add_row(*_cells(pair))
     return table
@@ -132,7 +140,7 @@ def _cells(pair: NodePair) -> list[str]:
     return [_SIGNS[pair.kind], *cells, ", ".join(others)]
 
 
-def _totals(found: OnnxDiff, times: tuple[Latency, Latency] | None) -> Table:
+def _totals(found: OnnxDiff, times: tuple[Latency, Latency] | None) -> Sheet:
     from graphsurgery.cli.output import columns, count
 
     table = columns("", "before", "after", "ratio", right=["before", "after", "ratio"])

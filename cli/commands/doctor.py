@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Seed, Shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
     from graphsurgery.recipes.contracts.doctor import DoctorReport
+    from graphsurgery.reports.sheet import Sheet
 
 
 def doctor(
-    model: str,
+    model: Model,
     /,
     *,
     onnx: Annotated[bool, Parameter(negative="--no-onnx")] = True,
@@ -30,7 +30,7 @@ def doctor(
     Parameters
     ----------
     model
-        A model spec, a checkpoint, or a state_dict with --arch.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     onnx
         Also compare with ONNX Runtime.
     slim
@@ -66,14 +66,15 @@ def _show_network(screen: Screen, report: DoctorReport) -> None:
     screen.line("cost", f"{parameters}, {count(report.macs)} MACs per image")
 
 
-def _contracts(report: DoctorReport) -> Table:
+def _contracts(report: DoctorReport) -> Sheet:
     """A row for each contract."""
     from rich.text import Text
 
     from graphsurgery.cli.output import columns
 
-    table = columns("contract", "measured", "allowed", "", "seconds", right=["measured", "allowed", "seconds"])
-    table.add_column("note", overflow="fold")
+    numbers = ["measured", "allowed", "seconds"]
+    head = ("contract", "measured", "allowed", "", "seconds", "note")
+    table = columns(*head, right=numbers, marks=[""], drop=["seconds"])
     styles = {"holds": "green", "fails": "bold red", "refused": "yellow", "not measured": "dim", "stated": ""}
     for contract in report.contracts:
         measured = "" if contract.measured is None else f"{contract.measured:.1e}"

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from graphsurgery.cli.arguments.sources import MaybeDataset, Model
 from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Output, Proof, Shown, Writing
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Latency
     from graphsurgery.recipes.delivery.deliver import Delivery
     from graphsurgery.recipes.delivery.quantize import Int8Report
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.training.data.dataset import Data
 
 
@@ -31,7 +31,7 @@ class Quantisation:
 
     int8: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Write weights and activations in 8 bits. Needs --calib."""
-    calib: str | None = None
+    calib: MaybeDataset = None
     """Data whose training examples give the activations' ranges, and whose test examples are measured."""
     calib_examples: Annotated[int, Parameter(validator=Number(gte=1))] = 256
     """How many training examples, at most all there are."""
@@ -44,14 +44,14 @@ _QUANTISATION = Quantisation()
 
 
 def export(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
     opset: Annotated[int | None, Parameter(validator=Number(gte=18))] = None,
     width: str | None = None,
     target: str | None = None,
-    data: str | None = None,
+    data: MaybeDataset = None,
     quantisation: Quantisation = _QUANTISATION,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -63,7 +63,7 @@ def export(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     opset
         Version of the operators, at least 18; by default the exporter's choice.
     width
@@ -148,7 +148,7 @@ def _deliver_int8(
     return report.as_dict()
 
 
-def _versions(report: Int8Report) -> Table:
+def _versions(report: Int8Report) -> Sheet:
     """Size, latency and scores of both networks."""
     from graphsurgery.cli.output import columns, count
     from graphsurgery.reports.cells import metric_text
@@ -178,7 +178,7 @@ def _show_schemes(screen: Screen, report: Int8Report) -> None:
         "pairs that saturate",
         *(f"{name}, {kind}" for kind in ("exact sums", "saturating") for name in numbers),
     ]
-    table = columns("scheme", *headings, right=headings)
+    table = columns("scheme", *headings, right=headings, marks=["scheme"], drop=headings[:0:-1])
     for name, scheme in report.schemes.items():
         cells = []
         for sums in (scheme.exact, scheme.saturating):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.editing import EDITING, Editing, EditSession, data_of
 from graphsurgery.cli.options import Output
 from graphsurgery.errors import SurgeryError
@@ -60,7 +61,7 @@ _FACTORIZING = Factorizing()
 
 
 def factorize(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
@@ -72,7 +73,8 @@ def factorize(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
+        can be written back as one: -o out.onnx.
     """
     session = EditSession.of(output, model, editing)
     from graphsurgery.recipes.contracts.edit_checks import unchanged

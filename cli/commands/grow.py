@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.growing import DEEPENING, WIDENING, Deepening, Widening, show_growth, show_places
 from graphsurgery.cli.options import OPENING, Opening, Output, Seed
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession
@@ -37,10 +38,10 @@ _CONTINUING = Continuing()
 
 
 def grow(
-    teacher: str,
+    teacher: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     output: Output,
     report: Path | None = None,
     widening: Widening = WIDENING,
@@ -55,7 +56,7 @@ def grow(
     Parameters
     ----------
     teacher
-        A trained checkpoint, or a state_dict with --arch.
+        A trained checkpoint, an .onnx file, or a state_dict (.pt or .safetensors) with --arch.
     data
         What it was trained on.
     report

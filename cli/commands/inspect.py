@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
     from graphsurgery.graph import ModelGraph
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.surgery.channels.cost import Cost
 
 
-def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
+def inspect(model: Model, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) -> None:
     """Show the spaces of a network (the sets of channels that change together), what is frozen and why, and the cost.
 
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec.
     """
     from graphsurgery.cli.output import Screen
     from graphsurgery.surgery.channels.cost import cost
@@ -38,17 +38,19 @@ def inspect(model: str, /, *, opening: Opening = OPENING, shown: Shown = SHOWN) 
     screen.finish(document, "compress", model, *opening.tokens, "--keep", "0.5", "-o", small_file(model))
 
 
-def _spaces(graph: ModelGraph) -> Table:
+def _spaces(graph: ModelGraph) -> Sheet:
     """A row for each space."""
-    from graphsurgery.cli.output import columns, few
+    from graphsurgery.cli.output import columns
 
     mixed = ["mixed by"] if any(space.mixed for space in graph.spaces) else []
-    table = columns("space", "size", "written by", "read by", *mixed, right=["size"])
+    inner = [""] if any(not space.outer for space in graph.spaces) else []
+    others = [*mixed, *inner]
+    table = columns("space", "size", "written by", "read by", *others, right=["size"], marks=["space"], drop=others)
     for space in graph.spaces:
         kinds = sorted({where.partition(" at ")[0] for where in space.mixed})
-        name = space.name if space.outer else f"{space.name} (inside another)"
         cells = [", ".join(kinds)] if mixed else []
-        table.add_row(name, str(space.size), few(space.writers, 2), few(space.readers, 2), *cells)
+        cells += ["" if space.outer else "inside another"] if inner else []
+        table.add_row(space.name, str(space.size), space.writers, space.readers, *cells)
     return table
 
 
@@ -78,8 +80,9 @@ def _show_cost(screen: Screen, graph: ModelGraph, size: Cost) -> None:
     """The inputs, and what the network costs."""
     from graphsurgery.cli.output import count
 
-    shapes = ", ".join(f"{spec.name} {['batch', *spec.shape[1:]]}".replace("'", "") for spec in graph.inputs)
-    screen.line("inputs", shapes)
+    shapes = [["batch", *spec.shape[1:]] if spec.batched else list(spec.shape) for spec in graph.inputs]
+    words = [f"{spec.name} {shape}".replace("'", "") for spec, shape in zip(graph.inputs, shapes, strict=True)]
+    screen.line("inputs", ", ".join(words))
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
     screen.uncounted(size)
 

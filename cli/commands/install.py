@@ -7,16 +7,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing
 
 Folder = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
 def install(
-    model: str,
+    model: Model,
     /,
     *,
-    into: str,
+    into: Model,
     output: Folder,
     opening: Opening = OPENING,
     writing: Writing = WRITING,
@@ -37,7 +38,7 @@ def install(
         A folder, which from_pretrained loads; of ultralytics a .pt file.
     """
     from graphsurgery.cli.output import Screen, count
-    from graphsurgery.models.installing import write_installed
+    from graphsurgery.models.libraries.installing import write_installed
     from graphsurgery.models.libraries.library import Trust
     from graphsurgery.models.specs import build
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Shown, Writing
 from graphsurgery.cli.session import Session
 from graphsurgery.recipes.lottery.plans import LotteryPlan
@@ -81,10 +82,10 @@ _DRAWING = Drawing()
 
 
 def lottery(
-    model: str,
+    model: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
     plan: Drawing = _DRAWING,
     writing: Writing = WRITING,
@@ -98,7 +99,8 @@ def lottery(
     ----------
     model
         A model spec, whose weights a seed draws: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with
-        ?option=value. Or a checkpoint, whose weights tickets go back to.
+        ?option=value (see graphsurgery models). Or a file whose weights tickets go back to: a checkpoint, an .onnx
+        file, or a state_dict (.pt or .safetensors) with --arch.
     data
         What it learns; tickets are chosen on its validation part.
     """

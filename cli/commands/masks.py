@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import MaybeModel, Model
 from graphsurgery.cli.editing import Editing, EditSession
 from graphsurgery.cli.options import OPENING, PROOF, SHOWN, WRITING, Opening, Proof, Shown, Writing, small_file
 from graphsurgery.cli.session import Session
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graphsurgery.cli.output import Screen
+    from graphsurgery.reports.sheet import Sheet
     from graphsurgery.surgery.masks.mask_set import MaskSet, Overlap
 
 
 def masks(
-    source: str,
+    source: Model,
     /,
-    *others: str,
+    *others: Model,
     join: Literal["intersection", "union"] | None = None,
-    apply: str | None = None,
+    apply: MaybeModel = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
@@ -40,7 +40,8 @@ def masks(
     Parameters
     ----------
     source
-        A ticket, a supermask, a .json file of masks, or any network: of that the weights live that are not 0.
+        A ticket, a supermask, a .json file of masks, or any network (.pt, .onnx, .safetensors): of that the weights
+        live that are not 0.
     others
         More of them, of the same architecture, to compare with.
     join
@@ -157,14 +158,15 @@ def _words(overlap: Overlap) -> str:
     )
 
 
-def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Table:
+def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Sheet:
     """A row for each weight tensor of one mask, or of two and how far they agree there."""
     from graphsurgery.cli.output import columns
 
     densities = [masks.densities for masks in found]
     live = ["live"] if len(found) == 1 else ["live in the first", "live in the second"]
     compared = ["differ", "IoU", "IoU by chance"] if overlaps else []
-    table = columns("weight", "shape", *live, *compared, right=[*live, *compared])
+    drop = ["IoU by chance", "IoU", "differ", "shape"]
+    table = columns("weight", "shape", *live, *compared, right=[*live, *compared], marks=["shape"], drop=drop)
     for name, mask in found[0].items():
         cells = [f"{shares[name]:.2%}" for shares in densities]
         if overlaps:
@@ -173,12 +175,12 @@ def _layers(found: Sequence[MaskSet], overlaps: Mapping[str, Overlap]) -> Table:
     return table
 
 
-def _pairs(pairs: Mapping[tuple[str, str], Overlap]) -> Table:
+def _pairs(pairs: Mapping[tuple[str, str], Overlap]) -> Sheet:
     """A row for each two masks."""
     from graphsurgery.cli.output import columns
 
     numbers = ["differ", "IoU", "IoU by chance"]
-    table = columns("masks", "", *numbers, right=numbers)
+    table = columns("masks", "", *numbers, right=numbers, names=["masks", ""], drop=["IoU by chance", "IoU"])
     for names, overlap in pairs.items():
         table.add_row(*names, *(f"{value:.2%}" for value in overlap))
     return table

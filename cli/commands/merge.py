@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import OPENING, PROOF, Opening, Output, Proof, Seed
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
 from graphsurgery.errors import SurgeryError
@@ -23,11 +24,11 @@ _WISHES = MergeWishes()
 
 
 def merge(
-    first: str,
-    second: str,
+    first: Model,
+    second: Model,
     /,
-    *more: str,
-    data: str,
+    *more: Model,
+    data: Dataset,
     output: Output,
     onnx: Path | None = None,
     report: Path | None = None,
@@ -42,7 +43,8 @@ def merge(
     Parameters
     ----------
     first
-        The parent whose size the result gets: a checkpoint, or a state_dict with --arch.
+        The parent whose size the result gets: a checkpoint, an .onnx file, or a state_dict (.pt or .safetensors)
+        with --arch.
     second
         Another parent.
     more

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Examples, Model, there
 from graphsurgery.cli.options import OPENING, Opening, Output
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
+from graphsurgery.errors import SurgeryError
 from graphsurgery.recipes.mimicking.plan import MimicPlan
 from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -59,13 +62,14 @@ _MIMICKING = Mimicking()
 
 def mimic(
     *,
-    teacher: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)],
-    student: str,
-    data: str,
+    teacher: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True, validator=there)],
+    student: Model,
     output: Output,
+    data: Annotated[str | None, Parameter(validator=there)] = None,
+    calib: Examples = None,
     report: Path | None = None,
     cache: Path | None = None,
-    transfer: Annotated[str | None, Parameter(group="Mimicking")] = None,
+    transfer: Annotated[str | None, Parameter(group="Mimicking", validator=there)] = None,
     plan: Mimicking = _MIMICKING,
     asked: Training = TRAINING,
     opening: Opening = OPENING,
@@ -75,11 +79,15 @@ def mimic(
     Parameters
     ----------
     teacher
-        Checkpoints, model specs or .onnx files; the logits of several are averaged.
+        Checkpoints, .onnx files, state_dicts (.pt or .safetensors) with --arch, or model specs; the logits of
+        several are averaged.
     student
         A model spec such as paper/mlp?hidden=8000, fitted to the data, or an untrained checkpoint.
     data
         What the teachers were trained on.
+    calib
+        Examples without labels instead, for teachers with any outputs (boxes, maps, several): a folder of images, of
+        .npy arrays, or of .npz files with an array for each input. All that the teachers give is learnt.
     report
         Also write an HTML report.
     cache
@@ -87,8 +95,16 @@ def mimic(
     transfer
         More data, whose labels are not looked at.
     """
-    reads = [*teacher, student, data, transfer, opening.arch]
+    reads = [*teacher, student, data, calib, transfer, opening.arch]
     session = TrainingSession.of(asked, network=output, report=report, reads=reads)
+    if (data is None) == (calib is None):
+        raise SurgeryError("mimic: give --data with labels, or --calib without")
+    if calib is not None:
+        if transfer is not None or cache is not None:
+            raise SurgeryError("mimic: --transfer and --cache are of logits; leave them out beside --calib")
+        _all_outputs(session, teacher, student, calib, plan, asked, opening)
+        return
+    assert data is not None
     from graphsurgery.recipes.mimicking.mimic import mimic as recipe
     from graphsurgery.training.data.loading import check_fits
 
@@ -110,6 +126,37 @@ def mimic(
     logits = cache or (None if asked.run.run is None else asked.run.run / "logits")
     unlabelled = None if more is None else more.train
     session.end(recipe(graph, teachers, examples, plan, transfer=unlabelled, cache=logits, **books, made=session.keep))
+
+
+def _all_outputs(
+    session: TrainingSession,
+    teacher: Sequence[str],
+    student: str,
+    calib: str,
+    plan: Mimicking,
+    asked: Training,
+    opening: Opening,
+) -> None:
+    """Train a student on all outputs of its teachers, on examples without labels."""
+    from graphsurgery.cli.options import note_images, said_of_images
+    from graphsurgery.recipes.mimicking.any_outputs import mimic_outputs
+    from graphsurgery.training.data.calibration import read_examples
+    from graphsurgery.training.objectives.teachers import OnnxOutputs
+
+    graph = replace(opening, arch=None).graph(student, to_train=True)
+    said = said_of_images(student, arch=opening.arch)
+    examples = read_examples(calib, graph.inputs, seed=plan.training.seed, preprocessing=said)
+    note_images(calib, examples.preprocessing)
+    teachers: dict[str, nn.Module] = {
+        name: OnnxOutputs(name) if name.endswith(".onnx") else opening.graph(name).module for name in teacher
+    }
+    session.document |= {"teachers": list(teachers), "student": student, "calib": calib, "plan": asdict(plan)}
+    if asked.dry_run:
+        show_sizes(session.screen, [(student, graph)])
+        session.would(f"train {plan.training.epochs} epochs on all outputs of {len(teachers)} teachers")
+        return
+    books = session.begin("mimic", {**session.document, "plan": plan.what_fixes_the_result()})
+    session.end(mimic_outputs(graph, teachers, examples, plan, **books, made=session.keep))
 
 
 def _student(spec: str, opening: Opening, data: Data, seed: int) -> ModelGraph:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import OPENING, Opening, Output
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession, show_sizes
 from graphsurgery.recipes.slimming.plan import SlimPlan
@@ -32,10 +33,10 @@ _SLIMMING = Slimming()
 
 
 def slim(
-    model: str,
+    model: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     output: Output,
     report: Path | None = None,
     plan: Slimming = _SLIMMING,
@@ -47,7 +48,8 @@ def slim(
     Parameters
     ----------
     model
-        A model spec, or a trained checkpoint.
+        A model spec, or what is trained on: a checkpoint, an .onnx file, or a state_dict (.pt or .safetensors) with
+        --arch.
     data
         What it learns.
     report

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import Output, Seed, open_data
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession
 from graphsurgery.recipes.lottery.plans import CRITERION_NAMES, DENSITIES, SupermaskPlan, training_for
@@ -51,10 +52,10 @@ _MASKING, _LEARNING = Masking(), Learning()
 
 
 def supermask(
-    spec: str,
+    spec: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     output: Output,
     plan: Masking = _MASKING,
     learning: Learning = _LEARNING,
@@ -66,7 +67,8 @@ def supermask(
     Parameters
     ----------
     spec
-        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
+        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value; see
+        graphsurgery models.
     data
         What the masked network shall do.
     """

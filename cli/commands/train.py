@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import Output, open_data
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -15,10 +16,10 @@ _PLAN = TrainingPlan()
 
 
 def train(
-    spec: str,
+    spec: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     output: Output,
     answer: str | None = None,
     plan: Annotated[TrainingPlan, Parameter(name="*", group="Training")] = _PLAN,
@@ -29,11 +30,12 @@ def train(
     Parameters
     ----------
     spec
-        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value.
+        Which network: paper/NAME, torchvision/NAME, timm/NAME or file.py:function, with ?option=value; see
+        graphsurgery models.
     data
-        What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR or
-        file.py:function. Of images, ?size=, resize=, crop=, mean=, std= and augment= say what the network sees, by
-        default as it says itself.
+        What it learns: digits, sine, fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR,
+        arrays:DIR (.npz files of inputs and labels) or file.py:function; see graphsurgery data. Of images, ?size=,
+        resize=, crop=, mean=, std= and augment= say what the network sees, by default as it says itself.
     answer
         Which of several outputs counts, such as logits, 0 or out.aux; the others go, with what only they need.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from graphsurgery.cli.arguments.sources import Model
 from graphsurgery.cli.editing import EDITING, Editing
 from graphsurgery.cli.growing import WIDENING, Widening, grow_file
 from graphsurgery.cli.options import Output
 
 
 def widen(
-    model: str,
+    model: Model,
     /,
     *,
     output: Output,
@@ -20,7 +21,8 @@ def widen(
     Parameters
     ----------
     model
-        A checkpoint, a state_dict with --arch, or a model spec.
+        A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
+        can be written back as one: -o out.onnx.
     """
     from graphsurgery.errors import SurgeryError
     from graphsurgery.recipes.grow import Growth

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing, open_data
+from graphsurgery.cli.session import write_page
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def widths(
-    model: str,
+    model: Model,
     /,
     *,
-    data: str,
+    data: Dataset,
     at: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
     search: str | None = None,
     latency: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -102,7 +105,6 @@ def _measured(
     """Measure and show these widths, and draw them; the narrowest, and what is known."""
     from graphsurgery.recipes.slimming.slimmable import measure_widths
     from graphsurgery.recipes.slimming.width_choice import with_latencies
-    from graphsurgery.reports.html import write_report
     from graphsurgery.reports.tables import OutcomeTable
     from graphsurgery.reports.widths import draw_widths
 
@@ -110,7 +112,7 @@ def _measured(
     if latency:
         outcome = with_latencies(statistics.slimmable, outcome)
     screen.show(OutcomeTable(outcome))
-    for name, write in (("plot", draw_widths), ("report", write_report)):
+    for name, write in (("plot", draw_widths), ("report", partial(write_page, data=data.name))):
         if (file := files[name]) is not None:
             write(outcome, file)
             screen.line("wrote", str(file))

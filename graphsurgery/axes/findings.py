@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -21,6 +21,15 @@ from graphsurgery.axes.types import (
 )
 from graphsurgery.network.paths import map_values, modules_of, named_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
+
+
+class Move(NamedTuple):
+    """Channels that a node moves to places of its own: the axis that it reads, and the one that it gives."""
+
+    place: str
+    reason: str
+    axis: Axis
+    to: Axis
 
 
 class Findings:
@@ -48,6 +57,7 @@ class Findings:
         self.mixings: list[Mixing] = []
         self.products: dict[fx.Node, list[tuple[Axis, ...]]] = {}
         self.frozen: list[Frozen] = []
+        self.moves: list[Move] = []
         self.rewrites: dict[fx.Node, list[Rewrite]] = {}
         self.attributes: dict[str, list[ModuleRewrite]] = {}
         self.sized: dict[fx.Node, frozenset[int | str]] = {}
@@ -150,6 +160,10 @@ class Findings:
         """Freeze these axes and say why, unless nothing was free."""
         if ax.freeze(*frozen):
             self.frozen.append(Frozen(self.where(), reason))
+
+    def moves_to(self, reason: str, axis: Axis, to: Axis) -> None:
+        """The indices of one axis are moved to those of another; where these are frozen in the end, so is it."""
+        self.moves.append(Move(self.where(), reason, axis, to))
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Make two axes one; where they clash, freeze both and record the reason."""

@@ -12,19 +12,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.findings import Findings
 from graphsurgery.axes.types import (
+    Frozen,
     TensorType,
     Typing,
     all_axes,
     tensor_types,
 )
-from graphsurgery.network.operators import key_of
+from graphsurgery.network.operators import is_in_place, key_of
 from graphsurgery.network.outputs.records import held_by, is_record
 from graphsurgery.network.paths import has_tensors
 
@@ -42,11 +44,20 @@ def rule(*keys: Any) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for key in dict.fromkeys(keys):
             if key in RULES:
-                raise ValueError(f"{key} has a rule already: {RULES[key].__name__}")
+                raise ValueError(f"{key} has a rule already: {RULES[key]}")
             RULES[key] = function
         return function
 
     return register
+
+
+def rule_of(key: Any) -> Rule | None:
+    """The rule of an operator; one in place has that of the one out of place, unless it has one of its own."""
+    function = RULES.get(key_of(key))
+    if function is not None or not is_in_place(key):
+        return function
+    plain = key[:-1] if isinstance(key, str) else getattr(torch, str(getattr(key, "__name__", "_"))[:-1], None)
+    return RULES.get(plain)
 
 
 class Inference(Findings):
@@ -60,6 +71,7 @@ class Inference(Findings):
         # Every refinement is followed: a product with a dim that became a sum later fixes its outer dims only then.
         for axis in all_axes(self.parameters, self.types):
             ax.resolve(axis)
+        self._settle_moves()
         self._check_weights()
         return Typing(
             module=self.module,
@@ -75,6 +87,15 @@ class Inference(Findings):
             attributes=self.attributes,
             sized=self.sized,
         )
+
+    def _settle_moves(self) -> None:
+        """What is moved to places that stay, such as outputs, stays too."""
+        waiting = self.moves
+        while settled := [move for move in waiting if any(dim.fixed for dim in ax.dims_of(move.to))]:
+            waiting = [move for move in waiting if move not in settled]
+            for move in settled:
+                if ax.freeze(move.axis):
+                    self.frozen.append(Frozen(move.place, move.reason))
 
     def _check_weights(self) -> None:
         """A factor cannot be folded into a weight that also stands elsewhere, where it does not read that axis so."""
@@ -140,7 +161,7 @@ class Inference(Findings):
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
         if is_record(key):
             return held_by(key, args, kwargs)
-        function = RULES.get(key_of(key))
+        function = rule_of(key)
         if function is None:
             unfollowed = self.node.meta.get("unfollowed")
             reason = f"is kept whole: {unfollowed}" if unfollowed else f"no rule for {self.operator()}"
@@ -153,7 +174,7 @@ class Inference(Findings):
             if _accepts(function, self, args, kwargs):
                 raise
             return self._opaque(f"{self.operator()} is called in a form that its rule does not know", args, kwargs)
-        if isinstance(result, TensorType) and result.shape != tuple(self.value.shape):
+        if not _is_as_foreseen(result, self.value):
             return self._opaque(f"{self.operator()} gives a shape that its rule does not foresee", args, kwargs)
         return result
 
@@ -164,6 +185,14 @@ class Inference(Findings):
             parameters = [self._parameter(f"{self.node.target}.{name}") for name, _ in tensors]
         self.freeze(reason, args, kwargs, parameters)
         return self.untyped()
+
+
+def _is_as_foreseen(typed: Any, value: Any) -> bool:
+    """Whether a rule gives the shapes that the operator gave."""
+    if isinstance(typed, TensorType):
+        return isinstance(value, Tensor) and typed.shape == tuple(value.shape)
+    several = isinstance(typed, (tuple, list)) and isinstance(value, (tuple, list)) and len(typed) == len(value)
+    return not several or all(map(_is_as_foreseen, typed, value))
 
 
 def _accepts(function: Rule, infer: Inference, args: Any, kwargs: Any) -> bool:

@@ -21,8 +21,10 @@ __all__ = [
     "either",
     "grouped_norm",
     "hold",
+    "pick",
     "scale_axis",
     "shift_mask",
+    "spread",
     "weigh",
 ]
 
@@ -259,6 +261,41 @@ def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
     groups = x.shape[dim] // len(factors)
     factors = factors if groups == 1 else factors.repeat(groups)
     return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
+
+
+@one_node
+def spread(x: Tensor, dim: int, rounds: Sequence[Sequence[int]]) -> Tensor:
+    """Axis `dim` of `x` at the size that it had before an edit: each index where it was, the sum of its copies, else 0.
+
+    Args:
+        x: the tensor as it is now.
+        dim: the axis.
+        rounds: for each index of the old axis the index of its first copy, then of its second, and so on; -1 where it
+            has none.
+    """
+    width, gaps = x.shape[dim], any(-1 in places for places in rounds)
+    x = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim) if gaps else x
+    placed = [torch.tensor([width if i < 0 else i for i in places], device=x.device) for places in rounds]
+    found = x.index_select(dim, placed[0])
+    for places in placed[1:]:
+        found = found + x.index_select(dim, places)
+    return found
+
+
+@one_node
+def pick(x: Tensor, dim: int, places: Sequence[int], like: Tensor | None = None) -> Tensor:  # noqa: ARG001
+    """The indices of axis `dim` of `x` that an edit has left, or has copied: what `spread` leads to, after it.
+
+    Args:
+        x: what was computed at the old size.
+        dim: the axis.
+        places: the indices.
+        like: a tensor whose axis `dim` has the same channels, and goes on having them.
+    """
+    index = torch.tensor(places, device=x.device)
+    if x.is_complex():  # which ONNX has as two numbers
+        return torch.view_as_complex(torch.view_as_real(x).index_select(dim % x.dim(), index))
+    return x.index_select(dim, index)
 
 
 @one_node

@@ -62,7 +62,8 @@ def demo(
         replace(row, latency=delivery.latency[row.name].median) if row.name in delivery.latency else row
         for row in outcome.rows
     )
-    files = {"parents": f"{folder / 'a.pt'}, {folder / 'b.pt'}", "network": str(folder / "merged.pt")}
+    files = {f"parent {number}": str(folder / name) for number, name in enumerate(("a.pt", "b.pt"), 1)}
+    files |= {"network": str(folder / "merged.pt")}
     files |= {"onnx": str(folder / "merged.onnx")}
     agreed = Check("ONNX Runtime = PyTorch, three batch sizes", delivery.check.deviation, delivery.check.allowed)
     outcome = replace(outcome, rows=rows, files=files, checks=(*outcome.checks, agreed))

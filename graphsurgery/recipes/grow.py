@@ -19,6 +19,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import parse_value
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import EXACT, widen
+from graphsurgery.progress import phase
 from graphsurgery.recipes.compression.shrink import fine_tuning
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.experiment import Experiment
@@ -105,6 +106,7 @@ def parse_sizes(requests: Sequence[str]) -> dict[str, int | float]:
     return sizes
 
 
+@phase("growing the network")
 def grown(graph: ModelGraph, growth: Growth, data: Data | None = None) -> ModelGraph:
     """A wider and deeper network; with data, norms that stand before identity layers get the statistics that arrive.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import torch
@@ -19,7 +20,7 @@ from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
-from graphsurgery.training.loop.run import Run
+from graphsurgery.training.loop.run import EpochRecord, History, Run
 
 
 def fresh(spec: str, data: Data, seed: int, answer: str | None = None) -> ModelGraph:
@@ -80,5 +81,38 @@ def train(
     books.rows.append(replace(books.measured("trained", graph, effort), train=on_train))
     named = {"spec": anchored(spec), **recorded(data)}
     record = {"pass": "train", **named, "plan": asdict(plan), "best_epoch": history.best_epoch}
-    graph = replace(graph, lineage=(*graph.lineage, record))
+    graph = replace(graph, lineage=(*graph.lineage, record | {"curve": _curve(history)}))
     return Result(graph, books.outcome(f"{spec} trained on {data.name}", "", record))
+
+
+def _curve(history: History) -> dict[str, dict[str, list[float]]]:
+    """Losses and validation metrics, epoch by epoch, to five digits."""
+    found: dict[str, dict[str, list[float]]] = {"train": {}, "validation": {}}
+    for record in history.records:
+        for part, values in (("train", record.train), ("validation", record.validation)):
+            for name, value in values.items():
+                found[part].setdefault(name, []).append(float(f"{value:.5g}"))
+    return found
+
+
+def curves_of(graph: ModelGraph, stage: str) -> tuple[EpochRecord, ...]:
+    """The epochs of a network's last training, as far as its lineage has them, by another name of the stage."""
+    curve = next((r.get("curve") for r in reversed(graph.lineage) if r.get("pass") == "train"), None)
+    parts = {name: _numbers(curve, name) for name in ("train", "validation")}
+    epochs = max((len(values) for part in parts.values() for values in part.values()), default=0)
+
+    def at(part: str, epoch: int) -> dict[str, float]:
+        return {name: values[epoch] for name, values in parts[part].items() if epoch < len(values)}
+
+    return tuple(EpochRecord(stage, n + 1, at("train", n), at("validation", n)) for n in range(epochs))
+
+
+def _numbers(curve: object, part: str) -> dict[str, list[float]]:
+    """The curves of a part that are numbers; a file may say anything."""
+    found = curve.get(part) if isinstance(curve, Mapping) else None
+    named = found.items() if isinstance(found, Mapping) else ()
+    return {
+        str(name): list(values)
+        for name, values in named
+        if isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    }

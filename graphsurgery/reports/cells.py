@@ -87,6 +87,14 @@ def count_cells(values: Sequence[float | None]) -> tuple[str, ...]:
     return tuple(MISSING if value is None else f"{value / scale:,.{decimals}f}{unit}" for value in values)
 
 
+def count(number: float) -> str:
+    """A count for people, to three digits: 272 k, 23.5 M, 4.09 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
 def latency_cells(values: Sequence[float | None]) -> tuple[str, ...]:
     """Milliseconds with two decimals, three where one is below 1 ms."""
     decimals = 2 if all(value is None or value >= 1 for value in values) else 3

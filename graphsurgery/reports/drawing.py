@@ -56,8 +56,8 @@ class Drawing:
 
 
 @contextmanager
-def drawing(name: str, *, height: float) -> Iterator[Drawing]:
-    """A figure, `height` inches high, to draw on within the block.
+def drawing(name: str, *, height: float, width: float = WIDTH) -> Iterator[Drawing]:
+    """A figure of this size, in inches, to draw on within the block.
 
     The style, whatever the user's own is, and the ids inside depend on nothing but the drawing and `name`.
     """
@@ -70,7 +70,7 @@ def drawing(name: str, *, height: float) -> Iterator[Drawing]:
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         matplotlib.rcdefaults()
         with matplotlib.rc_context(style(name)):
-            figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(wspace=0.05))
+            figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05))
             drawn = Drawing(figure)
             yield drawn
             file = io.StringIO()

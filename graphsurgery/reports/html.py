@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.errors import printable
-from graphsurgery.reports.cells import allowed_text, best_rows, columns, deviation_text, duration_text, verdict_text
+from graphsurgery.reports.cells import (
+    MISSING,
+    allowed_text,
+    best_rows,
+    columns,
+    deviation_text,
+    duration_text,
+    verdict_text,
+)
 from graphsurgery.reports.drawing import PALETTE, hue_role
 from graphsurgery.reports.plots import curve_figures, gate_figure, origin_figure
 from graphsurgery.reports.widths import width_figure
@@ -19,19 +29,24 @@ if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Outcome
 
 
-def write_report(outcome: Outcome, path: Path | str) -> None:
+def write_report(outcome: Outcome, path: Path | str, made: Mapping[str, str] | None = None) -> None:
     """Write the report; equal outcomes give equal bytes, and parts that the outcome lacks are left out.
+
+    Args:
+        outcome: what was found out.
+        path: the file; what the outcome names is linked as seen from there.
+        made: under what circumstances, such as `circumstances` gives.
 
     Raises:
         SurgeryError: the file cannot be written; an old one stays whole.
     """
-    page = rendered(outcome)
+    page = rendered(outcome, made or {}, Path(path).parent)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
-def rendered(outcome: Outcome) -> str:
-    """The report's HTML."""
+def rendered(outcome: Outcome, made: Mapping[str, str] | None = None, folder: Path = Path()) -> str:
+    """The report's HTML; arguments as for `write_report`, and the folder that it lies in."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -43,6 +58,7 @@ def rendered(outcome: Outcome) -> str:
         summary=summary(outcome),
         palette=PALETTE,
         table=table(outcome),
+        missing=MISSING,
         checks=[
             {
                 "name": check.name,
@@ -58,8 +74,15 @@ def rendered(outcome: Outcome) -> str:
         gates=Markup(gate_figure(outcome.gates)) if outcome.gates else None,
         origins=Markup(origin_figure(outcome.origins)) if outcome.origins else None,
         parents=parents(outcome.origins),
+        made={what: printable(text) for what, text in (made or {}).items()},
+        files=[{"what": what, "name": file, "link": link(file, folder)} for what, file in outcome.files.items()],
         config=list(flattened(outcome.config)),
     )
+
+
+def link(file: str, folder: Path) -> str:
+    """The address of a file as seen from a folder; whatever its name, it leads to a file."""
+    return "./" + quote(os.path.relpath(file, folder).replace(os.sep, "/"), errors="replace")
 
 
 def summary(outcome: Outcome) -> list[dict[str, Any]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.table import Table
 
 from graphsurgery.checkpoint.atomic import atomic_write
 from graphsurgery.reports.cells import MISSING, SHARES, metric_text
 from graphsurgery.reports.drawing import hue_role, light, style
+from graphsurgery.reports.sheet import Column, Sheet
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.lottery.tickets import Lottery
@@ -36,15 +37,22 @@ def lottery_cells(found: Lottery) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def lottery_table(found: Lottery) -> Table:
+def lottery_table(found: Lottery) -> Sheet:
     """The table for the terminal; the chosen round is the last that is not worse than the dense network."""
     head, rows = lottery_cells(found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for heading in head:
-        table.add_column(heading, justify="right", overflow="fold")
+    # The steps go first where there is no room, then the last controls.
+    drops = [0, 0, *(len(head) * (2 - number % 2) + number for number in range(2, len(head)))]
+    fields = zip(head, drops, strict=True)
+    table = Sheet(*(Column(_heading(name), "number", drop) for name, drop in fields), box=box.SIMPLE_HEAD, header="dim")
     for row in rows:
         table.add_row(*row, style="bold" if "chosen" in row[0] else "")
     return table
+
+
+def _heading(name: str) -> str:
+    """In two lines."""
+    first, colon, rest = name.partition(": ")
+    return f"{first}{colon.rstrip()}\n{rest}" if rest else name.replace(" at ", " at\n")
 
 
 def lottery_markdown(found: Lottery) -> str:
@@ -86,12 +94,24 @@ def draw_lottery(found: Lottery, path: Path) -> None:
             axes.set_xscale("log")
             axes.invert_xaxis()
             axes.set_xlabel("weights that live, %")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter("")
+            ticks = apart([100 * found.of(number)[0].density for number in found.rounds])
+            axes.set_xticks(ticks, [f"{value:.3g}" for value in ticks])
+            axes.set_xticks([], minor=True)
         left.legend(loc="best", fontsize=8)
         kind = path.suffix.removeprefix(".") or "png"
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def apart(values: Sequence[float], most: int = 8) -> list[float]:
+    """Of these values, from the largest on, those that have room as ticks of a logarithmic axis; the last is one."""
+    ordered = sorted(set(values), reverse=True)
+    room = math.log(ordered[0] / ordered[-1]) / most
+    kept = ordered[:1]
+    for value in ordered[1:]:
+        if math.log(kept[-1] / value) >= room and (math.log(value / ordered[-1]) >= room or value == ordered[-1]):
+            kept.append(value)
+    return kept
 
 
 def _mean_stop(found: Lottery, number: int, name: str) -> float:

@@ -10,68 +10,74 @@ from graphsurgery.reports.drawing import drawing, hue_role, light, shortened, wi
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from graphsurgery.recipes.outcome import GateEpoch
     from graphsurgery.training.loop.run import EpochRecord
 
-STAGES_PER_FIGURE = 4
+PANEL = 3.0
+"""Inches; the page puts as many panels side by side as it has room for."""
 
 
 def curve_figures(curves: Sequence[EpochRecord], metric: str) -> list[str]:
-    """Training loss above, validation metric below, one column per stage; all stages share the scales."""
+    """A figure for each stage, training loss above, validation metric below; all share the scales."""
     stages: dict[str, list[EpochRecord]] = {}
     for record in curves:
         stages.setdefault(record.stage, []).append(record)
-    names = list(stages)
-    groups = [names[i : i + STAGES_PER_FIGURE] for i in range(0, len(names), STAGES_PER_FIGURE)]
-    measured = any(metric in record.validation for record in curves)
-    scales = [scale_of([value for record in curves for value in record.train.values()])]
-    if measured:
-        scales.append(scale_of([r.validation[metric] for r in curves if metric in r.validation]))
-    return [
-        stages_figure(f"curves-{i}", {name: stages[name] for name in group}, metric, scales, len(groups[0]))
-        for i, group in enumerate(groups)
-    ]
+    scales = [scale_of([value for record in curves for value in record.train.values()], logarithmic=True)]
+    if any(metric in record.validation for record in curves):
+        scales.append(scale_of(late(list(stages.values()), metric), logarithmic=metric not in SHARES))
+    return [stage_figure(f"curves-{i}", stage, stages[stage], metric, scales) for i, stage in enumerate(stages)]
 
 
-def stages_figure(
-    name: str, stages: Mapping[str, list[EpochRecord]], metric: str, scales: Sequence[Scale], width: int
-) -> str:
-    """One figure of `width` columns for some stages; the columns that are left over stay empty."""
-    with drawing(name, height=1.9 * len(scales) + 0.2) as drawn:
-        grid = drawn.figure.subplots(len(scales), width, squeeze=False, sharey="row", sharex="col")
-        for row, scale in zip(grid, scales, strict=True):
-            scale.apply(row[0])
-        for column, (stage, records) in zip(grid.T, stages.items(), strict=False):
-            column[0].set_title(shortened(stage, 28), loc="left", fontweight="bold")
-            column[-1].set_xlabel("epoch")
-            column[-1].set_xlim(0, 1.03 * max(1, *(record.epoch for record in records)))
-            whole_epochs(column[-1])
-            losses = list(dict.fromkeys(loss for record in records for loss in record.train))
-            losses.sort(key=lambda loss: loss != "total")
-            for loss, style in zip(losses, ("-", ":", "--", "-."), strict=False):
-                main = style == "-"
-                points = [(r.epoch, r.train[loss]) for r in records if loss in r.train]
-                label = shortened(loss, 20)
-                line(column[0], points, light("hue-1" if main else "muted"), style=style, label=label)
-                if main:
-                    say_last(column[0], f"{points[-1][1]:#.3g}")
-            if len(losses) > 1:
-                column[0].legend(loc="best")
-            if len(scales) > 1:
-                points = [(r.epoch, r.validation[metric]) for r in records if metric in r.validation]
-                line(column[1], points, light("hue-3"))
-                if points:
-                    say_last(column[1], metric_text(metric, points[-1][1]))
+def late(stages: Sequence[Sequence[EpochRecord]], metric: str) -> list[float]:
+    """What stages reach in their second halves: their differences would not be seen beside how they begin."""
+    found = []
+    for records in stages:
+        values = [record.validation[metric] for record in records if metric in record.validation]
+        found += values[len(values) // 2 :]
+    return found
+
+
+def stage_figure(name: str, stage: str, records: Sequence[EpochRecord], metric: str, scales: Sequence[Scale]) -> str:
+    """One stage; its first epochs may lie below the scale of the metric."""
+    with drawing(name, height=1.7 * len(scales) + 0.2, width=PANEL) as drawn:
+        panels = drawn.figure.subplots(len(scales), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, scale in zip(panels, scales, strict=True):
+            scale.apply(axes)
+        panels[0].set_title(shortened(stage, 24), loc="left", fontweight="bold")
+        panels[-1].set_xlabel("epoch")
+        panels[-1].set_xlim(0, 1.03 * max(1, *(record.epoch for record in records)))
+        whole_epochs(panels[-1])
+        draw_losses(panels[0], records)
+        if len(panels) > 1:
+            points = [(r.epoch, r.validation[metric]) for r in records if metric in r.validation]
+            line(panels[1], points, light("hue-3"))
+            if points:
+                say_last(panels[1], metric_text(metric, points[-1][1]))
+            if metric in SHARES:
+                in_percent(panels[1])
         labels = ("train loss", f"validation {shortened(metric, 20)}")
-        for row, label in zip(grid, labels, strict=False):
-            row[0].set_ylabel(label)
-            for axes in row[len(stages) :]:
-                axes.set_axis_off()
-        if len(scales) > 1 and metric in SHARES:
-            in_percent(grid[1][0])
+        for axes, label in zip(panels, labels, strict=False):
+            axes.set_ylabel(label)
         drawn.figure.align_ylabels()
     return drawn.svg
+
+
+def draw_losses(axes: Axes, records: Sequence[EpochRecord]) -> None:
+    """The whole loss, and what it is the sum of."""
+    losses = list(dict.fromkeys(loss for record in records for loss in record.train))
+    losses.sort(key=lambda loss: loss != "total")
+    for loss, style in zip(losses, ("-", ":", "--", "-."), strict=False):
+        main = style == "-"
+        points = [(r.epoch, r.train[loss]) for r in records if loss in r.train]
+        line(axes, points, light("hue-1" if main else "muted"), style=style, label=shortened(loss, 20))
+        if main:
+            say_last(axes, f"{points[-1][1]:#.3g}")
+    if len(losses) > 1:
+        axes.legend(
+            loc="best", fontsize=8, frameon=True, facecolor=light("paper"), edgecolor=light("paper"), framealpha=0.85
+        )
 
 
 def gate_figure(gates: Sequence[GateEpoch]) -> str:
@@ -145,18 +151,18 @@ class Scale:
         if self.logarithmic:
             axes.set_yscale("log")
             axes.set_ylim(self.low / 1.3, self.high * 1.3)
-            axes.yaxis.set_minor_formatter("")
+            round_ticks(axes.yaxis, self.high / self.low)
         else:
             margin = 0.06 * (self.high - self.low) or 0.1 * abs(self.high) or 1.0
             axes.set_ylim(self.low - margin, self.high + margin)
         plain_numbers(axes)
 
 
-def scale_of(values: Sequence[float]) -> Scale:
-    """A scale that shows all finite values; logarithmic where they are positive and span a factor of 30."""
+def scale_of(values: Sequence[float], *, logarithmic: bool) -> Scale:
+    """A scale that shows all finite values; logarithmic where that is asked for and they are positive."""
     finite = [value for value in values if abs(value) < float("inf")] or [0.0, 1.0]
     low, high = min(finite), max(finite)
-    return Scale(low, high, logarithmic=low > 0 and high > 30 * low)
+    return Scale(low, high, logarithmic=logarithmic and 0 < low < high)
 
 
 def line(
@@ -182,6 +188,14 @@ def say_last(axes: Axes, value: str) -> None:
 def plain_numbers(axes: Axes) -> None:
     """Label the vertical axis with whole numbers, decimals or `1e-05`, without a factor apart."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def round_ticks(axis: Axis, span: float) -> None:
+    """Ticks of a logarithmic axis: powers of ten, or where it spans few of them also twice and five times these."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
+    axis.set_minor_formatter("")
 
 
 def in_percent(axes: Axes) -> None:

@@ -21,6 +21,9 @@ def _ungate(layer: nn.Module, node: fx.Node) -> None:
 
 def why_nothing(graph: ModelGraph) -> str:
     """What froze a network's channels, in one line."""
+    kept = [part for part in graph.module.modules() if hasattr(part, "held_parameters")]
+    if not graph.frozen and kept and not any(True for _ in graph.module.parameters()):
+        return f"all its weights are in what is kept whole ({kept[0].reason})"
     if not graph.frozen:
         found = [(name, why) for (name, _), why in reasons(graph).items()]
         # Those say most that were free in their own layer.

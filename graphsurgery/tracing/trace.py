@@ -16,6 +16,7 @@ from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import modules_of
+from graphsurgery.progress import phase
 from graphsurgery.tracing.calls import call_of, is_plain
 from graphsurgery.tracing.following.caches import Place, forget, numbers
 from graphsurgery.tracing.following.questions import may_stand_in
@@ -38,6 +39,7 @@ def is_detector(model: nn.Module) -> bool:
     return any(home.startswith("torchvision.models.detection.") and name in DETECTORS for home, name in kinds)
 
 
+@phase("tracing the network")
 def trace(
     model: nn.Module,
     example_input: Tensor | Sequence[Any] | Mapping[str, Any] = (),
@@ -106,6 +108,7 @@ def trace(
     return ModelGraph(module, traces.inputs(module), (record,))
 
 
+@phase("comparing the trace with the network")
 def _compared(
     model: nn.Module,
     examples: Sequence[Tensor | None],

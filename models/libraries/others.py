@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, SpecError, near_names
 from graphsurgery.models.libraries.library import Library, Trust, dtype_of, imported, made
+from graphsurgery.models.sources.downloads import without_retries
 from graphsurgery.models.spec_text import Value
 
 _YOLO_SIDE, _SEGMENTATION_SIDE = 640, 224
@@ -70,7 +72,8 @@ def _smp(name: str, options: Mapping[str, Value], trust: Trust) -> nn.Module:  #
     known = [n for n, kind in vars(library).items() if isinstance(kind, type) and issubclass(kind, nn.Module)]
     if name not in known:
         raise SpecError(f"{spec}: segmentation_models_pytorch has no network {name!r}; {near_names(name, known)}")
-    return made(spec, lambda: getattr(library, name)(**{"encoder_weights": None, **options}))
+    with without_retries() if options.get("encoder_weights") else nullcontext():
+        return made(spec, lambda: getattr(library, name)(**{"encoder_weights": None, **options}))
 
 
 def _smp_shape(module: nn.Module) -> tuple[int, ...]:

@@ -61,12 +61,9 @@ def test_the_name_of_a_space_that_is_not_there():
 @pytest.mark.parametrize(
     ("forward", "node", "reason"),
     [
-        (lambda net, x: net.b(torch.fft.hfft(net.a(x), 8)), "fft_hfft", "Fourier-transformed"),
-        (lambda net, x: net.b(torch.renorm(net.a(x), 2, 1, 1.0)), "renorm", "no rule for renorm"),
-        (lambda net, x: net.b(torch.cdist(net.a(x), net.a(x)) @ net.a(x)), "cdist", "no rule for cdist"),
+        (lambda net, x: net.b(torch.linalg.pinv(net.a(x)).T), "linalg_pinv", "with rows of zeros there is none"),
+        (lambda net, x: net.b(net.a(x).put(torch.tensor([0]), x[0, :1])), "put", "in which they lie in memory"),
         (lambda net, x: net.b(net.a(x)) + net.a(x)[:, 3][:, None], "getitem", "an axis that is indexed by a constant"),
-        (lambda net, x: net.b(net.a(x)[:, x[0].long().clamp(0, 7).repeat(2)]), "getitem_1", "looked up by indices"),
-        (lambda net, x: net.b(net.a(x).flip(0, 1)), "flip", "an axis that is flipped"),
         (lambda net, x: net.b(torch.roll(net.a(x), 1)), "roll", "an axis that is rolled"),
         (lambda net, x: net.b(torch.stack(net.a(x).unbind(1), 1)), "unbind", "an axis that is unbound"),
         (lambda net, x: net.b(torch.swapaxes(net.a(x)[None], axis0=0, axis1=1)[:, 0]), "swapaxes", "a form that its"),
@@ -150,6 +147,6 @@ def test_inputs_and_outputs_are_fixed_without_saying():
 
 
 def test_a_second_rule_for_an_operator_is_an_error():
-    with pytest.raises(ValueError, match="has a rule already: pointwise"):
+    with pytest.raises(ValueError, match=r"has a rule already: .*pointwise"):
         rule(operator.add)(lambda _, x: x)
     assert RULES[operator.add].__name__ == "pointwise"

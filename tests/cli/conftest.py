@@ -1,10 +1,13 @@
+import math
 import shutil
 
 import pytest
 
 import graphsurgery as gs
 from graphsurgery.cli import run
+from graphsurgery.cli.process import watching
 from graphsurgery.passes.compress import compress
+from graphsurgery.training.loop import progress
 
 SPEC = "paper/cnn?width=3"
 NETS = """
@@ -40,6 +43,13 @@ def undecided():
 def groups():
     return nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, groups=3), nn.Flatten(), nn.Linear(432, 10))
 """
+
+
+@pytest.fixture(autouse=True)
+def no_lines_now_and_then(monkeypatch):
+    """However slow the machine is, nothing is printed because ten seconds have gone."""
+    monkeypatch.setattr(watching, "EVERY", math.inf)
+    monkeypatch.setattr(progress, "EVERY", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -55,6 +56,17 @@ def test_train_on_two_processes_writes_once(here):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"] == {"network": "m.pt"}
     assert gs.load(here / "m.pt").spaces[0].size == 100
+
+
+def test_train_says_what_was_split_off(here, capsys):
+    make = "TensorDataset(torch.ones(40, 1, 8, 8), torch.arange(40) % 10)"
+    (here / "d.py").write_text(f"import torch\nfrom torch.utils.data import *\ndef f():\n    return {make}\n")
+    command = ["train", SPEC, "--data", "d.py:f", "--epochs", "1", "--device", "cpu"]
+    words = "32 train, 4 validation (split off train), 4 test (split off train)"
+    assert run([*command, "-o", "c.pt"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"data       d.py:f: {words}"
+    assert run([*command, "-o", "d.pt", "--json"]) == 0
+    assert document(capsys)["splits"] == {"d.py:f": words}
 
 
 @pytest.mark.usefixtures("here")
@@ -229,4 +241,7 @@ def test_merge_writes_network_onnx_and_report(here, capsys):
     assert rows["merged"]["latency"] > 0
     assert rows["merged"]["parameters"] == rows["parent 1"]["parameters"]
     assert gs.check_onnx(gs.load("merged.pt"), "m.onnx").holds
-    assert "<html" in (here / "r.html").read_text()
+    page = (here / "r.html").read_text()
+    assert "graphsurgery merge a.pt b.pt --data digits" in re.sub("<[^>]*>", "", page)
+    assert 'href="./m.onnx"' in page
+    assert page.count("last ") >= 2 * 4  # the curves of both parents, of the closing gates and of the fine-tuning

@@ -7,24 +7,14 @@ import json
 import numpy as np
 import onnx
 import pytest
+from known_times import profile, weights
 
 import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.onnx.runtime.latency import Latency, Pair
-from graphsurgery.onnx.runtime.profiling import TimedOperator
 from graphsurgery.recipes.compression import cost_table, to_latency
 
 COMMON = ["--calib", "digits", "--epochs", "1", "--device", "cpu"]
-
-
-def weights(model):
-    """The elements of the weights of every operator that has some, by its name."""
-    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-    return {node.name: sum(sizes.get(name, 0) for name in node.input) for node in model.graph.node}
-
-
-def profile(models, *_, **__):
-    return [{name: TimedOperator(float(n), str(n)) for name, n in weights(model).items()} for model in models]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def test_lottery_writes_tickets_a_table_and_a_plot(here, capsys):
     assert run([*LOTTERY, "--seeds", "2", "--control", "reinit", "--kept", "rewind", "--control-rounds", "2"]) == 0
     shown = capsys.readouterr().out
     assert "±" in shown
-    assert "reinit: test accuracy" in shown.replace("\n", " ")
+    assert "reinit:" in shown
     assert shown.splitlines()[-1].split()[:3] == ["next", "graphsurgery", "compress"]
     files = {str(file.relative_to(here / "tickets")) for file in (here / "tickets").rglob("*.*")}
     assert {"lottery.md", "lottery.svg", "lottery.json", "seed-0/round-01.pt", "seed-1/round-02.pt"} <= files

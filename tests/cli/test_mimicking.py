@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import graphsurgery as gs
@@ -72,3 +73,21 @@ def test_bad_requests_fail_with_one_line(case, fails):
     code, line = fails(*tokens)
     assert code == 2
     assert message in line
+
+
+@pytest.mark.usefixtures("here")
+def test_mimic_of_all_outputs_without_labels(here, capsys, fails):
+    np.save(here / "calib.npy", np.random.default_rng(0).normal(size=(12, 1, 8, 8)))
+    (here / "calib").mkdir()
+    (here / "calib.npy").rename(here / "calib" / "a.npy")
+    assert run(["export", "a.pt", "-o", "a.onnx", "--quiet"]) == 0
+    command = ["mimic", "--teacher", "a.onnx", "b.pt", "--student", "b.pt", "--epochs", "1", "--device", "cpu"]
+    assert run([*command, "--calib", "calib", "-o", "s.pt", "--dry-run"]) == 0
+    assert "would train 1 epochs on all outputs of 2 teachers" in capsys.readouterr().out
+    assert run([*command, "--calib", "calib", "-o", "s.pt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["outcome"]["rows"]] == ["a.onnx", "b.pt", "student", "mimic"]
+    assert gs.load("s.pt").lineage[-1]["data"] == "calib"
+    assert fails(*command, "-o", "t.pt") == (2, "mimic: give --data with labels, or --calib without")
+    message = "mimic: --transfer and --cache are of logits; leave them out beside --calib"
+    assert fails(*command, "--calib", "calib", "--cache", "c", "-o", "t.pt") == (2, message)

@@ -54,6 +54,27 @@ def test_diff_says_why_it_does_not_time(here, capsys):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), here / "m.onnx")
     assert run(["diff", "m.onnx", "m.onnx"]) == 0
     assert "latency not measured: m.onnx: input x has shape" in capsys.readouterr().out
+    assert run(["diff", "m.onnx", "m.onnx", "--input", "5", "--json"]) == 0
+    assert document(capsys)["latency"]["before"]["runs"] == 50
+
+
+def test_sizes_of_free_axes_are_given_to_diff_and_view(here, capsys, fails):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "tokens", 4])
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 4], [0.5] * 16)
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), here / "m.onnx")
+    assert run(["view", "m.onnx", "--html", "v.html"]) == 0
+    assert "MACs not counted of 1 nodes, whose sizes are free: give --input" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert run(["view", "m.onnx", "--html", "v.html", "--overwrite", "--input", "7x4"]) == 0
+    assert f"{7 * 16} MACs per image" in " ".join(capsys.readouterr().out.split())
+    assert run(["diff", "m.onnx", "m.onnx", "--no-latency", "--json", "--input", "x=1x7x4"]) == 0
+    assert document(capsys)["before"]["macs"] == 7 * 16
+    code, line = fails("diff", "m.onnx", "m.onnx", "--no-latency", "--input", "7x5")
+    assert (code, line) == (2, "m.onnx: input x is ?x4 in the file, not 7x5")
 
 
 def test_diff_of_bad_files(fails, here):
@@ -147,8 +168,8 @@ def large():
         (["--calib", "digits"], "belong to --int8; give it too"),
         (["--scheme", "u8u8"], "--calib, --calib-examples and --scheme belong to --int8; give it too"),
         (["--int8", "--calib", "digits", "--scheme", "s8s8"], "s8s8"),
-        (["--int8", "--calib", "data.py:empty"], "returned no training examples; give at least one"),
-        (["--int8", "--calib", "data.py:untested"], "has no test examples"),
+        (["--int8", "--calib", "data.py:empty"], "train has no examples; give at least one"),
+        (["--int8", "--calib", "data.py:untested"], "test has no examples; give at least one, or leave it out"),
         (
             ["--int8", "--calib", "data.py:large"],
             r"its examples are [1, 9, 9], the network is exported for inputs [1, 8",

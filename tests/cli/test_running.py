@@ -41,7 +41,7 @@ def stopped(monkeypatch):
 
     def stopping(after, *tokens):
         with monkeypatch.context() as patch:
-            patch.setattr("graphsurgery.training.loop.progress.default_reporter", lambda: Stopping(after))
+            patch.setattr("graphsurgery.training.loop.progress.default_reporter", lambda **_: Stopping(after))
             assert run(list(tokens)) == 130
 
     return stopping

@@ -1,6 +1,7 @@
 """Slim, widths and export at a width on the command line."""
 
 import json
+import re
 
 import pytest
 
@@ -45,6 +46,8 @@ def test_a_network_with_switchable_norms(capsys, here):
     assert run(["widths", "sw.pt", "--data", "digits", "--plot", "sw.svg", "--report", "sw.html"]) == 0
     assert "million MACs" in (here / "sw.svg").read_text()
     assert "Width by width" in (here / "sw.html").read_text()
+    page = re.sub("<[^>]*>", "", (here / "sw.html").read_text())
+    assert "graphsurgery widths sw.pt --data digits" in page
     assert run(["export", "sw.pt", "--target", "latency=1s", "-o", "whole.onnx"]) == 0
     assert "width      1:" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from torch import nn
 import graphsurgery as gs
 from graphsurgery.cli import run
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
-from graphsurgery.models.installing import write_installed
+from graphsurgery.models.libraries.installing import write_installed
 from graphsurgery.models.libraries.library import Trust
 from graphsurgery.models.specs import build, trained_instead
 

@@ -6,7 +6,7 @@ import graphsurgery as gs
 from graphsurgery.errors import CheckpointError, SpecError, TraceError
 from graphsurgery.models import build
 from graphsurgery.models.loading import open_model, open_pair, parse_shape
-from graphsurgery.models.weights import fill
+from graphsurgery.models.sources.weights import fill
 
 SPEC = "paper/cnn?width=4"
 FILE = """

@@ -7,6 +7,7 @@ from torch import nn
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models import available, build, input_shape
+from graphsurgery.models.specs import example_inputs
 
 FILE = """
 from torch import nn
@@ -91,10 +92,13 @@ def test_models_that_warn_are_built_silently(name):
     ("spec", "message"),
     [
         ("paper/resnet21", r"paper has no model 'resnet21'; did you mean .*resnet20"),
-        ("torchvison/resnet18", "unknown source 'torchvison'; did you mean torchvision"),
+        ("torchvison/resnet18", "unknown source 'torchvison', and no such file; did you mean torchvision"),
         ("torchvision/resnet81", "torchvision has no model 'resnet81'; did you mean"),
         ("timm/resnet10tt", "timm has no model 'resnet10tt'; did you mean .*resnet10t"),
-        ("resnet20", "has no source, expected one of paper, timm, torchvision"),
+        ("resnet20", r"has no source, expected one of paper, timm, torchvision.*; did you mean paper/resnet20\?"),
+        ("torchvision/xyzzy", r"graphsurgery models torchvision/ lists all \d+"),
+        ("resnet81", "did you mean (paper|timm|torchvision)/resnet.* or (paper|timm|torchvision)/resnet"),
+        ("xyzzy", "graphsurgery models lists what there is"),
         ("paper/cnn?widht=4", "has no option 'widht'; accepted: classes, in_channels, width"),
         ("torchvision/resnet18?classes=4", "has no option 'classes'; accepted: .*num_classes.*weights"),
         ("timm/resnet10t?classes=4", "has no option 'classes'; accepted: .*num_classes"),
@@ -102,7 +106,7 @@ def test_models_that_warn_are_built_silently(name):
         ("paper/cnn?width=4&width=5", "option width is given twice"),
         ("paper/cnn?width=wide", "cannot be built"),
         ("?width=4", "has no name"),
-        ("nowhere/net.py:make", "there is no file nowhere/net.py"),
+        ("nowhere/net.py:make", "nowhere/net.py: no such file; expected a Python file"),
         ("paper/lenet5?image_size=8", "image_size 8 leaves nothing after the second pool, expected 12 or more"),
         ("paper/conv6?image_size=7", "image_size 7 leaves nothing after 3 pools, expected 8 or more"),
     ],
@@ -117,7 +121,7 @@ def test_bad_specs(spec, message):
     [
         ("smal", "has no function 'smal'; did you mean small"),
         ("wrong", "returned int, expected a torch.nn.Module"),
-        ("broken", "cannot be built .ValueError: no such thing"),
+        ("broken", r"fails: .*net\.py:13 in broken: ValueError: no such thing"),
         ("small?widht=3", "has no option 'widht'; accepted: bias, width"),
     ],
 )
@@ -126,10 +130,45 @@ def test_bad_functions(file, function, message):
         build(f"{file}:{function}")
 
 
+@pytest.mark.parametrize("said", ["'3x32'", "10", "()", "(3, 0)", "(3, 32.0)", "(3, '32')"])
+def test_a_shape_that_is_none(tmp_path, said):
+    path = tmp_path / "net.py"
+    path.write_text(f"INPUT_SHAPE = {said}\ndef f(): ...\n")
+    with pytest.raises(SpecError, match=r"net\.py: INPUT_SHAPE is .*; give the sizes of one example without the batch"):
+        input_shape(f"{path}:f")
+    path.write_text("EXAMPLE_INPUTS = 5\ndef f(): ...\n")
+    with pytest.raises(SpecError, match="its EXAMPLE_INPUTS are no tensors"):
+        example_inputs(f"{path}:f")
+
+
+def test_options_that_are_needed(tmp_path):
+    (tmp_path / "net.py").write_text("def f(width, depth, *, bias): ...\n")
+    with pytest.raises(SpecError, match=r"needs options; give them as \?width=\.\.\.&depth=\.\.\.$"):
+        build(f"{tmp_path / 'net.py'}:f")
+
+
+def test_a_file_beside_it_is_imported(tmp_path):
+    (tmp_path / "beside_a_net.py").write_text("from torch import nn\nclass Net(nn.Linear): ...\n")
+    (tmp_path / "net.py").write_text("from beside_a_net import Net\ndef f():\n    return Net(3, 4)\n")
+    assert build(f"{tmp_path / 'net.py'}:f").out_features == 4
+
+
+def test_a_program_that_ends_is_no_silence(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(SpecError, match=r"ends the program when executed; put .* if __name__ == '__main__'"):
+        build(f"{tmp_path / 'net.py'}:f")
+
+
+def test_a_syntax_error_has_its_line(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nx = (1\n")
+    with pytest.raises(SpecError, match=r"fails when executed: \S*net\.py:2: SyntaxError: '\(' was never closed"):
+        build(f"{tmp_path / 'net.py'}:f")
+
+
 def test_a_file_that_fails(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("1 / 0")
-    with pytest.raises(SpecError, match=r"bad.py: fails when executed .ZeroDivisionError"):
+    with pytest.raises(SpecError, match=r"bad.py: fails when executed: .*bad.py:1 in <module>: ZeroDivisionError"):
         build(f"{path}:make")
 
 

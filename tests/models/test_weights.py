@@ -14,7 +14,7 @@ from graphsurgery.checkpoint.foreign import read_contents
 from graphsurgery.errors import CheckpointError
 from graphsurgery.models.loading import open_model, open_pair
 from graphsurgery.models.mask_files import open_masks
-from graphsurgery.models.weights import load_weights
+from graphsurgery.models.sources.weights import load_weights
 from graphsurgery.passes.compress import compress
 
 FILE = """

@@ -12,7 +12,7 @@ import torch
 from onnx import helper
 from onnx_files import written
 
-from graphsurgery.errors import CheckFailedError, TraceError
+from graphsurgery.errors import CheckFailedError, TraceError, UnsupportedError
 from graphsurgery.onnx.exporting import check_onnx
 from graphsurgery.onnx.importing import import_onnx, operators
 
@@ -137,3 +137,27 @@ def test_a_rule_that_is_wrong_is_found_at_import(tmp_path, monkeypatch):
     )
     with pytest.raises(CheckFailedError, match=expected):
         import_onnx(path)
+
+
+def test_a_dropout_that_acts_is_refused(tmp_path):
+    """What it gives is by chance; one that is told to evaluate does nothing."""
+    for mode, acts in ((True, True), (False, False)):
+        x = helper.make_tensor_value_info("x", 1, ["batch", 4])
+        y = helper.make_tensor_value_info("y", 1, ["batch", 4])
+        node = helper.make_node("Dropout", ["x", "", "mode"], ["y"], "drop")
+        graph = helper.make_graph([node], "g", [x], [y], [helper.make_tensor("mode", 9, [], [mode])])
+        path = tmp_path / "m.onnx"
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        path.write_bytes(model.SerializeToString())
+        if acts:
+            with pytest.raises(UnsupportedError, match=r"drop is a dropout that acts as in training; export it to ev"):
+                import_onnx(path)
+        else:
+            import_onnx(path)
+
+
+def test_a_scan_of_an_old_opset_is_refused(tmp_path, benchmark):
+    case = next(case for case in benchmark.cases(("Scan",)) if case.name == "test_scan_sum")
+    (tmp_path / "m.onnx").write_bytes(case.model.SerializeToString())
+    with pytest.raises(UnsupportedError, match=r"has a Scan of opset 8, which is not converted; export it again"):
+        import_onnx(tmp_path / "m.onnx")

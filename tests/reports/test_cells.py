@@ -7,6 +7,7 @@ from graphsurgery.recipes.outcome import Outcome, Row
 from graphsurgery.reports.cells import (
     best_rows,
     columns,
+    count,
     count_cells,
     deviation_text,
     duration_text,
@@ -49,6 +50,14 @@ def test_the_best_rows(higher_is_better, scores, best):
 )
 def test_counts_share_a_unit(counts, cells):
     assert count_cells(counts) == cells
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (999.7, "1 k"), (27_249, "27.2 k"), (999_600, "1 M"), (4.089e9, "4.09 G")],
+)
+def test_a_count_has_three_digits(number, text):
+    assert count(number) == text
 
 
 def test_metrics():

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.reports.circumstances import circumstances
 from graphsurgery.reports.html import rendered, write_report
+from graphsurgery.reports.plots import late, scale_of
 from graphsurgery.training.loop.run import EpochRecord
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -70,7 +72,7 @@ def hostile_text(hostile):
 @pytest.mark.parametrize("name", ["text", "hostile_text"])
 def test_the_page_needs_nothing_else(name, request):
     page = Page(request.getfixturevalue(name))
-    assert not {"script", "link", "img", "iframe", "object", "image", "a"} & set(page.tags)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     ids = [value for key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
     assert not [key for key, _ in page.attributes if key in ("src", "data", "onload", "onclick", "background")]
@@ -79,6 +81,9 @@ def test_the_page_needs_nothing_else(name, request):
     assert references
     assert set(references) <= set(ids)
     assert not [v for k, v in page.attributes if v and k != "content" and re.search(r"https?:|//", v)]
+    links = [value for key, value in page.attributes if key == "href" and value[0] != "#"]
+    assert links
+    assert all(re.fullmatch(r"\./[\w%./~-]+", value) for value in links)
 
 
 def test_what_it_says(text):
@@ -125,7 +130,7 @@ def test_a_missing_part_leaves_its_section_out(outcome, part):
 def test_curves_without_validation_and_with_many_stages(outcome):
     curves = tuple(EpochRecord(f"stage {i}", 1, {"total": float(i)}) for i in range(6))
     page = Page(rendered(dataclasses.replace(outcome, curves=curves, gates=(), origins={})))
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 6
     assert "validation accuracy" not in page.texts[page.texts.index("Training") :]
     assert {f"stage {i}" for i in range(6)} <= set(page.texts)
 
@@ -137,12 +142,12 @@ def test_numbers_that_are_not(outcome):
     Page(rendered(dataclasses.replace(outcome, curves=curves, gates=(), origins={"conv1": (0, 0)})))
 
 
-def test_equal_outcomes_give_equal_bytes(outcome, text, tmp_path):
+def test_equal_outcomes_give_equal_bytes(outcome, tmp_path):
     import matplotlib
 
     with matplotlib.rc_context({"lines.linewidth": 7, "svg.fonttype": "path", "font.size": 30}):
         write_report(outcome, tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_bytes() == text.encode()
+    assert (tmp_path / "report.html").read_bytes() == rendered(outcome, folder=tmp_path).encode()
 
 
 def test_an_old_report_stays_whole(outcome, tmp_path, monkeypatch):
@@ -164,3 +169,51 @@ def test_an_old_report_stays_whole(outcome, tmp_path, monkeypatch):
 def test_matplotlib_is_imported_only_to_draw():
     code = "import sys, graphsurgery.reports.html, graphsurgery.reports.tables; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MADE = {"command": "graphsurgery merge a.pt <b>.pt", "data": "digits", "date": "2026-11-29 07:00 UTC"}
+
+
+def test_it_says_how_it_was_made(outcome):
+    bare = dataclasses.replace(outcome, curves=(), gates=(), origins={})
+    text = "".join(Page(rendered(bare, MADE)).texts)
+    assert text.index("Files") < text.index("How it was made") < text.index("graphsurgery merge a.pt <b>.pt")
+    assert "How it was made" not in Page(rendered(bare)).texts
+
+
+def test_files_are_links_as_seen_from_the_report(outcome, tmp_path):
+    files = {"network": str(tmp_path / "out" / "a b.pt"), "onnx": str(tmp_path / "page" / "javascript:x.onnx")}
+    bare = dataclasses.replace(outcome, curves=(), gates=(), origins={}, files=files)
+    page = Page(rendered(bare, {}, tmp_path / "page"))
+    links = [value for key, value in page.attributes if key == "href"]
+    assert links == ["./../out/a%20b.pt", "./javascript%3Ax.onnx"]
+
+
+def test_circumstances():
+    found = circumstances(["merge", "a b.pt"], "digits")
+    assert found["command"] == "graphsurgery merge 'a b.pt'"
+    assert found["data"] == "digits"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["date"])
+    assert re.search(r"graphsurgery \S+, torch \S+, .*Python 3\.\d+", found["versions"])
+    assert "cores" in found["hardware"]
+    assert list(circumstances()) == ["date", "versions", "hardware"]
+
+
+def test_small_differences_are_seen():
+    """Accuracies of 97 and 98 percent are far apart on the axis, though all stages begin at 10."""
+    stages = [[EpochRecord(str(n), i + 1, {}, {"accuracy": x}) for i, x in enumerate((0.1, 0.6, a, b))] for n, a, b in
+              ((1, 0.97, 0.975), (2, 0.975, 0.985))]  # fmt: skip
+    scale = scale_of(late(stages, "accuracy"), logarithmic=False)
+    assert (scale.low, scale.high) == (0.97, 0.985)
+    assert scale_of([2.3, 0.9], logarithmic=True).logarithmic
+    assert not scale_of([0.0, 1.0], logarithmic=True).logarithmic
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_the_window(outcome, browser, tmp_path, width):
+    write_report(outcome, tmp_path / "r.html", MADE)
+    browser.open(tmp_path / "r.html", width=width)
+    assert browser("document.scrollingElement.scrollWidth") <= width
+    assert browser("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+    label = "getComputedStyle(document.querySelector('.result td'), '::before').content"
+    assert browser(label) == ('"test accuracy"' if width == 390 else "none")

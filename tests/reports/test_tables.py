@@ -25,6 +25,8 @@ def test_what_matters_least_is_left_out_where_there_is_no_room(outcome, width):
     rows = tuple(replace(row, training_macs=1e9, seconds=3.0) for row in outcome.rows)
     text = shown(OutcomeTable(replace(outcome, rows=rows)), width)
     assert "…" not in text
+    assert ("no room for: " in text) == (width < 140)
+    text = text.partition("no room")[0]
     assert "fine-tuned · best" in text
     assert "accuracy" in text
     assert ("CPU" in text) == (width == 140)

@@ -6,29 +6,30 @@ Importing this package fills `graphsurgery.axes.inference.RULES`.
 from graphsurgery.axes.rules import (
     contraction,
     creation,
-    embeddings,
-    indexing,
+    losses,
     movement,
     noise,
     norms,
+    places,
     pointwise,
     reductions,
-    regions,
     sequences,
     spatial,
 )
 
+from graphsurgery.axes.rules import without  # isort: skip  (last: it lists what has no rule)
+
 __all__ = [
     "contraction",
     "creation",
-    "embeddings",
-    "indexing",
+    "losses",
     "movement",
     "noise",
     "norms",
+    "places",
     "pointwise",
     "reductions",
-    "regions",
     "sequences",
     "spatial",
+    "without",
 ]

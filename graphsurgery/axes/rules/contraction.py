@@ -14,6 +14,7 @@ from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.pointwise import broadcast, meet
 from graphsurgery.axes.types import TensorType
+from graphsurgery.network.operators import spelled
 
 
 def outputs_like(infer: Inference, *free: tuple[int, ax.Axis]) -> TensorType:
@@ -39,10 +40,12 @@ def linear_function(
     infer: Inference, input: TensorType, weight: TensorType, bias: TensorType | None = None
 ) -> TensorType:
     """The functional form, whose weight may itself be computed."""
-    infer.unify(input[-1], weight[1])
+    infer.unify(input[-1], weight[-1])
+    infer.reads(0, len(input) - 1, weight[-1], weight, len(weight) - 1)
+    if len(weight) == 1:
+        return TensorType(input.axes[:-1])
     if bias is not None:
         infer.unify(bias[0], weight[0])
-    infer.reads(0, len(input) - 1, weight[1], weight, 1)
     infer.writes(weight[0])
     infer.multiplies(*input.axes[:-1], *weight.axes)
     return input.replace(-1, weight[0])
@@ -233,7 +236,7 @@ def _transposed(
     return TensorType([*input.axes[:channel], output, *positions])
 
 
-@rule(torch.matmul, operator.matmul, "matmul", "__matmul__", torch.bmm, "bmm", torch.mm, "mm", torch.mv, "mv")
+@rule(*spelled("matmul"))
 def matmul(infer: Inference, input: TensorType, other: TensorType) -> TensorType:
     """`[..., n, k] @ [..., k, m]`: k is summed over, the leading axes broadcast."""
     return _product(infer, input, other, 0, 1)
@@ -276,6 +279,32 @@ def added_product(
 def outer(infer: Inference, input: TensorType, vec2: TensorType) -> TensorType:  # noqa: ARG001
     """Every element of one vector times every element of another."""
     return TensorType([input[0], vec2[0]])
+
+
+@rule(torch.inner, "inner", torch.dot, "dot", torch.vdot, "vdot")
+def inner(infer: Inference, input: TensorType, other: TensorType) -> TensorType:
+    """`[..., k]` and `[..., k]`: k is summed over; the other axes of both stand one after the other."""
+    infer.unify(input[-1], other[-1])
+    weight = other if other.parameter else None
+    infer.reads(0, len(input) - 1, other[-1], weight, len(other) - 1)
+    infer.multiplies(*input.axes, *other.axes[:-1])
+    return TensorType([*input.axes[:-1], *other.axes[:-1]])
+
+
+@rule(torch.linalg.vecdot)
+def vector_product(infer: Inference, x: TensorType, y: TensorType, dim: int = -1) -> TensorType:
+    """Two tensors that are laid over each other, multiplied and summed along one axis."""
+    whole = broadcast(infer, x, y)
+    infer.mixes(whole[dim], "inner product", dim % len(whole) - len(whole))
+    return TensorType([axis for index, axis in enumerate(whole.axes) if index != dim % len(whole)])
+
+
+@rule(torch.kron, "kron")
+def kronecker(infer: Inference, input: TensorType, other: TensorType) -> TensorType:  # noqa: ARG001
+    """Every element of one tensor times all of another: the product of their axes."""
+    rank = max(len(input), len(other))
+    pairs = zip(*([ax.UNIT] * (rank - len(t)) + list(t.axes) for t in (input, other)), strict=True)
+    return TensorType([ax.product(pair) for pair in pairs])
 
 
 @rule(nn.Bilinear)

@@ -183,7 +183,9 @@ def _close(runs: list[tuple[list[Axis], list[int]]], left: list[Axis], right: li
 @rule(torch.flatten, "flatten")
 def flatten(infer: Inference, input: TensorType, start_dim: int = 0, end_dim: int = -1) -> TensorType:
     """Axes `start_dim` to `end_dim` become their product."""
-    start, end = start_dim % len(input), end_dim % len(input)
+    start, end = (dim % max(len(input), 1) for dim in (start_dim, end_dim))
+    if not len(input):
+        return TensorType([ax.UNIT])
     try:
         merged = ax.product(input.axes[start : end + 1])
     except Clash as clash:
@@ -286,6 +288,12 @@ def attribute(infer: Inference, input: Any, name: str) -> TensorType:  # noqa: A
     raise Clash(f"the attribute {name} of a tensor")
 
 
+@rule(torch.imag)
+def imaginary(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
+    """A number for each."""
+    return TensorType(input.axes)
+
+
 @rule(torch.view_as_real)
 def view_as_real(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
     """The real and imaginary part are a new last axis."""
@@ -330,7 +338,7 @@ def squeeze(infer: Inference, input: TensorType, dim: Any = None) -> TensorType:
     return TensorType([a for i, a in enumerate(input.axes) if i not in gone])
 
 
-@rule(torch.cat, torch.concat)
+@rule(torch.cat, torch.concat, torch.concatenate)
 def cat(infer: Inference, tensors: Sequence[TensorType], dim: int = 0) -> TensorType:
     """The direct sum along one axis; the others are unified."""
     first = tensors[0]
@@ -340,6 +348,32 @@ def cat(infer: Inference, tensors: Sequence[TensorType], dim: int = 0) -> Tensor
             if index != dim:
                 infer.unify(a, b)
     return first.replace(dim, ax.concat(typed[dim] for typed in tensors))
+
+
+_STACKS = {torch.vstack: 0, torch.row_stack: 0, torch.hstack: 1, torch.column_stack: 1, torch.dstack: 2}
+
+
+@rule(*_STACKS)
+def stacked(infer: Inference, tensors: Sequence[TensorType]) -> TensorType:
+    """A concat along the first, second or third axis."""
+    dim = _STACKS[infer.node.target]  # type: ignore[index]
+    if any(len(typed) < max(2, dim + 1) for typed in tensors):
+        raise Clash("tensors that get new axes")
+    return cat(infer, tensors, dim)
+
+
+@rule(torch.atleast_1d, torch.atleast_2d, torch.atleast_3d)
+def at_least(infer: Inference, input: Any) -> TensorType:
+    """Nothing, for a tensor that has as many axes."""
+    if not isinstance(input, TensorType) or len(input) != len(infer.value.shape):
+        raise Clash("tensors that get new axes")
+    return TensorType(input.axes)
+
+
+@rule(torch.ravel, "ravel")
+def ravel(infer: Inference, input: TensorType) -> TensorType:
+    """All axes become their product."""
+    return flatten(infer, input)
 
 
 @rule(torch.stack)
@@ -435,3 +469,12 @@ def pad(
             parts = [ends[0]] * (before > 0) + [axes[index]] + [ends[1]] * (after > 0)
             axes[index] = ax.concat(parts)
     return TensorType(axes)
+
+
+_PADS = pad
+
+
+@rule(torch.constant_pad_nd)
+def padded(infer: Inference, input: TensorType, pad: Sequence[Any], value: Any = 0) -> TensorType:  # noqa: ARG001
+    """The form of `torch`."""
+    return _PADS(infer, input, pad)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.inference import Inference, rule
+from graphsurgery.axes.kept import computes_at_size
 from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
@@ -19,7 +21,14 @@ from graphsurgery.network.operators import Trait, modules, spelled
 
 @rule(*modules(Trait.PER_CHANNEL))
 def batch_norm(infer: Inference, input: TensorType) -> TensorType:
-    """Per-channel affine: weight, bias and both running statistics follow axis 1 of the input."""
+    """Per-channel affine: weight, bias and both running statistics follow the channels of the input.
+
+    These are axis 1; of one example without a batch, which an instance norm takes, axis 0.
+    """
+    name = type(infer.submodule).__name__
+    if name.startswith("InstanceNorm") and len(input) == int(name[-2]) + 1:
+        whole = batch_norm(infer, TensorType([ax.UNIT, *input.axes]))
+        return TensorType(whole.axes[1:])
     for name in ("weight", "bias", "running_mean", "running_var"):
         infer.tie(name, input[1])
     infer.tie("num_batches_tracked")
@@ -61,15 +70,51 @@ def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **op
     return TensorType(input.axes)
 
 
+@rule(torch.batch_norm)
+def batch_norm_of_torch(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType | None,
+    bias: TensorType | None,
+    running_mean: TensorType | None,
+    running_var: TensorType | None,
+    training: bool,
+    *others: Any,  # noqa: ARG001
+) -> TensorType:
+    """The form of `torch` has its arguments in another order."""
+    return batch_norm_function(infer, input, running_mean, running_var, weight, bias, training)
+
+
+@rule(torch.instance_norm)
+def instance_norm_of_torch(
+    infer: Inference,
+    input: TensorType,
+    weight: TensorType | None,
+    bias: TensorType | None,
+    running_mean: TensorType | None,
+    running_var: TensorType | None,
+    *others: Any,  # noqa: ARG001
+) -> TensorType:
+    """The same of the norm of each example."""
+    for vector in (weight, bias, running_mean, running_var):
+        if vector is not None:
+            infer.unify(vector[0], input[1])
+    _mixes_positions(infer, input)
+    return TensorType(input.axes)
+
+
 @rule(nn.LayerNorm)
 def layer_norm(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the last axes; weight and bias follow them."""
     module = infer.submodule
     assert isinstance(module, nn.LayerNorm)
-    normalized = input.axes[-len(module.normalized_shape) :]
+    count = len(module.normalized_shape)
+    if count > 1:
+        return _over_several(infer, input, count, infer.parameter("weight"), infer.parameter("bias"))
+    normalized = input.axes[-count:]
     infer.tie("weight", *normalized)
     infer.tie("bias", *normalized)
-    _mixes_last(infer, normalized)
+    infer.mixes(input[-1], "layer_norm", -1)
 
     def resize(new_module: nn.Module, new: Resize) -> None:
         assert isinstance(new_module, nn.LayerNorm)
@@ -79,7 +124,7 @@ def layer_norm(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.layer_norm)
+@rule(F.layer_norm, torch.layer_norm)
 def layer_norm_function(
     infer: Inference,
     input: TensorType,
@@ -87,14 +132,16 @@ def layer_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    cudnn_enable: bool = True,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; its normalised shape is an argument."""
-    normalized = input.axes[-len(normalized_shape) :]
+    if len(normalized_shape) > 1:
+        return _over_several(infer, input, len(normalized_shape), weight, bias)
+    normalized = input.axes[-1:]
     for vector in (weight, bias):
         if vector is not None:
-            for own, axis in zip(vector.axes, normalized, strict=True):
-                infer.unify(own, axis)
-    _mixes_last(infer, normalized)
+            infer.unify(vector[0], normalized[0])
+    infer.mixes(input[-1], "layer_norm", -1)
     _write_shape(infer, normalized)
     return TensorType(input.axes)
 
@@ -111,11 +158,12 @@ def _write_shape(infer: Inference, normalized: Sequence[ax.Axis]) -> None:
     write_sizes(infer, normalized, get, put, (1, "normalized_shape"))
 
 
-def _mixes_last(infer: Inference, normalized: Sequence[ax.Axis], kind: str = "layer_norm") -> None:
-    if len(normalized) > 1:
-        infer.freeze_axis("a norm over several axes", *normalized)
-    for axis in normalized:
-        infer.mixes(axis, kind, -1)
+def _over_several(infer: Inference, input: TensorType, count: int, *vectors: TensorType | None) -> TensorType:
+    """A norm over the last axes computes at their old sizes, and has a weight for each of their places."""
+    infer.fix(*(axis for vector in vectors if vector is not None for axis in vector.axes))
+    dims = range(len(input) - count, len(input))
+    computes_at_size(infer, "a norm over several axes", input, dims, {dim: input[dim] for dim in dims})
+    return TensorType(input.axes)
 
 
 @rule(nn.RMSNorm)
@@ -123,9 +171,12 @@ def rms_norm(infer: Inference, x: TensorType) -> TensorType:
     """Divides by the root mean square over the last axes, which it mixes; the weight follows them."""
     module = infer.submodule
     assert isinstance(module, nn.RMSNorm)
-    normalized = x.axes[-len(module.normalized_shape) :]
+    count = len(module.normalized_shape)
+    if count > 1:
+        return _over_several(infer, x, count, infer.parameter("weight"))
+    normalized = x.axes[-count:]
     infer.tie("weight", *normalized)
-    _mixes_last(infer, normalized, "rms_norm")
+    infer.mixes(x[-1], "rms_norm", -1)
 
     def resize(new_module: nn.Module, new: Resize) -> None:
         new_module.normalized_shape = tuple(new.size(axis) for axis in normalized)  # type: ignore[assignment]
@@ -134,7 +185,7 @@ def rms_norm(infer: Inference, x: TensorType) -> TensorType:
     return TensorType(x.axes)
 
 
-@rule(F.rms_norm)
+@rule(F.rms_norm, torch.rms_norm)
 def rms_norm_function(
     infer: Inference,
     input: TensorType,
@@ -143,11 +194,12 @@ def rms_norm_function(
     eps: float | None = None,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; its normalised shape is an argument."""
-    normalized = input.axes[-len(normalized_shape) :]
+    if len(normalized_shape) > 1:
+        return _over_several(infer, input, len(normalized_shape), weight)
+    normalized = input.axes[-1:]
     if weight is not None:
-        for own, axis in zip(weight.axes, normalized, strict=True):
-            infer.unify(own, axis)
-    _mixes_last(infer, normalized, "rms_norm")
+        infer.unify(weight[0], normalized[0])
+    infer.mixes(input[-1], "rms_norm", -1)
     _write_shape(infer, normalized)
     return TensorType(input.axes)
 
@@ -171,7 +223,7 @@ def group_norm(infer: Inference, input: TensorType) -> TensorType:
     return TensorType(input.axes)
 
 
-@rule(F.group_norm)
+@rule(F.group_norm, torch.group_norm)
 def group_norm_function(
     infer: Inference,
     input: TensorType,
@@ -179,6 +231,7 @@ def group_norm_function(
     weight: TensorType | None = None,
     bias: TensorType | None = None,
     eps: float = 1e-5,  # noqa: ARG001
+    cudnn_enabled: bool = True,  # noqa: ARG001
 ) -> TensorType:
     """The functional form; the number of groups is a literal."""
     groups = _normalize_groups(infer, input, num_groups, weight, bias)
@@ -206,8 +259,11 @@ def _normalize_groups(
 @rule(F.normalize)
 def normalize(infer: Inference, input: TensorType, p: float = 2.0, dim: Any = 1, **options: Any) -> TensorType:  # noqa: ARG001
     """Divides by a norm over some axes, which it mixes."""
-    for index in [dim] if isinstance(dim, int) else dim:
-        infer.mixes(input[index], "normalize" if isinstance(dim, int) else "statistics", index)
+    if isinstance(dim, int):
+        infer.mixes(input[dim], "normalize", dim)
+    else:
+        named = [index % len(input) for index in dim]
+        computes_at_size(infer, "a norm over several axes", input, named, {index: input[index] for index in named})
     return TensorType(input.axes)
 
 

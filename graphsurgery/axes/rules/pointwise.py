@@ -33,6 +33,12 @@ def unary(infer: Inference, input: TensorType, *others: Any, **options: Any) -> 
     return TensorType(input.axes)
 
 
+@rule(torch.polygamma, torch.special.polygamma, "polygamma", torch.mvlgamma, torch.special.multigammaln, "mvlgamma")
+def of_an_order(infer: Inference, *operands: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """A function of each number and of a whole one."""
+    return TensorType(tensor_types(operands)[0].axes)
+
+
 @rule(nn.PReLU)
 def prelu(infer: Inference, input: TensorType) -> TensorType:
     """One slope for all channels, or one for each channel of axis 1."""
@@ -43,6 +49,53 @@ def prelu(infer: Inference, input: TensorType) -> TensorType:
         infer.attribute("num_parameters", weight[0])
     else:
         infer.fix(weight[0])
+    return TensorType(input.axes)
+
+
+@rule(F.prelu, torch.prelu, "prelu")
+def prelu_function(infer: Inference, input: TensorType, weight: TensorType) -> TensorType:
+    """The functional form."""
+    if ax.size_of(weight[0]) > 1:
+        infer.unify(weight[0], input[1])
+    else:
+        infer.fix(weight[0])
+    return TensorType(input.axes)
+
+
+@rule(torch.frexp, "frexp")
+def mantissa_and_exponent(infer: Inference, input: TensorType) -> tuple[TensorType, TensorType]:  # noqa: ARG001
+    """Two numbers for each."""
+    return TensorType(input.axes), TensorType(input.axes)
+
+
+@rule(torch.bucketize, torch.isin)
+def compared_with_a_set(
+    infer: Inference,
+    input: Any,
+    others: Any,
+    *options: Any,  # noqa: ARG001
+    **named: Any,  # noqa: ARG001
+) -> TensorType:
+    """Each number is compared with all of a set."""
+    infer.freeze("numbers that others are compared with", others)
+    return TensorType(input.axes if isinstance(input, TensorType) else ())
+
+
+@rule(torch.searchsorted)
+def place_among(
+    infer: Inference,
+    sorted_sequence: TensorType,
+    input: Any,
+    *options: Any,  # noqa: ARG001
+    **named: Any,  # noqa: ARG001
+) -> TensorType:
+    """Each number is compared with all of a row, or of one sequence."""
+    infer.freeze_axis("numbers that others are compared with", sorted_sequence[-1])
+    if not isinstance(input, TensorType):
+        return TensorType(())
+    if len(sorted_sequence) > 1:
+        for own, axis in zip(sorted_sequence.axes[:-1], input.axes[:-1], strict=True):
+            infer.unify(own, axis)
     return TensorType(input.axes)
 
 

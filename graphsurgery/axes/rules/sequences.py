@@ -62,35 +62,41 @@ def attention(
     return TensorType([*lead.axes, query[-2], value[-1]])
 
 
-def _weigh(infer: Inference, axis: ax.Axis) -> None:
-    """A softmax mixes an axis; learned tokens that stand beside fixed positions are positions too."""
+def _weigh(infer: Inference, axis: ax.Axis, dim: int | None = None) -> None:
+    """A softmax mixes an axis, number `dim` of its tensor; learned tokens beside fixed positions are positions too."""
     if any(all(dim.fixed for dim in term) for term in ax.resolve(axis)):
         infer.fix(axis)
-    infer.mixes(axis, "softmax")
+    infer.mixes(axis, "softmax", dim)
 
 
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 def softmax_module(infer: Inference, input: TensorType) -> TensorType:
     """Mixes one axis."""
-    dim = infer.submodule.dim
-    if not isinstance(dim, int):
-        infer.freeze("a softmax that names no axis", input)
-        return TensorType(input.axes)
-    _weigh(infer, input[dim])
+    dim = _named(infer.submodule.dim, input)
+    _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 
 
 @rule(nn.Softmax2d)
 def softmax_channels(infer: Inference, input: TensorType) -> TensorType:
     """Mixes the channels at every position."""
-    _weigh(infer, input[-3])
+    _weigh(infer, input[-3], len(input) - 3)
     return TensorType(input.axes)
 
 
-@rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
-def softmax(infer: Inference, input: TensorType, dim: int, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+def _named(dim: Any, input: TensorType) -> int:
+    """The axis of a softmax; where none is named, the one that torch takes."""
+    return dim if isinstance(dim, int) else 0 if len(input) in (0, 1, 3) else 1
+
+
+@rule(
+    F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax",
+    torch.special.softmax, torch.special.log_softmax,
+)  # fmt: skip
+def softmax(infer: Inference, input: TensorType, dim: Any = None, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Mixes one axis."""
-    _weigh(infer, input[dim])
+    dim = _named(dim, input)
+    _weigh(infer, input[dim], dim % len(input))
     return TensorType(input.axes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -27,12 +28,29 @@ def pool(infer: Inference, input: TensorType, *others: Any, **options: Any) -> A
     return (output, output) if with_indices else output
 
 
-@rule(F.grid_sample)
+@rule(F.grid_sample, torch.grid_sampler, torch.grid_sampler_2d, torch.grid_sampler_3d)
 def grid_sample(infer: Inference, input: TensorType, grid: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
     """Positions are looked up where a grid says; the channels stay."""
     infer.freeze_axis("an axis that is sampled", *input.axes[2:], *grid.axes[1:])
     infer.unify(input[0], grid[0])
     return outputs_like(infer, (0, input[0]), (1, input[1]))
+
+
+@rule(F.affine_grid, torch.affine_grid_generator)
+def affine_grid(infer: Inference, theta: TensorType, size: Any, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """Positions, from a matrix for each example."""
+    infer.freeze_axis("a matrix that moves positions", *theta.axes[1:])
+    return outputs_like(infer, (0, theta[0]))
+
+
+@rule(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+def unpool(infer: Inference, input: TensorType, indices: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
+    """What was pooled goes back to its positions; the axes before those stay."""
+    kept = len(input) - next(int(c) for c in infer.operator() if c.isdigit())
+    infer.freeze_axis("an axis that is pooled, resized or padded", *input.axes[kept:], *indices.axes[kept:])
+    for own, axis in zip(input.axes[:kept], indices.axes[:kept], strict=True):
+        infer.unify(own, axis)
+    return outputs_like(infer, *enumerate(input.axes[:kept]))
 
 
 @rule(nn.PixelShuffle, F.pixel_shuffle)

@@ -118,7 +118,7 @@ def record(
 
     Args:
         names: its names, with spaces between them. Functions and methods of these names are found in `torch`,
-            `torch.nn.functional` and `torch.Tensor`, those in place (`relu_`) too.
+            `torch.nn.functional`, `torch.special` and `torch.Tensor`, those in place (`relu_`) too.
         modules: the classes of layers that do it.
         traits: what is known about it.
         also: Python's operators that do it.
@@ -132,7 +132,7 @@ def record(
         ValueError: a spelling belongs to another operator already, or there is none at all.
     """
     every = [form for name in names.split() for form in (name, f"{name}_")]
-    spaces = (torch, F) if functions else ()
+    spaces = (torch, F, torch.special) if functions else ()
     found = [getattr(space, form) for form in every for space in spaces if callable(getattr(space, form, None))]
     methods = tuple(form for form in every if callable(getattr(torch.Tensor, form, None)))
     called = tuple(dict.fromkeys([*found, *also]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+import torch
 from torch import nn
 
 from graphsurgery.network.operators.record import Trait, record
@@ -14,7 +15,7 @@ record("linear", nn.Linear, traits=Trait.FRESH)
 for _rank in ("1d", "2d", "3d"):
     record(f"conv{_rank}", getattr(nn, f"Conv{_rank}"), traits=Trait.FRESH)
     record(f"conv_transpose{_rank}", getattr(nn, f"ConvTranspose{_rank}"), traits=Trait.FRESH)
-record("matmul __matmul__ bmm mm mv", traits=Trait.FRESH, also=[operator.matmul, operator.imatmul])
+record("matmul __matmul__ bmm mm mv", traits=Trait.FRESH, also=[operator.matmul, operator.imatmul, torch.linalg.matmul])
 record("addmm baddbmm addmv", traits=Trait.FRESH)
 record("outer ger", traits=Trait.FRESH)
 record("embedding", nn.Embedding, traits=Trait.FRESH)

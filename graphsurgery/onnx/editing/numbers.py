@@ -217,11 +217,10 @@ class Numbers:
     def _slice(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         if before.target is not op.getitem or before.args[1] == after.args[1]:
             return
-        axes = (
-            axes_of(operator, self.file.constants.get(self.file.name(operator.inputs[3])))
-            if ("axes" in operator.attributes or len(operator.inputs) > 3)
-            else None
-        )
+        known = self._known(self.file.name(operator.inputs[3])) if len(operator.inputs) > 3 else None
+        axes = axes_of(operator, known)
+        if axes is None and len(operator.inputs) > 3:
+            raise UnsupportedError(f"{self.file.path}: {operator.name} slices axes that are computed")
         old, new = _tuple(before.args[1]), _tuple(after.args[1])
         rank = before.meta["value"].dim()
         for place, axis in enumerate(range(len(old)) if axes is None else [axis % rank for axis in axes]):
@@ -260,17 +259,8 @@ class Numbers:
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         """The integers that the file computes under a name."""
-        code = self._kinds.get(name, 0)
+        code = self.file.kinds.get(name, 0)
         return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)
-
-    @cached_property
-    def _kinds(self) -> dict[str, int]:
-        """The types of the values of the file, by name, as far as they can be inferred."""
-        try:
-            model = onnx.shape_inference.infer_shapes(self.file.model)
-        except Exception:  # of an operator that is not of the standard; what is not known is 64 bits wide
-            return {}
-        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
     def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
         """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""

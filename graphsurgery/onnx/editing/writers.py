@@ -250,6 +250,24 @@ def _weigh(w: Writer, x: fx.Node, dim: int, factors: fx.Node) -> str:
     return w.op("Mul", w.value(x), w.along(factors, dim, _rank(x), groups))
 
 
+@writes(layers.pick)
+def _pick(w: Writer, x: fx.Node, dim: int, places: Sequence[int], like: fx.Node | None = None) -> str:  # noqa: ARG001
+    return w.op("Gather", w.value(x), w.ints(places), axis=dim % _rank(x))
+
+
+@writes(layers.spread)
+def _spread(w: Writer, x: fx.Node, dim: int, rounds: Sequence[Sequence[int]]) -> str:
+    axis, found = dim % _rank(x), ""
+    for places in rounds:
+        part = w.op("Gather", w.value(x), w.ints([max(place, 0) for place in places]), axis=axis)
+        if -1 in places:
+            there = np.array([float(place >= 0) for place in places])
+            shape = [-1 if k == axis else 1 for k in range(_rank(x))]
+            part = w.op("Mul", part, w.constant(there.reshape(shape), f"{x.name}/there"))
+        found = w.op("Add", found, part) if found else part
+    return found
+
+
 @writes(layers.grouped_norm)
 def _grouped_norm(
     w: Writer, x: fx.Node, members: fx.Node, weight: fx.Node | None = None, bias: fx.Node | None = None, *,

@@ -24,6 +24,7 @@ from graphsurgery.onnx.exporting.locating import Difference, first_difference
 from graphsurgery.onnx.exporting.probing import GIVEN, Feed, feeds
 from graphsurgery.onnx.files.storage import open_model
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
+from graphsurgery.progress import phase
 from graphsurgery.surgery.deviation import InDouble, beginning_of_nan, shapes_text
 
 _OPTIONS = frozenset({"Resize", "Upsample", "Range", "Pad", "Clip", "Dropout"})
@@ -127,6 +128,7 @@ class OnnxCheck:
         }
 
 
+@phase("comparing with ONNX Runtime")
 def check_onnx(
     graph: ModelGraph,
     path: Path | str,
@@ -327,7 +329,7 @@ def _agreement(runs: Sequence[_Compared]) -> float | None:
         a.argmax(1) == b.argmax(1)
         for compared in runs
         for a, b in zip(compared.found, compared.expected, strict=True)
-        if b.dim() == 2 and b.numel()
+        if b.dim() == 2 and b.numel() and b.is_floating_point()
     ]
     return float(torch.cat(same).double().mean()) if same else None
 

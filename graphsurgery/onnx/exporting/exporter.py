@@ -33,6 +33,7 @@ from graphsurgery.onnx.exporting.translations import known_operators
 from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
+from graphsurgery.progress import phase
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class ExportReport:
     seconds: float
 
 
+@phase("exporting to ONNX")
 def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None, check: bool = True) -> ExportReport:
     """Write a network in float32 and evaluation mode as one ONNX file with a free batch axis.
 

@@ -99,7 +99,7 @@ def index_range(network: ModelGraph, size: int) -> tuple[int, int]:
         try:
             with torch.no_grad():
                 for drawn in (limits, *((end, end) for end in limits)):  # few draws do not meet both ends
-                    network.module(*_noise(network, size, 0, drawn))
+                    network.module.forward(*_noise(network, size, 0, drawn))  # a call would print what fails
         except Exception:  # an index out of range, in whatever way the operator says so
             continue
         return limits

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 
 from graphsurgery.errors import CheckpointError, one_line
+from graphsurgery.onnx.files.axes import Given, axes_of, given_sizes
 from graphsurgery.onnx.files.macs import Shape, macs
-from graphsurgery.onnx.files.model_file import SMALL, OnnxFile, bodies, tensors_of
+from graphsurgery.onnx.files.model_file import SMALL, OnnxFile
+from graphsurgery.onnx.files.parameters import Parameters, learnt_inside
 
 _SHOWN = 80
 
@@ -29,8 +31,7 @@ class OnnxNode:
         outputs: names of the values that it writes.
         shapes: those of the outputs; None where shape inference finds none.
         weights: the shapes of the weights (initializers) that it reads, by name.
-        parameters: elements of these weights, and of the tensors that it holds itself; sizes and indices (int64) are
-            left out.
+        parameters: learnt numbers that it reads, and those in the graphs inside it; see `Parameters`.
         macs: multiply-accumulates; None where they are not counted.
         attributes: by name, as text; tensors and long lists by a digest.
     """
@@ -60,18 +61,20 @@ class OnnxGraph:
         nodes: the nodes of the main graph.
         inputs: the shapes of the inputs by name, free sizes by their names.
         outputs: the same of the outputs.
-        parameters: elements of all weights and constants, each once; int64 left out.
+        parameters: learnt numbers, as `Parameters` counts them.
+        batch: the examples that the file is fixed at; 1 where it is free.
     """
 
     nodes: tuple[OnnxNode, ...]
     inputs: Mapping[str, Shape | None]
     outputs: Mapping[str, Shape | None]
     parameters: int
+    batch: int = 1
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulates of all nodes that are counted, for a batch of one."""
-        return sum(node.macs or 0 for node in self.nodes)
+        """Multiply-accumulates of all nodes that are counted, for one example."""
+        return sum(node.macs or 0 for node in self.nodes) // self.batch
 
     @cached_property
     def uncounted(self) -> tuple[str, ...]:
@@ -79,57 +82,71 @@ class OnnxGraph:
         return tuple(f"{node.name} ({node.operator})" for node in self.nodes if node.macs is None)
 
 
-def read_nodes(file: OnnxFile) -> OnnxGraph:
+def read_nodes(file: OnnxFile, shapes: Given | None = None, known: Mapping[str, Shape] | None = None) -> OnnxGraph:
     """The nodes of a file, with shapes for a batch of one: a free first axis of the inputs becomes 1.
 
     Shapes come from ONNX's shape inference. What stands inside branches and loops counts among the parameters only.
 
+    Args:
+        file: the file.
+        shapes: of its inputs, where it leaves more than the batch free: of one example of its only input, without the
+            batch; or whole ones, by name.
+        known: shapes of values, where inference finds none.
+
     Raises:
         CheckpointError: a node or a weight is damaged.
+        SpecError: a shape does not fit the input.
     """
+    weights = {tensor.name for tensor in file.model.graph.initializer}
+    inputs = [value for value in file.model.graph.input if value.name not in weights]
+    axes = {value.name: axes_of(value, file.path) for value in inputs} if shapes is not None else {}
+    sizes = given_sizes(file.path, axes, shapes)
     try:
-        return _read_nodes(file)
+        return _read_nodes(file, sizes, known or {})
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
         raise CheckpointError(
             f"{file.path}: its nodes cannot be read ({type(cause).__name__}: {one_line(cause)})"
         ) from cause
 
 
-def _read_nodes(file: OnnxFile) -> OnnxGraph:
+def _read_nodes(file: OnnxFile, sizes: Mapping[str, int], known: Mapping[str, Shape]) -> OnnxGraph:
     graph = file.model.graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     weights |= {sparse.values.name: tuple(sparse.dims) for sparse in graph.sparse_initializer}
-    shapes = {**_shapes(file.model), **weights}
-    counts = {tensor.name: _parameters(tensor) for tensor in graph.initializer}
-    counts |= {sparse.values.name: _parameters(sparse.values) for sparse in graph.sparse_initializer}
-    own = 0
-    nodes = []
-    for node in graph.node:
-        outputs = tuple(name for name in node.output if name)
-        held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
-        inner = [tensor for body in bodies(node) for tensor in tensors_of(body)]
-        read = {name: weights[name] for name in node.input if name in weights}
-        held_parameters = sum(map(_parameters, (*held, *inner)))
-        own += held_parameters
-        nodes.append(
-            OnnxNode(
-                name=node.name or (outputs[0] if outputs else node.op_type),
-                operator=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
-                inputs=tuple(name for name in node.input if name and name not in weights),
-                outputs=outputs,
-                shapes=tuple(shapes.get(name) for name in outputs),
-                weights=read,
-                parameters=sum(counts[name] for name in read) + held_parameters,
-                macs=macs(node, shapes),
-                attributes={attribute.name: _text(attribute) for attribute in node.attribute},
-            )
-        )
+    shapes = {**_shapes(file.model, sizes), **known, **weights}
+    learnt = Parameters(graph)
+    nodes = [_node(node, weights, shapes, learnt) for node in graph.node]
+    inside = sum(map(learnt_inside, graph.node))
     return OnnxGraph(
         nodes=tuple(nodes),
         inputs={value.name: _declared(value) for value in graph.input if value.name not in weights},
         outputs={value.name: _declared(value) for value in graph.output},
-        parameters=own + sum(counts.values()),
+        parameters=learnt.total(graph.node) + inside,
+        batch=fixed_batch([value for value in graph.input if value.name not in weights]),
     )
+
+
+def _node(
+    node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape | None], learnt: Parameters
+) -> OnnxNode:
+    outputs = tuple(name for name in node.output if name)
+    return OnnxNode(
+        name=node.name or (outputs[0] if outputs else node.op_type),
+        operator=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        inputs=tuple(name for name in node.input if name and name not in weights),
+        outputs=outputs,
+        shapes=tuple(shapes.get(name) for name in outputs),
+        weights={name: weights[name] for name in node.input if name in weights},
+        parameters=sum(count for _, count in learnt.of(node)) + learnt_inside(node),
+        macs=macs(node, shapes),
+        attributes={attribute.name: _text(attribute) for attribute in node.attribute},
+    )
+
+
+def fixed_batch(inputs: Sequence[onnx.ValueInfoProto]) -> int:
+    """The number of examples that a file is fixed at; 1 where it leaves it open, or no first axis is one."""
+    firsts = {axes[0].dim_value for value in inputs if (axes := value.type.tensor_type.shape.dim)}
+    return max(1, firsts.pop()) if len(firsts) == 1 else 1
 
 
 def shape_text(shape: Shape | None) -> str:
@@ -137,23 +154,23 @@ def shape_text(shape: Shape | None) -> str:
     return "?" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
-def _parameters(tensor: onnx.TensorProto) -> int:
-    return 0 if tensor.data_type == onnx.TensorProto.INT64 else math.prod(tensor.dims)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape | None]:
-    """The shapes of all values, for a batch of one."""
+def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Shape | None]:
+    """The shapes of all values, with these sizes of free axes, and a batch of one where there is none among them."""
     light = _without_weights(model)
-    symbols = set()
-    for value in light.graph.input:
-        sizes = value.type.tensor_type.shape.dim
-        if sizes and not sizes[0].dim_value:
-            symbols.add(sizes[0].dim_param)
-            sizes[0].dim_value = 1
-    values = (*light.graph.input, *light.graph.value_info, *light.graph.output)
-    for size in (size for value in values for size in value.type.tensor_type.shape.dim):
-        if size.dim_param and size.dim_param in symbols:
-            size.dim_value = 1
+    known = dict(sizes)
+    inputs = [
+        (place, axis.dim_param or f"{value.name}[{place}]", axis)
+        for value in light.graph.input
+        for place, axis in enumerate(value.type.tensor_type.shape.dim)
+    ]
+    for place, name, axis in inputs:
+        if place == 0 and axis.dim_value <= 0:
+            known.setdefault(name, 1)
+    others = (*light.graph.value_info, *light.graph.output)
+    named = [(axis.dim_param, axis) for value in others for axis in value.type.tensor_type.shape.dim]
+    for name, axis in (*((name, axis) for _, name, axis in inputs), *named):
+        if axis.dim_value <= 0 and name in known:
+            axis.dim_value = known[name]
     # Inference refuses what it does not understand: then the shapes in the file have to do.
     with contextlib.suppress(Exception):
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphsurgery.onnx.files.model_file import bodies
-from graphsurgery.onnx.files.storage import Weights, save_model
+from graphsurgery.onnx.files.storage import Weights, refill, save_model
 
 _FLOAT = onnx.TensorProto.FLOAT
 _OTHERS = frozenset((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE))
@@ -163,8 +163,7 @@ def _declared(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 def _recast(tensor: onnx.TensorProto, kind: int) -> None:
     """Give a tensor that holds its numbers another type."""
     if tensor.data_type != kind:
-        array = numpy_helper.to_array(tensor).astype(tensor_dtype_to_np_dtype(kind))
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        refill(tensor, numpy_helper.to_array(tensor).astype(tensor_dtype_to_np_dtype(kind)))
 
 
 def _cast(array: Callable[[], Array], kind: int) -> Array:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-from onnx import external_data_helper, helper
+from onnx import external_data_helper, helper, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
 Array = np.ndarray[Any, Any]
@@ -153,6 +153,14 @@ def bare(tensor: onnx.TensorProto) -> None:
     """Take its numbers, or the place of them, from an initializer."""
     for name in ("raw_data", "external_data", "data_location"):
         tensor.ClearField(name)
+
+
+def refill(tensor: onnx.TensorProto, array: Array) -> None:
+    """Give an initializer other numbers; its name and what is noted of it stay."""
+    new = numpy_helper.from_array(np.ascontiguousarray(array), tensor.name)
+    new.doc_string = tensor.doc_string
+    new.metadata_props.extend(tensor.metadata_props)
+    tensor.CopyFrom(new)
 
 
 def _put_outside(tensor: onnx.TensorProto, array: Array, data: BinaryIO, location: str) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
+from graphsurgery.onnx.files.axes import axes_of
 from graphsurgery.onnx.importing import operators
-from graphsurgery.onnx.importing.inputs import Inputs, axes_of
+from graphsurgery.onnx.importing.inputs import Inputs
 from graphsurgery.onnx.importing.layers import layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import RECURRENT

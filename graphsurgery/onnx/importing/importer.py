@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -20,15 +20,21 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.probing import index_range, range_of
+from graphsurgery.onnx.files.axes import Given, axes_of
+from graphsurgery.onnx.files.given import given_model
 from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
-from graphsurgery.onnx.importing.inputs import Given, Inputs, axes_of, plan_inputs
+from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
+from graphsurgery.progress import phase
 from graphsurgery.tracing.trace import trace
+
+if TYPE_CHECKING:
+    from graphsurgery.onnx.files.given import OnnxModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +73,9 @@ class Imported:
         return () if any(spec.batched for spec in self.graph.inputs) else (1,)
 
 
+@phase("reading the ONNX file")
 def import_onnx(
-    path: Path | str,
+    model: OnnxModel,
     *,
     shape: Given | None = None,
     weights: bool = True,
@@ -81,8 +88,9 @@ def import_onnx(
     is freed. Operators that torch does not have are kept whole, run by ONNX Runtime, and freeze the axes around them.
 
     Args:
-        path: the file. Whatever precision it is in, the network is in float32; weights and values that are quantised
-            by operators of their own (QDQ) are what they were before.
+        model: the path of the file, or a model in memory: an `onnx.ModelProto` or an `onnx_graphsurgeon.Graph`.
+            Whatever precision it is in, the network is in float32; weights and values that are quantised by operators
+            of their own (QDQ) are what they were before.
         shape: of one example of its input, without the batch, where the file leaves it open; or whole shapes of its
             inputs, by name.
         weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
@@ -90,6 +98,7 @@ def import_onnx(
         check: compare every output of the network with the file's in ONNX Runtime, on noise of several scales.
 
     Raises:
+        SurgeryError: it is no model, or one in memory that no file can hold.
         CheckpointError: the file is missing or damaged.
         UnsupportedError: it holds what is not followed: operators on integers, sequences.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
@@ -97,17 +106,23 @@ def import_onnx(
         CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or
             the file gives what is not a number.
     """
+    given = given_model(model)
     try:
-        return _imported(path, shape, weights, check, like)
+        with given.named():
+            found = _imported(given.path, shape, weights, check, like)
     except SurgeryError:
+        given.remove()
         raise
     except Exception as cause:  # the file may be anything, so anything may be wrong with it
+        given.remove()
         raise CheckpointError(
-            f"{path}: cannot be read as a network ({type(cause).__name__}: {one_line(cause)})"
+            f"{given.name}: cannot be read as a network ({type(cause).__name__}: {one_line(cause)})"
         ) from cause
+    given.kept_with(found.file)
+    return found
 
 
-def _imported(path: Path | str, shape: Given | None, weights: bool, check: bool, like: ModelGraph | None) -> Imported:
+def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like: ModelGraph | None) -> Imported:
     file = read_program(path)
     inputs = plan_inputs(file.path, file.inputs, shape if like is None else _shapes_like(file, like))
     try:
@@ -121,7 +136,7 @@ def _imported(path: Path | str, shape: Given | None, weights: bool, check: bool,
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
-    record: dict[str, Any] = {"pass": "import", "file": Path(path).name, "operators": len(file.operators)}
+    record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
     record |= {"quantised": file.quantised} if file.quantised else {}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}

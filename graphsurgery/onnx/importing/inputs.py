@@ -11,29 +11,10 @@ import torch
 from torch import Tensor
 
 from graphsurgery.errors import SpecError, UnsupportedError
+from graphsurgery.onnx.files.axes import Axis, Given, axes_of, example, given_sizes
 from graphsurgery.onnx.importing.operators import UnlikeTorchError, torch_dtype
 
-Given = Sequence[int] | Mapping[str, Sequence[int]]
-"""The shape of one example of the only input, without the batch; or whole shapes of inputs, by name."""
-
 _BATCH = 2
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of an input as the file states it.
-
-    Attributes:
-        size: None where it is free.
-        name: what the file calls a free one; of the input and the place where it has no name.
-    """
-
-    size: int | None
-    name: str
-
-    @property
-    def text(self) -> str:
-        return "?" if self.size is None else str(self.size)
 
 
 @dataclass(frozen=True)
@@ -53,22 +34,6 @@ class Inputs:
     batch: int | None
 
 
-def axes_of(value: onnx.ValueInfoProto, path: Path) -> list[Axis]:
-    """The axes of an input; a size below 0 is a free one, as older exporters wrote it.
-
-    Raises:
-        UnsupportedError: the file does not say how many they are.
-    """
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        raise UnsupportedError(f"{path}: input {value.name} has a free number of axes")
-    found = []
-    for place, size in enumerate(kind.shape.dim):
-        known = size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None
-        found.append(Axis(known, size.dim_param or f"{value.name}[{place}]"))
-    return found
-
-
 def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given | None) -> Inputs:
     """What the inputs of a file are traced with.
 
@@ -82,7 +47,7 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
         UnsupportedError: an input is no tensor that torch computes with.
     """
     axes = {value.name: axes_of(value, path) for value in inputs}
-    sizes = _given_sizes(path, axes, given)
+    sizes = given_sizes(path, axes, given)
     firsts = {name: own[0] for name, own in axes.items() if own}
     if not firsts:
         raise UnsupportedError(f"{path}: input {next(iter(axes), '')} is a single number, expected [batch, ...]")
@@ -93,7 +58,7 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
     taken = {axis.size for own in axes.values() for axis in own} | {batch}
     count = next(n for n in range(_BATCH, 100) if n not in ({batch} if having else taken))
     # A batch that is not the first axis everywhere has the size that is given, or one that is like no other.
-    own_size = {} if lead is None or having else {lead.name: sizes.get(lead.name, count)}
+    own_size = {} if lead is None or having else _with_same_size(axes, lead, sizes, sizes.get(lead.name, count))
     dtypes = {value.name: _dtype_of(value, path) for value in inputs}
 
     def traced(first: int, known: Mapping[str, int]) -> dict[str, Tensor]:
@@ -104,8 +69,20 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
         return {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in shapes.items()}
 
     examples = traced(count, {**sizes, **own_size})
-    again = traced(batch or count + 1, {**sizes, **{name: size + 1 for name, size in own_size.items()}})
+    others = {} if own_size.keys() & _held(axes, sizes) else {name: size + 1 for name, size in own_size.items()}
+    again = traced(batch or count + 1, {**sizes, **others})
     return Inputs(examples, list(again.values()), [name in having for name in axes], batch)
+
+
+def _with_same_size(
+    axes: Mapping[str, Sequence[Axis]], lead: Axis, sizes: Mapping[str, int], size: int
+) -> dict[str, int]:
+    """A free axis with its size, and those that are it by another name: where a file names none, those of its size."""
+    found = {lead.name: size}
+    if lead.unnamed:
+        free = (axis.name for own in axes.values() for axis in own if axis.size is None and axis.unnamed)
+        found |= {name: size for name in free if sizes.get(name) == size}
+    return found
 
 
 def _with_free_batch(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int]) -> set[str]:
@@ -115,7 +92,15 @@ def _with_free_batch(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int
     inner = {axis.name for own in free.values() for axis in own[1:]}
     others = {axis.name for name, own in axes.items() if name not in free for axis in own if axis.size is None}
     given = {sizes[name] for name in firsts if name in sizes}
-    return set() if firsts & inner or others - inner or len(given) > 1 else set(free)
+    none = firsts & inner or others - inner or len(given) > 1 or firsts & _held(axes, sizes)
+    return set() if none else set(free)
+
+
+def _held(axes: Mapping[str, Sequence[Axis]], sizes: Mapping[str, int]) -> set[str]:
+    """The first axes whose given size a state of a fixed size has, such as `[layers, batch, hidden]`: no other fits."""
+    fixed = [own for own in axes.values() if len(own) > 2 and all(axis.size is not None for axis in own)]
+    held = {axis.size for own in fixed for axis in own[1:-1]}
+    return {own[0].name for own in axes.values() if own and own[0].size is None and sizes.get(own[0].name) in held}
 
 
 def _sizes(path: Path, name: str, own: Sequence[Axis], known: Mapping[str, int], *, skipped: bool) -> list[int]:
@@ -124,54 +109,8 @@ def _sizes(path: Path, name: str, own: Sequence[Axis], known: Mapping[str, int],
     found = [known.get(axis.name) if axis.size is None else axis.size for axis in axes]
     if None in found:
         words = "x".join(axis.text for axis in axes)
-        raise SpecError(f"{path}: input {name} is {words} in the file; give --input, such as {_example(name, own)}")
+        raise SpecError(f"{path}: input {name} is {words} in the file; give --input, such as {example(name, own)}")
     return [size for size in found if size is not None]
-
-
-def _example(name: str, own: Sequence[Axis]) -> str:
-    """How the sizes of an input are said on a command line."""
-    defaults = [1, 3, 224, 224] if len(own) == 4 else [1, *[128] * (len(own) - 1)]
-    sizes = [n if axis.size is None else axis.size for axis, n in zip(own, defaults, strict=True)]
-    return f"--input {name}={'x'.join(map(str, sizes))}"
-
-
-def _given_sizes(path: Path, axes: Mapping[str, Sequence[Axis]], given: Given | None) -> dict[str, int]:
-    """The sizes of free axes that are given, by the names of the axes."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        return _of_only_input(path, axes, given)
-    found: dict[str, int] = {}
-    for name, shape in given.items():
-        if name not in axes:
-            raise SpecError(f"{path}: has no input {name}; choose from {', '.join(axes)}")
-        _fit(path, name, axes[name], shape)
-        for axis, size in zip(axes[name], shape, strict=True):
-            if axis.size is None and found.setdefault(axis.name, size) != size:
-                raise SpecError(
-                    f"{path}: axis {axis.name} of input {name} has the size {size}, and {found[axis.name]} elsewhere"
-                )
-    return found
-
-
-def _of_only_input(path: Path, axes: Mapping[str, Sequence[Axis]], shape: Sequence[int]) -> dict[str, int]:
-    """The sizes of one example, where there is one input; of several, those have to say whose they are."""
-    if len(axes) > 1:
-        if any(axis.size is None for own in axes.values() for axis in own[1:]):
-            name, own = next((name, own) for name, own in axes.items() if any(a.size is None for a in own[1:]))
-            names = ", ".join(axes)
-            raise SpecError(f"{path}: has the inputs {names}; say whose shape it is, such as {_example(name, own)}")
-        return {}
-    name, own = next(iter(axes.items()))
-    _fit(path, name, own[1:], shape)
-    return {axis.name: size for axis, size in zip(own[1:], shape, strict=True) if axis.size is None}
-
-
-def _fit(path: Path, name: str, own: Sequence[Axis], shape: Sequence[int]) -> None:
-    """Raise SpecError for a shape that the axes of an input cannot have."""
-    if len(own) != len(shape) or any(axis.size not in (None, n) for axis, n in zip(own, shape, strict=True)):
-        words, asked = "x".join(axis.text for axis in own), "x".join(map(str, shape))
-        raise SpecError(f"{path}: input {name} is {words} in the file, not {asked}")
 
 
 def _dtype_of(value: onnx.ValueInfoProto, path: Path) -> torch.dtype:

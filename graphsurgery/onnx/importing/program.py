@@ -13,6 +13,7 @@ import onnx
 
 from graphsurgery.onnx.files.precision import Precision
 from graphsurgery.onnx.files.storage import Weights
+from graphsurgery.onnx.files.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class OnnxProgram:
         weights: the large ones, where they lie; they are among the constants.
         precision: what its floating numbers are in the file; here they are float32.
         quantised: how many weights and values are quantised in the file; here they are not.
+        texts: what of the file reads or gives texts, maps and sequences; here it is left out.
     """
 
     path: Path
@@ -61,17 +63,27 @@ class OnnxProgram:
     weights: Weights = field(repr=False, default_factory=Weights)
     precision: Precision = field(repr=False, default_factory=lambda: Precision({}))
     quantised: int = 0
+    texts: Texts = field(repr=False, default_factory=Texts)
 
     @property
     def as_stored(self) -> bool:
         """Whether the model computes in the numbers that the file has."""
-        return self.precision.is_single and not self.quantised
+        return self.precision.is_single and not self.quantised and not self.texts
 
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
         """What a caller feeds: the inputs that are no weights."""
         weights = {initializer.name for initializer in self.model.graph.initializer}
         return tuple(value for value in self.model.graph.input if value.name not in weights)
+
+    @cached_property
+    def kinds(self) -> Mapping[str, int]:
+        """The types of the values, by name, as far as they can be inferred."""
+        try:
+            model = onnx.shape_inference.infer_shapes(self.model)
+        except Exception:  # of an operator that is not of the standard
+            return {}
+        return {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -18,12 +18,18 @@ from graphsurgery.onnx.files.dequantizing import dequantise
 from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
 from graphsurgery.onnx.files.precision import in_single
 from graphsurgery.onnx.files.storage import Weights
+from graphsurgery.onnx.files.texts import take_off
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.whole_operators import foldable, folded
 
 OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+_SEQUENCES = frozenset({
+    "ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert",
+    "SequenceLength", "SequenceMap", "SplitToSequence",
+})  # fmt: skip
+"""What makes or reads a sequence; a `ReverseSequence` is of tensors."""
 _SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 
 
@@ -38,9 +44,11 @@ def read_program(path: Path | str) -> OnnxProgram:
     path = Path(path)
     model, weights = _parsed(path)
     try:
+        texts = take_off(model, str(path))
         quantised = dequantise(model, weights, str(path))
         precision = in_single(model, weights)
-        return replace(program_of(model, weights, path), precision=precision, quantised=quantised)
+        found = program_of(model, weights, path)
+        return replace(found, precision=precision, quantised=quantised, texts=texts)
     except SurgeryError:
         raise
     except Exception as cause:  # a node may lack its inputs, its outputs, its attributes
@@ -108,6 +116,9 @@ def _converted(path: Path, opset: int) -> onnx.ModelProto:
     model = onnx.load(path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    if any(node.op_type == "Scan" for node in model.graph.node):
+        # The converter leaves it as it is, and it has lost its batch in opset 9.
+        raise UnsupportedError(f"{path}: has a Scan of opset {opset}, which is not converted; export it again")
     try:
         found = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except Exception as cause:  # of an operator that it has no adapter for
@@ -139,9 +150,9 @@ def _refuse(kind: str, node: onnx.NodeProto, path: Path) -> None:
     name = node.name or (node.output[0] if node.output else "")
     if kind in _QUANTISED or "QLinear" in kind:
         raise UnsupportedError(f"{path}: {name} is a quantised operator ({kind}); give the file before quantisation")
-    if "Sequence" in kind:
+    if kind in _SEQUENCES:
         raise UnsupportedError(f"{path}: {name} makes or reads a sequence ({kind}), which is not followed")
-    if any(inner.op_type in _QUANTISED or "Sequence" in inner.op_type for body in bodies(node) for inner in body.node):
+    if any(inner.op_type in _QUANTISED or inner.op_type in _SEQUENCES for body in bodies(node) for inner in body.node):
         raise UnsupportedError(f"{path}: {name} is control flow ({kind}) with operators that are not followed")
 
 
@@ -174,6 +185,8 @@ def _check_settings(operator: Operator, constants: Mapping[str, np.ndarray[Any, 
     given = operator.attributes
     if operator.kind == "Split" and given.get("num_outputs", len(operator.outputs)) != len(operator.outputs):
         raise CheckpointError(f"{path}: {operator.name} has {len(operator.outputs)} outputs, not what it says")
+    if operator.kind == "Dropout":
+        _check_dropout(operator, constants, path)
     if operator.kind not in _SLIDING:
         return
     weight = constants.get(operator.inputs[1]) if "Conv" in operator.kind and len(operator.inputs) > 1 else None
@@ -185,6 +198,13 @@ def _check_settings(operator: Operator, constants: Mapping[str, np.ndarray[Any, 
             raise CheckpointError(
                 f"{path}: {operator.name} has {name} {list(given[name])}, expected {each * len(kernel)} numbers"
             )
+
+
+def _check_dropout(operator: Operator, constants: Mapping[str, np.ndarray[Any, Any]], path: Path) -> None:
+    """It does nothing, as in a network that is not trained; where it acts, or may, what a file gives is by chance."""
+    mode = operator.inputs[2] if len(operator.inputs) > 2 else ""
+    if mode and (mode not in constants or constants[mode].any()):
+        raise UnsupportedError(f"{path}: {operator.name} is a dropout that acts as in training; export it to evaluate")
 
 
 def _check_order(model: onnx.ModelProto, path: Path) -> None:

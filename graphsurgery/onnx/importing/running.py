@@ -300,7 +300,7 @@ class Runner:
             return sizes.number(value)
         if (operator.index, at) in self.plan.made:
             return self.part(self.plan.made[operator.index, at])
-        raise TraceError("sizes stand where data are expected")
+        raise TraceError(f"{operator.name} ({operator.kind}) reads computed sizes as data, which is not followed")
 
     def _from_the_end(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Indices along an inner axis that count from its end, as those that torch takes."""

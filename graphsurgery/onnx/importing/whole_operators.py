@@ -27,7 +27,7 @@ def alone(
     file: OnnxProgram,
     indices: Iterable[int],
     constants: Mapping[str, np.ndarray[Any, Any]],
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor | int],
     outputs: Sequence[str],
 ) -> onnx.ModelProto:
     """A model of some operators of a file.
@@ -36,14 +36,19 @@ def alone(
         file: that they are from.
         indices: the numbers of their nodes, in an order in which they can run.
         constants: what of their inputs is constant, by the first names of the values.
-        inputs: the others, for their types.
+        inputs: the others, for their types; numbers are sizes.
         outputs: the values that it gives.
     """
-    kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(_numpy_type(value)) for name, value in inputs.items()}
+    kinds = {
+        name: onnx.helper.np_dtype_to_tensor_dtype(_numpy_type(value))
+        if isinstance(value, Tensor)
+        else file.kinds.get(name, onnx.TensorProto.INT64)
+        for name, value in inputs.items()
+    }
     graph = onnx.helper.make_graph(
         [_first_named(file, index) for index in indices],
         "operators",
-        [onnx.helper.make_tensor_value_info(name, kind, [None] * inputs[name].dim()) for name, kind in kinds.items()],
+        [onnx.helper.make_tensor_value_info(name, kind, [None] * _rank(inputs[name])) for name, kind in kinds.items()],
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
@@ -58,6 +63,10 @@ def _first_named(file: OnnxProgram, index: int) -> onnx.NodeProto:
     node.input[:] = [file.name(name) if name else "" for name in node.input]
     rename_outside(node, {name: file.name(name) for name in read_outside(node)})
     return node
+
+
+def _rank(value: Tensor | int) -> int:
+    return value.dim() if isinstance(value, Tensor) else 0
 
 
 def _numpy_type(value: Tensor) -> np.dtype[Any]:

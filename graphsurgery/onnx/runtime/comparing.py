@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.onnx.files.axes import Given
 from graphsurgery.onnx.files.model_file import OnnxFile, read_onnx
-from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, read_nodes, shape_text
+from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.onnx.runtime.latency import Latency, measure_latency
+from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
 from graphsurgery.onnx.runtime.sessions import open_session
 
 _TABLE = 36_000_000
@@ -69,18 +71,23 @@ class OnnxDiff:
     ends: tuple[str, ...]
 
 
-def compare_onnx(before: Path | str, after: Path | str) -> OnnxDiff:
+def compare_onnx(before: Path | str, after: Path | str, shapes: Given | None = None) -> OnnxDiff:
     """Align the nodes of two ONNX files and say what differs.
 
     Nodes are the same one, first, where they have the operator and the names of their weights in common; between such
     nodes, where operator and name are the same; between those, in the order of operators with equal shapes, and
     of operators alone. Matches never cross.
 
+    Args:
+        before, after: the files.
+        shapes: of the inputs of both, where they leave more than the batch free; see `read_nodes`.
+
     Raises:
         CheckpointError: a file is missing or damaged; see `read_onnx`.
+        SpecError: a shape does not fit.
     """
     files = read_onnx(before), read_onnx(after)
-    left, right = (read_nodes(file) for file in files)
+    left, right = (counted_nodes(file, shapes) for file in files)
     values = [file.digests() for file in files]
     pairs = []
     for i, j in aligned(left.nodes, right.nodes):
@@ -90,8 +97,15 @@ def compare_onnx(before: Path | str, after: Path | str) -> OnnxDiff:
     return OnnxDiff(_side(files[0], left), _side(files[1], right), tuple(pairs), tuple(_ends(left, right)))
 
 
-def compare_latency(before: Path | str, after: Path | str, *, runs: int = 50) -> tuple[Latency, Latency]:
+def compare_latency(
+    before: Path | str, after: Path | str, *, runs: int = 50, shapes: Given | None = None
+) -> tuple[Latency, Latency]:
     """Times of two ONNX files on one thread, run in turn; batch 1, or the size at which both are fixed.
+
+    Args:
+        before, after: the files.
+        runs: timed runs of each.
+        shapes: of the inputs of both, where they leave more than the batch free; see `read_nodes`.
 
     Raises:
         SurgeryError: they are fixed at unlike batch sizes, or one cannot be run on random inputs.
@@ -100,7 +114,9 @@ def compare_latency(before: Path | str, after: Path | str, *, runs: int = 50) ->
     sizes = {size for size in fixed.values() if size is not None}
     if len(sizes) > 1:
         raise SurgeryError(f"{before}, {after}: are fixed at batches of {fixed[before]} and {fixed[after]}")
-    found = measure_latency({"before": before, "after": after}, batch=min(sizes, default=1), runs=runs)
+    given = () if shapes is None else shapes if isinstance(shapes, Mapping) else (shapes,)
+    files = {"before": before, "after": after}
+    found = measure_latency(files, batch=min(sizes, default=1), runs=runs, shapes=given)
     return found["before"], found["after"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.files.macs import macs
+from graphsurgery.onnx.files.parameters import learnt_in, learnt_inside
 from graphsurgery.onnx.files.storage import bytes_of
 from graphsurgery.onnx.runtime.sessions import open_session
-
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 class OnnxOperator(nn.Module):
@@ -36,7 +35,7 @@ class OnnxOperator(nn.Module):
         super().__init__()
         self.content = model.SerializeToString()
         constants = model.graph.initializer
-        self.held_parameters = sum(math.prod(c.dims) for c in constants if c.data_type in _FLOATING)
+        self.held_parameters = sum(map(learnt_in, constants)) + sum(map(learnt_inside, model.graph.node))
         self.held_bytes = sum(map(bytes_of, constants))
         self.multiplies = any(macs(node, {}) is None for node in model.graph.node)
         self.reason = reason
@@ -45,23 +44,38 @@ class OnnxOperator(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}
 
-    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if any(isinstance(value, fx.Proxy) for value in values):
+    def forward(self, *given: Tensor | int) -> Tensor | tuple[Tensor, ...]:
+        if any(isinstance(value, fx.Proxy) for value in given):
             raise TraceError(self.reason)
+        values = tuple(value if isinstance(value, Tensor) else torch.tensor(int(value)) for value in given)
         if self._session is None:
             self._session = _session(self.content, self.reason)
-        real = [_any(v) if v.is_meta else v.detach().cpu() for v in values]
-        arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
-        names = [value.name for value in self._session.get_inputs()]
-        found: Any = self._session.run(None, dict(zip(names, arrays, strict=True)))
+        found = self._run(values)
         floating = next((v.dtype for v in values if v.is_floating_point()), torch.float32)
         outputs = tuple(_like(array, floating, values) for array in found)
         return outputs if len(outputs) > 1 else outputs[0]
 
+    def _run(self, values: Sequence[Tensor]) -> Any:
+        """The outputs as arrays; of tensors without values some of their shape."""
+        assert self._session is not None
+        for flag in (False, True):  # of two branches one may not take the sizes
+            real = [_any(v, flag=flag) if v.is_meta else v.detach().cpu() for v in values]
+            arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
+            named = zip(self._session.get_inputs(), arrays, strict=True)
+            # Sizes are of 64 bits here, whatever the file has.
+            feed = {to.name: x.astype(np.int32) if to.type == "tensor(int32)" else x for to, x in named}
+            try:
+                return self._session.run(None, feed)
+            except Exception:  # ONNX Runtime's errors have no public base class
+                if flag or not any(v.is_meta and v.dtype == torch.bool for v in values):
+                    raise
+        return None
 
-def _any(value: Tensor) -> Tensor:
+
+def _any(value: Tensor, *, flag: bool) -> Tensor:
     """Numbers for a tensor without values: indices are valid ones."""
-    return torch.full(value.shape, 1 if value.is_floating_point() else 0, dtype=value.dtype, device="cpu")
+    fill = int(flag) if value.dtype == torch.bool else int(value.is_floating_point())
+    return torch.full(value.shape, fill, dtype=value.dtype, device="cpu")
 
 
 def _like(array: np.ndarray[Any, Any], floating: torch.dtype, values: tuple[Tensor, ...]) -> Tensor:

@@ -15,6 +15,7 @@ import onnxruntime
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.progress import phase
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -25,6 +26,9 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
 }
 
+
+Shapes = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
+"""Of one example of each input, in order; or whole ones, by name."""
 
 _TRIES, _PAUSE = 6, 1e-3
 _WAITED, _CLOCK = 0.05, 2e-5
@@ -116,7 +120,7 @@ def measure_latency(
     threads: int = 1,
     warmup: int = 5,
     runs: int = 50,
-    shapes: Sequence[Sequence[int]] = (),
+    shapes: Shapes = (),
 ) -> dict[str, Latency]:
     """Time several `.onnx` files in one process, in turn, so that whatever else the machine does meets all alike.
 
@@ -128,7 +132,7 @@ def measure_latency(
         threads: threads that an operator may use.
         warmup: untimed runs of each file.
         runs: timed runs of each file, at least 1.
-        shapes: of one example of each input, without the batch, where a file leaves them open.
+        shapes: where a file leaves them open: of one example of each input, without the batch; or whole ones, by name.
 
     Returns:
         The times by the same names.
@@ -142,7 +146,7 @@ def measure_latency(
     return {name: _summary(measured, timing) for name, measured in times.items()}
 
 
-def measure_pair(before: Path | str, after: Path | str, timing: Timing, shapes: Sequence[Sequence[int]] = ()) -> Pair:
+def measure_pair(before: Path | str, after: Path | str, timing: Timing, shapes: Shapes = ()) -> Pair:
     """Time two files in turn, and the second against the first in every turn; see `measure_latency`."""
     times = _in_turn({"before": before, "after": after}, timing, shapes)
     turns = zip(times["before"], times["after"], strict=True)
@@ -167,19 +171,23 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[first - 1], ordered[last - 1]
 
 
-def _in_turn(paths: Mapping[str, Path | str], timing: Timing, shapes: Sequence[Sequence[int]]) -> dict[str, list[_Run]]:
+def _in_turn(paths: Mapping[str, Path | str], timing: Timing, shapes: Shapes) -> dict[str, list[_Run]]:
     """Every timed run; every other turn goes through the files backwards."""
     sessions = {name: open_session(path, threads=timing.threads) for name, path in paths.items()}
     feeds = {name: random_feed(session, timing.batch, str(paths[name]), shapes) for name, session in sessions.items()}
     times: dict[str, list[_Run]] = {name: [] for name in paths}
-    for turn in range(timing.warmup + timing.runs):
-        for name in list(sessions)[:: -1 if turn % 2 else 1]:
-            try:
-                run = _undisturbed(sessions[name], feeds[name], 1 if turn < timing.warmup else _TRIES, timing.threads)
-            except Exception as cause:  # ONNX Runtime's errors have no public base class
-                raise SurgeryError(f"{paths[name]}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
-            if turn >= timing.warmup:
-                times[name].append(run)
+    turns = timing.warmup + timing.runs
+    with phase("timing in ONNX Runtime, runs", turns, still=True) as at:
+        for turn in range(turns):
+            for name in list(sessions)[:: -1 if turn % 2 else 1]:
+                tries = 1 if turn < timing.warmup else _TRIES
+                try:
+                    run = _undisturbed(sessions[name], feeds[name], tries, timing.threads)
+                except Exception as cause:  # ONNX Runtime's errors have no public base class
+                    raise SurgeryError(f"{paths[name]}: ONNX Runtime cannot run it: {one_line(cause)}") from cause
+                if turn >= timing.warmup:
+                    times[name].append(run)
+            at.step()
     return times
 
 
@@ -212,9 +220,7 @@ def _summary(runs: Sequence[_Run], timing: Timing) -> Latency:
     )
 
 
-def random_feed(
-    session: onnxruntime.InferenceSession, batch: int, path: str, shapes: Sequence[Sequence[int]] = ()
-) -> dict[str, Any]:
+def random_feed(session: onnxruntime.InferenceSession, batch: int, path: str, shapes: Shapes = ()) -> dict[str, Any]:
     """Random inputs of the shapes that a file declares; axes that it leaves open are those of `shapes`.
 
     Raises:
@@ -222,22 +228,40 @@ def random_feed(
     """
     generator = np.random.default_rng(0)
     feed = {}
-    # Beside inputs with a free batch, one of a fixed size has none.
-    is_free = any(value.shape and not isinstance(value.shape[0], int) for value in session.get_inputs())
-    for number, value in enumerate(session.get_inputs()):
-        sizes = list(value.shape[1:])
-        given = shapes[number] if number < len(shapes) and len(shapes[number]) == len(sizes) else sizes
-        sizes = [size if isinstance(size, int) else known for size, known in zip(sizes, given, strict=True)]
-        if not all(isinstance(size, int) for size in sizes) or value.type not in _DTYPES:
+    # Where first axes differ, as of an input beside states, or some are free, those that are fixed are no batch.
+    firsts = {value.shape[0] for value in session.get_inputs() if value.shape}
+    fixed = next(iter(firsts)) if len(firsts) == 1 else None
+    by_name = _by_name(session, batch, shapes)
+    for value in session.get_inputs():
+        shape = by_name[value.name]
+        if not all(isinstance(size, int) for size in shape[1:]) or value.type not in _DTYPES:
             raise SurgeryError(
                 f"{path}: input {value.name} has shape {value.shape} and type {value.type}; "
                 f"only the batch may be free, and tensors of numbers are timed"
             )
-        first = value.shape[0] if value.shape and isinstance(value.shape[0], int) else batch
-        if first != batch and not is_free:
+        if isinstance(fixed, int) and fixed != batch and value.shape:
             raise SurgeryError(f"{path}: input {value.name} is fixed at a batch of {value.shape[0]}, asked for {batch}")
-        shape = (first, *sizes) if value.shape else ()
         dtype = _DTYPES[value.type]
         real = np.issubdtype(dtype, np.floating)
         feed[value.name] = generator.standard_normal(shape).astype(dtype) if real else np.zeros(shape, dtype)
     return feed
+
+
+def _by_name(session: onnxruntime.InferenceSession, batch: int, shapes: Shapes) -> dict[str, tuple[Any, ...]]:
+    """The shape of each input by its name; what nobody says is what the file calls it."""
+    found: dict[str, tuple[Any, ...]] = {}
+    inputs = session.get_inputs()
+    if isinstance(shapes, Mapping):
+        pairs = [(free, size) for v in inputs for free, size in zip(v.shape, shapes.get(v.name, ()), strict=False)]
+        sizes = {free: size for free, size in pairs if isinstance(free, str)}
+        for value in inputs:
+            own = [sizes.get(size, size) for size in value.shape] if value.name not in shapes else shapes[value.name]
+            first = [batch if own and not isinstance(own[0], int) else size for size in own[:1]]
+            found[value.name] = (*first, *own[1:])
+        return found
+    for number, value in enumerate(inputs):
+        own = value.shape[1:]
+        given = shapes[number] if number < len(shapes) and len(shapes[number]) == len(own) else own
+        rest = [size if isinstance(size, int) else known for size, known in zip(own, given, strict=True)]
+        found[value.name] = (*(size if isinstance(size, int) else batch for size in value.shape[:1]), *rest)
+    return found

@@ -16,6 +16,7 @@ import onnx
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.onnx.runtime.latency import Timing, random_feed
 from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.progress import phase
 
 _NODE, _BLOCKED, _REORDERS = "_kernel_time", "_nchwc", "Reorder"
 _FEWEST, _MOST = 12, 40
@@ -75,8 +76,10 @@ def profile(
             warm = [turn(number) for number in range(max(2, timing.warmup))]
             runs = round(seconds * len(models) / max(min(warm), 1e-6))
             runs = max(_FEWEST, min(_MOST, runs))
-            for number in range(runs):
-                turn(number)
+            with phase("timing operators in ONNX Runtime, runs", runs, still=True) as at:
+                for number in range(runs):
+                    turn(number)
+                    at.step()
         except Exception as cause:  # ONNX Runtime's errors have no public base class
             raise SurgeryError(f"profile: ONNX Runtime cannot run the network: {one_line(cause)}") from cause
         return [_read(Path(session.end_profiling()), len(warm), runs) for session in sessions]

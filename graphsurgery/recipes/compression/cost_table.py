@@ -8,7 +8,7 @@ left at that size. An operator that several spaces touch has the product of thei
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,12 @@ import onnx
 from graphsurgery.axes.maps import Widths
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph, Space
-from graphsurgery.onnx.editing.rewriting import edited
+from graphsurgery.onnx.editing.file_edit import edited
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.runtime.latency import Timing, measure_latency
 from graphsurgery.onnx.runtime.profiling import Profile, profile
 from graphsurgery.passes.compress import compress
+from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.planned_cost import PlannedCost
 
 STEPS = (32, 16, 8, 4)
@@ -73,7 +74,7 @@ class SpaceCosts:
     shares: Mapping[str, tuple[float, ...]]
 
     @cached_property
-    def _curve(self) -> tuple[Any, Any]:
+    def curve(self) -> tuple[Any, Any]:
         """Sizes, and shares `[size, operator]`, from none to all channels; below the smallest the line goes on."""
         points = np.array([*self.sizes, self.size], dtype=float)
         table = np.array([[*shares, 1.0] for shares in self.shares.values()]).T.reshape(len(points), len(self.shares))
@@ -84,7 +85,7 @@ class SpaceCosts:
 
     def at(self, size: int) -> Any:
         """The share of each operator, in order, at a size; a line between those that were measured."""
-        points, table = self._curve
+        points, table = self.curve
         place = int(np.clip(np.searchsorted(points, size) - 1, 0, len(points) - 2))
         part = (size - points[place]) / (points[place + 1] - points[place])
         return table[place] + part * (table[place + 1] - table[place])
@@ -158,7 +159,7 @@ def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known:
     known = known or CostTable({}, 0.0, {}, {}, 0, 0.0)
     found = {name: costs for name, costs in known.spaces.items() if len(costs.sizes) > 1}
     unmeasured, networks = {}, known.networks
-    for name, size in spaces.items():
+    for name, size in _one_by_one("measuring spaces", spaces):
         if name in found:
             continue
         sizes = _sizes(size, step, levels)
@@ -180,6 +181,15 @@ def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known:
     return CostTable(
         dict(bench.whole), bench.other, found, unmeasured, networks, known.seconds + time.perf_counter() - began
     )
+
+
+def _one_by_one(what: str, spaces: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """The spaces with their sizes, announced as steps of a phase."""
+    with phase(what, len(spaces)) as at:
+        for name, size in spaces.items():
+            at.say(name)
+            yield name, size
+            at.step()
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ def find_step(bench: Bench, spaces: Mapping[str, int], *, largest: int = STEPS[0
     lost: dict[tuple[int, int], float] = {}
     due: dict[tuple[int, int], float] = {}
     probed = []
-    for name, size in spaces.items():
+    for name, size in _one_by_one("finding the step that the runtime rewards, spaces", spaces):
         base = _base(size)
         steps = [step for step in STEPS if step <= base]
         if not steps:

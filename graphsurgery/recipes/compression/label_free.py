@@ -21,23 +21,23 @@ from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Outcome, Result, Row
-from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import choose_device, device_of, placed
+from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.agreement import Agreement
-from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of
+from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of, vectors_of
 from graphsurgery.training.objectives.tasks import objective_for
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 STEPS = 2000
 """Optimizer steps where no number of epochs is asked for."""
-_LOOKED_AT, _AT_ONCE = 16, 32
-"""Examples that say how far outputs vary, and examples in one pass of the original."""
+_LOOKED_AT = 16
+"""Examples that say how far outputs vary."""
 
 
 def label_free_plan(calibration: Calibration, epochs: int | None = None, **settings: Any) -> TrainingPlan:
@@ -56,21 +56,32 @@ def check_calibration(calibration: Calibration, graph: ModelGraph) -> Agreement:
     Raises:
         SpecError: it does not.
     """
-    if len(graph.inputs) != 1:
-        raise SpecError(f"{calibration.name}: has single inputs, the network takes {len(graph.inputs)}")
+    if calibration.packed is None:
+        _check_shape(calibration, graph)
     examples = Examples(calibration.train, device_of(graph.module))
     count = min(_LOOKED_AT, len(examples))
     x = next(examples.batches([torch.arange(max(2, count)) % len(examples)]))[0]
-    taken = list(graph.inputs[0].shape[1:])
-    if list(x.shape[1:]) != taken:
-        raise SpecError(f"{calibration.name}: has inputs {list(x.shape[1:])}, the network takes {taken}")
     with evaluating(graph.module), torch.no_grad():
-        output = graph.module(x)
+        output = calibration.run(graph.module, x)
     named = named_outputs(output)
-    only = next(iter(named.values())) if len(named) == 1 else None
+    only = next(iter(named.values())) if len(named) == 1 and calibration.packed is None else None
     if only is not None and only.dim() == 2 and len(only) == len(x) and only.is_floating_point():
         return Agreement(int(only.shape[1]))
-    return SeveralOutputs(reading_of(output, len(x)))
+    return SeveralOutputs(reading_of(output, len(x)), calibration.run)
+
+
+def _check_shape(calibration: Calibration, graph: ModelGraph) -> None:
+    """Raise SpecError for examples that are no inputs of the network."""
+    if len(graph.inputs) != 1:
+        names = ", ".join(spec.name for spec in graph.inputs)
+        raise SpecError(
+            f"{calibration.name}: has single inputs, the network takes {len(graph.inputs)} ({names}); give a folder of "
+            ".npz files with an array for each"
+        )
+    x = torch.as_tensor(calibration.train[0][0])
+    taken = list(graph.inputs[0].shape[1:])
+    if list(x.shape) != taken:
+        raise SpecError(f"{calibration.name}: has inputs {list(x.shape)}, the network takes {taken}")
 
 
 def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[Any]], device: str) -> list[Dataset[Any]]:
@@ -78,15 +89,8 @@ def _answers(graph: ModelGraph, objective: Agreement, parts: Sequence[Dataset[An
     if not isinstance(objective, SeveralOutputs):
         teachers = Teachers([graph.copy().module])
         return [answered(part, logits_of(teachers, part, device=device)) for part in parts]
-    chosen, module = choose_device(device), graph.copy().module.eval()
-    found = []
-    with placed(module, chosen), torch.no_grad():
-        for part in parts:
-            examples = Examples(part, chosen)
-            batches = examples.batches(in_order(len(examples), _AT_ONCE))
-            vectors = [objective.reading(module(batch[0])).float().cpu() for batch in batches]
-            found.append(answered(part, torch.cat(vectors)))
-    return found
+    module = graph.copy().module
+    return [answered(part, vectors_of(module, objective, part, device)) for part in parts]
 
 
 def recover_without_labels(

@@ -83,7 +83,8 @@ class Recovery:
     def inputs(self) -> Sequence[Tensor] | None:
         """Some of the examples that nothing was learnt from, for the proof of an `.onnx` file."""
         if self.calibration is not None:
-            return first_inputs(self.calibration.held)
+            found = first_inputs(self.calibration.held)
+            return found if self.calibration.packed is None else self.calibration.packed.real(found[0])
         if self.data is None:
             return None
         held = self.data.validation

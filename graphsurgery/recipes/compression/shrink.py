@@ -14,6 +14,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.models.spec_text import parse_value
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.passes.compress import EVERY, compress
+from graphsurgery.progress import phase
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Outcome, Result
 from graphsurgery.surgery.channels.planning import Price
@@ -73,6 +74,7 @@ def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
     return spaces
 
 
+@phase("choosing and cutting channels")
 def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
     """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
 
@@ -170,7 +172,8 @@ def bring_back(
     """
     books.measure("original", graph)
     books.measure("cut", small, note="expected to be low: not yet recovered")
-    norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device)
+    run = books.objective.run
+    norms = recalibrate(small.module, books.data.train, seed=training.seed, device=training.device, run=run)
     if norms:
         examples = min(RECALIBRATING, len(books.data.train))  # type: ignore[arg-type]
         books.measure("recalibrated", small, note=f"{norms} BatchNorms, {examples:,} examples")

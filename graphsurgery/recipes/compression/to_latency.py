@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting.exporter import export_onnx
 from graphsurgery.onnx.runtime.latency import Pair, Timing, measure_pair
+from graphsurgery.progress import phase
 from graphsurgery.recipes.compression.bracket import NEAR, Bracket, Trial
 from graphsurgery.recipes.compression.cost_table import (
     STEPS,
@@ -128,7 +129,8 @@ class Promise:
 
 def measure_promise(target: Target, files: Files, small: ModelGraph, timing: Timing) -> Promise:
     """Time the original and the result in turn; where that decides nothing, once more with four times the runs."""
-    promise = Promise(target, files.timed(small, timing))
+    with phase("measuring the promise"):
+        promise = Promise(target, files.timed(small, timing))
     if promise.undecided:
         promise = Promise(target, files.timed(small, replace(timing, runs=_MORE * timing.runs)))
     return promise
@@ -184,6 +186,25 @@ def rewarded_step(graph: ModelGraph, bench: Bench) -> Steps:
     """The step that the runtime rewards in the most expensive spaces of a network."""
     spaces = _cuttable(graph)
     return find_step(bench, costly(graph, spaces), largest=largest_step([space.size for space in spaces]))
+
+
+class Timed(NamedTuple):
+    """What the runtime takes for a network at any widths, and the step of widths that it rewards."""
+
+    table: CostTable
+    steps: Steps
+
+
+def timed(graph: ModelGraph, files: Files, timing: Timing) -> Timed:
+    """Time the operators of a network with each of its spaces cut.
+
+    Raises:
+        SurgeryError: no space can be measured.
+    """
+    bench = FileBench(files.original, graph, timing)
+    steps = rewarded_step(graph, bench)
+    spaces = {space.name: space.size for space in graph.spaces if not space.positions}
+    return Timed(measure_table(bench, spaces, steps.step), steps)
 
 
 def cut_to_latency(
@@ -344,7 +365,8 @@ class _Search:
     def _measured(self, small: ModelGraph) -> _Found:
         """A cut that whole files have timed; of those that are fast enough the one that keeps most is the best."""
         sizes = {name: after for name, (_, after) in removal(small)["sizes"].items()}
-        promise = Promise(self.target, self.files.timed(small, self.timing))
+        with phase(f"trying cut {len(self.attempts) + 1} of at most {ATTEMPTS}"):
+            promise = Promise(self.target, self.files.timed(small, self.timing))
         found = _Found(small, promise, self.plan, self.table.microseconds(sizes) / self.whole)
         self.attempts.append((found.predicted, promise.pair.ratio))
         if found.trial.fast and (self.best is None or found.predicted > self.best.predicted):

@@ -18,6 +18,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import weigh
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import run
+from graphsurgery.progress import phase
 from graphsurgery.recipes.outcome import Check
 from graphsurgery.surgery.deviation import InDouble, apart, changed_by, mean_of
 from graphsurgery.surgery.gates import bare
@@ -51,6 +52,7 @@ class CutCheck:
     why: str = ""
 
 
+@phase("checking the cut")
 def check_cut(before: ModelGraph, small: ModelGraph, seed: int = 0) -> CutCheck:
     """Compare a cut network with the original whose reads of the removed channels are 0, on random inputs.
 

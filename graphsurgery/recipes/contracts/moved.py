@@ -11,6 +11,7 @@ from torch import Tensor
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import run
+from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import apart
 
@@ -48,6 +49,7 @@ class Moved:
         return asdict(self)
 
 
+@phase("measuring by how much the outputs move")
 def moved(before: ModelGraph, after: ModelGraph, *, seed: int = 0) -> Moved:
     """Run two networks of the same inputs and outputs in evaluation, in their own precision, on random inputs.
 

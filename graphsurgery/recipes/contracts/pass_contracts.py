@@ -25,6 +25,7 @@ from graphsurgery.passes.gate import fold, gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.passes.widen import undo, widen
+from graphsurgery.progress import phase
 from graphsurgery.recipes.contracts.bench import Bench, Subject
 from graphsurgery.recipes.contracts.contract import Contract, NothingToCompareError
 from graphsurgery.recipes.contracts.export_contract import exported
@@ -82,8 +83,14 @@ class PassContracts:
             ("slim", lambda: slimmed(self.bench)),
             ("ONNX", lambda: [exported(self.bench, self.cut)]),
         ]
-        taken = [step for begin, step in steps if any(name.startswith(begin) for name in wanted)]
-        return [contract for step in taken for contract in step()]
+        taken = {begin: step for begin, step in steps if any(name.startswith(begin) for name in wanted)}
+        contracts: list[Contract] = []
+        with phase("contracts", len(taken)) as at:
+            for begin, step in taken.items():
+                at.say(begin)
+                contracts += step()
+                at.step()
+        return contracts
 
     def concatenation(self) -> Contract:
         """The mean of this network and another of its topology."""

@@ -72,7 +72,11 @@ class TraceContracts:
             raise NothingToCompareError(self.refusal)
         if self.traced is None:
             # Measured here, contract by contract.
-            self.traced = trace(self.eager, draw_inputs(self.specs, 2, self.seed, self.dtype), check=False)
+            found = trace(self.eager, draw_inputs(self.specs, 2, self.seed, self.dtype), check=False)
+            # An example does not tell a batch from a state of that size.
+            pairs = zip(found.inputs, self.specs, strict=True)
+            inputs = tuple(replace(spec, batched=known.batched) for spec, known in pairs)
+            self.traced = replace(found, inputs=inputs)
         return self.traced
 
     def _evaluating(self) -> float:

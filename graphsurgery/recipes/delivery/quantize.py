@@ -23,6 +23,7 @@ from graphsurgery.onnx.arithmetic.integers import IntegerNetwork
 from graphsurgery.onnx.exporting.quantizing import SCHEMES, Scheme, check_scheme, quantize_onnx
 from graphsurgery.onnx.runtime.latency import Latency, measure_latency
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
+from graphsurgery.progress import phase
 from graphsurgery.recipes.delivery.deliver import Delivery, deliver
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation
@@ -122,6 +123,7 @@ class Int8Report:
         return asdict(self)
 
 
+@phase("writing 8 bits")
 def deliver_int8(
     graph: ModelGraph,
     path: Path | str,

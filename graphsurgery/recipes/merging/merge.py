@@ -19,6 +19,7 @@ from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import GUESSES, Merging
 from graphsurgery.recipes.outcome import Check, Outcome, Result, Row, comparison
+from graphsurgery.recipes.train import curves_of
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
 from graphsurgery.training.data.dataset import Data
@@ -64,6 +65,8 @@ def merge(
     books = Experiment(data, device=plan.fine_tuning.device, run=run, reporter=reporter)
     for check in checks:
         books.require(check)
+    for number, parent in enumerate(parents, 1):
+        books.curves.extend(curves_of(parent, f"{PARENT}{number}"))
     work = Merging(parents, plan, books)
     compared = controls(work)  # what cannot be built is found before anything is trained
     work.measure_parents()

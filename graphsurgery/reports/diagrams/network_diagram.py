@@ -14,10 +14,13 @@ from graphsurgery.axes.types import TensorType
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
+from graphsurgery.reports.diagrams.plan import Plan
 from graphsurgery.surgery.channels.cost import cost, macs_by_node
 
+_NOTE = "A space is a set of channels that must change together. Grey stands for widths that cannot change."
 
-def network_diagram(graph: ModelGraph, title: str) -> Diagram:
+
+def network_diagram(graph: ModelGraph, title: str, plan: Plan | None = None, notes: tuple[str, ...] = ()) -> Diagram:
     """The dataflow of a network: a box for each layer with what is done to its output alone.
 
     A box has the colors of the spaces that its output's channels belong to, in proportion; what cannot change is grey.
@@ -26,6 +29,8 @@ def network_diagram(graph: ModelGraph, title: str) -> Diagram:
     Args:
         graph: the network; it is not modified.
         title: what the picture is called.
+        plan: how it may be cut.
+        notes: what else a reader should know.
     """
     types = graph.types.types
     chains = _chains(graph.module)
@@ -39,23 +44,27 @@ def network_diagram(graph: ModelGraph, title: str) -> Diagram:
         boxes[chain[0].name] = _box(graph.module, chain, bands, counts, reasons)
         sources = [owner[source] for node in chain for source in node.all_input_nodes if source in owner]
         edges += [(source.name, chain[0].name) for source in sources if source is not chain[0]]
-    first = _first_widths(graph.lineage)
-    changed = {space.name for space in graph.spaces if first.get(space.name, space.size) != space.size}
+    heads, keys = _keys(graph)
     size = cost(graph)
     return Diagram(
         title=title,
         summary=(f"{size.parameters:,} parameters", f"{size.macs:,} MACs per image", f"{len(spaces)} spaces"),
         boxes=boxes,
         edges=tuple(dict.fromkeys(edges)),
-        heads=("space", *(["before"] if changed else []), "width"),
-        keys={
-            space.name: Key(
-                (space.name, *([f"{first.get(space.name, space.size):,}"] if changed else []), f"{space.size:,}")
-            )
-            for space in graph.spaces
-        },
-        notes=("A space is a set of channels that must change together. Grey stands for widths that cannot change.",),
+        heads=heads,
+        keys=keys,
+        notes=(_NOTE, *notes),
+        plan=plan,
     )
+
+
+def _keys(graph: ModelGraph) -> tuple[tuple[str, ...], dict[str, Key]]:
+    """The headings and rows of the list of spaces; with their first widths where any has changed."""
+    first = _first_widths(graph.lineage)
+    before = {space.name: first.get(space.name, space.size) for space in graph.spaces}
+    changed = any(before[space.name] != space.size for space in graph.spaces)
+    rows = {s.name: (s.name, *([f"{before[s.name]:,}"] * changed), f"{s.size:,}") for s in graph.spaces}
+    return ("space", *["before"] * changed, "width"), {name: Key(cells) for name, cells in rows.items()}
 
 
 def _chains(module: fx.GraphModule) -> list[list[fx.Node]]:
@@ -120,12 +129,13 @@ def _box(
 ) -> Box:
     head, last = chain[0], chain[-1]
     what = _what(module, head)
-    shape = ", ".join(_shapes(last.meta.get("value")))
+    shape = ", ".join(_shapes(last.meta.get("value"), batched=last.op != "get_attr"))
     title = place_of(head) if head.op in ("placeholder", "get_attr", "call_module", "output") else what
     after = [_short(module, node) for node in chain[1:] if node.target is not operator.getitem]
     lines = [what, ", ".join(after), shape]
     layers = [module.get_submodule(str(node.target)) for node in chain if node.op == "call_module"]
     parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+    parameters += sum(_own(module, node) for node in chain)
     macs = sum(counts.get(node.name, 0) for node in chain)
     frozen = [
         reason for node in chain for name in dict.fromkeys((node.name, place_of(node))) if (reason := reasons.get(name))
@@ -145,7 +155,20 @@ def _box(
         lines=tuple(line for line in lines if line and line != title),
         bands=() if head.op in ("placeholder", "output") else bands,
         details={key: text for key, text in details.items() if text},
+        parameters=parameters,
+        macs=macs,
+        nodes=tuple(node.name for node in chain),
+        alike=(head.op, what, *after, shape),
     )
+
+
+def _own(module: fx.GraphModule, node: fx.Node) -> int:
+    """The elements of a parameter that a node reads by itself."""
+    if node.op != "get_attr":
+        return 0
+    path, _, name = str(node.target).rpartition(".")
+    value = getattr(module.get_submodule(path), name)
+    return value.numel() if isinstance(value, nn.Parameter) else 0
 
 
 def _what(module: fx.GraphModule, node: fx.Node) -> str:
@@ -181,10 +204,10 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)) if node.op.startswith("call_") else node.op
 
 
-def _shapes(value: Any) -> list[str]:
-    """The shapes in a value, the batch by its name; at most three."""
+def _shapes(value: Any, *, batched: bool = True) -> list[str]:
+    """The shapes in a value, the batch by its name where there is one; at most three."""
     if isinstance(value, Tensor):
-        sizes = ["batch", *map(str, value.shape[1:])] if value.dim() else []
+        sizes = ["batch", *map(str, value.shape[1:])] if batched and value.dim() else [*map(str, value.shape)]
         return [f"[{', '.join(sizes)}]"]
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -7,15 +7,20 @@ from collections.abc import Collection
 
 from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
+from graphsurgery.reports.diagrams.plan import Plan
 
 
-def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
+def onnx_diagram(
+    graph: OnnxGraph, title: str, size: int, plan: Plan | None = None, notes: tuple[str, ...] = ()
+) -> Diagram:
     """The nodes of a file with operator, shapes for a batch of one, and parameters.
 
     Args:
         graph: what `read_nodes` gave.
         title: what the picture is called.
         size: bytes of the file.
+        plan: how the network in it may be cut.
+        notes: what else a reader should know.
     """
     colored = {node.operator for node in graph.nodes if node.parameters}
     boxes, edges = _wired(graph, colored)
@@ -24,15 +29,25 @@ def onnx_diagram(graph: OnnxGraph, title: str, size: int) -> Diagram:
         summary=(
             f"{len(graph.nodes):,} nodes",
             f"{graph.parameters:,} parameters",
-            f"{graph.macs:,} MACs per image",
+            _macs(graph),
             f"{size:,} bytes",
         ),
         boxes=boxes,
         edges=tuple(dict.fromkeys(edges)),
         heads=("operator", "nodes", "parameters"),
         keys=_keys(graph, colored),
-        notes=("Shapes and MACs are for a batch of one.",),
+        notes=("Shapes and MACs are for a batch of one.", *notes),
+        plan=plan,
     )
+
+
+def _macs(graph: OnnxGraph) -> str:
+    """Multiply-accumulates; where some nodes are not counted, those of the others."""
+    if not graph.uncounted:
+        return f"{graph.macs:,} MACs per image"
+    known = f"{graph.macs:,} MACs without" if graph.macs else "MACs not counted of"
+    free = any(not isinstance(size, int) for shape in graph.inputs.values() for size in (shape or ())[1:])
+    return f"{known} {len(graph.uncounted):,} nodes" + (", whose sizes are free: give --input" if free else "")
 
 
 def _wired(graph: OnnxGraph, colored: Collection[str]) -> tuple[dict[str, Box], list[tuple[str, str]]]:
@@ -85,4 +100,7 @@ def _box(node: OnnxNode, colored: bool) -> Box:
         lines=(node.layer or node.name, shapes),
         bands=((node.operator, 1.0),) if colored else ((None, 1.0),),
         details={key: text for key, text in details.items() if text},
+        parameters=node.parameters,
+        macs=node.macs or 0,
+        alike=(node.operator, shapes, *sorted(map(str, node.weights.values())), *sorted(node.attributes.items())),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 from torch import Tensor, fx, nn
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis
 from graphsurgery.axes.maps import Widths
+from graphsurgery.axes.polynomials import Polynomial, product, total
 from graphsurgery.axes.types import tensor_types
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
@@ -30,9 +32,26 @@ class _Counted(NamedTuple):
 class _Product(NamedTuple):
     """A node's multiply-accumulates at batch 1, and what they are proportional to: a sum of products of axes."""
 
+    node: str
     macs: int
     products: tuple[tuple[Axis, ...], ...]
     indices: int
+
+
+class NodeCost(NamedTuple):
+    """What a node costs at any widths.
+
+    Attributes:
+        parameters: of its layer; a tied one counts where it is used first.
+        bytes: of its parameters and buffers.
+        macs: its multiply-accumulates at batch 1, times `over`; the quotient is rounded down.
+        over: a divisor, mostly 1.
+    """
+
+    parameters: Polynomial
+    bytes: Polynomial
+    macs: Polynomial
+    over: int
 
 
 class PlannedCost:
@@ -44,7 +63,9 @@ class PlannedCost:
 
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph
-        self._tensors = [_counted(graph, name, tensor) for name, tensor in _reached(graph).items()]
+        tensors = graph.tensors()
+        self._owners = _owners(graph)
+        self._tensors = [_counted(graph, name, tensors[name]) for name in self._owners]
         self._held = held(graph)
 
     def at(self, widths: Widths) -> Cost:
@@ -70,22 +91,54 @@ class PlannedCost:
         """
         return sum(p.macs * _indices(p.products, widths) // p.indices for p in self._products)
 
+    def by_node(self) -> dict[str, NodeCost]:
+        """The same as polynomials, for every node by its name; what is kept whole (`held`) comes on top.
+
+        Raises:
+            SurgeryError, UnsupportedError: as for `macs`.
+        """
+        tensors: dict[str, list[_Counted]] = {}
+        for name, tensor in zip(self._owners.values(), self._tensors, strict=True):
+            tensors.setdefault(name, []).append(tensor)
+        products = {p.node: p for p in self._products}
+        return {name: _node_cost(tensors.get(name, ()), products.get(name)) for name in {**tensors, **products}}
+
+    @property
+    def held(self) -> Cost:
+        """What no surgery changes, as operators hold it inside."""
+        return self._held
+
     @cached_property
     def _products(self) -> list[_Product]:
         return _products(self._graph)
 
 
-def _reached(graph: ModelGraph) -> dict[str, Tensor]:
-    """Every parameter and buffer that a node uses, tied ones once; a rebuild keeps no others."""
-    tensors, canonical = graph.tensors(), graph.types.canonical
-    names = []
+def _owners(graph: ModelGraph) -> dict[str, str]:
+    """The first node that uses every parameter and buffer, tied ones once; a rebuild keeps no others."""
+    canonical, owners = graph.types.canonical, dict[str, str]()
     for node in graph.module.graph.nodes:
+        names = []
         if node.op == "get_attr":
-            names.append(str(node.target))
+            names = [str(node.target)]
         elif node.op == "call_module":
             leaf = graph.module.get_submodule(str(node.target))
-            names += [f"{node.target}.{name}" for name, _ in (*leaf.named_parameters(), *leaf.named_buffers())]
-    return {canonical[name]: tensors[canonical[name]] for name in names if name in canonical}
+            names = [f"{node.target}.{name}" for name, _ in (*leaf.named_parameters(), *leaf.named_buffers())]
+        for name in names:
+            if name in canonical:
+                owners.setdefault(canonical[name], node.name)
+    return owners
+
+
+def _node_cost(tensors: Iterable[_Counted], multiplied: _Product | None) -> NodeCost:
+    counts = [(tensor, product(tensor.axes, tensor.elements)) for tensor in tensors]
+    parameters = total(count for tensor, count in counts if tensor.is_parameter)
+    size = total(product(tensor.axes, tensor.elements * tensor.element_size) for tensor, _ in counts)
+    if multiplied is None:
+        return NodeCost(parameters, size, {}, 1)
+    common = gcd(multiplied.macs, multiplied.indices)
+    factor = multiplied.macs // common
+    macs = total(product(factors, factor) for factors in multiplied.products or ((),))
+    return NodeCost(parameters, size, macs, multiplied.indices // common)
 
 
 def _counted(graph: ModelGraph, name: str, tensor: Tensor) -> _Counted:
@@ -108,7 +161,7 @@ def _products(graph: ModelGraph) -> list[_Product]:
                 f"{place_of(node)}: how its multiply-accumulates change with the widths is not known before the "
                 "network is built; give --keep, or a target of params, size or width"
             )
-        found.append(_Product(macs, products, _indices(products, Widths({}))))
+        found.append(_Product(node.name, macs, products, _indices(products, Widths({}))))
     return found
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from graphsurgery.axes.algebra import Dim, dims_of
 from graphsurgery.axes.maps import ChannelMap
+from graphsurgery.axes.types import Mixing
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.paths import place_of
 
@@ -78,11 +79,16 @@ def inverse(channel_map: ChannelMap) -> ChannelMap:
     return ChannelMap(kept, None if channel_map.share is None else channel_map.share[kept].reciprocal())
 
 
+def keeps_size(mixing: Mixing) -> bool:
+    """Whether copies are summed in front of an operator that would change with them, and given out behind it."""
+    return mixing.dim is not None and mixing.kind not in WEIGHED | INDIFFERENT
+
+
 def obstacles(graph: ModelGraph) -> Mapping[Dim, str]:
     """The dims whose copies would change what the network computes, with the operator that does."""
     found: dict[Dim, str] = {}
     for mixing in graph.types.mixings:
-        if mixing.kind in INDIFFERENT or (mixing.kind in WEIGHED and mixing.dim is not None):
+        if mixing.kind in INDIFFERENT or (mixing.kind in WEIGHED and mixing.dim is not None) or keeps_size(mixing):
             continue
         for dim in dims_of(mixing.axis):
             found.setdefault(dim, f"a {mixing.kind} at {place_of(mixing.node)} would change with copies")

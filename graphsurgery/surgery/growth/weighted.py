@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.axes.algebra import Dim
-from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
-from graphsurgery.axes.types import Mixing
+from graphsurgery.axes import algebra as ax
+from graphsurgery.axes.algebra import Axis, Dim
+from graphsurgery.axes.kept import Moved, keep_size, reading, settle
+from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
+from graphsurgery.axes.types import Mixing, TensorType
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import versions
 from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
-from graphsurgery.surgery.growth.shares import without_place
+from graphsurgery.surgery.growth.shares import keeps_size, without_place
 from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
 
 
@@ -54,10 +56,10 @@ def weigh_reads(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
         share = None if access.weighted else edit.share(access.axis)
         if share is None or access.value is None:
             continue
-        reader, value = nodes[access.node.name], nodes[access.value.name]
+        reader, value = reading(nodes[access.node.name], nodes[access.value.name])
         key = (value.name, written[access.node][access.value], access.dim)
         if key not in made:
-            made[key] = weighed(wide, reader, value, access.dim, share)
+            made[key] = weighed(wide, reader, value, access.dim, _once(edit, access.axis, share))
         reader.replace_input_with(value, made[key])
 
 
@@ -75,13 +77,57 @@ def weigh_mixings(graph: ModelGraph, wide: ModelGraph, even: Edit) -> None:
         node, share = nodes[mixing.node.name], lifted.share
         if mixing.kind in ("mean", "sum", "norm", "cosine_similarity"):
             old = _old_size(mixing)
-            _weigh_reduction(wide, node, mixing, share * (len(share) / old) if mixing.kind == "mean" else share)
+            share = _once(even, mixing.axis, share * (len(share) / old) if mixing.kind == "mean" else share)
+            _weigh_reduction(wide, node, mixing, share)
         elif mixing.kind in PLAIN:
             whole = even.lift(graph.types.types[mixing.node][mixing.dim])
             assert whole is not None
             assert whole.share is not None
             if not _alike(wide, node, mixing.kind, whole.share):
                 group(wide, node, mixing.kind, whole.share)
+
+
+def _once(edit: Edit, axis: Axis, share: Tensor) -> Tensor:
+    """The shares of what is inside an axis whose outermost factor stays: that may be the batch, of any size."""
+    terms = ax.resolve(axis)
+    inside = len(terms) == 1 and len(terms[0]) > 1 and terms[0][0].fixed
+    return share[: edit.size((terms[0][1:],))] if inside else share
+
+
+def keep_mixings(graph: ModelGraph, wide: ModelGraph, edit: Edit) -> None:
+    """Let what would change with copies mix as many channels as there were, in place; see `shares.keeps_size`.
+
+    The copies are summed by their shares in front of it; where it gives channels, each copy gets its own.
+    """
+    nodes = {node.name: node for node in wide.module.graph.nodes}
+    for mixing in graph.types.mixings:
+        if keeps_size(mixing):
+            assert mixing.dim is not None
+            for number, source in enumerate(mixing.node.all_input_nodes):
+                typed = graph.types.types[source]
+                whole = isinstance(typed, TensorType) and len(typed) > mixing.dim
+                if whole and (lifted := edit.lift(typed[mixing.dim])) is not None:
+                    size = ax.size_of(typed[mixing.dim])
+                    _sum_copies(graph, wide, nodes[mixing.node.name], mixing, number, (lifted, size))
+    settle(wide.module.graph)
+
+
+def _sum_copies(
+    graph: ModelGraph, wide: ModelGraph, node: fx.Node, mixing: Mixing, number: int, change: tuple[Lifted, int]
+) -> None:
+    """Do so with one operand of an operator, and with what it gives if that is the first one."""
+    assert mixing.dim is not None
+    (lifted, size), value, given = change, node.all_input_nodes[number], graph.types.types[mixing.node]
+    moved = Moved(mixing.dim % value.meta["value"].dim(), lifted.source, size, same=True)
+    follows = isinstance(given, TensorType) and given.shape == mixing.node.all_input_nodes[0].meta["value"].shape
+    if lifted.share is not None:
+        product = weighed(wide, node, value, moved.dim, lifted.share)
+        node.replace_input_with(value, product)
+        value = product
+    shape = list(node.meta["value"].shape) if follows and number == 0 else []
+    if shape:
+        shape[moved.dim] = size
+    keep_size(node, value, [moved], [moved] if shape else [], shape)
 
 
 def _old_size(mixing: Mixing) -> int:

@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from graphsurgery.axes.algebra import Axis, Dim
+from graphsurgery.axes.kept import settle
 from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
 from graphsurgery.axes.types import ParameterType, Resize, TensorType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
-from graphsurgery.network.layers import hold, weigh
+from graphsurgery.network.layers import hold, pick, weigh
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.surgery.remapping.kept_numbers import KeptNumbers, same
@@ -181,6 +182,7 @@ def rebuild(
                 if node in variances:
                     _check_variance(node, copy)
             parts.add(node)
+    settle(nodes)
     erase_unused_numbers(nodes)
     _keep_names(nodes, originals)
     module = assembled(parts.made, nodes, type(graph.module).__name__)
@@ -252,7 +254,8 @@ def _new_value(node: fx.Node, copy: fx.Node, types: Typing, resize: Resize) -> A
     if not has_tensors(old):
         return _computed(copy)
     predicted = _resized(old, types.types[node], resize)
-    if node.op in ("call_method", "call_function") and _numbers(node):
+    kept = any(user.target is pick for user in copy.users)  # it computes at the old size
+    if node.op in ("call_method", "call_function") and _numbers(node) and not kept:
         _compare(node, predicted, _computed(copy))
     return predicted
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.errors import SpecError, one_line
+from graphsurgery.graph import InputSpec
 from graphsurgery.models.spec_text import Value, parse_spec
 from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
-from graphsurgery.training.data.dataset import UNLABELLED, Data, split
+from graphsurgery.training.data.array_files import read_vectors
+from graphsurgery.training.data.dataset import UNLABELLED, Data, size_of, split
+from graphsurgery.training.data.several_inputs import PackedInputs
 from graphsurgery.training.data.transfer import unlabelled
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -31,17 +34,51 @@ class Calibration:
         held: what agreement is measured on.
         name: where they come from.
         preprocessing: what images became inputs by; None where they are none.
+        packed: the inputs of the network, where an example is all of them as one vector; None where it is one input.
     """
 
     train: Dataset[Any]
     held: Dataset[Any]
     name: str
     preprocessing: Preprocessing | None = None
+    packed: PackedInputs | None = None
+
+    def run(self, module: nn.Module, x: Tensor) -> Any:
+        """What a network gives for a batch of examples."""
+        return module(x) if self.packed is None else self.packed.run(module, x)
 
 
 def calibration_of(data: Data) -> Calibration:
     """The training inputs of data, and its validation inputs to measure on; the labels are dropped."""
     return Calibration(unlabelled(data.train), unlabelled(data.validation), data.name, data.preprocessing)
+
+
+def read_examples(
+    folder: Path | str, inputs: Sequence[InputSpec], *, seed: int = 0, preprocessing: Preprocessing | None = None
+) -> Calibration:
+    """The examples in a folder for a network of these inputs; a tenth of them is held out.
+
+    Files with an array for each input (`.npz`) are examples of any network; see `read_vectors`. Else it takes one;
+    see `read_calibration`.
+
+    Raises:
+        SpecError: as these, or there are several inputs and no such files.
+    """
+    root, _ = folder_and_options(folder)
+    files = sorted(path for path in root.rglob("*.npz") if path.is_file()) if root.is_dir() else []
+    if not files and len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise SpecError(
+            f"{root}: has no .npz files; the network takes {len(inputs)} inputs, give an array for each: {names}"
+        )
+    if not files:
+        first = inputs[0]
+        return read_calibration(folder, first.shape[1:], first.dtype, seed=seed, preprocessing=preprocessing)
+    packed = PackedInputs(inputs)
+    vectors = read_vectors(files, packed)
+    if len(inputs) == 1 and inputs[0].batched:
+        return _held_out(_together(packed.unpacked(vectors)[0]), root, seed)
+    return replace(_held_out(_together(vectors), root, seed), packed=packed)
 
 
 def read_calibration(
@@ -52,7 +89,7 @@ def read_calibration(
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
 ) -> Calibration:
-    """The examples in a folder and the folders in it; a tenth of them is held out.
+    """The examples of one input in a folder and the folders in it; a tenth of them is held out.
 
     Arrays (`.npy`) are taken as they are, each one example or a stack of them. Images are brought to the network's size
     and normalised as the network says or the options do, else by the mean and deviation of ImageNet, in grey by their
@@ -85,12 +122,17 @@ def read_calibration(
     else:
         made, own = _made(images[0].parent, tuple(shape), preprocessing, options)
         whole = _images(images, shape[0], made, own=own)
-    count = len(whole)  # type: ignore[arg-type]
+    return replace(_held_out(whole, root, seed), preprocessing=made)
+
+
+def _held_out(whole: Dataset[Any], root: Path, seed: int) -> Calibration:
+    """Examples, a tenth of which is held out."""
+    count = size_of(whole)
     if count < _FEWEST:
         raise SpecError(f"{root}: has {count} examples, expected at least {_FEWEST}")
     tenth = max(1, count // 10)
     train, held = split(whole, [count - tenth, tenth], seed=seed)
-    return Calibration(train, held, str(root), made)
+    return Calibration(train, held, str(root))
 
 
 def folder_and_options(folder: Path | str) -> tuple[Path, dict[str, Value]]:

@@ -28,6 +28,7 @@ class Data:
         classes: how many; None for regression.
         name: the spec it was loaded from.
         preprocessing: what images became inputs by; None where they are none, or a function made them.
+        parts: what the splits are where a function left some out, in words; empty where it gave all.
     """
 
     train: Dataset[Any]
@@ -37,6 +38,7 @@ class Data:
     classes: int | None
     name: str
     preprocessing: Preprocessing | None = None
+    parts: str = ""
 
 
 def check_output_fits(data: Data, output: object, target: Tensor, *, name: str = "the model") -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from graphsurgery.errors import SpecError, near_names
-from graphsurgery.models.spec_text import Value, anchored, is_function_spec, load_function, parse_spec
+from graphsurgery.models.sources.user_files import require_function
+from graphsurgery.models.spec_text import Value, anchored, is_function_spec, parse_spec
 from graphsurgery.models.specs import fitted
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.preprocessing import Preprocessing
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data, check_output_fits, size_of, split
+from graphsurgery.training.data.functions import data_of_function
 from graphsurgery.training.devices import device_of
 
 
@@ -24,8 +26,9 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
     """The data that `spec` names, split and normalised by the training split's mean and standard deviation.
 
     Args:
-        spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`, or
-            `path/file.py:function`, which executes that file; its function returns a `Data` or three data sets.
+        spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`,
+            `arrays:DIR` (`.npz` files of inputs and labels), or `path/file.py:function`, which executes that file; what
+            its function may return is said in `functions`.
             Options: `?train=5000` takes so many training examples of a seeded shuffle, `?split_seed=1` (default 0)
             splits validation from training. Of `imagefolder` images also `size=64` (or 64x48), the pixels of an input
             (default 224); `resize=256`, the shorter side before the middle is cut out (default 8/7 of the size, and
@@ -37,11 +40,12 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
     Raises:
         SpecError: an unknown name or option, a missing folder, a damaged file, or a count that the data do not have.
     """
+    require_function(spec)
     parsed = parse_spec(spec)
     options = dict(parsed.options)
     train_size = options.pop("train", None)
     if is_function_spec(parsed.name):
-        data = _from_function(spec, parsed.name, options)
+        data = data_of_function(spec, parsed.name, options)
     else:
         data = _from_source(spec, parsed.name, options, preprocessing)
     if train_size is None:
@@ -98,6 +102,10 @@ def _from_source(spec: str, name: str, options: dict[str, Value], preprocessing:
     from graphsurgery.training.data.sources import SOURCES
 
     source, _, folder = name.partition(":")
+    if source not in SOURCES and Path(name).is_dir():
+        raise SpecError(f"data spec {spec!r}: is a folder; give imagefolder:{name} for one of images")
+    if source not in SOURCES and Path(name).is_file():
+        raise SpecError(f"data spec {spec!r}: is a file; give file.py:function, whose function reads it")
     if source not in SOURCES:
         raise SpecError(
             f"data spec {spec!r}: unknown data {source!r}; {near_names(source, [*SOURCES, 'file.py:function'])}"
@@ -117,38 +125,3 @@ def _from_source(spec: str, name: str, options: dict[str, Value], preprocessing:
         return replace(load(folder or None, split_seed=split_seed, **images), name=spec)
     except SpecError as error:
         raise SpecError(f"data spec {spec!r}: {error}") from error
-
-
-def _from_function(spec: str, name: str, options: dict[str, Value]) -> Data:
-    function, _ = load_function(name)
-    result = _call(spec, function, options)
-    if isinstance(result, Data):
-        return result
-    if not isinstance(result, tuple) or len(result) != 3:
-        raise SpecError(f"{spec}: returned {type(result).__name__}, expected a Data or (train, validation, test)")
-    train, validation, test = result
-    if not len(train):
-        raise SpecError(f"{spec}: returned no training examples; give at least one")
-    first_input, first_target = train[0][:2]
-    classes = None
-    if not torch.as_tensor(first_target).is_floating_point():
-        classes = 1 + max(int(target) for part in result for target in _targets(part))
-    return Data(train, validation, test, tuple(first_input.shape), classes, spec)
-
-
-def _targets(dataset: Any) -> Any:
-    if type(dataset) is TensorDataset:
-        return dataset.tensors[1]
-    return [dataset[index][1] for index in range(len(dataset))]
-
-
-def _call(spec: str, function: Callable[..., Any], options: dict[str, Value]) -> Any:
-    try:
-        return function(**options)
-    except SpecError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise SpecError(
-            f"{spec}: fails ({type(error).__name__}: {reason}); repair the function or its options"
-        ) from error

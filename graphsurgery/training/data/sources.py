@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
-from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
+from graphsurgery.models.sources.downloads import require_reachable
+from graphsurgery.network.preprocessing import Preprocessing
+from graphsurgery.training.data.array_files import arrays
+from graphsurgery.training.data.catalogue import DATA
 from graphsurgery.training.data.dataset import Data, split
 
 _FASHION_FILES = {
@@ -131,14 +134,19 @@ def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preproc
     return Data(Subset(train, order.tolist()), parts["validation"], parts["test"], shape, len(classes), "", made)
 
 
-SOURCES: Mapping[str, tuple[Callable[..., Data], tuple[str, ...]]] = {
-    "cifar10": (cifar10, ("split_seed",)),
-    "cifar100": (cifar100, ("split_seed",)),
-    "digits": (digits, ("split_seed",)),
-    "fashion-mnist": (fashion_mnist, ("split_seed",)),
-    "imagefolder": (image_folder, ("split_seed", *OPTIONS)),
-    "sine": (sine, ("split_seed",)),
+_LOADERS: Mapping[str, Callable[..., Data]] = {
+    "arrays": arrays,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "imagefolder": image_folder,
+    "sine": sine,
 }
+SOURCES: Mapping[str, tuple[Callable[..., Data], tuple[str, ...]]] = {
+    name: (_LOADERS[name], entry.options) for name, entry in DATA.items()
+}
+"""Of each name in the catalogue what loads it, and its options."""
 
 
 def cache_folder() -> Path:
@@ -153,6 +161,8 @@ def _cifar(name: str, folder: str | None, split_seed: int) -> Data:
     place = Path(folder) if folder else cache_folder()
     if folder and not place.is_dir():
         raise SpecError(f"{folder}: is not a folder; give the one that holds {kind.base_folder}")
+    if folder is None and not (place / kind.base_folder).is_dir():
+        require_reachable(kind.url, name, f"unpack {kind.filename} in {place}, or in the DIR of {name.lower()}:DIR")
     try:
         parts = [kind(str(place), train=train, download=folder is None) for train in (True, False)]
     except (RuntimeError, OSError) as error:
@@ -176,6 +186,8 @@ def _fashion_folder() -> Path:
             return place
     from torchvision.datasets import FashionMNIST
 
+    if not (cache_folder() / "FashionMNIST").is_dir():
+        require_reachable(FashionMNIST.mirrors[0], "Fashion-MNIST", "give fashion-mnist:DIR with its four IDX files")
     try:
         return Path(FashionMNIST(str(cache_folder()), download=True).raw_folder)
     except (RuntimeError, OSError) as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from graphsurgery.network.outputs.modes import evaluating
+from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
 from graphsurgery.training.objectives.tasks import Objective
@@ -18,6 +20,7 @@ RECALIBRATING = 1000
 """How many examples statistics are taken from, where there are so many."""
 
 
+@phase("measuring on data")
 def evaluate(
     module: nn.Module,
     dataset: Dataset[Any],
@@ -63,6 +66,7 @@ def evaluate(
     return found | {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
+@phase("finding the statistics of BatchNorms")
 def recalibrate(
     module: nn.Module,
     dataset: Dataset[Any],
@@ -71,6 +75,7 @@ def recalibrate(
     batch_size: int = 128,
     device: str | None = None,
     seed: int = 0,
+    run: Callable[[nn.Module, Tensor], Any] | None = None,
 ) -> int:
     """Re-estimate every BatchNorm's running statistics on training examples; returns how many norms there are.
 
@@ -84,6 +89,7 @@ def recalibrate(
         batch_size: examples per forward pass; the statistics are those of batches of this size.
         device: where to run; None means where the module is. The module comes back after it.
         seed: draws the examples.
+        run: runs the module on the inputs of a batch, where these are not its only input.
 
     Source: Yu & Huang, "Universally Slimmable Networks" (arXiv:1903.05134), section 3.3.
     """
@@ -102,7 +108,7 @@ def recalibrate(
                 norm.momentum = None
                 norm.training = True
             for batch in examples.batches(indices, seed):
-                module(batch[0])
+                module(batch[0]) if run is None else run(module, batch[0])
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

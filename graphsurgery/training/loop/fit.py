@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import DivergedError, SurgeryError
 from graphsurgery.training.data.batches import Examples, epoch_plan, grouped, mixed_seed
 from graphsurgery.training.devices import device_of, make_accelerator
 from graphsurgery.training.loop.evaluation import evaluate
@@ -142,7 +142,7 @@ class _Stage:
             set_rates(self.optimizer, plan, done)
             self._optimizer_step(parts, sum(len(p) for part in shares[at.step] for p in part))
             at.step += 1
-            reporter.advanced(at.epoch + at.step / len(shares))
+            reporter.advanced(at.epoch + at.step / len(shares), at.sums["total"] / max(1.0, at.examples))
             if self.run and self.run.save_every and at.step % self.run.save_every == 0 and at.step < len(shares):
                 at.seconds, began = at.seconds + time.perf_counter() - began, time.perf_counter()
                 self.save()
@@ -233,10 +233,12 @@ class _Stage:
         self.at.examples += examples
         total = values[list(losses).index("total")]
         if not abs(total) < float("inf"):
-            kept = f"; the last good state is {self.run.state_file(self.stage)}" if self.run else ""
-            raise SurgeryError(
-                f"{self.stage}: the loss is {total} in epoch {self.at.epoch + 1}, step {self.at.step + 1}; "
-                f"try a learning rate below {self.plan.lr:g}, warmup, or clip=1.0{kept}"
+            state = self.run.state_file(self.stage) if self.run else None
+            raise DivergedError(
+                f"{self.stage}: the loss is {total} in epoch {self.at.epoch + 1}, step {self.at.step + 1}, at a "
+                f"learning rate of {self.plan.lr:g}",
+                self.plan.calmer(),
+                str(state) if state is not None and state.exists() else "",
             )
 
     def _end_epoch(self, reporter: Reporter, began: float) -> None:

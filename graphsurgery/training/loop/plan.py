@@ -73,6 +73,12 @@ class TrainingPlan:
                 )
         rate_factor(self.schedule, 0.0)
 
+    def calmer(self) -> dict[str, float]:
+        """Options of a training that is less likely to diverge: a usual or a smaller rate, a warm-up, clipping."""
+        usual = 0.1 if self.optimizer == "sgd" else 0.001
+        found = {"lr": min(usual, self.lr / 10), "warmup": 1.0, "clip": 1.0}
+        return {name: value for name, value in found.items() if name == "lr" or not getattr(self, name)}
+
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed stage must share with its beginning."""
         fields = asdict(self)

@@ -40,6 +40,10 @@ class Objective(ABC):
         """The module's output and the target, as the metrics take them."""
         return one_output(module(batch[0]), "the model"), batch[1]
 
+    def run(self, module: nn.Module, x: Tensor) -> Any:
+        """What a module gives for the inputs of a batch."""
+        return module(x)
+
     def metrics(self) -> dict[str, Metric]:
         """Fresh torchmetrics by name, each fed with what `predict` returns."""
         return {}

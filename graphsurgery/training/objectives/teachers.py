@@ -20,6 +20,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.network.outputs.randomness import seeded
+from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, placed
 
@@ -91,6 +92,51 @@ class OnnxTeacher(nn.Module):
         return torch.from_numpy(found).to(x)
 
 
+class OnnxOutputs(nn.Module):
+    """All that an `.onnx` file gives for all its inputs, run by ONNX Runtime on the CPU; it has no gradients.
+
+    Raises:
+        SurgeryError: the file cannot be opened, or run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()
+        from graphsurgery.onnx.runtime.sessions import open_session
+
+        self.path = Path(path)
+        self.session: Any = open_session(self.path, threads=torch.get_num_threads())
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Every output by its name."""
+        from graphsurgery.onnx.runtime.sessions import run_session
+
+        if len(inputs) != len(self.inputs):
+            raise SurgeryError(f"{self.path}: takes {len(self.inputs)} inputs, the student {len(inputs)}")
+        plain = [x.detach().cpu() for x in inputs]
+        plain = [x.float() if x.is_floating_point() else x for x in plain]
+        parts = [
+            run_session(self.session, dict(zip(self.inputs, part, strict=True)), str(self.path))
+            for part in self._runs(plain)
+        ]
+        whole = [found[0] if len(found) == 1 else torch.cat(found) for found in zip(*parts, strict=True)]
+        counts = {
+            name: x[: len(plain[0])] if len(parts) > 1 else x for name, x in zip(self.outputs, whole, strict=True)
+        }
+        return {name: x.to(inputs[0].device) for name, x in counts.items()}
+
+    def _runs(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The inputs of each run; of a file that is fixed at a batch as many examples, the last ones repeated."""
+        firsts = {value.shape[0] for value in self.session.get_inputs() if value.shape}
+        batch = next(iter(firsts)) if len(firsts) == 1 else None
+        count = len(inputs[0]) if inputs[0].dim() else 1
+        if not isinstance(batch, int) or batch == count:
+            return [list(inputs)]
+        places = [torch.arange(start, start + batch).clamp(max=count - 1) for start in range(0, count, batch)]
+        return [[x[place] for x in inputs] for place in places]
+
+
 def logits_of(
     teachers: Teachers,
     dataset: Dataset[Any],
@@ -122,7 +168,8 @@ def logits_of(
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     table: Any = np.lib.format.open_memmap(path, mode="r+") if path is not None and done else None
     parts = in_order(len(examples) - done, batch_size)
-    with placed(teachers, chosen), evaluating(teachers), torch.no_grad():
+    working = phase("asking the teachers, batches", len(parts))
+    with working as at, placed(teachers, chosen), evaluating(teachers), torch.no_grad():
         batches = examples.batches([part + done for part in parts])
         for number, batch in enumerate(batches, 1):
             found = teachers(batch[0])
@@ -132,6 +179,7 @@ def logits_of(
                 table = _new_table(path, (len(examples), found.shape[1]))
             table[done : done + len(found)] = found.float().cpu().numpy()
             done += len(found)
+            at.step()
             if path is not None and (number % _BATCHES == 0 or done == len(examples)):
                 table.flush()
                 _note(path, done)

@@ -112,7 +112,9 @@ FROZEN = {
     ),
     "reshape across": (flat(lambda h: torch.cat([h, h[:, :4]], 1).view(-1, 2, 6).flatten(1)[:, :8]), (3,), ""),
     "unknown form": (flat(lambda h: torch.swapaxes(h[:, None], axis0=1, axis1=2)[..., 0]), (3,), "form that its rule"),
-    "unknown method": (flat(lambda h: h.renorm(2, 1, 1.0)), (3,), "no rule for renorm"),
+    "no rule, on purpose": (
+        flat(lambda h: h.put(torch.tensor([0]), torch.tensor([0.5], dtype=h.dtype))), (3,), "they lie in memory",
+    ),
     "uneven copies": (
         flat(lambda h: h.repeat_interleave(torch.tensor([1, 2] * 4), 1, output_size=12), 12), (3,),
         "numbers of copies that differ",

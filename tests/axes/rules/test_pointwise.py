@@ -18,7 +18,10 @@ from graphsurgery.surgery.deviation import deviation
 
 NEEDS = {nn.Threshold: (0.1, 0.2)}
 VISION = {"stochastic_depth": [torchvision.ops.stochastic_depth]}
-CASTS = ("bool", "int", "long", "float", "double", "half", "bfloat16", "cpu", "cuda", "to", "type", "type_as")
+CASTS = (
+    "bool", "int", "long", "float", "double", "half", "bfloat16", "cpu", "cuda", "to",
+    "type", "type_as", "cdouble", "cfloat", "chalf",
+)  # fmt: skip
 
 
 def between(operator, **parameters):

@@ -264,3 +264,14 @@ def test_the_tail_of_a_sigmoid_is_no_difference(tmp_path, moved):
         nodes.append(("Transpose", ["found"], "out", {"perm": [0, 2, 3, 1]}))
     inputs = {"x": (np.float32, ["batch", 2, 3, 3]), "other": (np.float32, ["batch", 2, 6, 6])}
     assert import_onnx(built(tmp_path / "m.onnx", inputs, nodes)).graph.inputs
+
+
+def test_flags_agree_like_any_output(tmp_path):
+    """Flags `[batch, n]` have no largest."""
+    x, y = (helper.make_tensor_value_info(name, kind, ["batch", 4]) for name, kind in (("x", 1), ("y", 9)))
+    graph = helper.make_graph([helper.make_node("Greater", ["x", "half"], ["y"])], "g", [x], [y])
+    graph.initializer.append(helper.make_tensor("half", 1, [], [0.5]))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    found = import_onnx(tmp_path / "m.onnx")
+    assert check_onnx(found.graph, tmp_path / "m.onnx").agreement is None

@@ -14,6 +14,7 @@ from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
+from graphsurgery.recipes.contracts.trace_contracts import TraceContracts
 
 
 def two_layers(x="x", width=6):
@@ -148,3 +149,60 @@ def test_bytes_and_indices_are_drawn_in_the_range_that_a_file_takes(tmp_path, ki
     graph = edited(tmp_path, built(tmp_path / "m.onnx", inputs, nodes))
     assert (graph.inputs[0].low, graph.inputs[0].high) == ((0, 255) if kind is np.uint8 else (0, 9))
     assert torch.unique(graph.example_inputs(8)[0]).numel() > 5
+
+
+def test_indices_that_are_too_large_print_nothing(tmp_path, capfd):
+    nodes = [("Gather", [weight(20, 6), "x"], "hidden", {"axis": 0}), *two_layers()[1:]]
+    import_onnx(built(tmp_path / "m.onnx", {"x": (np.int64, ["batch", 5])}, nodes))
+    assert capfd.readouterr().err == ""
+
+
+def held_by_a_state(state):
+    """`x [batch, 5]`, and a state `[2, 1, 6]` whose batch is fixed; or sizes that have no names."""
+    _, nodes = with_state(1, False)
+    return {"x": (np.float32, ["batch", 5] if state[1] == 1 else [None, 5]), "state": (np.float32, state)}, nodes
+
+
+def beside_each_other(nodes):
+    """With the hidden units beside those of the state, in place of their sum."""
+    joined = [("Unsqueeze", ["hidden", np.array([0])], "one", {}), ("Concat", ["one", "state"], "sum", {"axis": 0})]
+    return [nodes[0], *joined, *nodes[2:]]
+
+
+def test_a_state_of_a_fixed_size_holds_the_batch_that_is_said(tmp_path):
+    inputs, nodes = held_by_a_state([2, 1, 6])
+    nodes = beside_each_other(nodes)  # which takes no other batch
+    path = built(tmp_path / "m.onnx", inputs, nodes)
+    with pytest.raises(gs.SurgeryError, match="node_2"):
+        import_onnx(path)
+    graph = edited(tmp_path, path, {"x": (1, 5)})
+    assert [(spec.shape, spec.batched) for spec in graph.inputs] == [((1, 5), False), ((2, 1, 6), False)]
+
+
+def test_axes_without_names_are_one_where_their_sizes_are(tmp_path):
+    inputs, nodes = held_by_a_state([2, None, 6])
+    path = built(tmp_path / "m.onnx", inputs, beside_each_other(nodes))
+    graph = edited(tmp_path, path, {"x": (4, 5), "state": (2, 4, 6)})
+    assert [spec.shape for spec in graph.inputs] == [(4, 5), (2, 4, 6)]
+
+
+def test_doctor_knows_which_inputs_have_no_batch(tmp_path, capsys):
+    inputs, nodes = with_state(1, False)
+    path = built(tmp_path / "m.onnx", inputs, nodes)
+    graph = import_onnx(path).graph
+    contracts = TraceContracts(graph.module, graph.inputs, large=False, seed=0)
+    assert [spec.batched for spec in contracts.traced.inputs] == [False, False]
+    assert run(["inspect", str(path)]) == 0
+    assert "x [1, 5], state [2, 1, 6]" in capsys.readouterr().out
+
+
+def test_who_writes_a_space_is_no_name_of_it(tmp_path):
+    nodes = [*two_layers(), ("MatMul", ["x", weight(5, 6, seed=3)], "beside", {})]
+    nodes = [nodes[0], nodes[3], ("Add", ["hidden", "beside"], "sum", {}), ("Relu", ["sum"], "active", {}), nodes[2]]
+    graph = import_onnx(built(tmp_path / "m.onnx", {"x": (np.float32, ["batch", 5])}, nodes)).graph
+    (space,) = graph.spaces
+    assert len(space.writers) == 2
+    with pytest.raises(
+        gs.SurgeryError, match=rf"{space.writers[1]} is not a space of this model; it writes {space.name}"
+    ):
+        compress(graph, {space.writers[1]: 3})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import helper
 from onnx_files import written
 
+from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
+from graphsurgery.passes.compress import compress
 
 node = helper.make_node
 
@@ -183,6 +186,18 @@ CASES = {
         {"s": np.float32([1, 1, 2, 2])},
         18,
     ),
+    "Resize, linear from the first pixel": (
+        [node("Resize", ["x", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="asymmetric")],
+        {"x": ["b", 4, 6, 5]},
+        {"s": np.float32([1, 1, 2, 3])},
+        18,
+    ),
+    "Resize, linear from the first pixel, to sizes": (
+        [node("Resize", ["x", "", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="asymmetric")],
+        {"x": [2, 4, 6, 5]},
+        {"s": whole(2, 4, 9, 4)},
+        18,
+    ),
     "Resize, odd": (
         [node("Resize", ["x", "", "s"], ["y"], nearest_mode="ceil")],
         {"x": ["b", 4, 6, 6]},
@@ -237,3 +252,20 @@ def test_what_torch_has_is_not_kept_whole(tmp_path, name):
     imported = import_onnx(written(tmp_path / "m.onnx", nodes, inputs, ["y"], constants, opset))
     kinds = [type(module).__name__ for module in imported.graph.module.modules()]
     assert ("OnnxOperator" in kinds) == (name in WHOLE)
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.5])
+def test_a_resize_from_the_first_pixel_is_edited(tmp_path, factor):
+    """By whole factors its channels are cut; others are kept whole, and freeze them."""
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), node("Resize", ["c", "", "s"], ["r"], mode="linear",
+        coordinate_transformation_mode="asymmetric"), node("Conv", ["r", "v"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": array(8, 3, 1, 1), "v": array(4, 8, 1, 1), "s": np.float32([1, 1, factor, factor])}
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 3, 6, 4]}, ["y"], constants, 18)
+    graph = import_onnx(path).graph
+    assert [space.size for space in graph.spaces] == ([8] if factor == 2 else [])
+    if factor == 2:
+        rewrite_onnx(path, compress(graph, 0.5), tmp_path / "small.onnx")
+        kinds = [each.op_type for each in onnx.load(tmp_path / "small.onnx").graph.node]
+        assert kinds == ["Conv", "Resize", "Conv"]

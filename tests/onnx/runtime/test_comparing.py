@@ -7,10 +7,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphsurgery.errors import CheckpointError, SurgeryError
+from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.onnx.files import read_onnx
 from graphsurgery.onnx.files.nodes import OnnxNode, read_nodes
+from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.runtime.comparing import aligned, compare_latency, compare_onnx
+from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
+from graphsurgery.surgery.channels.cost import cost
 
 
 def weights(name, *shape, seed=0):
@@ -225,3 +228,111 @@ def test_latency_of_both(saved):
         compare_latency(saved("c.onnx", batch=3), saved("b.onnx", batch=2))
     with pytest.raises(SurgeryError, match="only the batch may be free"):
         compare_latency(saved("a.onnx"), saved("d.onnx", size="side"))
+
+
+def free(path, *, pixels=("height", "width"), batch="batch", extra=(), weights_=()):
+    """A convolution over an image of free sides, whose map is reshaped to a computed size, and a linear layer."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, *pixels])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["c", "target"], ["r"]),
+        helper.make_node("Gemm", ["r", "v", "b2"], ["y"], transB=1),
+        *extra,
+    ]
+    tensors = [
+        weights("w", 4, 3, 3, 3), weights("b", 4), weights("v", 5, 4 * 6 * 8), weights("b2", 5),
+        numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        numpy_helper.from_array(np.array([-1], np.int64), "rest"), *weights_,
+    ]  # fmt: skip
+    graph = helper.make_graph(nodes, "free", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+_FREE_MACS = 6 * 8 * 4 * 27 + 5 * 4 * 6 * 8
+
+
+@pytest.mark.parametrize("shapes", [(3, 6, 8), {"x": (1, 3, 6, 8)}])
+def test_free_axes_have_the_sizes_that_are_given(tmp_path, shapes):
+    file = read_onnx(free(tmp_path / "m.onnx"))
+    assert len(read_nodes(file).uncounted) == 2
+    found = counted_nodes(file, shapes)
+    assert (found.macs, found.uncounted) == (_FREE_MACS, ())
+    graph = import_onnx(tmp_path / "m.onnx", shape=shapes).graph
+    assert (cost(graph).macs, cost(graph).parameters) == (found.macs, found.parameters)
+    diff = compare_onnx(file.path, file.path, shapes)
+    assert diff.before.macs == diff.after.macs == _FREE_MACS
+    assert compare_latency(file.path, file.path, runs=2, shapes=shapes)[0].median > 0
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ((3, 6), r"m.onnx: input x is 3x\?x\? in the file, not 3x6"),
+        ({"z": (1, 3, 6, 8)}, r"m.onnx: has no input z; choose from x"),
+        ({"x": (1, 4, 6, 8)}, r"m.onnx: input x is \?x3x\?x\? in the file, not 1x4x6x8"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(tmp_path, shapes, message):
+    path = free(tmp_path / "m.onnx")
+    with pytest.raises(SpecError, match=message):
+        compare_onnx(path, path, shapes)
+
+
+def test_what_only_real_inputs_run_stays_uncounted(tmp_path):
+    file = read_onnx(free(tmp_path / "m.onnx"))
+    assert len(counted_nodes(file, (3, 5, 5)).uncounted) == 1  # the linear layer reads another number
+
+
+def test_a_fixed_batch_counts_once(tmp_path):
+    found = counted_nodes(read_onnx(free(tmp_path / "m.onnx", pixels=(6, 8), batch=7)))
+    assert (found.batch, found.macs) == (7, _FREE_MACS)
+
+
+def test_parameters_are_those_of_the_network(tmp_path):
+    """Options, single numbers and masks are none; an equal vector that is stored once is one of each layer."""
+    extra = [
+        helper.make_node("Resize", ["c", "", "scales"], ["big"]),
+        helper.make_node("Mul", ["big", "factor"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "mask"], ["masked"]),
+        helper.make_node("BatchNormalization", ["masked", "b", "b", "mean", "var"], ["normed"]),
+        helper.make_node("Identity", ["b"], ["alias"]),
+        helper.make_node("Conv", ["normed", "turned", "alias"], ["z"], kernel_shape=[1, 1]),
+        helper.make_node("Transpose", ["u"], ["turned"], perm=[1, 0, 2, 3]),
+    ]
+    tensors = [
+        weights("mean", 4), numpy_helper.from_array(np.ones(4, np.float32), "var"), weights("u", 4, 4, 1, 1),
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "factor"),
+        numpy_helper.from_array(np.full((1, 1, 12, 16), -1e9, np.float32), "mask"), weights("unread", 9, 9),
+    ]  # fmt: skip
+    path = free(tmp_path / "m.onnx", pixels=(6, 8), extra=extra, weights_=tensors)
+    model = onnx.load(path)
+    model.graph.node.insert(0, model.graph.node.pop())
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    found = counted_nodes(read_onnx(path))
+    wanted = (108 + 4) + (5 * 4 * 48 + 5) + 2 * 4 + (16 + 4)
+    assert found.parameters == wanted
+    assert cost(import_onnx(path).graph).parameters == wanted
+
+
+def test_parameters_inside_of_branches_count(tmp_path):
+    inner = [helper.make_node("MatMul", ["r", "inside"], ["t"])]
+    then = helper.make_graph(inner, "then", [], [onnx.ValueInfoProto(name="t")], [weights("inside", 192, 2)])
+    other = helper.make_graph(
+        [helper.make_node("MatMul", ["r", "outside"], ["e"])], "else", [], [onnx.ValueInfoProto(name="e")]
+    )
+    node = helper.make_node("If", ["yes"], ["z"], then_branch=then, else_branch=other)
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    path = free(tmp_path / "m.onnx", pixels=(6, 8), extra=[node], weights_=[weights("outside", 192, 2), yes])
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    wanted = (108 + 4) + (5 * 192 + 5) + 2 * 192 * 2
+    assert read_nodes(read_onnx(path)).parameters == wanted
+    assert cost(import_onnx(path).graph).parameters == wanted

@@ -13,6 +13,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.runtime import latency
 from graphsurgery.onnx.runtime.latency import Timing, interval, measure_latency, measure_pair
 from graphsurgery.onnx.runtime.profiling import profile
+from tests.listening import told
 from tests.onnx_files import written
 
 
@@ -53,6 +54,15 @@ def test_a_pair_is_timed_in_turn(files):
     assert (pair.before.runs, pair.after.batch, pair.after.threads, pair.after.warmup) == (9, 2, 1, 1)
     assert 0 < pair.low <= pair.ratio <= pair.high
     assert pair.after.low <= pair.after.median <= pair.after.high
+
+
+def test_every_turn_is_a_step_that_is_shown(files):
+    with told() as phases:
+        measure_pair(*files, Timing(runs=4, warmup=2), [(7, 4)])
+        profile([onnx.load(file) for file in files], Timing(warmup=2), [(7, 4)], seconds=0.001)
+    (timing, turns), (profiling, (done, total)) = phases
+    assert (timing, turns) == ("timing in ONNX Runtime, runs", (6, 6))
+    assert (profiling, done) == ("timing operators in ONNX Runtime, runs", total)
 
 
 def test_free_axes_need_a_shape(files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from graphsurgery.models.loading import open_model
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.compression.label_free import check_calibration, label_free_plan, recover_without_labels
+from graphsurgery.recipes.compression.recovery import Recovery
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data import load_data
-from graphsurgery.training.data.calibration import Calibration, calibration_of
+from graphsurgery.training.data.calibration import Calibration, calibration_of, read_examples
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import SilentReporter
 from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of
@@ -172,3 +174,53 @@ def test_of_large_outputs_some_numbers_are_compared():
     assert set(vector[0].mul(reading.parts[0].scale).round(decimals=4).tolist()) <= set(
         output[0].flatten().round(decimals=4).tolist()
     )
+
+
+class Two(nn.Module):
+    """Reads an image and words; gives scores, and a map of another scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.words = nn.Conv2d(1, 12, 3), nn.Embedding(10, 12)
+        self.norm, self.scores, self.map = nn.BatchNorm2d(12), nn.Linear(12, 5), nn.Conv2d(12, 1, 1)
+
+    def forward(self, image, words):
+        found = torch.relu(self.norm(self.image(image)) + self.words(words).mean(1)[:, :, None, None])
+        return self.scores(found.mean((2, 3))), 100 * self.map(found)
+
+
+def arrays(folder, count=20, batched=True):
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(count, 1, 6, 6) if batched else (count, 1, 1, 6, 6)).astype(np.float32)
+    words = generator.integers(0, 10, (count, 4) if batched else (count, 1, 4))
+    np.savez(folder / "examples.npz", image=images, words=words)
+    return folder
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_networks_with_several_inputs_are_brought_back(tmp_path, batched):
+    """Without a batch an example is a whole run; the batch norms are left as they are there."""
+    torch.manual_seed(0)
+    module = Two().eval()
+    graph = gs.trace(module, [torch.randn(2, 1, 6, 6), torch.randint(0, 10, (2, 4))])
+    if not batched:
+        single = [replace(spec, shape=(1, *spec.shape[1:]), batched=False) for spec in graph.inputs]
+        graph = replace(graph, inputs=tuple(single))
+    calibration = read_examples(arrays(tmp_path, batched=batched), graph.inputs)
+    small = compress(graph, 0.75)
+    plan = label_free_plan(calibration, 40, lr=0.02, device="cpu")
+    small, outcome = recover_without_labels(graph, small, calibration, plan, reporter=SilentReporter())
+    rows = {row.name: row.test["deviation"] for row in outcome.rows}
+    assert rows["original"] < 1e-6
+    assert rows["fine-tuned"] < 0.85 * rows["cut"]
+    found = small.module(*Recovery(calibration=calibration).inputs())
+    assert [tuple(t.shape) for t in found] == [(2 if batched else 1, 5), (2 if batched else 1, 1, 4, 4)]
+
+
+def test_single_examples_are_refused_by_networks_with_several_inputs(tmp_path):
+    graph = gs.trace(Two().eval(), [torch.randn(2, 1, 6, 6), torch.randint(0, 10, (2, 4))])
+    part = TensorDataset(torch.randn(8, 1, 6, 6), torch.full((8,), -1))
+    with pytest.raises(gs.SpecError, match=r"the network takes 2 \(image, words\); give a folder of .npz files"):
+        check_calibration(Calibration(part, part, "images"), graph)
+    with pytest.raises(gs.SpecError, match=r"has no .npz files; the network takes 2 inputs"):
+        read_examples(tmp_path, graph.inputs)

@@ -15,6 +15,7 @@ from graphsurgery.passes.compress import compress
 from graphsurgery.recipes.compression.shrink import Cut, removal
 from graphsurgery.recipes.compression.to_latency import Promise, cut_to_latency, measure_promise, require_kept
 from graphsurgery.surgery.channels.targets import Target, parse_target
+from tests.listening import told
 
 OPERATORS = {"0": ("0",), "1": ("0", "1"), "2": ("1",)}
 WHOLE = {name: 64.0 ** len(spaces) for name, spaces in OPERATORS.items()}
@@ -81,6 +82,18 @@ def test_finds_the_widths_that_keep_the_promise(graph, power, target):
     assert len(found.attempts) <= 6
     assert json.dumps(found.as_dict())
     assert all(after < before for before, after in removal(small)["sizes"].values())
+
+
+def test_the_search_says_what_it_does(graph):
+    with told() as phases:
+        _, found = cut(graph, "latency=0.4x", Files(), block=16)
+        measure_promise(parse_target("latency=0.4x"), Files(), _, Timing())
+    names = [name for name, _ in phases]
+    assert names[:2] == ["finding the step that the runtime rewards, spaces", "measuring spaces"]
+    tries = [name for name in names if name.startswith("trying cut")]
+    assert tries == [f"trying cut {number} of at most 10" for number in range(1, len(found.attempts) + 1)]
+    assert names[-1] == "measuring the promise"
+    assert dict(phases)["measuring spaces"] == (2, 2)  # each is a step
 
 
 def test_widths_are_multiples_of_what_is_rewarded(graph):

@@ -13,7 +13,7 @@ from graphsurgery.recipes.lottery.lottery import lottery
 from graphsurgery.recipes.lottery.plans import LotteryPlan
 from graphsurgery.recipes.lottery.tickets import mean_and_deviation
 from graphsurgery.recipes.train import fresh
-from graphsurgery.reports.lottery import draw_lottery, lottery_markdown, lottery_table
+from graphsurgery.reports.lottery import apart, draw_lottery, lottery_markdown, lottery_table
 from graphsurgery.surgery.masks.mask_set import MaskSet
 from graphsurgery.surgery.masks.plans import Restart, Selection
 from graphsurgery.training.data import load_data
@@ -193,6 +193,22 @@ def test_table_and_plot(data, tmp_path):
     draw_lottery(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.svg").read_text().count("reinit") >= 1
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("densities", "ticks"),
+    [
+        ([100, 50, 25], [100, 50, 25]),
+        ([100, 90, 10, 9, 1], [100, 10, 1]),
+        ([100], [100]),
+        ([100 * 0.8**n for n in range(25)], None),
+    ],
+)
+def test_ticks_are_densities_that_were_trained(densities, ticks):
+    found = apart(densities)
+    assert found == ticks or (ticks is None and 5 <= len(found) <= 9)
+    assert set(found) <= set(densities)
+    assert (found[0], found[-1]) == (max(densities), min(densities))
 
 
 def test_regression_has_tickets_too():

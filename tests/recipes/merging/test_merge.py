@@ -13,7 +13,7 @@ import graphsurgery as gs
 from graphsurgery.recipes.merging.merge import merge, verdict
 from graphsurgery.recipes.merging.plan import MergePlan, default_plan
 from graphsurgery.recipes.outcome import Row, at_chance
-from graphsurgery.recipes.train import train
+from graphsurgery.recipes.train import curves_of, train
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.training.data import load_data
@@ -66,6 +66,12 @@ def test_all_rows_are_there_in_order(by_gates, by_auto):
     assert names(by_gates) == [*PARENTS, *gates]
     joint = ["concatenated", "joint", "cut", "recalibrated", "distilled", "merged"]
     assert names(by_auto) == [*PARENTS, "soup", "aligned average", *joint, *CONTROL_ROWS]
+
+
+def test_the_curves_begin_with_those_of_the_parents(parents, by_gates):
+    stages = [record.stage for record in by_gates.outcome.curves]
+    assert stages[: 2 * PLAN.epochs] == ["parent 1"] * PLAN.epochs + ["parent 2"] * PLAN.epochs
+    assert by_gates.outcome.curves[: PLAN.epochs] == curves_of(parents[0], "parent 1")
 
 
 def test_has_the_size_of_a_parent(parents, by_gates, by_auto):

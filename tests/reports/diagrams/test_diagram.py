@@ -15,9 +15,11 @@ import graphsurgery as gs
 from graphsurgery.onnx.files import read_onnx
 from graphsurgery.onnx.files.nodes import read_nodes
 from graphsurgery.passes.compress import compress
-from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key, rendered, write_diagram
+from graphsurgery.reports.diagrams.diagram import Box, Diagram, Key
 from graphsurgery.reports.diagrams.network_diagram import network_diagram
 from graphsurgery.reports.diagrams.onnx_diagram import onnx_diagram
+from graphsurgery.reports.diagrams.page import rendered, write_diagram
+from graphsurgery.reports.diagrams.plan import Plan
 
 
 class Net(nn.Module):
@@ -52,6 +54,19 @@ def test_a_box_is_a_layer_with_what_follows_it(graph):
     assert len(diagram.edges) == 9
 
 
+def test_a_parameter_by_itself_has_no_batch():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.shift = nn.Linear(4, 6), nn.Parameter(torch.zeros(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.shift
+
+    box = network_diagram(gs.trace(Shifted().eval(), torch.zeros(2, 3, 4)), "net").boxes["shift"]
+    assert (box.lines, box.parameters) == (("parameter", "[3, 6]"), 18)
+
+
 def test_boxes_have_the_colors_of_their_spaces(graph):
     diagram = network_diagram(graph, "net")
     assert list(diagram.keys) == ["stem", "side"]
@@ -68,6 +83,14 @@ def test_widths_before_and_after(graph):
     diagram = network_diagram(small, "net")
     assert diagram.heads == ("space", "before", "width")
     assert [key.cells for key in diagram.keys.values()] == [("stem", "8", "5"), ("side", "4", "4")]
+
+
+def test_the_sliders_stand_for_the_keys_unless_these_say_more(graph):
+    small = compress(graph, {"stem": 6})
+    pages = [rendered(network_diagram(g, "net", Plan.of(g, ["x"], "y.pt"))) for g in (graph, small)]
+    assert ['class="keys"' in page for page in pages] == [False, True]
+    assert all(page.count('class="width"') == 2 for page in pages)
+    assert 'class="keys"' in rendered(network_diagram(graph, "net"))
 
 
 def test_an_onnx_file(tmp_path):
@@ -98,7 +121,7 @@ def test_the_page_needs_nothing_else(graph, tmp_path):
     assert not re.search(r"(src|href)=|url\((?!#)|https?://|@import", page)
     assert "default-src 'none'" in page
     facts = json.loads(re.search(r'id="facts">(.*?)</script>', page, re.DOTALL)[1])
-    assert [box["name"] for box in facts] == list(diagram.boxes)
+    assert [box["name"] for box in facts["pictures"][0]] == list(diagram.boxes)
 
 
 def test_names_cannot_break_out_of_the_page():

@@ -12,6 +12,7 @@ from zoo import FEW, traced
 
 import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups, Widths
+from graphsurgery.axes.polynomials import value
 from graphsurgery.passes.gate import gate
 from graphsurgery.surgery.channels.cost import cost, macs_by_node
 from graphsurgery.surgery.channels.nesting import Nesting
@@ -33,6 +34,17 @@ def random_maps(graph, seed=0, inner=True):
 def assert_counts(graph, maps):
     assert PlannedCost(graph).at(Widths({})) == cost(graph)
     assert PlannedCost(graph).at(Edit(maps)) == cost(remap(graph, maps, {}))
+    assert_polynomials(graph, Edit(maps))
+
+
+def assert_polynomials(graph, widths):
+    """The counts of all nodes, from the sizes of the spaces alone, are what is planned."""
+    planned = PlannedCost(graph)
+    nodes, named = planned.by_node().values(), {space.dim for space in graph.spaces}
+    assert all(dim in named for node in nodes for part in node[:3] for dims in part for dim in dims)
+    assert sum(value(node.parameters, widths) for node in nodes) + planned.held.parameters == planned.parameters(widths)
+    assert sum(value(node.bytes, widths) for node in nodes) + planned.held.bytes == planned.bytes(widths)
+    assert sum(value(node.macs, widths) // node.over for node in nodes) == planned.macs(widths)
 
 
 @pytest.mark.parametrize("name", [*FEW, "resnext", "squeezenet1_1", "paper/lenet5", "paper/vgg11_bn?width=12"])

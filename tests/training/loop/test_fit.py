@@ -202,7 +202,8 @@ def test_a_loss_that_is_not_finite(tmp_path, blobs, make_net):
             return {"total": super().loss(module, batch)["total"] * scale}
 
     message = (
-        r"gates: the loss is nan in epoch 2, step 3; try a learning rate below 0.1, .*last good state is .*gates.state"
+        r"gates: the loss is nan in epoch 2, step 3, at a learning rate of 0\.1; try lr=0\.01 or warmup=1 or clip=1; "
+        r"the last good state is .*gates.state"
     )
     with pytest.raises(SurgeryError, match=message):
         fit(make_net(), blobs, PLAN, objective=Breaking(), run=run, stage="gates")

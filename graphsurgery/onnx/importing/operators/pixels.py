@@ -74,6 +74,9 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     if operator.opset < 11:
         grid = "asymmetric"
     whole = scales is not None and all(float(factor).is_integer() for factor in numbers(scales))
+    if mode == "linear" and grid == "asymmetric" and not operator.attributes.get("antialias"):
+        known = scales if whole and scales is not None and scales.size else None
+        return _from_the_first_pixel(operator, x, axes, known, sizes)
     torch_mode, align = _interpolation(operator, mode, grid, rank(x) - 2, whole)
     flags: dict[str, Any] = {"mode": torch_mode}
     if align is not None:
@@ -100,6 +103,30 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     if grid == "pytorch_half_pixel" and any(math.floor(n) == 1 for n in lengths):
         raise UnlikeTorchError("a resize to one pixel, which is the first")
     return F.interpolate(x, scale_factor=[float(factors.get(axis, 1)) for axis in range(2, rank(x))], **flags)
+
+
+def _from_the_first_pixel(
+    operator: Operator, x: Value, axes: list[int], scales: Sizes | None, sizes: Sizes | None
+) -> Value:
+    """A linear resize whose pixel `i` lies at `i / factor`: between corners, with the last pixel once more behind."""
+    dims = rank(x) - 2
+    if sizes is not None and sizes.size:
+        wanted = dict(zip(axes, numbers(sizes), strict=True))
+    elif scales is not None:
+        wanted = {axis: size_of(x, axis) * int(n) for axis, n in zip(axes, numbers(scales), strict=True) if axis > 1}
+    else:
+        raise UnlikeTorchError("a resize from the first pixel by factors that are not whole")
+    aspect = operator.attributes.get("keep_aspect_ratio_policy", b"stretch")
+    if dims not in (1, 2) or aspect != b"stretch":  # torch's padding by the last pixel has no other
+        raise UnlikeTorchError("a resize from the first pixel of other than one or two axes")
+    if scales is not None and any(n != 1 for axis, n in zip(axes, numbers(scales), strict=True) if axis < 2):
+        raise UnlikeTorchError("a resize of other axes than the pixels")
+    lengths = [wanted.get(axis, shape_of(x)[axis]) for axis in range(2, rank(x))]
+    padded_ = F.pad(x, [0, 1] * dims, mode="replicate")
+    mode = ("linear", "bilinear")[dims - 1]
+    y = F.interpolate(padded_, size=[length + 1 for length in lengths], mode=mode, align_corners=True)
+    inside: tuple[Any, ...] = (..., *(slice(None, -1) for _ in lengths))
+    return y[inside]
 
 
 def _interpolation(operator: Operator, mode: str, grid: str, dims: int, whole: bool) -> tuple[str, bool | None]:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from graphsurgery.onnx.importing.operators.registry import OPERATORS, SIZES_AT, UnlikeTorchError, Value, rank, rule
+from graphsurgery.onnx.importing.operators.registry import (
+    OPERATORS,
+    SIZES_AT,
+    UnlikeTorchError,
+    Value,
+    rank,
+    rule,
+)
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, axes_of, number
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
 import sys
+import textwrap
 from typing import IO, Any
 
 from rich.console import Console
@@ -42,6 +44,15 @@ def take_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="graphsurgery.plain")
+
+
+def folded(text: str, indent: int, stream: IO[Any]) -> str:
+    """A line, in lines of whole words where the stream is a terminal; all but the first are indented."""
+    if not stream.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns, 2 * indent)
+    margin = " " * indent
+    return textwrap.fill(text, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
 
 
 def silence(stream: IO[Any] | None) -> None:

@@ -58,5 +58,7 @@ def embedding_bag_function(
 
 def _bags(infer: Inference, input: TensorType, weight: TensorType) -> TensorType:
     """A bag is a row of the input; where offsets say how long each is, there are as many as they say."""
+    if len(input) == 2:
+        infer.freeze_axis("indices whose rows are summed up", input[1])
     bags = input[0] if len(input) == 2 else ax.fixed(infer.value.shape[0])
     return TensorType([bags, weight[1]])

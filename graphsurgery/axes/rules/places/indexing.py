@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
-from graphsurgery.axes.rules.contraction import outputs_like, set_argument
+from graphsurgery.axes.kept import computes_at_size
+from graphsurgery.axes.rules.contraction import set_argument
 from graphsurgery.axes.rules.pointwise import broadcast
 from graphsurgery.axes.types import Resize, TensorType
+from graphsurgery.network.operators import spelled
 
 
-@rule(
-    torch.split, "split", torch.chunk, "chunk", torch.tensor_split, "tensor_split", torch.split_with_sizes,
-    "split_with_sizes",
-)  # fmt: skip
+@rule(*spelled("split"))
 def split(
     infer: Inference,
     input: TensorType,
@@ -38,14 +37,23 @@ def split(
         pieces.append(ax.take(input[dim], position, position + tensor.shape[dim]))
         position += tensor.shape[dim]
     if not ax.is_fixed(input[dim]):
-        infer.on_rebuild(lambda node, new: _split_by_sizes(node, pieces, [new.size(piece) for piece in pieces]))
+        infer.on_rebuild(lambda node, new: _split_by_sizes(node, pieces, [new.size(piece) for piece in pieces], dim))
     return tuple(input.replace(dim, piece) for piece in pieces)
 
 
-def _split_by_sizes(node: fx.Node, pieces: list[Axis], sizes: list[int]) -> None:
+_SPLITS = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
+
+
+@rule(*spelled("hsplit"))
+def split_by_name(infer: Inference, input: TensorType, *others: Any, **options: Any) -> tuple[TensorType, ...]:  # noqa: ARG001
+    """Pieces of the first, second or third axis; of a vector, of its only one."""
+    dim = _SPLITS[infer.operator()] if len(input) > 1 else 0
+    return split(infer, input, dim=dim)
+
+
+def _split_by_sizes(node: fx.Node, pieces: list[Axis], sizes: list[int], dim: int) -> None:
     if sizes == [ax.size_of(piece) for piece in pieces]:
         return  # as the model spells it
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (node.args[0], sizes), {"dim": dim}
 
 
@@ -154,6 +162,7 @@ def _look_up(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> Ten
     result: list[Axis] = []
     found: list[TensorType] = []
     places: list[int] = []
+    looked_up: list[int] = []
     source = 0
     for position, item in enumerate(entries):
         if item is None:
@@ -165,18 +174,37 @@ def _look_up(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> Ten
             size = len(range(*item.indices(ax.size_of(input[source]))))
             result.append(input[source] if item == slice(None) else ax.fixed(size))
         else:
-            infer.freeze_axis("an axis that is looked up by indices", input[source])
+            looked_up.append(source)
             places.append(position)
             if isinstance(item, TensorType):
                 found.append(item)
             elif isinstance(item, list):
                 found.append(TensorType([ax.fixed(n) for n in torch.tensor(item).shape]))
         source += 1
-    axes = broadcast(infer, *found).axes
+    axes: Sequence[Axis] = broadcast(infer, *found).axes
     together = places[-1] - places[0] + 1 == len(places)
     # Where indices stand apart, their axes come first.
     before = sum(position < places[0] for position in range(len(entries))) if together else 0
+    axes = _looked_up(infer, input, looked_up, axes, before)
     return TensorType([*result[:before], *axes, *result[before:]])
+
+
+def _looked_up(
+    infer: Inference, input: TensorType, dims: Sequence[int], axes: Sequence[Axis], before: int
+) -> Sequence[Axis]:
+    """The axes that a lookup gives, from those of its indices; `before` stands in front of them.
+
+    Channels that are looked up one after the other stay free, and so do those that they come to.
+    """
+    reason = "an axis that is looked up by indices"
+    follows = len(axes) == 1 and ax.is_fixed(axes[0]) and infer.value.shape[before] == ax.size_of(axes[0]) > 1
+    if len(dims) != 1 or not follows or input.parameter is not None or ax.is_fixed(input[dims[0]]):
+        infer.freeze_axis(reason, *(input[dim] for dim in dims))
+        return axes
+    found = ax.free(ax.size_of(axes[0]))
+    infer.moves_to(reason, input[dims[0]], found)
+    computes_at_size(infer, reason, input, dims, {before: found})
+    return [found]
 
 
 def _spelled_out(index: tuple[Any, ...], rank: int) -> list[Any]:
@@ -219,8 +247,8 @@ def narrow(infer: Inference, input: TensorType, dim: int, start: Any, length: in
 @rule(torch.index_select, "index_select")
 def index_select(infer: Inference, input: TensorType, dim: int, index: TensorType) -> TensorType:
     """One axis is looked up by indices."""
-    infer.freeze_axis("an axis that is looked up by indices", input[dim])
-    return input.replace(dim, index[0] if len(index) else ax.UNIT)
+    found = [index[0] if len(index) else ax.UNIT]
+    return input.replace(dim, _looked_up(infer, input, [dim % len(input)], found, dim % len(input))[0])
 
 
 @rule(torch.gather, "gather", torch.take_along_dim, "take_along_dim")
@@ -231,7 +259,10 @@ def gather(infer: Inference, input: TensorType, *arguments: Any, **options: Any)
     if len(numbers) != 1 or len(indices) != 1 or len(indices[0]) != len(input):
         raise Clash("indexed in all axes at once")
     dim, index = numbers[0] % len(input), indices[0]
-    infer.freeze_axis("an axis that is looked up by indices", input[dim])
+    if ax.is_fixed(index[dim]) and input.parameter is None:
+        computes_at_size(infer, "an axis that is looked up by indices", input, [dim])
+    else:
+        infer.freeze_axis("an axis that is looked up by indices", input[dim])
     axes = []
     for position, (axis, wanted) in enumerate(zip(input.axes, index.axes, strict=True)):
         if position != dim and ax.size_of(axis) != ax.size_of(wanted):
@@ -242,40 +273,6 @@ def gather(infer: Inference, input: TensorType, *arguments: Any, **options: Any)
     return TensorType(axes)
 
 
-def _named(input: TensorType, dims: Any) -> Sequence[int]:
-    """The numbers of the named axes, or of all."""
-    if dims is None or dims == ():
-        return range(len(input))
-    return [dims] if isinstance(dims, int) else list(dims)
-
-
-@rule(torch.roll, "roll")
-def roll(infer: Inference, input: TensorType, shifts: Any, dims: Any = ()) -> TensorType:  # noqa: ARG001
-    """Indices change places along the named axes; without names, along all."""
-    infer.freeze_axis("an axis that is rolled", *(input[d] for d in _named(input, dims)))
-    return TensorType(input.axes)
-
-
-@rule(torch.flip, "flip")
-def flip(infer: Inference, input: TensorType, *order: Any, dims: Any = None) -> TensorType:
-    """Indices are reversed along the named axes."""
-    given = order[0] if len(order) == 1 and not isinstance(order[0], int) else order
-    infer.freeze_axis("an axis that is flipped", *(input[d] for d in (given if dims is None else dims)))
-    return TensorType(input.axes)
-
-
-@rule(torch.fliplr, "fliplr")
-def fliplr(infer: Inference, input: TensorType) -> TensorType:
-    """Axis 1 is reversed."""
-    return flip(infer, input, 1)
-
-
-@rule(torch.flipud, "flipud")
-def flipud(infer: Inference, input: TensorType) -> TensorType:
-    """Axis 0 is reversed."""
-    return flip(infer, input, 0)
-
-
 @rule(torch.rot90, "rot90")
 def rot90(infer: Inference, input: TensorType, k: int = 1, dims: Sequence[int] = (0, 1)) -> TensorType:
     """Two axes are turned."""
@@ -284,39 +281,6 @@ def rot90(infer: Inference, input: TensorType, k: int = 1, dims: Sequence[int] =
     if k % 2:
         axes[dims[0]], axes[dims[1]] = axes[dims[1]], axes[dims[0]]
     return TensorType(axes)
-
-
-@rule(torch.cumsum, "cumsum", "cumsum_", torch.cumprod, "cumprod", torch.logcumsumexp, "logcumsumexp")
-def cumulate(infer: Inference, input: TensorType, dim: int, **options: Any) -> TensorType:  # noqa: ARG001
-    """Every index sees those before it."""
-    infer.freeze_axis("an axis that is summed up in order", input[dim])
-    return TensorType(input.axes)
-
-
-@rule(torch.diff, "diff")
-def diff(infer: Inference, input: TensorType, n: int = 1, dim: int = -1) -> TensorType:  # noqa: ARG001
-    """Neighbours are subtracted."""
-    infer.freeze_axis("an axis whose neighbours are subtracted", input[dim])
-    return outputs_like(infer, *((i, a) for i, a in enumerate(input.axes) if i != dim % len(input)))
-
-
-@rule(torch.sort, "sort", torch.topk, "topk")
-def sort(infer: Inference, input: TensorType, *others: Any, dim: int | None = None, **options: Any) -> Any:  # noqa: ARG001
-    """Values and indices along one axis, in the order of the values."""
-    position = 1 if infer.operator() == "topk" else 0
-    given = others[position] if len(others) > position else None
-    chosen = dim if dim is not None else given if isinstance(given, int) and not isinstance(given, bool) else -1
-    infer.freeze_axis("an axis that is sorted", input[chosen])
-    axes = list(input.axes)
-    axes[chosen] = ax.fixed(infer.value[0].shape[chosen])
-    return TensorType(axes), TensorType(axes)
-
-
-@rule(torch.argsort, "argsort")
-def argsort(infer: Inference, input: TensorType, dim: int = -1, **options: Any) -> TensorType:  # noqa: ARG001
-    """Indices along one axis, in the order of the values."""
-    infer.freeze_axis("an axis that is sorted", input[dim])
-    return TensorType(input.axes)
 
 
 @rule(torch.tril, "tril", torch.triu, "triu")
@@ -330,34 +294,3 @@ def triangle(infer: Inference, input: TensorType, diagonal: int = 0) -> TensorTy
 def one_hot(infer: Inference, input: TensorType, num_classes: int = -1) -> TensorType:  # noqa: ARG001
     """A new last axis has a 1 at an index."""
     return TensorType([*input.axes, ax.fixed(infer.value.shape[-1])])
-
-
-@rule(nn.LocalResponseNorm, F.local_response_norm)
-def local_response_norm(infer: Inference, input: TensorType, *others: Any, **options: Any) -> TensorType:  # noqa: ARG001
-    """Every channel is divided by its neighbours."""
-    infer.freeze_axis("channels that are divided by their neighbours", input[1])
-    return TensorType(input.axes)
-
-
-_LAST = (torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft, torch.fft.hfft, torch.fft.ihfft)
-_LAST_TWO = (torch.fft.fft2, torch.fft.ifft2, torch.fft.rfft2, torch.fft.irfft2)
-_ALL = (torch.fft.fftn, torch.fft.ifftn, torch.fft.rfftn, torch.fft.irfftn)
-
-
-@rule(*_LAST, *_LAST_TWO, *_ALL, torch.fft.fftshift, torch.fft.ifftshift)
-def fourier(infer: Inference, input: TensorType, *others: Any, dim: Any = None, **options: Any) -> TensorType:
-    """A Fourier transform along the named axes, or the last, the last two, or all."""
-    shift = infer.node.target in (torch.fft.fftshift, torch.fft.ifftshift)
-    position = 0 if shift else 1
-    if dim is None and len(others) > position:
-        dim = others[position]
-    sizes = options.get("s", others[0] if others and not shift else None)
-    if dim is None and infer.node.target in _LAST:
-        dim = -1
-    elif dim is None and infer.node.target in _LAST_TWO:
-        dim = (-2, -1)
-    elif dim is None and isinstance(sizes, (list, tuple)):
-        dim = tuple(range(-len(sizes), 0))
-    named = {d % len(input) for d in _named(input, dim)}
-    infer.freeze_axis("an axis that is Fourier-transformed", *(input[d] for d in named))
-    return outputs_like(infer, *((i, a) for i, a in enumerate(input.axes) if i not in named))

@@ -1,0 +1,1 @@
+"""Where models and data come from: tables of them, files of the user, downloads."""
