@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from cyclopts import App
@@ -26,6 +27,7 @@ BESIDE = {"README.md": "index.md", **{name: name for name in ("CONTRIBUTING.md",
 """The pages that stand beside docs/, and what they are called here."""
 NOTEBOOK = "tour"
 FENCE = re.compile(r"^ *(`{3,}).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
+EXAMPLES = re.compile(r"^Examples:\n\n((?: +.*\n+)+)")
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(#[\w-]*)?(?=\))")
 
 
@@ -83,9 +85,16 @@ def overview() -> str:
 
 
 def command(name: str) -> str:
-    """The page of a command: its help, with a heading for each group of options."""
+    """The page of a command: its help, with a heading for each group of options and for the examples below them."""
     text = app[name].generate_docs(usage_name=f"graphsurgery {name}")
-    return re.sub(r"^\*\*(.+)\*\*:$", r"## \1", text, flags=re.MULTILINE)
+    text = re.sub(r"^\*\*(.+)\*\*:$", r"## \1", text, flags=re.MULTILINE)
+    below = str(app[name].help_epilogue or "")
+    return f"{text}\n\n{re.sub(EXAMPLES, fenced, below)}\n"
+
+
+def fenced(examples: re.Match[str]) -> str:
+    """The examples of a command under a heading."""
+    return f"## Examples\n\n```sh\n{dedent(examples[1]).strip()}\n```\n\n"
 
 
 def groups() -> dict[str, list[str]]:
