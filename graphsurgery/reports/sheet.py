@@ -144,7 +144,7 @@ def middle(text: str, width: int) -> str:
     if cell_len(text) <= width:
         return text
     start, end = text[: (len(text) + 1) // 2], text[(len(text) + 1) // 2 :]
-    while start and cell_len(start) + cell_len(end) >= width:
+    while (start or end) and cell_len(start) + cell_len(end) >= width:
         start, end = (start[:-1], end) if cell_len(start) > cell_len(end) else (start, end[1:])
     return f"{start}…{end}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -65,6 +65,7 @@ def test_names_fold_in_the_middle_and_lists_say_how_many_more():
     assert any(", ".join(NAMES) in line for line in shown(sheet(), 300))
 
 
+@example(text="字a", width=1)
 @given(text=st.text("ab.é字", max_size=60), width=st.integers(1, 70))
 @settings(max_examples=60, deadline=None)
 def test_what_is_folded_keeps_both_ends(text, width):
