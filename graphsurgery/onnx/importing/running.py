@@ -216,7 +216,7 @@ class Runner:
             return sizes.compute(operator, given)
         places = operators.SIZES_AT.get(operator.kind, ())
         arguments = [
-            self._size(value, name) if at in places else self._operand(operator, at, value)
+            self._size(operator, value, name) if at in places else self._operand(operator, at, value)
             for at, (name, value) in enumerate(zip(operator.inputs, given, strict=True))
         ]
         while arguments and arguments[-1] is None:
@@ -283,14 +283,17 @@ class Runner:
         known = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype != object]
         return {name: self._operand(operator, -1, value) for name, value in given.items() if name not in known}
 
-    def _size(self, value: Any, name: str) -> Any:
+    def _size(self, operator: Operator, value: Any, name: str) -> Any:
         """Sizes as numbers, also those of a constant that is data elsewhere."""
         name = self.plan.file.name(name) if name else ""
         if value is None or isinstance(value, np.ndarray):
             return value
         if name in self.plan.file.constants:
             return self.plan.file.constants[name]
-        raise TraceError("a size or an option is computed from data")
+        raise TraceError(
+            f"{operator.name} ({operator.kind}): {name}, a size or an option, is computed from data; "
+            "export it as a number"
+        )
 
     def _operand(self, operator: Operator, at: int, value: Any) -> Any:
         """A tensor, or a number in its place."""
