@@ -190,6 +190,15 @@ def _general(reason: str) -> str:
     return re.sub(r"\s+", " ", reason).replace("|", "/")[:110]
 
 
+def _load() -> None:
+    """Load what torch loads late, once instead of in every process."""
+    import_onnx(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18]> m (float[2, 3] x) => (float[2, 3] y) { y = Relu (x) }'
+        )
+    )
+
+
 def examine_apart(case: Any) -> list[Found]:
     """Try one test in a process of its own; where it ends, takes too long or too much memory, it crashed."""
     context = multiprocessing.get_context("fork")  # which has torch and the tests already
@@ -248,6 +257,7 @@ def main(arguments: Sequence[str]) -> int:
     operators = [argument for argument in arguments if argument != "--afresh"]
     if "--afresh" in arguments:
         _FOUND.unlink(missing_ok=True)
+    _load()
     found = [each for case in cases(operators) for each in examine_apart(case)] if operators else _all_found()
     for each in found:
         if each.verdict in ("wrong", "crashed") or operators:

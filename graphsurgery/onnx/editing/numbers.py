@@ -80,7 +80,7 @@ class Numbers:
         elif operator.kind == "Slice":
             self._slice(operator, before, after)
         elif tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
-            at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(operator.kind)
+            at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3, "MaxUnpool": 2}.get(operator.kind)
             if at is not None and at < len(operator.inputs) and operator.inputs[at]:
                 self._shape(operator, at, before.meta["value"].shape, after.meta["value"].shape)
 

@@ -181,7 +181,7 @@ def _described(graph: ModelGraph, inputs: Inputs, *, weights: bool) -> ModelGrap
     graph = replace(graph, inputs=tuple(specs))
     if not weights or all(spec.dtype.is_floating_point for spec in specs):
         return graph
-    found = ranges_of(graph, next(iter(inputs.examples.values())).shape[0] if any(inputs.batched) else 1)
+    found = ranges_of(graph, graph.batch)
     ranges = [(0, 0) if spec.dtype.is_floating_point else found.of(n, spec) or (0, 0) for n, spec in enumerate(specs)]
     limited = [replace(spec, low=low, high=high) for spec, (low, high) in zip(specs, ranges, strict=True)]
     return replace(graph, inputs=tuple(limited))

@@ -19,6 +19,7 @@ from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
 from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.unpooling import PLACES_AT, only_lead_back
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -166,6 +167,8 @@ class Runner:
         self.values: dict[str, Any] = {}
         self.inner: set[str] = set()
         """Values in which the fixed batch has become the inner part of an axis."""
+        self.places: set[str] = set()
+        """Places of pools that are counted as torch does."""
 
     def run(self, inputs: Sequence[Any]) -> Any:
         file = self.plan.file
@@ -222,12 +225,27 @@ class Runner:
         while arguments and arguments[-1] is None:
             arguments.pop()
         arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
+        if operator.kind in ("MaxPool", "MaxUnpool"):
+            operator = self._with_places(operator, arguments[0])
         read = Watched(operator.attributes)
         found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
+        self.places.update(operator.outputs[PLACES_AT:] if operator.kind == "MaxPool" else ())
         return tuple(None if value is None else _boxed(value) for value in found)
+
+    def _with_places(self, operator: Operator, x: Any) -> Operator:
+        """A pool without places that nobody reads, or whose places are those of torch to all that read them."""
+        file = self.plan.file
+        if operator.kind == "MaxUnpool":
+            if file.name(operator.inputs[PLACES_AT]) not in self.places:
+                raise operators.UnlikeTorchError("one with places that are not those of a pool of its shape")
+        elif not self.plan.needed.intersection(operator.outputs[PLACES_AT:]):
+            return replace(operator, outputs=operator.outputs[:PLACES_AT])
+        elif not only_lead_back(file, operator, operators.shape_of(x)[2:]):
+            raise operators.UnlikeTorchError("a pool whose places are read otherwise than to lead back to them")
+        return operator
 
     def _recurrent(self, operator: Operator, layer: Any, x: Any) -> tuple[Any, ...]:
         lengths = self.sequence_lengths(operator)
