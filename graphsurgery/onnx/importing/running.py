@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -227,8 +228,10 @@ class Runner:
         arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
         if operator.kind in ("MaxPool", "MaxUnpool"):
             operator = self._with_places(operator, arguments[0])
-        read = Watched(operator.attributes)
-        found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
+        read, rule = Watched(operator.attributes), operators.OPERATORS[operator.kind]
+        if not _takes(rule, len(arguments)):
+            raise operators.UnlikeTorchError(f"one with {len(arguments)} inputs")
+        found = as_tuple(rule(replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
@@ -346,6 +349,16 @@ class Runner:
         target, inner = freed(arguments[0], self.plan.shapes[name], name in self.inner, arguments[1], fixed)
         self.inner.update(operator.outputs if inner else ())
         return [arguments[0], target]
+
+
+@cache
+def _takes(rule: Callable[..., Any], count: int) -> bool:
+    """Whether a rule reads so many inputs."""
+    try:
+        inspect.signature(rule).bind(None, *[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 def on_sizes(plan: RunPlan, operator: Operator, given: Sequence[Any]) -> bool:
