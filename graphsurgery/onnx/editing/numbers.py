@@ -22,6 +22,7 @@ from graphsurgery.onnx.importing.sizes import axes_of
 _GROUPS_AT = 6
 """Where torch's convolutions have their groups."""
 
+_ATTENTION = ("com.microsoft.MultiHeadAttention", "com.microsoft.GroupQueryAttention")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
 
 
@@ -73,7 +74,7 @@ class Numbers:
             return
         if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
             self._groups(operator, after)
-        elif operator.kind == "com.microsoft.MultiHeadAttention":
+        elif operator.kind in _ATTENTION:
             self._heads(operator, before, after)
         elif operator.kind == "Reshape":
             self._reshape(operator, before, after)
@@ -184,6 +185,9 @@ class Numbers:
         heads, size = new.meta["value"].shape[1], new.all_input_nodes[0].meta["value"].shape[-1]
         if heads != old.meta["value"].shape[1]:
             self.attributes[operator.index, "num_heads"] = int(heads)
+        groups, before_them = (call.all_input_nodes[1].meta["value"].shape[1] for call in (new, old))
+        if "kv_num_heads" in operator.attributes and groups != before_them:
+            self.attributes[operator.index, "kv_num_heads"] = int(groups)
         if size != old.all_input_nodes[0].meta["value"].shape[-1] and not operator.attributes.get("scale"):
             scale = new.kwargs.get("scale")
             self.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
