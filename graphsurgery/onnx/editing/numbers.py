@@ -185,9 +185,10 @@ class Numbers:
         heads, size = new.meta["value"].shape[1], new.all_input_nodes[0].meta["value"].shape[-1]
         if heads != old.meta["value"].shape[1]:
             self.attributes[operator.index, "num_heads"] = int(heads)
-        groups, before_them = (call.all_input_nodes[1].meta["value"].shape[1] for call in (new, old))
-        if "kv_num_heads" in operator.attributes and groups != before_them:
-            self.attributes[operator.index, "kv_num_heads"] = int(groups)
+        if "kv_num_heads" in operator.attributes:
+            groups = int(new.all_input_nodes[1].meta["value"].shape[1])
+            if groups != operator.attributes["kv_num_heads"]:
+                self.attributes[operator.index, "kv_num_heads"] = groups
         if size != old.all_input_nodes[0].meta["value"].shape[-1] and not operator.attributes.get("scale"):
             scale = new.kwargs.get("scale")
             self.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
