@@ -1,6 +1,9 @@
 """Every node test of the ONNX standard through the importer: right, or refused with a reason, and never wrong.
 
-    .venv/bin/python benchmarks/onnx_nodes.py [OPERATOR ...]
+    .venv/bin/python benchmarks/onnx_nodes.py [--afresh] [OPERATOR ...]
+
+Each test has a process of its own, with a limit of memory and time. What was found stands in `runs/onnx_nodes.jsonl`,
+and a run that ended goes on where it was; `--afresh` begins anew.
 
 The tests are those of the installed onnx package: a model of one operator, inputs, and the outputs that the standard
 asks for. Each is tried as it stands, and once more with all inputs but the first as weights of the file, which takes
@@ -9,12 +12,16 @@ the way of layers. What is read is run in PyTorch, not compared with its file be
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import re
+import resource
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +40,10 @@ from graphsurgery.onnx.runtime.sessions import open_session
 
 VERDICTS = ("right", "runtime", "refused", "wrong", "crashed")
 _PAGE = DOCS / "onnx_operators.md"
+_FOUND = DOCS.parent / "runs" / "onnx_nodes.jsonl"
+_MOST_BYTES = 2 * 2**30
+"""Of memory that a test may take; torch, ONNX Runtime and all tests alone take 0.7 GB."""
+_MOST_SECONDS = 60
 _INTRODUCTION = """# Operators of `.onnx` files
 
 What the importer makes of the node tests of the ONNX standard, {total} models: each test as it stands, and with all
@@ -179,12 +190,75 @@ def _general(reason: str) -> str:
     return re.sub(r"\s+", " ", reason).replace("|", "/")[:110]
 
 
-def main(operators: Sequence[str]) -> int:
-    found: list[Found] = []
+def _load() -> None:
+    """Load what torch loads late, once instead of in every process."""
+    import_onnx(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18]> m (float[2, 3] x) => (float[2, 3] y) { y = Relu (x) }'
+        )
+    )
+
+
+def examine_apart(case: Any) -> list[Found]:
+    """Try one test in a process of its own; where it ends, takes too long or too much memory, it crashed."""
+    context = multiprocessing.get_context("fork")  # which has torch and the tests already
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_examined, args=(case, sending))
+    process.start()
+    sending.close()
+    try:
+        if not receiving.poll(_MOST_SECONDS):
+            process.kill()
+            return [Found(case.name, operator_of(case.model), "crashed", f"took more than {_MOST_SECONDS} seconds")]
+        return [Found(*fields) for fields in receiving.recv()]
+    except EOFError:
+        process.join()
+        return [Found(case.name, operator_of(case.model), "crashed", f"ended with {process.exitcode}")]
+    finally:
+        process.join()
+
+
+def _examined(case: Any, sending: Connection) -> None:
+    # Beyond four times the limit it gets none, so that the machine is safe; what it copes with without is found below.
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * _MOST_BYTES, 4 * _MOST_BYTES))
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for case in cases(operators):
-            found += examine(case, Path(folder))
+        found = list(examine(case, Path(folder)))
+    taken = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if taken > _MOST_BYTES:
+        found = [each._replace(verdict="crashed", reason=f"took {taken / 2**30:.1f} GB") for each in found]
+    sending.send([tuple(each) for each in found])
+
+
+def _known() -> dict[str, list[Found]]:
+    """What an earlier run found, by the name of the test."""
+    if not _FOUND.exists():
+        return {}
+    rows = [json.loads(line) for line in _FOUND.read_text().splitlines()]
+    return {row["name"]: [Found(*fields) for fields in row["found"]] for row in rows}
+
+
+def _all_found() -> list[Found]:
+    """What becomes of all tests; each is kept as soon as it is known."""
+    known, found = _known(), []
+    _FOUND.parent.mkdir(exist_ok=True)
+    with _FOUND.open("a") as file:
+        for case in cases():
+            if case.name not in known:
+                known[case.name] = examine_apart(case)
+                file.write(json.dumps({"name": case.name, "found": known[case.name]}) + "\n")
+                file.flush()
+            found += known[case.name]
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    operators = [argument for argument in arguments if argument != "--afresh"]
+    if "--afresh" in arguments:
+        _FOUND.unlink(missing_ok=True)
+    _load()
+    found = [each for case in cases(operators) for each in examine_apart(case)] if operators else _all_found()
     for each in found:
         if each.verdict in ("wrong", "crashed") or operators:
             print(f"{each.verdict:8} {each.operator:24} {each.name}: {each.reason}")

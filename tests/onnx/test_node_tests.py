@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,35 @@ def test_an_option_that_no_rule_reads_keeps_the_operator_whole(tmp_path, monkeyp
     assert not any(type(part).__name__ == "OnnxOperator" for part in import_onnx(path).graph.module.modules())
 
 
+@pytest.mark.parametrize("past", [True, False])
+def test_an_attention_with_more_than_torch_has_is_kept_whole(tmp_path, past):
+    """With keys and values of before; with a mask, and causal besides."""
+    given = ["q", "k", "v", "mask", *(["k", "v"] if past else [])]
+    outputs = ["y", *(["keys", "values"] if past else [])]
+    mask = {"mask": np.zeros((4, 8 if past else 4), np.float32)}
+    node = helper.make_node("Attention", given, outputs, is_causal=int(not past))
+    path = written(tmp_path / "m.onnx", [node], {name: ["b", 2, 4, 8] for name in "qkv"}, outputs, mask, 23)
+    (kept,) = [part for part in import_onnx(path).graph.module.modules() if type(part).__name__ == "OnnxOperator"]
+    assert ("one with 6 inputs, which torch does not have" if past else "causal besides") in kept.reason
+
+
+@pytest.mark.parametrize("kind", ["int", "float", "flag"])
+def test_a_number_that_becomes_what_a_tensor_is(tmp_path, kind):
+    """As functions of the standard do that are written out."""
+    like = {"int": "places", "float": "x", "flag": "flags"}[kind]
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["places"], axis=1, keepdims=1),
+        helper.make_node("Greater", ["x", "number"], ["flags"]),
+        helper.make_node("CastLike", ["number", like], ["same"]),
+        helper.make_node("Cast", ["same"], ["back"], to=1),
+        helper.make_node("Add", ["x", "back"], ["y"]),
+    ]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 4]}, ["y"], {"number": np.array(2.5, np.float32)})
+    x = torch.zeros(3, 4)
+    found = import_onnx(path).graph.module(x)
+    torch.testing.assert_close(found, x + {"int": 2.0, "float": 2.5, "flag": 1.0}[kind])
+
+
 def test_a_rule_that_is_wrong_is_found_at_import(tmp_path, monkeypatch):
     monkeypatch.setitem(operators.OPERATORS, "Sqrt", lambda _, x: x.abs().sqrt() + 0.01)
     nodes = [
@@ -161,3 +192,13 @@ def test_a_scan_of_an_old_opset_is_refused(tmp_path, benchmark):
     (tmp_path / "m.onnx").write_bytes(case.model.SerializeToString())
     with pytest.raises(UnsupportedError, match=r"has a Scan of opset 8, which is not converted; export it again"):
         import_onnx(tmp_path / "m.onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("becomes", "reason"), [("dies", "ended with 3"), ("sleeps", "took more than 0.1 seconds")])
+def test_a_test_that_ends_the_process_or_takes_too_long_has_crashed(benchmark, monkeypatch, becomes, reason):
+    case = benchmark.cases(("Relu",))[0]
+    ends = {"dies": lambda *_: os._exit(3), "sleeps": lambda *_: time.sleep(60)}[becomes]
+    monkeypatch.setattr(benchmark, "examine", ends)
+    monkeypatch.setattr(benchmark, "_MOST_SECONDS", 0.1 if becomes == "sleeps" else 60)
+    assert benchmark.examine_apart(case) == [benchmark.Found("test_relu", "Relu", "crashed", reason)]

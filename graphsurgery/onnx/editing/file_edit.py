@@ -14,8 +14,10 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.onnx.editing.inserting import Insertion, declare_weights, drop_behind, drop_unread
-from graphsurgery.onnx.editing.numbers import Edge, Numbers
+from graphsurgery.onnx.editing.inserting import Insertion
+from graphsurgery.onnx.editing.numbers import Numbers
+from graphsurgery.onnx.editing.operator_changes import declare_weights, drop_behind, drop_unread
+from graphsurgery.onnx.editing.places import Edge
 from graphsurgery.onnx.exporting.exporter import note_lineage
 from graphsurgery.onnx.files.storage import Array, Weights, bare, refill
 from graphsurgery.onnx.importing.building import computed_sizes
@@ -63,7 +65,7 @@ class FileEdit:
         model.CopyFrom(self.file.model)
         replaced = self._put_weights(model)
         self._put_numbers(model)
-        self.arrays |= self.insertion.apply(model)
+        self.arrays |= self.insertion.changes().apply(model)
         drop_behind(model, replaced)
         self._settle(model)
         drop_unread(model, self.file.model)
@@ -128,7 +130,7 @@ class FileEdit:
                 continue
             for paths in readers.values():
                 for edge in self._readers(paths[0], constant):
-                    self.numbers.edges[edge] = self._written(paths)
+                    self.numbers.places.edges[edge] = self._written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
@@ -138,7 +140,7 @@ class FileEdit:
                 continue
             old, new = before[path].detach().cpu(), self.tensors[path].detach().cpu()
             if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
-                self.numbers.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
+                self.numbers.places.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
 
     def _put_weights(self, model: onnx.ModelProto) -> list[str]:
         """Put the constants that have changed into a model; the large ones are given when it is saved.
@@ -171,7 +173,7 @@ class FileEdit:
     def _put_numbers(self, model: onnx.ModelProto) -> None:
         """Put new sizes and attributes into a model."""
         graph = model.graph
-        for (index, at), array in self.numbers.edges.items():
+        for (index, at), array in self.numbers.places.edges.items():
             node = graph.node[index]
             name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
             new = self.insertion.writer.fresh(name)

@@ -7,27 +7,23 @@ node of the network reads by now; where the two differ, the value that is read i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import onnx
 from torch import Tensor, fx
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.editing.operator_changes import OperatorChanges
 from graphsurgery.onnx.editing.writers import Array, Writer, word
-from graphsurgery.onnx.files.model_file import read_outside, rename_outside
-from graphsurgery.onnx.files.storage import LARGE, header
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.operators import SIZES_AT
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.running import OnnxNetwork
 from graphsurgery.tracing.shuffles.removal import ADDED
 
-_FREE_WEIGHTS = 4
-"""From this version of the format on weights need not be inputs."""
 _SPELLINGS = ({"chunk", "split"},)
 """Words for one operator."""
 
@@ -87,54 +83,10 @@ class Insertion:
         except UnsupportedError as cause:
             raise UnsupportedError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
 
-    def apply(self, model: onnx.ModelProto) -> dict[str, Callable[[], Array]]:
-        """Put it into a model; what nobody reads any more goes. Returns what gives the weights, by name."""
-        if not (self.writer.nodes or self.rewired or self.replaced or self.outputs):
-            return {}
-        graph = model.graph
-        before = _read(graph.node, graph.output)
-        for (index, at), name in self.rewired.items():
-            node = graph.node[index]
-            if at < len(node.input):
-                node.input[at] = name
-            else:
-                rename_outside(node, {read_outside(self.file.model.graph.node[index])[at - len(node.input)]: name})
-        instead = {name: node for node in self.writer.nodes for name in node.output}
-        kept = [
-            instead[self._value(self.replaced[index])] if index in self.replaced else node
-            for index, node in enumerate(graph.node)
-        ]
-        placed = {id(node) for node in kept}
-        new = [node for node in self.writer.nodes if id(node) not in placed]
-        nodes = _without_unread(self._given([*kept, *new]), before, graph.output)
-        known = {name for node in nodes for name in node.output}
-        for at in reversed(range(len(graph.value_info))):
-            if graph.value_info[at].name not in known:
-                del graph.value_info[at]
-        ordered = _ordered(nodes)
-        del graph.node[:]
-        graph.node.extend(ordered)
-        arrays: dict[str, Callable[[], Array]] = {}
-        for name, array in self.writer.tensors.items():
-            if array.nbytes < LARGE:
-                graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-            else:
-                graph.initializer.append(header(name, array))
-                arrays[name] = partial(np.asarray, array)
-        return arrays
-
-    def _given(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """With the outputs of the file under their names."""
-        for output in self.outputs:
-            _rename(nodes, output, self.writer.fresh(f"{output}_before"))
-        new = {name for node in self.writer.nodes for name in node.output}
-        for output, value in self.outputs.items():
-            if value in new:
-                _rename(nodes, value, output)
-                new.remove(value)
-            else:
-                nodes.append(onnx.helper.make_node("Identity", [value], [output], self.writer.fresh(f"{output}/given")))
-        return nodes
+    def changes(self) -> OperatorChanges:
+        """What has been found, as it is put into a model."""
+        instead = {index: self._value(node) for index, node in self.replaced.items()}
+        return OperatorChanges(self.writer, self.rewired, instead, self.outputs)
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -300,90 +252,3 @@ def _alike(old: fx.Node, new: fx.Node) -> bool:
     words = word(old), word(new)
     same = words[0] == words[1] or set(words) in _SPELLINGS
     return same and (new.op != "call_module" or old.target == new.target)
-
-
-def drop_unread(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Without initializers that the original reads, and the model does not any more."""
-    graph = model.graph
-    before, read = (_read(m.graph.node, m.graph.output) for m in (original, model))
-    gone = {tensor.name for tensor in graph.initializer if tensor.name in before and tensor.name not in read}
-    for field in (graph.initializer, graph.input):
-        for at in reversed(range(len(field))):
-            if field[at].name in gone:
-                del field[at]
-
-
-def declare_weights(model: onnx.ModelProto) -> None:
-    """Say the shapes of weights that are inputs too by now; before version 4 of the format all of them had to be."""
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    declared = {value.name: value for value in graph.input if value.name in weights}
-    for name, tensor in weights.items():
-        if name in declared or model.ir_version < _FREE_WEIGHTS:
-            value = declared[name] if name in declared else graph.input.add()
-            value.CopyFrom(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-
-
-def drop_behind(model: onnx.ModelProto, values: Iterable[str]) -> None:
-    """Without the nodes that only served to compute these values, which nobody reads."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    behind, waiting = set[str](), list(values)
-    while waiting:
-        name = waiting.pop()
-        if name not in behind:
-            behind.add(name)
-            waiting += (*makers[name].input, *read_outside(makers[name])) if name in makers else ()
-    while True:
-        read = _read(model.graph.node, model.graph.output)
-        gone = [i for i, n in enumerate(model.graph.node) if behind & {*n.output} and not read & {*n.output}]
-        if not gone:
-            return
-        for at in reversed(gone):
-            del model.graph.node[at]
-
-
-def _read(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]) -> set[str]:
-    return {name for node in nodes for name in (*node.input, *read_outside(node))} | {value.name for value in outputs}
-
-
-def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    for node in nodes:
-        rename_outside(node, {old: new})
-        for names in (node.input, node.output):
-            for at, name in enumerate(names):
-                if name == old:
-                    names[at] = new
-
-
-def _without_unread(
-    nodes: Sequence[onnx.NodeProto], before: set[str], outputs: Iterable[onnx.ValueInfoProto]
-) -> list[onnx.NodeProto]:
-    """Without nodes whose values were read, and are not any more."""
-    outputs, kept = list(outputs), list(nodes)
-    while True:
-        read = _read(kept, outputs)
-        left = [node for node in kept if any(name in read for name in node.output) or not before & set(node.output)]
-        if len(left) == len(kept):
-            return kept
-        kept = left
-
-
-def _ordered(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes in an order in which they can run, as close as may be to the one that they have."""
-    makers = {name: node for node in nodes for name in node.output}
-    done: set[int] = set()
-    found: list[onnx.NodeProto] = []
-    for first in nodes:
-        waiting = [first]
-        while waiting:
-            node = waiting[-1]
-            read = (*node.input, *read_outside(node))
-            needed = [makers[name] for name in read if name in makers and id(makers[name]) not in done]
-            if id(node) in done or not needed:
-                waiting.pop()
-                if id(node) not in done:
-                    done.add(id(node))
-                    found.append(node)
-            else:
-                waiting.extend(needed)
-    return found

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
 import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.editing.places import Edge, Places
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.recurrent import RECURRENT, STATES_AT, is_start
@@ -22,10 +22,8 @@ from graphsurgery.onnx.importing.sizes import axes_of
 _GROUPS_AT = 6
 """Where torch's convolutions have their groups."""
 
+_ATTENTION = ("com.microsoft.MultiHeadAttention", "com.microsoft.GroupQueryAttention")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
-
-Edge = tuple[int, int]
-"""An input of a node: the number of the node in the file, and of its input."""
 
 
 class Numbers:
@@ -33,10 +31,7 @@ class Numbers:
 
     A file says `Reshape(x, target)`, and `target` is what `Concat(batch, [12, 64])` gives: 12 heads of 64. Now 8 heads
     are left. The network says so itself: its `reshape(x, batch, 12, 64)` has become `reshape(x, batch, 8, 64)`. Entry 1
-    is another number (`_reshape`), so it is looked for in the file: `target` is no constant, its maker is a Concat,
-    whose first input has one entry, so entry 1 of the whole is entry 0 of the second input (`_locate`). That is the
-    constant `[12, 64]`. What is written is for this one input of this one node, `edges[(concat, 1)] = [8, 64]`, as
-    another Concat may share the constant and keep its 12 (`_write`).
+    is another number (`_reshape`), so it is looked for in the file, and put there (`places`).
 
     A number that the file computes (`Shape`, `Gather`, `Mul`, …) and that gives the new size by itself is left alone;
     where it does not, a constant takes its place. Where one input would have to be two numbers, the edit is refused.
@@ -46,7 +41,7 @@ class Numbers:
         graph: what has become of it.
 
     Attributes:
-        edges: constants for single inputs.
+        places: constants for single inputs.
         attributes: of operators, by the number of the node and the name; None for one that goes.
     """
 
@@ -54,9 +49,8 @@ class Numbers:
         self.imported, self.file, self.graph = imported, imported.file, graph
         self.old = {node.name: node for node in imported.graph.module.graph.nodes}
         self.new = {node.name: node for node in graph.module.graph.nodes}
-        self.edges: dict[Edge, np.ndarray[Any, Any]] = {}
+        self.places = Places(imported)
         self.attributes: dict[tuple[int, str], Any] = {}
-        self._written: dict[tuple[Edge, int], int] = {}
 
     def find(self, stays: Callable[[Operator], bool]) -> None:
         """Find them in the operators that stay.
@@ -80,14 +74,14 @@ class Numbers:
             return
         if operator.kind in ("Conv", "ConvTranspose", "GroupNormalization"):
             self._groups(operator, after)
-        elif operator.kind == "com.microsoft.MultiHeadAttention":
+        elif operator.kind in _ATTENTION:
             self._heads(operator, before, after)
         elif operator.kind == "Reshape":
             self._reshape(operator, before, after)
         elif operator.kind == "Slice":
             self._slice(operator, before, after)
         elif tuple(before.meta["value"].shape) != tuple(after.meta["value"].shape):
-            at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(operator.kind)
+            at = {"Expand": 1, "ConstantOfShape": 0, "Resize": 3, "MaxUnpool": 2}.get(operator.kind)
             if at is not None and at < len(operator.inputs) and operator.inputs[at]:
                 self._shape(operator, at, before.meta["value"].shape, after.meta["value"].shape)
 
@@ -121,20 +115,10 @@ class Numbers:
 
     def _shape(self, operator: Operator, at: int, before: Any, after: Any) -> None:
         """The entries of a shape that have changed."""
-        offset = len(before) - self._length(operator.inputs[at])
+        offset = len(before) - self.places.length(operator.inputs[at])
         for axis, (old, new) in enumerate(zip(before, after, strict=True)):
             if old != new and axis >= offset:
-                self._set(operator, at, axis - offset, old, new)
-
-    def _known(self, name: str) -> np.ndarray[Any, Any] | None:
-        """Numbers that stand in the file, or that it computes from such alone."""
-        found = self.file.constants.get(name)
-        return self.imported.fixed.get(name) if found is None else found
-
-    def _length(self, name: str) -> int:
-        """How many sizes there are under a name."""
-        name = self.file.name(name)
-        return self.file.constants[name].size if name in self.file.constants else self.imported.lengths[name]
+                self.places.replace(operator, at, axis - offset, old, new)
 
     def _reshape(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         """The entries of the target that are other numbers now, or are numbers now."""
@@ -145,7 +129,7 @@ class Numbers:
             return
         for place, (was, now) in enumerate(zip(old, new, strict=True)):
             if isinstance(now, int) and was != now:
-                self._write(operator, *self._locate((operator.index, 1), place), now)
+                self.places.put(operator, 1, place, now)
 
     def _split(self, operator: Operator) -> None:
         """The sizes of the parts; where they have been even, and are not any more, they get to be numbers."""
@@ -156,13 +140,13 @@ class Numbers:
             self.attributes[operator.index, "split"] = after
         elif len(operator.inputs) > 1 and operator.inputs[1]:
             for index, (old, new) in enumerate(zip(before, after, strict=True)):
-                self._set(operator, 1, index, old, new)
+                self.places.replace(operator, 1, index, old, new)
         elif len(set(after)) > 1 and ("num_outputs" not in operator.attributes or after != _even(after)):
             self.attributes[operator.index, "num_outputs"] = None
             if operator.opset < 13:
                 self.attributes[operator.index, "split"] = after
             else:
-                self.edges[operator.index, 1] = np.array(after, np.int64)
+                self.places.edges[operator.index, 1] = np.array(after, np.int64)
 
     def _groups(self, operator: Operator, after: fx.Node) -> None:
         """The number of groups of a layer, or of a function that takes it as its last or last but one argument."""
@@ -191,7 +175,7 @@ class Numbers:
         for at in STATES_AT:
             array = self.file.constants.get(self.file.name(operator.inputs[at])) if at < len(operator.inputs) else None
             if array is not None and is_start(array):
-                self.edges[operator.index, at] = np.zeros((*array.shape[:-1], after.hidden_size), array.dtype)
+                self.places.edges[operator.index, at] = np.zeros((*array.shape[:-1], after.hidden_size), array.dtype)
 
     def _heads(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         """The number of heads of an attention, and its scale where heads have another size."""
@@ -201,6 +185,10 @@ class Numbers:
         heads, size = new.meta["value"].shape[1], new.all_input_nodes[0].meta["value"].shape[-1]
         if heads != old.meta["value"].shape[1]:
             self.attributes[operator.index, "num_heads"] = int(heads)
+        if "kv_num_heads" in operator.attributes:
+            groups = int(new.all_input_nodes[1].meta["value"].shape[1])
+            if groups != operator.attributes["kv_num_heads"]:
+                self.attributes[operator.index, "kv_num_heads"] = groups
         if size != old.all_input_nodes[0].meta["value"].shape[-1] and not operator.attributes.get("scale"):
             scale = new.kwargs.get("scale")
             self.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
@@ -217,7 +205,7 @@ class Numbers:
     def _slice(self, operator: Operator, before: fx.Node, after: fx.Node) -> None:
         if before.target is not op.getitem or before.args[1] == after.args[1]:
             return
-        known = self._known(self.file.name(operator.inputs[3])) if len(operator.inputs) > 3 else None
+        known = self.places.known(self.file.name(operator.inputs[3])) if len(operator.inputs) > 3 else None
         axes = axes_of(operator, known)
         if axes is None and len(operator.inputs) > 3:
             raise UnsupportedError(f"{self.file.path}: {operator.name} slices axes that are computed")
@@ -232,54 +220,9 @@ class Numbers:
                     key = operator.index, name
                     self.attributes.setdefault(key, list(operator.attributes[name]))[place] = now
                 elif isinstance(was, fx.Node):
-                    self._write(operator, *self._locate((operator.index, at), place), now)
+                    self.places.put(operator, at, place, now)
                 else:
-                    self._set(operator, at, place, was, now)
-
-    def _set(self, operator: Operator, at: int, place: int, old: int, new: int) -> None:
-        """Put a number where an entry of an input stands, unless the file computes it."""
-        edge, entry = self._locate((operator.index, at), place)
-        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
-        known = self._known(name)
-        if known is not None and known.reshape(-1)[entry] == old:
-            self._write(operator, edge, entry, new)
-
-    def _write(self, operator: Operator, edge: Edge, entry: int, new: int) -> None:
-        """Put a number in a constant, or in place of one that the file computes."""
-        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
-        old = self._known(name)
-        if old is None and self._length(name) > 1:
-            raise UnsupportedError(
-                f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}"
-            )
-        array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
-        if self._written.setdefault((edge, entry), new) != new:
-            raise UnsupportedError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
-        array.reshape(-1)[entry] = new
-
-    def _dtype(self, name: str) -> np.dtype[Any]:
-        """The integers that the file computes under a name."""
-        code = self.file.kinds.get(name, 0)
-        return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)
-
-    def _locate(self, edge: Edge, place: int) -> tuple[Edge, int]:
-        """The constant in which an entry of a shape stands, and its place there; or the input that is computed."""
-        name = self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
-        maker = self._makers.get(name)
-        if name not in self.file.constants and maker is not None and maker.kind == "Cast":
-            return self._locate((maker.index, 0), place)
-        if name in self.file.constants or maker is None or maker.kind != "Concat":
-            return edge, place
-        for at, part in enumerate(maker.inputs):
-            length = self._length(part)
-            if place < length:
-                return self._locate((maker.index, at), place)
-            place -= length
-        return edge, place
-
-    @cached_property
-    def _makers(self) -> dict[str, Operator]:
-        return {name: operator for operator in self.file.operators for name in operator.outputs}
+                    self.places.replace(operator, at, place, was, now)
 
 
 def _behind(node: fx.Node, function: Any) -> fx.Node | None:

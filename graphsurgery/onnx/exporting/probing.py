@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.runtime.index_ranges import Ranges, drawn, ranges_of
 
 GIVEN = "given inputs"
 _NORMAL = "normal"
 _EXAMPLES = 4
 """An output can only be seen to vary on several examples."""
-_INDICES = ((0, 999), (0, 99), (0, 9), (0, 1), (1, 4), (1, 2), (1, 1))
-"""Ranges of random indices that are tried; tables have as many rows or more, and lengths are not 0."""
 
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "noise from 0 to 1": torch.special.ndtr,
@@ -53,54 +52,21 @@ def feeds(network: ModelGraph, batches: Sequence[int], inputs: Sequence[Tensor] 
     sizes = list(batches)
     while sizes and sum(sizes) < _EXAMPLES:
         sizes.append(sizes[-1])
-    limits = index_range(network, sizes[0]) if sizes else (0, 0)
+    ranges = ranges_of(network, sizes[0]) if sizes else Ranges()
     found = []
     for number, size in enumerate(sizes):
         again = 1000 * number if size in sizes[:number] else 0
-        found.append(Feed(f"batch {size}", _NORMAL, _noise(network, size, size + again, limits)))
+        found.append(Feed(f"batch {size}", _NORMAL, drawn(network, size, size + again, ranges)))
     if inputs is not None:
         real = tuple(x.cpu().float() if x.is_floating_point() else x.cpu() for x in inputs)
         return [*found, Feed(GIVEN, GIVEN, real)]
-    if not any(spec.dtype.is_floating_point for spec in network.inputs):
+    noise = [ranges.of(at, spec) is None for at, spec in enumerate(network.inputs)]
+    if not any(noise):
         return found
     middle = sorted(sizes)[len(sizes) // 2] if sizes else 1
     for label, scaled in _SCALES.items():
         for number in range(-(-_EXAMPLES // middle)):
-            tensors = _noise(network, middle, 100 + number, limits)
-            tensors = tuple(scaled(x) if x.is_floating_point() else x for x in tensors)
-            found.append(Feed(label, label, tensors))
+            tensors = drawn(network, middle, 100 + number, ranges)
+            scaled_too = (scaled(x) if is_noise else x for x, is_noise in zip(tensors, noise, strict=True))
+            found.append(Feed(label, label, tuple(scaled_too)))
     return found
-
-
-def _noise(network: ModelGraph, size: int, seed: int, limits: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Normal noise; of inputs that are no floating numbers random indices within limits, bytes and flags."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for x in network.example_inputs(size, seed=seed):
-        if not x.is_floating_point():
-            low, high = range_of(x.dtype, limits)
-            x = torch.randint(low, high + 1, x.shape, generator=generator).to(x.dtype)
-        found.append(x)
-    return tuple(found)
-
-
-def range_of(dtype: torch.dtype, limits: tuple[int, int]) -> tuple[int, int]:
-    """Of what no network takes as an index, the range that its dtype has; else these limits."""
-    if dtype == torch.bool:
-        return 0, 1
-    return (0, 255) if dtype == torch.uint8 and limits[1] > 0 else limits
-
-
-def index_range(network: ModelGraph, size: int) -> tuple[int, int]:
-    """The smallest and the largest of random indices that the network takes; twice 0 where it takes no others."""
-    if all(spec.dtype.is_floating_point for spec in network.inputs):
-        return 0, 0
-    for limits in _INDICES:
-        try:
-            with torch.no_grad():
-                for drawn in (limits, *((end, end) for end in limits)):  # few draws do not meet both ends
-                    network.module.forward(*_noise(network, size, 0, drawn))  # a call would print what fails
-        except Exception:  # an index out of range, in whatever way the operator says so
-            continue
-        return limits
-    return 0, 0

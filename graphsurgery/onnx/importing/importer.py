@@ -19,7 +19,6 @@ from graphsurgery.errors import CheckFailedError, CheckpointError, SurgeryError,
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
-from graphsurgery.onnx.exporting.probing import index_range, range_of
 from graphsurgery.onnx.files.axes import Given, axes_of
 from graphsurgery.onnx.files.given import given_model
 from graphsurgery.onnx.files.model_file import lineage_in
@@ -30,6 +29,7 @@ from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
+from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.progress import phase
 from graphsurgery.tracing.trace import trace
 
@@ -181,10 +181,10 @@ def _described(graph: ModelGraph, inputs: Inputs, *, weights: bool) -> ModelGrap
     graph = replace(graph, inputs=tuple(specs))
     if not weights or all(spec.dtype.is_floating_point for spec in specs):
         return graph
-    limits = index_range(graph, next(iter(inputs.examples.values())).shape[0] if any(inputs.batched) else 1)
-    ranges = [(0, 0) if spec.dtype.is_floating_point else range_of(spec.dtype, limits) for spec in specs]
-    found = [replace(spec, low=low, high=high) for spec, (low, high) in zip(specs, ranges, strict=True)]
-    return replace(graph, inputs=tuple(found))
+    found = ranges_of(graph, graph.batch)
+    ranges = [(0, 0) if spec.dtype.is_floating_point else found.of(n, spec) or (0, 0) for n, spec in enumerate(specs)]
+    limited = [replace(spec, low=low, high=high) for spec, (low, high) in zip(specs, ranges, strict=True)]
+    return replace(graph, inputs=tuple(limited))
 
 
 def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:

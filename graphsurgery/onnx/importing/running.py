@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
 from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.unpooling import PLACES_AT, only_lead_back
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -166,6 +168,8 @@ class Runner:
         self.values: dict[str, Any] = {}
         self.inner: set[str] = set()
         """Values in which the fixed batch has become the inner part of an axis."""
+        self.places: set[str] = set()
+        """Places of pools that are counted as torch does."""
 
     def run(self, inputs: Sequence[Any]) -> Any:
         file = self.plan.file
@@ -216,18 +220,35 @@ class Runner:
             return sizes.compute(operator, given)
         places = operators.SIZES_AT.get(operator.kind, ())
         arguments = [
-            self._size(value, name) if at in places else self._operand(operator, at, value)
+            self._size(operator, value, name) if at in places else self._operand(operator, at, value)
             for at, (name, value) in enumerate(zip(operator.inputs, given, strict=True))
         ]
         while arguments and arguments[-1] is None:
             arguments.pop()
         arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
-        read = Watched(operator.attributes)
-        found = as_tuple(operators.OPERATORS[operator.kind](replace(operator, attributes=read), *arguments))
+        if operator.kind in ("MaxPool", "MaxUnpool"):
+            operator = self._with_places(operator, arguments[0])
+        read, rule = Watched(operator.attributes), operators.OPERATORS[operator.kind]
+        if not _takes(rule, len(arguments)):
+            raise operators.UnlikeTorchError(f"one with {len(arguments)} inputs")
+        found = as_tuple(rule(replace(operator, attributes=read), *arguments))
         self.plan.require_known(operator, read)
         if any(name in self.plan.needed for name in operator.outputs[len(found) :]):
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
+        self.places.update(operator.outputs[PLACES_AT:] if operator.kind == "MaxPool" else ())
         return tuple(None if value is None else _boxed(value) for value in found)
+
+    def _with_places(self, operator: Operator, x: Any) -> Operator:
+        """A pool without places that nobody reads, or whose places are those of torch to all that read them."""
+        file = self.plan.file
+        if operator.kind == "MaxUnpool":
+            if file.name(operator.inputs[PLACES_AT]) not in self.places:
+                raise operators.UnlikeTorchError("one with places that are not those of a pool of its shape")
+        elif not self.plan.needed.intersection(operator.outputs[PLACES_AT:]):
+            return replace(operator, outputs=operator.outputs[:PLACES_AT])
+        elif not only_lead_back(file, operator, operators.shape_of(x)[2:]):
+            raise operators.UnlikeTorchError("a pool whose places are read otherwise than to lead back to them")
+        return operator
 
     def _recurrent(self, operator: Operator, layer: Any, x: Any) -> tuple[Any, ...]:
         lengths = self.sequence_lengths(operator)
@@ -283,14 +304,17 @@ class Runner:
         known = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype != object]
         return {name: self._operand(operator, -1, value) for name, value in given.items() if name not in known}
 
-    def _size(self, value: Any, name: str) -> Any:
+    def _size(self, operator: Operator, value: Any, name: str) -> Any:
         """Sizes as numbers, also those of a constant that is data elsewhere."""
         name = self.plan.file.name(name) if name else ""
         if value is None or isinstance(value, np.ndarray):
             return value
         if name in self.plan.file.constants:
             return self.plan.file.constants[name]
-        raise TraceError("a size or an option is computed from data")
+        raise TraceError(
+            f"{operator.name} ({operator.kind}): {name}, a size or an option, is computed from data; "
+            "export it as a number"
+        )
 
     def _operand(self, operator: Operator, at: int, value: Any) -> Any:
         """A tensor, or a number in its place."""
@@ -325,6 +349,16 @@ class Runner:
         target, inner = freed(arguments[0], self.plan.shapes[name], name in self.inner, arguments[1], fixed)
         self.inner.update(operator.outputs if inner else ())
         return [arguments[0], target]
+
+
+@cache
+def _takes(rule: Callable[..., Any], count: int) -> bool:
+    """Whether a rule reads so many inputs."""
+    try:
+        inspect.signature(rule).bind(None, *[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 def on_sizes(plan: RunPlan, operator: Operator, given: Sequence[Any]) -> bool:

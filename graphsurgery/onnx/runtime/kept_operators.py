@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_
 from graphsurgery.onnx.files.macs import macs
 from graphsurgery.onnx.files.parameters import learnt_in, learnt_inside
 from graphsurgery.onnx.files.storage import bytes_of
+from graphsurgery.onnx.runtime.asked_sizes import asked_sizes, known
 from graphsurgery.onnx.runtime.sessions import open_session
 
 
@@ -41,6 +43,18 @@ class OnnxOperator(nn.Module):
         self.reason = reason
         self._session: onnxruntime.InferenceSession | None = None
 
+    @cached_property
+    def sized_by(self) -> tuple[int, ...]:
+        """Which of its inputs say how large its results become."""
+        model = onnx.ModelProto.FromString(self.content)
+        found = asked_sizes(model.graph)
+        return tuple(at for at, value in enumerate(model.graph.input) if value.name in found)
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether `sized_by` are all of them."""
+        return all(map(known, onnx.ModelProto.FromString(self.content).graph.node))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}
 
@@ -58,8 +72,11 @@ class OnnxOperator(nn.Module):
     def _run(self, values: Sequence[Tensor]) -> Any:
         """The outputs as arrays; of tensors without values some of their shape."""
         assert self._session is not None
-        for flag in (False, True):  # of two branches one may not take the sizes
-            real = [_any(v, flag=flag) if v.is_meta else v.detach().cpu() for v in values]
+        tried = self._fills(values)
+        for number, (flag, size) in enumerate(tried, 1):
+            fills = [size if at in self.sized_by else None for at in range(len(values))]
+            pairs = zip(values, fills, strict=True)
+            real = [_any(v, flag, fill) if v.is_meta else v.detach().cpu() for v, fill in pairs]
             arrays = [v.float().numpy() if v.is_floating_point() else v.numpy() for v in real]
             named = zip(self._session.get_inputs(), arrays, strict=True)
             # Sizes are of 64 bits here, whatever the file has.
@@ -67,14 +84,21 @@ class OnnxOperator(nn.Module):
             try:
                 return self._session.run(None, feed)
             except Exception:  # ONNX Runtime's errors have no public base class
-                if flag or not any(v.is_meta and v.dtype == torch.bool for v in values):
+                if number == len(tried):
                     raise
         return None
 
+    def _fills(self, values: Sequence[Tensor]) -> list[tuple[bool, int]]:
+        """Which flags and which sizes are tried of tensors without values: of two branches one may not take them."""
+        flags = (False, True) if any(v.is_meta and v.dtype == torch.bool for v in values) else (False,)
+        sizes = (1, 0) if any(values[at].is_meta for at in self.sized_by) else (0,)
+        return [(flag, size) for size in sizes for flag in flags]
 
-def _any(value: Tensor, *, flag: bool) -> Tensor:
-    """Numbers for a tensor without values: indices are valid ones."""
-    fill = int(flag) if value.dtype == torch.bool else int(value.is_floating_point())
+
+def _any(value: Tensor, flag: bool, size: int | None) -> Tensor:
+    """Numbers for a tensor without values: indices are valid ones; sizes are this one, where it holds sizes."""
+    number = int(value.is_floating_point()) if size is None else size
+    fill = int(flag) if value.dtype == torch.bool else number
     return torch.full(value.shape, fill, dtype=value.dtype, device="cpu")
 
 

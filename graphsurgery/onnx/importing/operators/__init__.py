@@ -5,6 +5,7 @@ Only operators and options whose meaning is certain are here; everything else is
 
 from graphsurgery.onnx.importing.operators import (
     activations,
+    attention,
     elementwise,
     movement,
     norms,
@@ -35,4 +36,4 @@ __all__ = [
     "transposed_options",
 ]
 
-_TABLES = (activations, elementwise, movement, norms, pixels, products, reductions)
+_TABLES = (activations, attention, elementwise, movement, norms, pixels, products, reductions)

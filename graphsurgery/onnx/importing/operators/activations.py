@@ -90,20 +90,3 @@ def _fused_matmul(operator: Operator, a: Value, b: Value) -> Value:
     alpha = given.get("alpha", 1.0)
     y = torch.matmul(a, b)
     return y if alpha == 1 else y * alpha
-
-
-@rule("com.microsoft.MultiHeadAttention")
-def _multi_head(operator: Operator, q: Value, k: Value, v: Value, bias: Value | None = None) -> Value:
-    """Of queries, keys and values `[batch, tokens, heads · size]`, without a mask or a cache."""
-    heads = operator.attributes["num_heads"]
-    if rank(q) != 3 or rank(k) != 3 or operator.attributes.get("mask_filter_value", -10000.0) != -10000.0:
-        raise UnlikeTorchError("an attention whose heads are packed")
-    if any(operator.outputs[1:]):
-        raise UnlikeTorchError("an attention with a cache")
-    if bias is not None:
-        width, inner = shape_of(q)[2], shape_of(v)[2]
-        q, k, v = q + bias[:width], k + bias[width : 2 * width], v + bias[2 * width : 2 * width + inner]
-    parts = [x.reshape(x.shape[0], x.shape[1], heads, shape_of(x)[2] // heads).transpose(1, 2) for x in (q, k, v)]
-    causal, scale = bool(operator.attributes.get("unidirectional", 0)), operator.attributes.get("scale") or None
-    y = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=causal, scale=scale).transpose(1, 2)
-    return y.reshape(y.shape[0], y.shape[1], shape_of(v)[2])

@@ -78,6 +78,10 @@ def _cast(operator: Operator, x: Value) -> Value:
 
 @rule("CastLike")
 def _cast_like(_: Operator, x: Value, like: Value) -> Value:
+    if not rank(like) and not hasattr(like, "dtype"):
+        raise UnlikeTorchError("a change to what a number is")
+    if type(x) in (bool, int, float):
+        return float(x) if like.is_floating_point() else (bool if like.dtype == torch.bool else int)(x)
     return x if x.is_floating_point() and like.is_floating_point() else x.to(like.dtype)
 
 

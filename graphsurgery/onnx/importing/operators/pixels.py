@@ -33,13 +33,28 @@ def _global_lp(operator: Operator, x: Value) -> Value:
 
 @rule("MaxPool")
 def _max_pool(operator: Operator, x: Value) -> Value:
-    if len(operator.outputs) > 1 or operator.attributes.get("storage_order"):
-        raise UnlikeTorchError("a pool that also gives indices")
+    places, by_columns = len(operator.outputs) > 1, operator.attributes.get("storage_order")
     kernel = tuple(operator.attributes["kernel_shape"])
+    if places and by_columns:
+        raise UnlikeTorchError("a pool that gives places by columns")
     x, padding = padded(operator, x, kernel, -math.inf)
     function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
     stride, dilation = per_axis(operator, "strides", len(kernel)), per_axis(operator, "dilations", len(kernel))
-    return function(x, kernel, stride, padding, dilation, bool(operator.attributes.get("ceil_mode", 0)))
+    ceil = bool(operator.attributes.get("ceil_mode", 0))
+    if not places:
+        return function(x, kernel, stride, padding, dilation, ceil)
+    found = function(x, kernel, stride, padding, dilation, ceil, return_indices=True)
+    return found[0], found[1]
+
+
+@rule("MaxUnpool")
+def _max_unpool(operator: Operator, x: Value, places: Value, shape: Sizes | None = None) -> Value:  # noqa: ARG001
+    """What a pool left goes back to its places; `unpooling` says to which of them."""
+    kernel = tuple(operator.attributes["kernel_shape"])
+    dims = len(kernel)
+    padding = tuple(operator.attributes.get("pads", (0,) * 2 * dims))[:dims]
+    function = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[dims - 1]
+    return function(x, places, kernel, per_axis(operator, "strides", dims), padding)
 
 
 @rule("AveragePool")

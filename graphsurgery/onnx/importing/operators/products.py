@@ -55,4 +55,6 @@ def _attention(operator: Operator, q: Value, k: Value, v: Value, mask: Value | N
     if rank(q) != 4 or len(operator.outputs) > 1 or given.get("softcap") or shape_of(q)[1] != shape_of(k)[1]:
         raise UnlikeTorchError("an attention with packed heads, a cache or a cap")
     scale, causal = given.get("scale"), bool(given.get("is_causal", 0))
+    if causal and mask is not None:
+        raise UnlikeTorchError("an attention with a mask that is causal besides")
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

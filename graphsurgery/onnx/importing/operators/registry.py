@@ -20,7 +20,8 @@ OPERATORS: dict[str, _Rule] = {}
 SIZES_AT: dict[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Split": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "TopK": (1,),
     "CumSum": (1,), "Trilu": (1,), "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3), "Resize": (1, 2, 3), "Upsample": (1,),
-    "Clip": (1, 2), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Dropout": (1, 2),
+    "Clip": (1, 2), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Dropout": (1, 2), "MaxUnpool": (2,),
+    "com.microsoft.GroupQueryAttention": (6,),
 }  # fmt: skip
 """Which inputs of an operator are sizes and options, not data."""
 
