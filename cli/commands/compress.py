@@ -26,6 +26,7 @@ from graphsurgery.cli.editing import EDITING, Editing, EditSession, data_of
 from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.errors import SurgeryError
+from graphsurgery.training.loop.plan import Execution
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
@@ -108,7 +109,7 @@ class Cutting:
 
 @Parameter(name="*", group="Fine-tuning")
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Execution):
     """How accuracy is brought back, where data are given."""
 
     epochs: int | None = None
@@ -124,12 +125,10 @@ class Tuning:
     of .npz files with an array for each input; or a data spec, whose labels are not looked at. A part is held out to
     measure agreement with the original. Images are prepared as the network says, or as FOLDER?mean=0.5&std=0.5 does
     (also resize, crop)."""
-    device: str = "auto"
-    """Where to fine-tune: auto, cpu, cuda or any torch device."""
 
     def settings(self, seed: int) -> dict[str, Any]:
         """What changes in the plan of the training."""
-        chosen = {"device": self.device, "seed": seed, "epochs": self.epochs, "lr": self.lr}
+        chosen = {**self.execution(), "seed": seed, "epochs": self.epochs, "lr": self.lr}
         return {name: value for name, value in chosen.items() if value is not None}
 
     def check(self, data: str | None) -> None:
@@ -143,6 +142,10 @@ class Tuning:
                 )
             if self.recover is not None:
                 raise SurgeryError(f"compress: --recover {self.recover} needs examples; give --data or --calib")
+        if not self.epochs and self.calib is None and (self.tracker != "none" or self.mixed_precision != "no"):
+            raise SurgeryError(
+                "compress: --tracker and --mixed-precision are of the fine-tuning; give --epochs with --data, or --calib"
+            )
 
 
 _CUTTING = Cutting()

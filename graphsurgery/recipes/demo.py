@@ -10,7 +10,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.delivery.deliver import deliver
 from graphsurgery.recipes.merging.merge import merge
-from graphsurgery.recipes.merging.plan import default_plan
+from graphsurgery.recipes.merging.plan import MergeWishes
 from graphsurgery.recipes.outcome import Check, Outcome
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data.loading import load_data
@@ -49,7 +49,7 @@ def demo(
     def keep(graph: ModelGraph) -> None:
         save(graph, folder / "merged.pt")
 
-    merging = default_plan(parents, seed, controls=CONTROLS)
+    merging = MergeWishes(controls=",".join(CONTROLS), **PLAN.execution()).plan(parents, seed)
     merged = merge(parents, examples, merging, reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
