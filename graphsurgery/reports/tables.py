@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutcomeTable(Sheet):
-    """The result table, notes under the names, the row that is best on validation data marked, in whatever width there is.
+    """The result table, notes under the names, in whatever width there is; what is best on validation data is marked.
 
     Without colors the word "best" still marks the row.
     """

@@ -108,7 +108,7 @@ class _Stage:
         self.run, self.stage = run, stage
         self.at = Position()
         self.best_weights: dict[str, Tensor] | None = None
-        self.place = folder_of(plan.tracker, run and run.folder)
+        self.place = folder_of(plan.tracker, None if run is None else run.folder)
         self.accelerator = make_accelerator(plan.device, plan.mixed_precision, plan.tracker, self.place)
         self.examples = Examples(dataset, self.accelerator.device, workers=plan.workers)
         objective.to(self.accelerator.device)

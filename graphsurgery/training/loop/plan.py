@@ -1,7 +1,6 @@
 """How to train: the plan of one stage, by what it is executed, and the learning-rate schedules."""
 
-from __future__ import annotations
-
+# Types are no texts here: where `Execution` is inherited, command lines read them without the names of this file.
 import importlib.metadata
 import math
 from collections.abc import Mapping

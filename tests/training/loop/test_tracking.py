@@ -68,7 +68,7 @@ def test_a_tracker_ends_with_a_training_that_fails(blobs, make_net, tmp_path):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(TRACKERS, "wandb", ("graphsurgery-never-made",))
     with pytest.raises(
-        SurgeryError, match="^tracker wandb: its package is missing; pip install graphsurgery-never-made$"
+        SurgeryError, match=r"^tracker wandb: its package is missing; pip install graphsurgery-never-made$"
     ):
         TrainingPlan(tracker="wandb")
 
@@ -82,7 +82,7 @@ def test_a_tracker_needs_a_run_folder(blobs, make_net):
 @pytest.mark.usefixtures("tensorboard")
 def test_a_tracker_that_cannot_begin_is_one_line(blobs, make_net, tmp_path, monkeypatch):
     monkeypatch.setattr(SummaryWriter, "__init__", lambda *_, **__: 1 / 0)
-    with pytest.raises(SurgeryError, match="tracker tensorboard: cannot begin .*division by zero"):
+    with pytest.raises(SurgeryError, match=r"tracker tensorboard: cannot begin .*division by zero"):
         trained(make_net(), blobs, replace(PLAN, tracker="tensorboard"), Run(tmp_path))
 
 
@@ -107,7 +107,7 @@ def test_weights_and_biases_has_a_run_for_each_stage(blobs, make_net, tmp_path, 
         def config(self):
             return self
 
-        def update(self, values, allow_val_change):
+        def update(self, values, **_):
             told["config"] = values
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb())
@@ -141,5 +141,5 @@ def test_a_precision_that_the_device_has_not_is_refused(monkeypatch):
         raise ValueError("bf16 requires another device")
 
     monkeypatch.setattr("accelerate.Accelerator", unsupported)
-    with pytest.raises(SurgeryError, match="mixed precision bf16: not on this cpu .*; use no"):
+    with pytest.raises(SurgeryError, match=r"mixed precision bf16: not on this cpu .*; use no"):
         devices.make_accelerator("cpu", "bf16")

@@ -1,0 +1,73 @@
+"""Every command that trains says by the same options where it does, how exactly, and who is told."""
+
+import json
+
+import pytest
+from stand_in_tensorboard import SummaryWriter, installed
+
+from graphsurgery.cli import app, run
+from graphsurgery.cli.arguments.cutting import TUNING
+from graphsurgery.cli.commands import grow, lottery, merge, mimic, slim, supermask, train
+from graphsurgery.training.loop.plan import Execution
+
+SPEC = "paper/cnn?width=3"
+DATA = ["--data", "digits?train=200"]
+TRAINING = {
+    "train": ([SPEC, *DATA, "--epochs", "1", "-o", "new.pt"], train._PLAN),
+    "merge": (["a.pt", "b.pt", *DATA, "--wide-epochs", "1", "--epochs", "1", "--no-control", "-o", "m.pt"], merge._WISHES),
+    "grow": (["a.pt", *DATA, "--by", "1.5x", "--epochs", "1", "--no-control", "-o", "new.pt"], grow._CONTINUING),
+    "mimic": (["--teacher", "a.pt", "--student", SPEC, *DATA, "--epochs", "1", "-o", "new.pt"], mimic._LEARNING),
+    "slim": (["a.pt", *DATA, "--epochs", "1", "-o", "new.pt"], slim._TRAINING),
+    "lottery": ([SPEC, *DATA, "--epochs", "1", "--rounds", "1", "-o", "tickets"], lottery._LEARNING),
+    "supermask": (["paper/mlp?hidden=9", "--data", "sine", "--epochs", "1", "-o", "new.pt"], supermask._LEARNING),
+    "compress": (["a.pt", *DATA, "--keep", "0.5", "--epochs", "1", "-o", "new.pt"], TUNING),
+}  # fmt: skip
+"""What makes a command train, and its options."""
+
+
+def options_of(command):
+    """By the name of every option: where its value goes."""
+    collection = app[command].assemble_argument_collection()
+    return {name: argument for argument in collection for name in argument.names}
+
+
+def test_no_other_command_trains():
+    """A command with epochs is one of these; factorize, widen and deepen only edit."""
+    found = {command for command in app if not command.startswith("-") and "--epochs" in options_of(command)}
+    assert found == set(TRAINING)
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_the_plan_is_the_option_group(command):
+    assert isinstance(TRAINING[command][1], Execution)
+    options = options_of(command)
+    assert {"--mixed-precision", "--device", "--workers", "--tracker"} <= set(options)
+    assert options["--tracker"].parameter.help == options_of("train")["--tracker"].parameter.help
+
+
+@pytest.mark.parametrize("command", TRAINING)
+@pytest.mark.usefixtures("here")
+def test_what_a_command_trains_gets_its_options(command, capsys, monkeypatch):
+    """The device, the precision and the tracker; and of every network in the table validation data say how good it is."""
+    installed(monkeypatch)
+    tokens, _ = TRAINING[command]
+    execution = ["--tracker", "tensorboard", "--mixed-precision", "bf16", "--device", "cpu"]
+    assert run([command, *tokens, *execution, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    folder = "tickets/states" if command == "lottery" else f"runs/{command}-0001"
+    assert SummaryWriter.made
+    for place, writer in SummaryWriter.made.items():
+        assert place.startswith(f"{folder}/tensorboard/")
+        assert (writer.config["device"], writer.config["mixed_precision"]) == ("cpu", "bf16")
+        assert {"train/total", "validation/loss", "lr"} <= set(writer.scalars)
+        assert writer.closed
+    told = found.get("outcome", found.get("lottery", {"rows": []}))
+    assert all(row["validation"][told["metric"]] is not None for row in told["rows"])
+    assert bool(told["rows"]) == (command != "train")
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_missing_tracker_is_one_line(command, fails, monkeypatch):
+    monkeypatch.setitem(plan.TRACKERS, "wandb", ("no-such",))
+    code, line = fails(command, *TRAINING[command][0], "--tracker", "wandb")
+    assert (code, line) == (2, "tracker wandb: its package is missing; pip install no-such")
