@@ -8,20 +8,21 @@ from stand_in_tensorboard import SummaryWriter, installed
 from graphsurgery.cli import app, run
 from graphsurgery.cli.arguments.cutting import TUNING
 from graphsurgery.cli.commands import grow, lottery, merge, mimic, slim, supermask, train
-from graphsurgery.training.loop.plan import Execution
+from graphsurgery.training.loop.plan import TRACKERS, Execution
 
 SPEC = "paper/cnn?width=3"
 DATA = ["--data", "digits?train=200"]
+ONCE = ["--epochs", "1", "-o", "new.pt"]
 TRAINING = {
-    "train": ([SPEC, *DATA, "--epochs", "1", "-o", "new.pt"], train._PLAN),
-    "merge": (["a.pt", "b.pt", *DATA, "--wide-epochs", "1", "--epochs", "1", "--no-control", "-o", "m.pt"], merge._WISHES),
-    "grow": (["a.pt", *DATA, "--by", "1.5x", "--epochs", "1", "--no-control", "-o", "new.pt"], grow._CONTINUING),
-    "mimic": (["--teacher", "a.pt", "--student", SPEC, *DATA, "--epochs", "1", "-o", "new.pt"], mimic._LEARNING),
-    "slim": (["a.pt", *DATA, "--epochs", "1", "-o", "new.pt"], slim._TRAINING),
-    "lottery": ([SPEC, *DATA, "--epochs", "1", "--rounds", "1", "-o", "tickets"], lottery._LEARNING),
-    "supermask": (["paper/mlp?hidden=9", "--data", "sine", "--epochs", "1", "-o", "new.pt"], supermask._LEARNING),
-    "compress": (["a.pt", *DATA, "--keep", "0.5", "--epochs", "1", "-o", "new.pt"], TUNING),
-}  # fmt: skip
+    "train": ([SPEC, *DATA, *ONCE], train._PLAN),
+    "merge": (["a.pt", "b.pt", *DATA, "--wide-epochs", "1", "--no-control", *ONCE], merge._WISHES),
+    "grow": (["a.pt", *DATA, "--by", "1.5x", "--no-control", *ONCE], grow._CONTINUING),
+    "mimic": (["--teacher", "a.pt", "--student", SPEC, *DATA, *ONCE], mimic._LEARNING),
+    "slim": (["a.pt", *DATA, *ONCE], slim._TRAINING),
+    "lottery": ([SPEC, *DATA, "--rounds", "1", *ONCE], lottery._LEARNING),
+    "supermask": (["paper/mlp?hidden=9", "--data", "sine", *ONCE], supermask._LEARNING),
+    "compress": (["a.pt", *DATA, "--keep", "0.5", *ONCE], TUNING),
+}
 """What makes a command train, and its options."""
 
 
@@ -48,13 +49,13 @@ def test_the_plan_is_the_option_group(command):
 @pytest.mark.parametrize("command", TRAINING)
 @pytest.mark.usefixtures("here")
 def test_what_a_command_trains_gets_its_options(command, capsys, monkeypatch):
-    """The device, the precision and the tracker; and of every network in the table validation data say how good it is."""
+    """Device, precision and tracker; and of every network in the table validation data say how good it is."""
     installed(monkeypatch)
     tokens, _ = TRAINING[command]
     execution = ["--tracker", "tensorboard", "--mixed-precision", "bf16", "--device", "cpu"]
     assert run([command, *tokens, *execution, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    folder = "tickets/states" if command == "lottery" else f"runs/{command}-0001"
+    folder = "new.pt/states" if command == "lottery" else f"runs/{command}-0001"
     assert SummaryWriter.made
     for place, writer in SummaryWriter.made.items():
         assert place.startswith(f"{folder}/tensorboard/")
@@ -68,6 +69,6 @@ def test_what_a_command_trains_gets_its_options(command, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", TRAINING)
 def test_a_missing_tracker_is_one_line(command, fails, monkeypatch):
-    monkeypatch.setitem(plan.TRACKERS, "wandb", ("no-such",))
+    monkeypatch.setitem(TRACKERS, "wandb", ("no-such",))
     code, line = fails(command, *TRAINING[command][0], "--tracker", "wandb")
     assert (code, line) == (2, "tracker wandb: its package is missing; pip install no-such")

@@ -53,7 +53,7 @@ def recovered(graph, digits, epochs=2, data=None):
 def test_agreement_comes_back_and_the_original_stays(graph, digits):
     before = {name: tensor.clone() for name, tensor in graph.tensors().items()}
     small, outcome = recovered(graph, digits)
-    rows = {row.name: row.test for row in outcome.rows}
+    rows = {row.name: row.validation for row in outcome.rows}
     assert outcome.metric == "agreement"
     assert rows["original"]["agreement"] == pytest.approx(
         1, abs=1.5 / len(digits.validation)
