@@ -208,6 +208,8 @@ class CutSession(EditSession):
 
     def deliver(self, made: Compressed) -> None:
         """Write all that was asked for, the network first; where a latency is promised, the file that keeps it."""
+        if not self.is_first:
+            return
         outcome, exports = made.outcome, "onnx" in self.files
         if made.promise is not None and self.output.suffix != ".onnx":
             outcome = self.exported(made) if exports else self.tried(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -85,6 +86,8 @@ def compress(
             "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
             "--round-to auto"
         )
+    if (cutting.to_latency or cutting.auto_step) and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SurgeryError("compress: each of several processes would measure another latency; start one")
     session.document |= {} if data is None else {"data": data}
     graph, recovery = _opened(model, data, tuning, editing)
     task = _Task(session, graph, recovery, cutting, tuning, measuring.timing(), editing.seed, run)

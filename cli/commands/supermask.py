@@ -91,7 +91,7 @@ def supermask(
     books = session.begin("supermask", {**session.document, "plan": plan.what_fixes_the_result()})
     outcome = recipe(spec, examples, plan, **books).outcome
     found = outcome.supermask
-    size = save_supermask(found, output)
+    size = save_supermask(found, output) if session.is_first else 0
     screen.show(OutcomeTable(outcome))
     screen.checks(outcome.checks)
     screen.line("mask", outcome.verdict)

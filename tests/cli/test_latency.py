@@ -159,6 +159,14 @@ def test_a_promise_that_training_breaks_is_not_written(tokens, file, capsys, mon
     assert sorted(file.parent.iterdir()) == there
 
 
+@pytest.mark.usefixtures("file")
+def test_one_process_measures(fails, monkeypatch):
+    """Each of several would disturb the others, and find other widths."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, line = fails("compress", "a.onnx", "--target", "latency=0.5x", "-o", "small.onnx")
+    assert (code, line) == (2, "compress: each of several processes would measure another latency; start one")
+
+
 BAD = {
     "labels": (["--keep", "0.5", "--calib", "digits", "--recover", "labels"], "--calib gives examples without labels"),
     "nothing": (["--keep", "0.5", "--recover", "mimic"], "--recover mimic needs examples; give --data or --calib"),
