@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
     from graphsurgery.onnx.runtime.latency import Pair, Timing
     from graphsurgery.recipes.compression.cost_table import CostTable, Steps
-    from graphsurgery.recipes.compression.to_latency import LatencyCut
+    from graphsurgery.recipes.compression.to_latency import LatencyCut, Promise
     from graphsurgery.recipes.contracts.edit_checks import CutCheck
     from graphsurgery.recipes.outcome import Outcome
     from graphsurgery.surgery.channels.targets import Target
@@ -166,8 +166,8 @@ def show_latency(screen: Screen, found: LatencyCut) -> dict[str, Any]:
     return found.as_dict()
 
 
-def show_promise(screen: Screen, target: Target, timed: Callable[[Timing], Pair], timing: Timing) -> dict[str, Any]:
-    """Measure the promise on the file that is delivered; the same for the document.
+def show_promise(screen: Screen, target: Target, timed: Callable[[Timing], Pair], timing: Timing) -> Promise:
+    """Measure the promise on the file that is delivered.
 
     Raises:
         CheckFailedError: it is not kept.
@@ -180,7 +180,7 @@ def show_promise(screen: Screen, target: Target, timed: Callable[[Timing], Pair]
     busy = promise.pair.before.interrupted + promise.pair.after.interrupted
     if busy > 0.1 * 2 * promise.pair.after.runs:
         screen.line("note", f"the machine was busy: {busy} runs were interrupted again and again", "yellow")
-    return promise.as_dict()
+    return promise
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,13 @@ class Compressed:
 
 @dataclass
 class CutSession(EditSession):
-    """What the command that removes channels says and writes: the network, and beside it an ONNX file and a report."""
+    """What the command that removes channels says and writes: the network, and beside it an ONNX file and a report.
+
+    Attributes:
+        promised: the latency that was measured on what is delivered, in words.
+    """
+
+    promised: str = ""
 
     def deliver(self, made: Compressed) -> None:
         """Write all that was asked for, the network first; where a latency is promised, the file that keeps it."""
@@ -255,7 +261,12 @@ class CutSession(EditSession):
         """Write the HTML report, where one is asked for."""
         if "report" in self.files:
             files = {what: str(path) for what, path in self.files.items()}
-            write_page(replace(outcome, files=files), self.files["report"], str(self.document.get("data") or ""))
+            verdict = "; ".join(filter(None, (self.promised, outcome.verdict)))
+            write_page(
+                replace(outcome, files=files, verdict=verdict),
+                self.files["report"],
+                str(self.document.get("data") or ""),
+            )
 
 
 def outcome_of_cut(

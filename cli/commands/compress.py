@@ -158,7 +158,8 @@ class _Task:
 
         def measure(file: Path) -> None:
             timed = partial(files.timed_file, file)
-            session.document["promise"] = show_promise(session.screen, target, timed, timing)
+            promise = show_promise(session.screen, target, timed, timing)
+            session.document["promise"], session.promised = promise.as_dict(), str(promise)
 
         return measure
 

@@ -119,9 +119,10 @@ def test_the_promise_is_of_the_file_that_is_delivered(delivered, capsys, monkeyp
     monkeypatch.setattr(to_latency, "measure_pair", measure_pair)
     files = ["a.onnx", "-o", "small.onnx"] if delivered == "small.onnx" else ["a.pt", "-o", "small.pt"]
     files += ["--onnx", delivered] if delivered == "beside.onnx" else []
-    assert run(["compress", *files, "--target", "latency=0.5x"]) == 0
+    assert run(["compress", *files, "--target", "latency=0.5x", "--report", "r.html"]) == 0
     shown = capsys.readouterr().out
     assert "promise    latency=0.5x kept" in shown
+    assert "latency=0.5x kept" in Path("r.html").read_text()
     assert ("timed as an ONNX file, which --onnx FILE keeps" in shown) == (delivered is None)
     if delivered is not None:
         assert timed[-1] == Path(delivered).read_bytes()
