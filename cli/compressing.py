@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
-from cyclopts.validators import Number
+from typing import TYPE_CHECKING, Any
 
 from graphsurgery.cli.editing import EditSession
 from graphsurgery.cli.options import Opening, note_images, said_of_images
@@ -27,28 +24,6 @@ if TYPE_CHECKING:
     from graphsurgery.surgery.channels.targets import Target
     from graphsurgery.training.data.calibration import Calibration
     from graphsurgery.training.data.dataset import Data
-
-
-@Parameter(name="*", group="Latency")
-@dataclass(frozen=True)
-class Measuring:
-    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
-
-    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Threads that an operator may use."""
-    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
-    """Examples in one run."""
-    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
-    """Timed runs of each network."""
-
-    def timing(self) -> Timing:
-        """The same for what measures."""
-        from graphsurgery.onnx.runtime.latency import Timing
-
-        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
-
-
-MEASURING = Measuring()
 
 
 def unlabelled(calib: str | None, model: str, opening: Opening, seed: int) -> Data | None:

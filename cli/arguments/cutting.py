@@ -1,4 +1,4 @@
-"""What is cut, and how accuracy is brought back: the options of the command that removes channels."""
+"""Options of the command that removes channels: what is cut, what brings accuracy back, how a latency is measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from graphsurgery.cli.arguments.sources import Examples
 from graphsurgery.errors import SurgeryError
 from graphsurgery.training.loop.plan import Execution
 
 if TYPE_CHECKING:
+    from graphsurgery.onnx.runtime.latency import Timing
     from graphsurgery.recipes.compression.shrink import Cut
 
 
@@ -131,3 +133,25 @@ class Tuning(Execution):
 
 
 TUNING = Tuning()
+
+
+@Parameter(name="*", group="Latency")
+@dataclass(frozen=True)
+class Measuring:
+    """How a latency is measured: ONNX Runtime on the CPU, the networks in turn after a warm-up, the median."""
+
+    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Threads that an operator may use."""
+    batch: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    """Examples in one run."""
+    runs: Annotated[int, Parameter(validator=Number(gte=1))] = 50
+    """Timed runs of each network."""
+
+    def timing(self) -> Timing:
+        """The same for what measures."""
+        from graphsurgery.onnx.runtime.latency import Timing
+
+        return Timing(threads=self.threads, batch=self.batch, runs=self.runs)
+
+
+MEASURING = Measuring()

@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphsurgery.cli.arguments.cutting import CUTTING, TUNING, Cutting, Tuning
+from graphsurgery.cli.arguments.cutting import CUTTING, MEASURING, TUNING, Cutting, Measuring, Tuning
 from graphsurgery.cli.arguments.sources import MaybeDataset, Model
 from graphsurgery.cli.compressing import (
-    MEASURING,
     Compressed,
     CutSession,
-    Measuring,
     calibration_of,
     outcome_of_cut,
     show_costs,
