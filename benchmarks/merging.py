@@ -31,7 +31,7 @@ from torch.utils.data import TensorDataset
 
 from graphsurgery.recipes import demo
 from graphsurgery.recipes.merging.merge import merge
-from graphsurgery.recipes.merging.plan import CONTROLS, default_plan
+from graphsurgery.recipes.merging.plan import CONTROLS, MergeWishes
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data.dataset import Data, split
 from graphsurgery.training.data.loading import load_data
@@ -122,8 +122,8 @@ def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]
     ]
     trained = time.process_time() - began
     controls = CONTROLS if rate is None and by == "auto" else ()
-    plan = default_plan(parents, seed, by=by, rate=rate, controls=controls)
-    outcome = merge(parents, data, plan, reporter=silent).outcome
+    wishes = MergeWishes(by=by, rate=rate, controls=",".join(controls), control=bool(controls), device="cpu")
+    outcome = merge(parents, data, wishes.plan(parents, seed), reporter=silent).outcome
     rows = {
         row.name: {
             "test": row.test[outcome.metric],
@@ -149,7 +149,8 @@ def one_demo(seed: int) -> dict[str, Any]:
     """The parents and the merged network of `graphsurgery demo --seed`, without its controls."""
     data, silent = load_data("digits"), SilentReporter()
     parents = [train(demo.SPEC, data, replace(demo.PLAN, seed=2 * seed + i), reporter=silent).graph for i in (0, 1)]
-    outcome = merge(parents, data, default_plan(parents, seed, controls=()), reporter=silent).outcome
+    plan = MergeWishes(control=False, device="cpu").plan(parents, seed)
+    outcome = merge(parents, data, plan, reporter=silent).outcome
     scores = {row.name: {"test": row.test[outcome.metric]} for row in outcome.rows}
     return {"task": DEMO, "seed": seed, "by": "joint", "rate": None, "metric": outcome.metric, "rows": scores}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cyclopts import Parameter
 
@@ -62,8 +62,15 @@ class EditSession(Session):
 
     @classmethod
     def of(
-        cls, output: Path, model: str, asked: Editing, *, reads: Iterable[str | None] = (), **document: Any
-    ) -> EditSession:
+        cls,
+        output: Path,
+        model: str,
+        asked: Editing,
+        *,
+        reads: Iterable[str | None] = (),
+        beside: Mapping[str, Path | None] | None = None,
+        **document: Any,
+    ) -> Self:
         """The session of these options, where the network can be written.
 
         Args:
@@ -71,13 +78,14 @@ class EditSession(Session):
             model: what the network is opened from.
             asked: what the command takes.
             reads: what else the command opens.
+            beside: what else it writes, by what it is.
             document: what is known from the start.
 
         Raises:
             SurgeryError: as for `writes_to`.
         """
-        writes_to(output, model, asked.writing, reads=[asked.opening.arch, *reads])
-        files = {"network": output}
+        writes_to(output, model, asked.writing, reads=[asked.opening.arch, *reads], beside=beside)
+        files = {"network": output, **{name: path for name, path in (beside or {}).items() if path is not None}}
         return cls(asked.shown, {"model": model, **document}, files, model=model, proof=asked.proof)
 
     @property
@@ -87,7 +95,7 @@ class EditSession(Session):
 
     def would_write(self) -> None:
         """End a dry run."""
-        self.would(f"write {self.output}")
+        self.would(f"write {', '.join(map(str, self.files.values()))}")
 
     def write(
         self, graph: ModelGraph, *following: str | Path, inputs: Sequence[Tensor] | None = None, **known: Any
@@ -100,15 +108,27 @@ class EditSession(Session):
             inputs: real inputs, each `[batch, ...]`, that an `.onnx` file is proved on too.
             known: what else is known of it, for the checkpoint and `--json`.
         """
-        from graphsurgery.checkpoint.files import save
+        self.document |= known
+        self.put(graph, inputs)
+        self.finish(*following)
 
-        screen, output = self.screen, self.output
-        document = {**self.document, **known}
-        if output.suffix != ".onnx":
-            save(graph, output, **document)
-            screen.line("wrote", str(output))
-            following = following or ("export", output, "-o", output.with_suffix(".onnx"))
-            screen.finish({**document, "files": self.files}, *following)
+    def put(
+        self,
+        graph: ModelGraph,
+        inputs: Sequence[Tensor] | None = None,
+        accept: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Write the network, and show the proof of an `.onnx` file.
+
+        Args:
+            graph: the network.
+            inputs: see `write`.
+            accept: given a proved `.onnx` file before it is put in place; see `rewrite_onnx`.
+        """
+        if self.output.suffix != ".onnx":
+            from graphsurgery.checkpoint.files import save
+
+            save(graph, self.output, **self.document)
             return
         import gc
 
@@ -116,18 +136,27 @@ class EditSession(Session):
         from graphsurgery.recipes.outcome import Check
 
         gc.collect()  # graphs are full of cycles; the network as it was may still take its memory
-        found = rewrite_onnx(self.model, graph, output, rtol=self.proof.rtol, inputs=inputs)
-        screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
-        screen.untested(found.remarks)
-        screen.line("wrote", str(output))
-        screen.finish({**document, "onnx": found.as_dict(), "files": self.files}, "diff", self.model, output)
+        found = rewrite_onnx(self.model, graph, self.output, rtol=self.proof.rtol, inputs=inputs, accept=accept)
+        self.screen.checks([Check("ONNX Runtime = PyTorch", found.deviation, found.allowed)])
+        self.screen.untested(found.remarks)
+        self.document["onnx"] = found.as_dict()
+
+    def finish(self, *following: str | Path) -> None:
+        """Name the files, and the next command: of an `.onnx` file the comparison, else by default the export."""
+        for what, path in self.files.items():
+            self.screen.line("wrote", str(path) if what == "network" else f"{path} ({what})")
+        output = self.output
+        if output.suffix == ".onnx":
+            following = ("diff", self.model, output)
+        following = following or ("export", output, "-o", output.with_suffix(".onnx"))
+        self.screen.finish({**self.document, "files": self.files}, *following)
 
     def show_moved(
         self, before: ModelGraph, after: ModelGraph, recover: Sequence[str | Path] = (), *, seed: int = 0
-    ) -> None:
+    ) -> str:
         """Say what an edit without data did to the outputs, that it is not recovered, and by which command it can be.
 
-        The same goes into the document, under `moved`.
+        The same goes into the document, under `moved`; the words are returned.
 
         Args:
             before: the network as it was.
@@ -141,14 +170,22 @@ class EditSession(Session):
         self.document["moved"] = told = {**found.as_dict(), "recovered": found.stays}
         if found.stays:
             self.screen.line("change", str(found))
-            return
+            return str(found)
         self.screen.line("change", f"{found}; not recovered", "yellow")
         if recover:
             told["recover"] = shlex.join(["graphsurgery", *map(str, recover)])
             self.screen.line("recover", told["recover"], "cyan")
+        return f"{found}; not recovered"
 
 
-def writes_to(output: Path, model: str, writing: Writing, *, reads: Iterable[str | None] = ()) -> None:
+def writes_to(
+    output: Path,
+    model: str,
+    writing: Writing,
+    *,
+    reads: Iterable[str | None] = (),
+    beside: Mapping[str, Path | None] | None = None,
+) -> None:
     """Refuse, before any work is done, a file that could not be written or must not be.
 
     Args:
@@ -156,6 +193,7 @@ def writes_to(output: Path, model: str, writing: Writing, *, reads: Iterable[str
         model: what the network is opened from.
         writing: whether files may be written over.
         reads: what else the command opens.
+        beside: what else it writes, by what it is.
 
     Raises:
         SurgeryError: as for `Writing.allow`, or it is an `.onnx` file and the network does not come from one.
@@ -166,7 +204,7 @@ def writes_to(output: Path, model: str, writing: Writing, *, reads: Iterable[str
             f"{output}: only what was an .onnx file is written back into one; give -o {output.with_suffix('.pt')}, "
             "and export that"
         )
-    writing.allow(network=output, reads=(model, *reads), in_place=model)
+    writing.allow(network=output, reads=(model, *reads), in_place=model, **(beside or {}))
 
 
 def data_of(graph: ModelGraph) -> str:

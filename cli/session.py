@@ -55,6 +55,13 @@ class Session:
 
         return Screen(self.shown)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        from graphsurgery.training.devices import process_rank
+
+        return process_rank()[0] == 0
+
     def would(self, what: str) -> None:
         """End a dry run: what would be done, and the command that does it."""
         self.screen.line("dry run", f"would {what}")
@@ -87,13 +94,6 @@ class TrainingSession(Session):
         """
         asked.writing.allow(reads=reads, in_place=None, **files)
         return cls(asked.shown, files={name: path for name, path in files.items() if path is not None}, asked=asked)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
-        from graphsurgery.training.devices import process_rank
-
-        return process_rank()[0] == 0
 
     def begin(self, command: str, settings: Mapping[str, Any], follows: str = "") -> dict[str, Any]:
         """Open the run folder; what a recipe takes of it, by the names of its arguments.

@@ -12,11 +12,12 @@ from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.growing import DEEPENING, WIDENING, Deepening, Widening, show_growth, show_places
 from graphsurgery.cli.options import OPENING, Opening, Output, Seed
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession
+from graphsurgery.training.loop.plan import Execution
 
 
 @Parameter(name="*", group="Training")
 @dataclass(frozen=True)
-class Continuing:
+class Continuing(Execution):
     """How the grown network and its controls train: as the teacher did, at a tenth of its rate."""
 
     epochs: int = 5
@@ -25,12 +26,10 @@ class Continuing:
     """Learning rate of all but the new network, which has the teacher's."""
     control: Annotated[bool, Parameter(negative="--no-control")] = True
     """Also train the same architecture from scratch and with random padding, and the teacher for as long."""
-    device: str = "auto"
-    """auto, cpu, cuda or any torch device."""
 
     def settings(self) -> dict[str, Any]:
         """What changes in the plan that the teacher was trained with."""
-        found = {"epochs": self.epochs, "device": self.device}
+        found = {**self.execution(), "epochs": self.epochs}
         return found if self.lr is None else {**found, "lr": self.lr}
 
 

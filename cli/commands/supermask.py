@@ -11,7 +11,7 @@ from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import Output, Seed, open_data
 from graphsurgery.cli.session import TRAINING, Training, TrainingSession
 from graphsurgery.recipes.lottery.plans import CRITERION_NAMES, DENSITIES, SupermaskPlan, training_for
-from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.plan import Execution, TrainingPlan
 
 _MANY = Parameter(name="--criterion", negative="", show_default=False)
 _PLAIN = TrainingPlan()
@@ -35,7 +35,7 @@ class Masking(SupermaskPlan):
 
 @Parameter(name="*", group="Training")
 @dataclass(frozen=True)
-class Learning:
+class Learning(Execution):
     """How scores are trained, or the network that the criteria look at."""
 
     epochs: int = 10
@@ -44,8 +44,6 @@ class Learning:
     """Learning rate: by default 100 for learned and 0.1 for top-k (SGD), 1.2e-3 for heuristic (Adam)."""
     batch_size: int | None = None
     """By default 250 for learned, 128 for top-k and 60 for heuristic."""
-    device: str = "auto"
-    """auto, cpu, cuda or any torch device."""
 
 
 _MASKING, _LEARNING = Masking(), Learning()
@@ -93,7 +91,7 @@ def supermask(
     books = session.begin("supermask", {**session.document, "plan": plan.what_fixes_the_result()})
     outcome = recipe(spec, examples, plan, **books).outcome
     found = outcome.supermask
-    size = save_supermask(found, output)
+    size = save_supermask(found, output) if session.is_first else 0
     screen.show(OutcomeTable(outcome))
     screen.checks(outcome.checks)
     screen.line("mask", outcome.verdict)

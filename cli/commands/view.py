@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from graphsurgery.cli.arguments.cutting import MEASURING, Measuring
 from graphsurgery.cli.arguments.sources import Model
-from graphsurgery.cli.compressing import MEASURING, Measuring
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, Opening, Shown, Writing, small_file
 from graphsurgery.errors import SurgeryError
 

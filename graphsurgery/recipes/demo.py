@@ -10,8 +10,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.delivery.deliver import deliver
 from graphsurgery.recipes.merging.merge import merge
-from graphsurgery.recipes.merging.plan import default_plan
-from graphsurgery.recipes.outcome import Check, Outcome
+from graphsurgery.recipes.merging.plan import MergeWishes
+from graphsurgery.recipes.outcome import Outcome
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data.loading import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -49,7 +49,7 @@ def demo(
     def keep(graph: ModelGraph) -> None:
         save(graph, folder / "merged.pt")
 
-    merging = default_plan(parents, seed, controls=CONTROLS)
+    merging = MergeWishes(controls=",".join(CONTROLS), **PLAN.execution()).plan(parents, seed)
     merged = merge(parents, examples, merging, reporter=reporter, made=keep)
     delivery = deliver(
         merged.graph,
@@ -57,14 +57,7 @@ def demo(
         name="merged",
         against={"parent 1": parents[0], "concatenated": concatenate(parents)},
     )
-    outcome = merged.outcome
-    rows = tuple(
-        replace(row, latency=delivery.latency[row.name].median) if row.name in delivery.latency else row
-        for row in outcome.rows
-    )
     files = {f"parent {number}": str(folder / name) for number, name in enumerate(("a.pt", "b.pt"), 1)}
     files |= {"network": str(folder / "merged.pt")}
     files |= {"onnx": str(folder / "merged.onnx")}
-    agreed = Check("ONNX Runtime = PyTorch, three batch sizes", delivery.check.deviation, delivery.check.allowed)
-    outcome = replace(outcome, rows=rows, files=files, checks=(*outcome.checks, agreed))
-    return outcome
+    return replace(delivery.recorded(merged.outcome), files=files)

@@ -157,12 +157,12 @@ class Experiment:
         return {row.name: row.test[self.objective.score] for row in self.rows}
 
     def better(self, one: Row, other: Row) -> bool:
-        """Whether one scores more than another on validation data; of equal scores the smaller loss counts."""
+        """Whether one scores more than another on validation data; see `Row.rank`."""
         return self.rank(one) > self.rank(other)
 
     def rank(self, row: Row) -> tuple[float, float]:
         """Higher is better, on validation data."""
-        return (self.sign * row.validation[self.objective.score], -row.validation.get("loss", 0.0))
+        return row.rank(self.objective.score, higher_is_better=self.objective.higher_is_better)
 
     def require(self, check: Check | None) -> None:
         """A contract that nothing is trained behind where it does not hold.

@@ -42,6 +42,11 @@ class Row:
     note: str = ""
     train: Mapping[str, float] = field(default_factory=dict)
 
+    def rank(self, metric: str, *, higher_is_better: bool) -> tuple[float, float]:
+        """Its place among others on validation data, higher is better; of equal scores the smaller loss counts."""
+        score, loss = self.validation[metric], self.validation.get("loss", 0.0)
+        return (score if higher_is_better else -score, -loss)
+
 
 @dataclass(frozen=True)
 class Check:

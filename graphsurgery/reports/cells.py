@@ -56,13 +56,14 @@ def columns(outcome: Outcome) -> tuple[Column, ...]:
 
 
 def best_rows(outcome: Outcome) -> frozenset[int]:
-    """Indices of the rows whose test metric is the best one: several if they tie, none without numbers."""
-    scores = {i: row.test[outcome.metric] for i, row in enumerate(outcome.rows) if outcome.metric in row.test}
-    scores = {i: score for i, score in scores.items() if not math.isnan(score)}
-    if not scores:
-        return frozenset()
-    best = max(scores.values()) if outcome.higher_is_better else min(scores.values())
-    return frozenset(i for i, score in scores.items() if score == best)
+    """Indices of the rows that validation data choose: several if they tie, none without numbers.
+
+    Test data only say how good these are: what is best there may be so by luck.
+    """
+    metric, higher = outcome.metric, outcome.higher_is_better
+    known = {i: row for i, row in enumerate(outcome.rows) if not math.isnan(row.validation.get(metric, math.nan))}
+    ranks = {i: row.rank(metric, higher_is_better=higher) for i, row in known.items()}
+    return frozenset(i for i, rank in ranks.items() if rank == max(ranks.values()))
 
 
 def metric_cells(metric: str, values: Sequence[float | None]) -> tuple[str, ...]:

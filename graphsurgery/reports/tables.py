@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutcomeTable(Sheet):
-    """The result table, notes under the names, the best row on the test data marked, in whatever width there is.
+    """The result table, notes under the names, in whatever width there is; what is best on validation data is marked.
 
     Without colors the word "best" still marks the row.
     """
@@ -66,7 +66,7 @@ def checks_table(outcome: Outcome) -> Sheet:
 
 
 def markdown_table(outcome: Outcome) -> str:
-    """The result table in GitHub's Markdown, ending in a newline; the row that is best on the test data in bold."""
+    """The result table in GitHub's Markdown, ending in a newline; the row that is best on validation data in bold."""
     shown, best = columns(outcome), best_rows(outcome)
     lines = [
         [escaped(column.heading) for column in shown],

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from graphsurgery.errors import SurgeryError
+from graphsurgery.errors import SurgeryError, one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
 
@@ -58,11 +60,19 @@ def process_rank() -> tuple[int, int]:
     return 0, 1
 
 
-def make_accelerator(device: str, mixed_precision: str) -> Accelerator:
+def make_accelerator(
+    device: str, mixed_precision: str, tracker: str = "none", folder: Path | None = None
+) -> Accelerator:
     """An Accelerator on `device`; under `accelerate launch` or `torchrun` each process gets its own device.
 
+    Args:
+        device: as for `choose_device`.
+        mixed_precision: no, bf16 or fp16.
+        tracker: tensorboard, wandb or none.
+        folder: where that writes.
+
     Raises:
-        SurgeryError: this machine has no such device.
+        SurgeryError: this machine has no such device, or the device not this precision.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -75,9 +85,21 @@ def make_accelerator(device: str, mixed_precision: str) -> Accelerator:
         torch.cuda.set_device(chosen)
     # The loop accumulates by itself; the plugin keeps a launcher's setting from dividing the loss once more.
     accumulation = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(
-        cpu=chosen.type == "cpu", mixed_precision=mixed_precision, gradient_accumulation_plugin=accumulation
-    )
+    try:
+        found = Accelerator(
+            cpu=chosen.type == "cpu",
+            mixed_precision=mixed_precision,
+            gradient_accumulation_plugin=accumulation,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=folder,
+        )
+    except ValueError as error:
+        raise SurgeryError(
+            f"mixed precision {mixed_precision}: not on this {chosen} ({one_line(error)}); use no"
+        ) from error
+    if mixed_precision != "no" and not found.native_amp:  # Accelerate would go on in full precision
+        raise SurgeryError(f"mixed precision {mixed_precision}: a {chosen} has none; use bf16 or no")
+    return found
 
 
 def end_processes() -> None:

@@ -14,6 +14,7 @@ from graphsurgery.checkpoint import read_metadata
 from graphsurgery.cli import run
 from graphsurgery.cli.output import in_few_lines
 from graphsurgery.recipes.contracts import contract as contracts
+from graphsurgery.training.loop.run import read_metrics
 
 SPEC = "paper/cnn?width=3"
 
@@ -48,13 +49,15 @@ def test_train_resumes_from_its_run_folder(capsys):
 
 
 def test_train_on_two_processes_writes_once(here):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "graphsurgery.cli", "train", "paper/mlp", "--data", "sine", "-o", "m.pt", "--device", "cpu"]
-    options = ["--epochs", "1", "--batch-size", "500", "--lr", "0.01", "--json"]
+    """As README starts them: one checkpoint, one run folder, and one document on standard output."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = ["-m", "graphsurgery", "train", "paper/mlp", "--data", "sine", "-o", "m.pt", "--run", "two"]
+    options = ["--epochs", "1", "--batch-size", "500", "--lr", "0.01", "--device", "cpu", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *command, *options], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"] == {"network": "m.pt"}
+    assert [record["epoch"] for record in read_metrics(here / "two")] == [1]
     assert gs.load(here / "m.pt").spaces[0].size == 100
 
 
@@ -176,6 +179,48 @@ def test_compress_with_data_measures_every_step(capsys):
     assert found["after"]["parameters"] < found["before"]["parameters"]
 
 
+CUTS = {
+    "data": (["a.pt", "--keep", "0.7", "--data", "digits", "--device", "cpu"], ["original", "cut", "recalibrated"]),
+    "no data": (["a.pt", "--keep", "0.7"], ["original", "cut"]),
+    "dead": (["a.pt", "--dead"], ["masked", "compressed"]),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_compress_writes_network_onnx_and_report(here, capsys, case):
+    tokens, names = CUTS[case]
+    assert run(["compress", *tokens, "-o", "small.pt", "--onnx", "s.onnx", "--report", "r.html", "--json"]) == 0
+    found = document(capsys)
+    assert found["files"] == {"network": "small.pt", "onnx": "s.onnx", "report": "r.html"}
+    rows = {row["name"]: row for row in found["outcome"]["rows"]}
+    assert list(rows) == names
+    assert rows[names[0]]["latency"] > 0 < rows[names[-1]]["latency"]
+    assert found["outcome"]["checks"][-1]["name"] == "ONNX Runtime = PyTorch"
+    assert gs.check_onnx(gs.load("small.pt"), "s.onnx").holds
+    page = (here / "r.html").read_text()
+    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
+    assert f"graphsurgery compress {' '.join(tokens)} -o small.pt" in words
+    assert 'href="./s.onnx"' in page
+    assert all(f"{check['name']} " in words for check in found["outcome"]["checks"])
+    assert len(found["outcome"]["checks"]) == 2
+    assert ("the outputs move by" in words) == (case == "no data")
+
+
+def test_what_is_cut_is_kept_where_its_export_fails(here, capsys, monkeypatch):
+    """The checkpoint and the report are there first."""
+
+    def failing(*_, **__):
+        raise gs.UnsupportedError("no such operator")
+
+    monkeypatch.setattr("graphsurgery.recipes.delivery.deliver.export_onnx", failing)
+    files = ["-o", "small.pt", "--onnx", "s.onnx", "--report", "r.html"]
+    assert run(["compress", "a.pt", "--keep", "0.7", *files]) == 3
+    assert capsys.readouterr().err == "error  no such operator\n"
+    assert sorted(path.name for path in here.iterdir() if "s" in path.name or "r.html" in path.name) == [
+        *("nets.py", "r.html", "small.pt"),
+    ]
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -229,6 +274,15 @@ def test_merge_keeps_both_heads_and_reorders_classes(capsys):
     assert both.lineage[-1]["tasks"] == ["digits", "digits?split_seed=1"]
 
 
+@pytest.mark.usefixtures("here")
+def test_merge_prints_the_proof_of_the_file(capsys):
+    command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "merged.pt", "--onnx", "m.onnx", "--by", "average"]
+    assert run([*command, "--no-control", "--device", "cpu"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "ONNX Runtime = PyTorch" in line)
+    assert line.split()[0] == "check"
+    assert line.endswith("allowed 1e-04  PASS")
+
+
 def test_merge_writes_network_onnx_and_report(here, capsys):
     command = ["merge", "a.pt", "b.pt", "--data", "digits", "-o", "merged.pt", "--onnx", "m.onnx", "--report", "r.html"]
     options = ["--by", "gates", "--wide-epochs", "5", "--epochs", "1", "--no-control", "--device", "cpu", "--json"]
@@ -239,6 +293,7 @@ def test_merge_writes_network_onnx_and_report(here, capsys):
     assert {"parent 1", "parent 2", "ensemble", "merged"} <= set(rows)
     assert not [name for name in rows if name.startswith("control")]
     assert rows["merged"]["latency"] > 0
+    assert found["outcome"]["checks"][-1]["name"] == "ONNX Runtime = PyTorch"
     assert rows["merged"]["parameters"] == rows["parent 1"]["parameters"]
     assert gs.check_onnx(gs.load("merged.pt"), "m.onnx").holds
     page = (here / "r.html").read_text()

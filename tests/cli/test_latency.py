@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -105,7 +106,35 @@ def test_data_measure_and_calib_recovers(capsys):
     assert "no labels; agrees on" in " ".join(shown.split())
 
 
-def test_a_promise_that_training_breaks_is_not_written(file, capsys, monkeypatch):
+@pytest.mark.parametrize("delivered", ["small.onnx", "beside.onnx", None])
+@pytest.mark.usefixtures("file")
+def test_the_promise_is_of_the_file_that_is_delivered(delivered, capsys, monkeypatch):
+    """A network that goes back into a file, an ONNX file beside a checkpoint, and a checkpoint that nobody exports."""
+    real, timed = to_latency.measure_pair, []
+
+    def measure_pair(before, after, *options):
+        timed.append(after.read_bytes())
+        return real(before, after, *options)
+
+    monkeypatch.setattr(to_latency, "measure_pair", measure_pair)
+    files = ["a.onnx", "-o", "small.onnx"] if delivered == "small.onnx" else ["a.pt", "-o", "small.pt"]
+    files += ["--onnx", delivered] if delivered == "beside.onnx" else []
+    assert run(["compress", *files, "--target", "latency=0.5x", "--report", "r.html"]) == 0
+    shown = capsys.readouterr().out
+    assert "promise    latency=0.5x kept" in shown
+    assert "latency=0.5x kept" in Path("r.html").read_text()
+    assert ("timed as an ONNX file, which --onnx FILE keeps" in shown) == (delivered is None)
+    if delivered is not None:
+        assert timed[-1] == Path(delivered).read_bytes()
+        assert "check      ONNX Runtime = PyTorch" in shown
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [["a.onnx", "-o", "small.onnx"], ["a.pt", "-o", "small.pt", "--onnx", "beside.onnx", "--report", "r.html"]],
+    ids=["back", "beside"],
+)
+def test_a_promise_that_training_breaks_is_not_written(tokens, file, capsys, monkeypatch):
     """What is timed last is the result itself."""
 
     real = to_latency.measure_pair
@@ -120,14 +149,23 @@ def test_a_promise_that_training_breaks_is_not_written(file, capsys, monkeypatch
 
     searched = 10**6
     monkeypatch.setattr(to_latency, "measure_pair", slower)
-    command = ["compress", "a.onnx", "--target", "latency=0.5x", "-o", "small.onnx"]
+    command = ["compress", *tokens, "--target", "latency=0.5x"]
+    there = sorted(file.parent.iterdir())
     assert run([*command, "--dry-run", "--quiet"]) == 0
     searched = len(calls)
     calls.clear()
     capsys.readouterr()
     assert run(command) == 1
     assert "latency=0.5x not kept" in capsys.readouterr().err
-    assert not (file.parent / "small.onnx").exists()
+    assert sorted(file.parent.iterdir()) == there
+
+
+@pytest.mark.usefixtures("file")
+def test_one_process_measures(fails, monkeypatch):
+    """Each of several would disturb the others, and find other widths."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, line = fails("compress", "a.onnx", "--target", "latency=0.5x", "-o", "small.onnx")
+    assert (code, line) == (2, "compress: each of several processes would measure another latency; start one")
 
 
 BAD = {
@@ -141,6 +179,8 @@ BAD = {
     "nothing to do": (["--target", "latency=2x"], "latency=2x removes nothing, the network takes"),
     "bad step": (["--keep", "0.5", "--round-to", "often"], "often"),
     "dead": (["--dead", "--calib", "digits"], "--dead changes no output"),
+    "two files": (["--keep", "0.5", "--onnx", "b.onnx"], "small.onnx is an ONNX file already; leave out --onnx"),
+    "tracks nothing": (["--keep", "0.5", "--mixed-precision", "bf16"], "--mixed-precision are of fine-tuning; give"),
 }
 
 

@@ -32,9 +32,17 @@ def test_columns_without_numbers_are_left_out(outcome):
         (True, [None, float("nan")], set()),
     ],
 )
-def test_the_best_rows(higher_is_better, scores, best):
-    rows = tuple(Row(str(i), {} if s is None else {"score": s}, {}) for i, s in enumerate(scores))
+def test_validation_says_which_rows_are_best(higher_is_better, scores, best):
+    """Test data say the opposite."""
+    found = [{} if s is None else {"score": s} for s in scores]
+    rows = tuple(Row(str(i), {"score": -row.get("score", 9.0)}, row) for i, row in enumerate(found))
     assert best_rows(Outcome("", rows, "score", higher_is_better)) == best
+
+
+@pytest.mark.parametrize(("losses", "best"), [([0.2, 0.1, 0.3], {1}), ([0.2, 0.2, 0.3], {0, 1})])
+def test_of_equal_scores_the_smaller_loss_is_best(losses, best):
+    rows = tuple(Row(str(i), {"score": i}, {"score": 1.0, "loss": loss}) for i, loss in enumerate(losses))
+    assert best_rows(Outcome("", rows, "score", higher_is_better=True)) == best
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ file is proved in ONNX Runtime before it is put in place.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -42,6 +42,7 @@ def rewrite_onnx(
     *,
     rtol: float = ...,
     inputs: Sequence[Tensor] | None = ...,
+    accept: Callable[[Path], object] | None = ...,
 ) -> OnnxCheck: ...
 
 
@@ -65,6 +66,7 @@ def rewrite_onnx(
     *,
     rtol: float = 1e-4,
     inputs: Sequence[Tensor] | None = None,
+    accept: Callable[[Path], object] | None = None,
 ) -> Any:
     """Write a network that came from a file as that file, with other weights and sizes.
 
@@ -78,6 +80,7 @@ def rewrite_onnx(
         path: the file to write, where a file was given; it is replaced in one step, and only if it does its job.
         rtol: largest deviation of ONNX Runtime from PyTorch, relative to what each output varies by.
         inputs: real inputs, each `[batch, ...]`, compared too; left out where the file fixes another batch.
+        accept: given the file that becomes `path`, where that is proved; what it raises leaves `path` as it is.
 
     Returns:
         Of a file the comparison in ONNX Runtime, on random inputs of three batch sizes, or of the one that the file
@@ -99,13 +102,20 @@ def rewrite_onnx(
                 else f"{given.name}: its edit is given back in memory; leave out the path {path}"
             )
         with given.named():
-            check = _rewrite(given.path, graph, Path(path or given.path), rtol, inputs)
+            check = _rewrite(given.path, graph, Path(path or given.path), rtol, inputs, accept)
             return check if given.folder is None else given_back(original, given.path)
     finally:
         given.remove()
 
 
-def _rewrite(original: Path, graph: ModelGraph, path: Path, rtol: float, inputs: Sequence[Tensor] | None) -> OnnxCheck:
+def _rewrite(
+    original: Path,
+    graph: ModelGraph,
+    path: Path,
+    rtol: float,
+    inputs: Sequence[Tensor] | None,
+    accept: Callable[[Path], object] | None,
+) -> OnnxCheck:
     """Write the edited file, if it does what the network does."""
     imported = import_onnx(original, weights=False, like=graph)
     rewriting = FileEdit(imported, graph)
@@ -129,6 +139,8 @@ def _rewrite(original: Path, graph: ModelGraph, path: Path, rtol: float, inputs:
                 check = _proof_in_single(graph, imported, rewriting, model, path, batches, rtol, inputs)
                 save_model(stored, arrays, temporary, beside)
                 _require_opened(imported.file.path, temporary, path)
+            if accept is not None:
+                accept(temporary)
     except BaseException:
         if beside is not None:
             beside.unlink(missing_ok=True)

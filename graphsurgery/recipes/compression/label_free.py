@@ -161,5 +161,6 @@ class _Agreeing(Experiment):
         if self.labelled is not None and "agreement" in row.test:
             words.append(f"agrees on {row.test['agreement']:.1%}")
         words.append(f"outputs deviate by {row.test['deviation']:.1%}")
-        shown = replace(row, validation={}) if self.labelled is None else self.labelled.measured(name, network, effort)
+        # The held-out part chooses the weights: it is no test.
+        shown = replace(row, test={}) if self.labelled is None else self.labelled.measured(name, network, effort)
         return replace(shown, note="; ".join(words))

@@ -48,7 +48,7 @@ class Recovery:
     def config(self, cut: Cut, training: TrainingPlan) -> dict[str, Any]:
         """What fixes the result, so that an interrupted run can go on."""
         learnt = {} if self.learns in (None, "labels") else {"recover": self.learns}
-        return {"cut": asdict(cut), "plan": asdict(training), **learnt}
+        return {"cut": asdict(cut), "plan": training.what_fixes_the_result(), **learnt}
 
     def run(
         self,

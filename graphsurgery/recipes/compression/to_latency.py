@@ -73,6 +73,10 @@ class NetworkFiles:
             export_onnx(small, path, check=False)
         else:
             rewrite_onnx(self._source, small, path)
+        return self.timed_file(path, timing)
+
+    def timed_file(self, path: Path, timing: Timing) -> Pair:
+        """The original and a file of a network that was cut from it, in turn."""
         return measure_pair(self.original, path, timing, self._shapes)
 
 
@@ -127,12 +131,18 @@ class Promise:
         return {"asked": str(self.target), "kept": self.kept, "spare": self.spare, **asdict(self.pair)}
 
 
-def measure_promise(target: Target, files: Files, small: ModelGraph, timing: Timing) -> Promise:
-    """Time the original and the result in turn; where that decides nothing, once more with four times the runs."""
+def measure_promise(target: Target, timed: Callable[[Timing], Pair], timing: Timing) -> Promise:
+    """Time the original and the result in turn; where that decides nothing, once more with four times the runs.
+
+    Args:
+        target: what was asked for.
+        timed: times both.
+        timing: how.
+    """
     with phase("measuring the promise"):
-        promise = Promise(target, files.timed(small, timing))
+        promise = Promise(target, timed(timing))
     if promise.undecided:
-        promise = Promise(target, files.timed(small, replace(timing, runs=_MORE * timing.runs)))
+        promise = Promise(target, timed(replace(timing, runs=_MORE * timing.runs)))
     return promise
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.exporting.exporter import ExportReport, export_onnx
 from graphsurgery.onnx.runtime.latency import Latency, measure_latency
+from graphsurgery.recipes.outcome import Check, Outcome
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class Delivery:
     report: ExportReport
     check: OnnxCheck
     latency: Mapping[str, Latency]
+
+    def recorded(self, outcome: Outcome) -> Outcome:
+        """An outcome with the comparison as a check, and the latency of every row that was timed."""
+        times = {name: found.median for name, found in self.latency.items()}
+        rows = tuple(replace(row, latency=times.get(row.name, row.latency)) for row in outcome.rows)
+        check = Check("ONNX Runtime = PyTorch", self.check.deviation, self.check.allowed)
+        return replace(outcome, rows=rows, checks=(*outcome.checks, check))
 
 
 def deliver(
@@ -35,6 +43,7 @@ def deliver(
     inputs: Sequence[Tensor] | None = None,
     against: Mapping[str, ModelGraph] | None = None,
     rtol: float = 1e-4,
+    accept: Callable[[Path], object] | None = None,
 ) -> Delivery:
     """Write `path` once the exported network agrees with PyTorch; see `check_onnx`.
 
@@ -48,6 +57,7 @@ def deliver(
         inputs: real inputs, each `[batch, ...]`.
         against: other networks, timed in turn with this one for one example on one thread; they are not kept.
         rtol: largest deviation allowed, relative to what each output varies by.
+        accept: given the file that becomes `path`, where that is proved; what it raises leaves `path` as it is.
 
     Raises:
         SurgeryError: the network cannot be exported or the file not written.
@@ -69,6 +79,8 @@ def deliver(
             files[other] = Path(folder) / f"{number}.onnx"
             export_onnx(network, files[other], opset=opset)
         latency = measure_latency(files)
+        if accept is not None:
+            accept(file)
         with atomic_write(path) as temporary:
             temporary.write_bytes(file.read_bytes())
     return Delivery(replace(report, path=path), replace(check, path=path), latency)

@@ -147,4 +147,4 @@ def _plan(work: Merging, offset: int) -> TrainingPlan:
     record, seed = training_record(work.parents[0]), work.plan.seed + offset
     if record is None or work.all_parents.epochs is None:
         return replace(work.plan.fine_tuning, seed=seed)
-    return recorded_plan(record, device=work.plan.fine_tuning.device, seed=seed)
+    return recorded_plan(record, **work.plan.fine_tuning.execution(), seed=seed)

@@ -101,10 +101,8 @@ def check_parents(parents: Sequence[ModelGraph], data: Data, names: Sequence[str
 
 
 def with_latency(outcome: Outcome, graph: ModelGraph, parent: ModelGraph, path: Path, *, rtol: float) -> Outcome:
-    """Write the merged network as an ONNX file, proved to `rtol`; the outcome with its latency and that of parent 1."""
-    latency = deliver(graph, path, name="merged", against={"parent 1": parent}, rtol=rtol).latency
-    timed = {name: found.median for name, found in latency.items()}
-    return replace(outcome, rows=tuple(replace(row, latency=timed.get(row.name, row.latency)) for row in outcome.rows))
+    """Write the merged network as an ONNX file; the outcome with the proof, its latency and that of parent 1."""
+    return deliver(graph, path, name="merged", against={"parent 1": parent}, rtol=rtol).recorded(outcome)
 
 
 def _check(parents: Sequence[ModelGraph], data: Data, plan: MergePlan) -> None:

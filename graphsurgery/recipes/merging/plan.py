@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
+from graphsurgery.training.loop.plan import Execution, TrainingPlan, recorded_plan
 
 if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
@@ -81,9 +81,8 @@ class MergePlan:
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed merge must share with its beginning."""
-        found = asdict(self)
-        del found["wide"]["device"], found["fine_tuning"]["device"]
-        return found
+        trainings = {"wide": self.wide, "fine_tuning": self.fine_tuning}
+        return {**asdict(self), **{name: plan.what_fixes_the_result() for name, plan in trainings.items()}}
 
 
 def default_plan(
@@ -117,7 +116,7 @@ def default_plan(
 
 
 @dataclass(frozen=True)
-class MergeWishes:
+class MergeWishes(Execution):
     """What changes in the default plan of some parents.
 
     Attributes:
@@ -143,8 +142,6 @@ class MergeWishes:
         optimizer: sgd, adam or adamw.
         batch_size: examples of one optimizer step.
         weight_decay: of all trainable parameters with two axes or more.
-        mixed_precision: no, bf16 or fp16.
-        device: auto, cpu, cuda or any torch device.
     """
 
     by: Literal["auto", "joint", "gates", "average", "soup"] = "joint"
@@ -164,8 +161,6 @@ class MergeWishes:
     optimizer: str | None = None
     batch_size: int | None = None
     weight_decay: float | None = None
-    mixed_precision: str | None = None
-    device: str = "auto"
 
     def further_tasks(self, parents: int) -> list[str]:
         """The data of every parent but the first, where all heads are kept; else none.
@@ -195,8 +190,8 @@ class MergeWishes:
         plan = default_plan(parents, seed, by=self.by, rate=self.rate, **settings)
         imitation = replace(plan.imitation, **_given(labels=self.labels))
         wide_lr = None if self.lr is None else (0.3 if self.by == "gates" else 1) * self.lr
-        names = ("optimizer", "batch_size", "weight_decay", "mixed_precision", "device")
-        both = {name: getattr(self, name) for name in names}
+        names = ("optimizer", "batch_size", "weight_decay")
+        both = {**self.execution(), **{name: getattr(self, name) for name in names}}
         wide = replace(plan.wide, **_given(**both, lr=wide_lr, epochs=self.wide_epochs))
         fine_tuning = replace(plan.fine_tuning, **_given(**both, lr=self.lr, epochs=self.epochs))
         changed = _given(gate_lr=self.gate_lr)

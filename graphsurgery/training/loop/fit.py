@@ -21,6 +21,7 @@ from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter, SilentReporter, default_reporter
 from graphsurgery.training.loop.resuming import Position, check_same_stage, process_states, restore_process_state
 from graphsurgery.training.loop.run import EpochRecord, History, Run
+from graphsurgery.training.loop.tracking import folder_of, tracked, values_of
 from graphsurgery.training.objectives.tasks import Batch, Objective
 
 
@@ -80,8 +81,8 @@ def fit(
         with trainer.own_random_state():
             trainer.resume()
             shown.started(stage, plan.epochs)
-            while trainer.at.epoch < plan.epochs:
-                trainer.train_epoch(shown)
+            if trainer.at.epoch < plan.epochs:
+                trainer.train(shown)
             return trainer.finish()
     finally:
         shown.finished()
@@ -107,7 +108,8 @@ class _Stage:
         self.run, self.stage = run, stage
         self.at = Position()
         self.best_weights: dict[str, Tensor] | None = None
-        self.accelerator = make_accelerator(plan.device, plan.mixed_precision)
+        self.place = folder_of(plan.tracker, None if run is None else run.folder)
+        self.accelerator = make_accelerator(plan.device, plan.mixed_precision, plan.tracker, self.place)
         self.examples = Examples(dataset, self.accelerator.device, workers=plan.workers)
         objective.to(self.accelerator.device)
         groups = parameter_groups(module, plan, param_groups)
@@ -127,6 +129,12 @@ class _Stage:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(mixed_seed(self.plan.seed, self.accelerator.process_index))
             yield
+
+    def train(self, reporter: Reporter) -> None:
+        """Train the epochs that are left."""
+        with tracked(self.accelerator, self.plan, self.stage, self.place):
+            while self.at.epoch < self.plan.epochs:
+                self.train_epoch(reporter)
 
     def train_epoch(self, reporter: Reporter) -> None:
         """Train from the current position to the end of its epoch, validate, log and save."""
@@ -265,6 +273,7 @@ class _Stage:
         if self.run and self.accelerator.is_main_process:
             self.run.log(record)
         self.save()
+        self.accelerator.log(values_of(record), step=record.epoch)
         reporter.epoch_finished(record)
 
     def _remember_best(self, record: EpochRecord) -> None:

@@ -1,20 +1,64 @@
-"""How to train: the plan of one stage, and the learning-rate schedules."""
+"""How to train: the plan of one stage, by what it is executed, and the learning-rate schedules."""
 
-from __future__ import annotations
-
+# Types are no texts here: where `Execution` is inherited, command lines read them without the names of this file.
+import importlib.metadata
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from graphsurgery.errors import SurgeryError, one_line
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 MIXED_PRECISION = ("no", "bf16", "fp16")
+TRACKERS = {"none": (), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""What epochs can be told to, and the packages of which one has to be installed for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """By what a training is executed: every command that trains takes it, and no network remembers it.
+
+    Attributes:
+        mixed_precision: no, bf16 or fp16, in which layers compute where they may; the weights stay as they are.
+        device: auto, cpu, cuda or any torch device.
+        workers: loading processes, for data sets that are not in memory.
+        tracker: what is told the losses and metrics of every epoch beside the run folder: tensorboard, wandb or none.
+    """
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    device: str = "auto"
+    workers: int = 0
+    tracker: Literal["tensorboard", "wandb", "none"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in (("mixed_precision", MIXED_PRECISION), ("tracker", tuple(TRACKERS))):
+            if getattr(self, name) not in known:
+                raise SurgeryError(
+                    f"training plan: unknown {name} {getattr(self, name)!r}; use one of {', '.join(known)}"
+                )
+        if self.workers < 0:
+            raise SurgeryError(f"training plan: workers is {self.workers}; it must not be negative")
+        packages = TRACKERS[self.tracker]
+        if packages and not any(map(_installed, packages)):
+            raise SurgeryError(f"tracker {self.tracker}: its package is missing; pip install {packages[0]}")
+
+    def execution(self) -> dict[str, Any]:
+        """The same as settings of a plan."""
+        return {field.name: getattr(self, field.name) for field in fields(Execution)}
+
+
+def _installed(package: str) -> bool:
+    """Whether a package is installed; a folder of its name, such as Weights & Biases makes, is none."""
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingPlan(Execution):
     """One stage of training; the same plan gives the same training on any number of processes.
 
     Attributes:
@@ -28,12 +72,9 @@ class TrainingPlan:
         schedule: "constant", "cosine" (to zero), or "step:0.5,0.75" (times 0.1 at these fractions of all epochs).
         warmup: epochs of linear growth from zero, within `epochs`.
         gradient_accumulation: forward passes that share one optimizer step.
-        mixed_precision: "no", "bf16" or "fp16".
         clip: largest total gradient norm; None leaves gradients as they are.
         seed: of the shuffle order (a function of seed and epoch), and of dropout and gate samples.
-        device: "auto", "cpu", "cuda" or any torch device.
         keep_best: end with the weights of the best validation score instead of the last ones.
-        workers: loading processes, for data sets that are not in memory.
     """
 
     epochs: int = 30
@@ -46,27 +87,20 @@ class TrainingPlan:
     schedule: str = "cosine"
     warmup: float = 0.0
     gradient_accumulation: int = 1
-    mixed_precision: str = "no"
     clip: float | None = None
     seed: int = 0
-    device: str = "auto"
     keep_best: bool = False
-    workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.optimizer not in OPTIMIZERS:
             raise SurgeryError(
                 f"training plan: unknown optimizer {self.optimizer!r}; use one of {', '.join(OPTIMIZERS)}"
             )
-        if self.mixed_precision not in MIXED_PRECISION:
-            raise SurgeryError(
-                f"training plan: unknown mixed_precision {self.mixed_precision!r}; "
-                f"use one of {', '.join(MIXED_PRECISION)}"
-            )
         for name in ("batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise SurgeryError(f"training plan: {name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("epochs", "lr", "weight_decay", "warmup", "workers"):
+        for name in ("epochs", "lr", "weight_decay", "warmup"):
             if not getattr(self, name) >= 0 or math.isinf(getattr(self, name)):
                 raise SurgeryError(
                     f"training plan: {name} is {getattr(self, name)}; it must be finite and not negative"
@@ -81,10 +115,10 @@ class TrainingPlan:
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed stage must share with its beginning."""
-        fields = asdict(self)
-        for name in ("device", "workers"):
-            del fields[name]
-        return fields
+        found = asdict(self)
+        for name in ("device", "workers", "tracker"):
+            del found[name]
+        return found
 
     def rate_factor(self, epoch: float, schedule: str | None = None) -> float:
         """The factor on the learning rate after `epoch` epochs, fractions included."""
@@ -96,11 +130,14 @@ class TrainingPlan:
 def recorded_plan(record: Mapping[str, Any], **settings: Any) -> TrainingPlan:
     """The plan in a lineage's record of a training, with these settings instead.
 
+    By what that was executed is said anew: the record may be from another machine.
+
     Raises:
         SurgeryError: it is none; records come from files.
     """
+    executed = Execution().execution()
     try:
-        return TrainingPlan(**{**record["plan"], **settings})
+        return TrainingPlan(**{**record["plan"], **executed, **settings})
     except (KeyError, TypeError, AttributeError) as cause:
         raise SurgeryError(f"lineage: the plan of the last training is damaged ({one_line(cause)})") from cause
 

@@ -53,7 +53,7 @@ def recovered(graph, digits, epochs=2, data=None):
 def test_agreement_comes_back_and_the_original_stays(graph, digits):
     before = {name: tensor.clone() for name, tensor in graph.tensors().items()}
     small, outcome = recovered(graph, digits)
-    rows = {row.name: row.test for row in outcome.rows}
+    rows = {row.name: row.validation for row in outcome.rows}
     assert outcome.metric == "agreement"
     assert rows["original"]["agreement"] == pytest.approx(
         1, abs=1.5 / len(digits.validation)
@@ -155,7 +155,7 @@ def test_any_outputs_are_learnt_each_by_its_spread(digits):
     small = compress(graph, 0.5)
     plan = label_free_plan(calibration, 3, device="cpu")
     result, outcome = recover_without_labels(graph, small, calibration, plan, reporter=SilentReporter())
-    cut, tuned = (row.test["deviation"] for row in outcome.rows if row.name in ("cut", "fine-tuned"))
+    cut, tuned = (row.validation["deviation"] for row in outcome.rows if row.name in ("cut", "fine-tuned"))
     assert tuned < 0.7 * cut
     assert outcome.metric == "deviation"
     before, after = ([o.detach() for o in m(x).values()] for m in (graph.module, result.module))
@@ -210,7 +210,7 @@ def test_networks_with_several_inputs_are_brought_back(tmp_path, batched):
     small = compress(graph, 0.75)
     plan = label_free_plan(calibration, 40, lr=0.02, device="cpu")
     small, outcome = recover_without_labels(graph, small, calibration, plan, reporter=SilentReporter())
-    rows = {row.name: row.test["deviation"] for row in outcome.rows}
+    rows = {row.name: row.validation["deviation"] for row in outcome.rows}
     assert rows["original"] < 1e-6
     assert rows["fine-tuned"] < 0.85 * rows["cut"]
     found = small.module(*Recovery(calibration=calibration).inputs())

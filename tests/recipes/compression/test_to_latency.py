@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_finds_the_widths_that_keep_the_promise(graph, power, target):
 def test_the_search_says_what_it_does(graph):
     with told() as phases:
         _, found = cut(graph, "latency=0.4x", Files(), block=16)
-        measure_promise(parse_target("latency=0.4x"), Files(), _, Timing())
+        measure_promise(parse_target("latency=0.4x"), partial(Files().timed, _), Timing())
     names = [name for name, _ in phases]
     assert names[:2] == ["finding the step that the runtime rewards, spaces", "measuring spaces"]
     tries = [name for name in names if name.startswith("trying cut")]
@@ -196,9 +196,9 @@ def test_what_is_undecided_is_measured_longer(graph):
     files = Files()
     ratio = files.timed(small, Timing()).ratio
     files.timings.clear()
-    measure_promise(Target("latency", ratio * 2), files, small, Timing(runs=20))
+    measure_promise(Target("latency", ratio * 2), partial(files.timed, small), Timing(runs=20))
     assert [timing.runs for timing in files.timings] == [20]
-    measure_promise(Target("latency", ratio), files, small, replace(Timing(), runs=20))
+    measure_promise(Target("latency", ratio), partial(files.timed, small), Timing(runs=20))
     assert [timing.runs for timing in files.timings] == [20, 20, 80]
 
 
