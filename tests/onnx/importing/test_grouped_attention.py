@@ -95,7 +95,5 @@ def test_with_what_torch_has_not_it_is_kept_whole_and_the_rest_is_edited(tmp_pat
 
 def test_without_the_number_of_tokens_it_is_refused(tmp_path):
     path = network(tmp_path / "m.onnx", total="less")
-    with pytest.raises(
-        TraceError, match=r"attend \(com\.microsoft\.GroupQueryAttention\): less, a size or an opt"
-    ):
+    with pytest.raises(TraceError, match=r"attend \(com\.microsoft\.GroupQueryAttention\): less, a size or an opt"):
         import_onnx(path)
