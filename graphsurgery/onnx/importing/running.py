@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.importing import operators, sizes
+from graphsurgery.onnx.importing.operators.unpooling import PLACES_AT, only_lead_back
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
 from graphsurgery.onnx.importing.sources import Source
-from graphsurgery.onnx.importing.unpooling import PLACES_AT, only_lead_back
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
