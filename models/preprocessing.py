@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from graphsurgery.checkpoint.files import is_checkpoint, read_lineage
+from graphsurgery.errors import SpecError, one_line
 from graphsurgery.models.spec_text import is_function_spec, parse_spec
 from graphsurgery.models.specs import input_shape, names_file
 from graphsurgery.network.preprocessing import Preprocessing, find
@@ -16,8 +19,9 @@ from graphsurgery.network.preprocessing import Preprocessing, find
 def preprocessing_of(source: str, arch: str | None = None) -> Preprocessing | None:
     """What a network says of the images it takes; None where it says nothing.
 
-    Torchvision's weights have `transforms()`, timm's models a `pretrained_cfg`, our checkpoints and exports what their
-    training used. A spec that says nothing but a size gives that.
+    Torchvision's weights have `transforms()`, timm's models a `pretrained_cfg`, folders of Hugging Face a
+    `preprocessor_config.json`, our checkpoints and exports what their training used. A spec that says nothing but a
+    size gives that.
 
     Args:
         source: a file, or a model spec.
@@ -44,9 +48,67 @@ def of_spec(spec: str) -> Preprocessing | None:
     source, _, name = parsed.name.partition("/")
     if is_function_spec(parsed.name):
         return None
+    if parsed.name.startswith(_FOLDERS):
+        return _of_folder(Path(parsed.name.removeprefix(_FOLDERS)))
     if source == "torchvision" and isinstance(parsed.options.get("weights"), str):
         return _of_torchvision(name, str(parsed.options["weights"]))
     return _of_timm(name) if source == "timm" else None
+
+
+_FOLDERS = "hf:"
+_PROCESSOR = "preprocessor_config.json"
+_RESAMPLINGS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""The numbers that Pillow has for ways to resize, which the folders have too."""
+_WHOLE = 384
+"""From this size on, folders with a `crop_pct` bring an image to the size as a whole."""
+
+
+def _of_folder(folder: Path) -> Preprocessing | None:
+    """What the image processor of a folder of Hugging Face says; None where it has none, or pads to many sizes."""
+    path = folder / _PROCESSOR
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: cannot be read as JSON ({one_line(error, 100)})") from error
+    if not isinstance(fields, Mapping):
+        raise SpecError(f"{path}: holds no fields")
+    size = _pixels(fields.get("size"))
+    cut = _pixels(fields.get("crop_size")) if fields.get("do_center_crop") else None
+    if size is None or fields.get("do_pad"):
+        return None
+    (height, width), resize, crop = cut or size, min(size), cut is not None
+    share = fields.get("crop_pct")
+    if share and min(size) < _WHOLE:
+        resize, crop = int(min(size) / share), True
+    mean, std = _of_unit(fields)
+    return Preprocessing(
+        height, width, resize, crop=crop, mean=mean, std=std,
+        interpolation=_RESAMPLINGS.get(fields.get("resample", 2), "bilinear"),
+        source=f"{_PROCESSOR} in {folder}",
+    )  # fmt: skip
+
+
+def _pixels(size: Any) -> tuple[int, int] | None:
+    """Height and width of a size in one of the ways in which folders write it; None where it is none."""
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return pair if len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair) else None
+
+
+def _of_unit(fields: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """The mean and the deviation for pixels from 0 to 1, where a folder may have them for other scales."""
+    scale = 255 * fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 255.0
+    mean, std = fields.get("image_mean"), fields.get("image_std")
+    if not fields.get("do_normalize", True) or mean is None or std is None:
+        if abs(scale - 1) < 1e-6:
+            return None, None
+        mean, std = (0.0,), (1.0,)
+    mean, std = ([value] if isinstance(value, int | float) else value for value in (mean, std))
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
 def _of_torchvision(name: str, weights: str) -> Preprocessing | None:
