@@ -49,7 +49,8 @@ _INTRODUCTION = """# Operators of `.onnx` files
 What the importer makes of the node tests of the ONNX standard, {total} models: each test as it stands, and with all
 inputs but the first as weights of the file. *Right* is what PyTorch gives on the test's inputs within its tolerance.
 *Runtime* is what is kept whole and run by ONNX Runtime, which gives something else than the test asks for. What is
-refused says why. Nothing may be wrong, and nothing may crash.
+refused says why. Nothing may be wrong, and nothing may crash: take more than {gigabytes} GB of memory or {seconds}
+seconds, or end its process.
 
 Many tests are refused because their first axis is no batch: the sum of `[3, 4, 5]` and `[5]` as two inputs has none.
 `python benchmarks/onnx_nodes.py` writes this page; onnx {version}.
@@ -266,7 +267,9 @@ def main(arguments: Sequence[str]) -> int:
     summary = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
     print(summary)
     if not operators:
-        text = _INTRODUCTION.format(total=len(found), version=onnx.__version__)
+        text = _INTRODUCTION.format(
+            total=len(found), version=onnx.__version__, gigabytes=_MOST_BYTES // 2**30, seconds=_MOST_SECONDS
+        )
         _PAGE.write_text("\n".join([text, f"Together: {summary}.", "", *table(found), ""]))
     return int(bool(counts.get("wrong", 0) or counts.get("crashed", 0)))
 
