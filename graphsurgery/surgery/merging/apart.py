@@ -9,7 +9,7 @@ the outputs get their mean.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -73,10 +73,9 @@ class _Keeping:
         self._parts: dict[fx.Node, list[fx.Node]] = {}
         self._own: dict[tuple[int, fx.Node], Any] = {}
         self._joined: dict[fx.Node, fx.Node] = {}
-        self._paths: dict[tuple[int, str], str] = {}
-        self._tensors: list[dict[int, Tensor]] = [{} for _ in family.graphs]
         others = [node for node in family.graphs[0].module.graph.nodes if node not in layout.apart]
-        self._shared = {str(node.target) for node in others if node.op == "call_module"}
+        shared = {str(node.target) for node in others if node.op == "call_module"}
+        self._belongings = _Belongings(family, self.module, shared)
 
     def run(self) -> None:
         """Go through the direct sum in its order."""
@@ -131,7 +130,8 @@ class _Keeping:
         kwargs: Any = fx.map_arg(twin.kwargs, lambda source: self._of(teacher, back[source]))
         if twin.target is operator.getitem and isinstance(args[0], tuple):
             return args[0][args[1]]
-        target = self._path(teacher, str(twin.target)) if twin.op in ("call_module", "get_attr") else twin.target
+        owned = twin.op in ("call_module", "get_attr")
+        target = self._belongings.path(teacher, str(twin.target)) if owned else twin.target
         new = self.graph.create_node(twin.op, target, args, kwargs, name=f"{old.name}_of_{teacher + 1}")
         new.meta = dict(twin.meta)
         return new
@@ -141,39 +141,6 @@ class _Keeping:
         new = self.graph.create_node(kind, target, args)
         new.meta["value"] = like.meta["value"]
         return new
-
-    def _path(self, teacher: int, path: str) -> str:
-        """Where a module, parameter or constant of one network lies in the direct sum."""
-        known = (teacher, path)
-        if known not in self._paths:
-            whole = teacher == 0 and path not in self._shared
-            self._paths[known] = path if whole else self._put(teacher, path)
-        return self._paths[known]
-
-    def _put(self, teacher: int, path: str) -> str:
-        source = self.family.graphs[teacher].module
-        prefix, _, name = path.rpartition(".")
-        part = getattr(source.get_submodule(prefix), name)
-        new, number = f"{path}_of_{teacher + 1}", 1
-        while _has(self.module, new):
-            number += 1
-            new = f"{path}_of_{teacher + 1}_{number}"
-        if isinstance(part, nn.Module):
-            part = copy_module(part, lambda tensor: self._tensor(teacher, tensor))
-            for path_below, below in part.named_modules():
-                below.training = source.get_submodule(f"{path}.{path_below}".rstrip(".")).training
-        elif isinstance(part, Tensor):
-            part = self._tensor(teacher, part)
-        put_at(self.module, new, part)
-        return new
-
-    def _tensor(self, teacher: int, old: Tensor) -> Tensor:
-        """A tensor of one network, as the direct sum's own; ties stay ties."""
-        made = self._tensors[teacher]
-        if id(old) not in made:
-            new = old.detach().clone()
-            made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        return made[id(old)]
 
     # What a node of one network reads -------------------------------------------------------------------------------
 
@@ -292,6 +259,48 @@ class _Keeping:
             for key in keys
         }
         return found if isinstance(value, Mapping) else tuple(found.values())
+
+
+class _Belongings:
+    """The modules, weights and constants of every network, which are put into the direct sum as they are asked for."""
+
+    def __init__(self, family: Family, module: fx.GraphModule, shared: Collection[str]) -> None:
+        self.family, self.module, self.shared = family, module, shared
+        self._paths: dict[tuple[int, str], str] = {}
+        self._tensors: list[dict[int, Tensor]] = [{} for _ in family.graphs]
+
+    def path(self, teacher: int, path: str) -> str:
+        """Where a module, parameter or constant of one network lies in the direct sum."""
+        known = (teacher, path)
+        if known not in self._paths:
+            whole = teacher == 0 and path not in self.shared
+            self._paths[known] = path if whole else self._put(teacher, path)
+        return self._paths[known]
+
+    def _put(self, teacher: int, path: str) -> str:
+        source = self.family.graphs[teacher].module
+        prefix, _, name = path.rpartition(".")
+        part = getattr(source.get_submodule(prefix), name)
+        new, number = f"{path}_of_{teacher + 1}", 1
+        while _has(self.module, new):
+            number += 1
+            new = f"{path}_of_{teacher + 1}_{number}"
+        if isinstance(part, nn.Module):
+            part = copy_module(part, lambda tensor: self._tensor(teacher, tensor))
+            for path_below, below in part.named_modules():
+                below.training = source.get_submodule(f"{path}.{path_below}".rstrip(".")).training
+        elif isinstance(part, Tensor):
+            part = self._tensor(teacher, part)
+        put_at(self.module, new, part)
+        return new
+
+    def _tensor(self, teacher: int, old: Tensor) -> Tensor:
+        """A tensor of one network, as the direct sum's own; ties stay ties."""
+        made = self._tensors[teacher]
+        if id(old) not in made:
+            new = old.detach().clone()
+            made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        return made[id(old)]
 
 
 def _repeated(axis: Axis) -> Axis | None:
