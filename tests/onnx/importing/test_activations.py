@@ -111,7 +111,8 @@ def test_indices_may_count_from_the_end_of_an_inner_axis(tmp_path):
     graph = edited(tmp_path, built(tmp_path / "m.onnx", {"x": (np.float32, ["batch", 4, 5])}, nodes))
     x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(graph.module(x)[:, 0], graph.module(x.roll(1, 1))[:, 1])
+        rolled = graph.module(x.roll(1, 1))[:, 1]  # other kernels add in another order where a row lies elsewhere
+    torch.testing.assert_close(graph.module(x)[:, 0], rolled)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
