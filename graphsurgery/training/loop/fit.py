@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from graphsurgery.training.loop.resuming import Position, check_same_stage, proc
 from graphsurgery.training.loop.run import EpochRecord, History, Run
 from graphsurgery.training.loop.tracking import folder_of, tracked, values_of
 from graphsurgery.training.objectives.tasks import Batch, Objective
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class _Step(nn.Module):
@@ -260,7 +263,7 @@ class _Stage:
         record = EpochRecord(
             stage=self.stage,
             epoch=at.epoch + 1,
-            train=self._mean_losses(),
+            train=_mean_losses(at, self.accelerator),
             validation=found,
             extra=self.objective.epoch_metrics(),
             lr=self.optimizer.param_groups[0]["lr"],
@@ -290,14 +293,16 @@ class _Stage:
             self.at.best_score, self.at.best_epoch = score, record.epoch
             self.best_weights = {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
-    def _mean_losses(self) -> dict[str, float]:
-        names = list(self.at.sums)
-        sums = torch.tensor([self.at.examples, *(self.at.sums[name] for name in names)], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            shared = sums.to(self.accelerator.device)
-            torch.distributed.all_reduce(shared)
-            sums = shared.cpu()
-        return {name: (sums[number + 1] / sums[0]).item() for number, name in enumerate(names)}
+
+def _mean_losses(at: Position, accelerator: Accelerator) -> dict[str, float]:
+    """The losses of the epoch so far, over the examples of all processes."""
+    names = list(at.sums)
+    sums = torch.tensor([at.examples, *(at.sums[name] for name in names)], dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        shared = sums.to(accelerator.device)
+        torch.distributed.all_reduce(shared)
+        sums = shared.cpu()
+    return {name: (sums[number + 1] / sums[0]).item() for number, name in enumerate(names)}
 
 
 def _same_buffers(module: nn.Module) -> None:
