@@ -198,7 +198,7 @@ class Family:
         if not sides:
             return _mean(tensors) if holds_numbers(first) else first.clone()
         if typed.counts and sides == [0]:
-            return self._groups(typed, tensors)
+            return _groups(self, typed, tensors)
         new = first.new_zeros([self.size(axis) for axis in typed.axes])
         averaged = all(self._is_read_whole(typed, index) for index in sides)
         for teacher, tensor in enumerate(tensors):
@@ -210,16 +210,6 @@ class Family:
             else:
                 where = torch.meshgrid(*(place.to(first.device) for place in places), indexing="ij")
                 new[where] = new[where] + block if averaged else block
-        return new
-
-    def _groups(self, typed: ParameterType, tensors: list[Tensor]) -> Tensor:
-        """The members of every network's groups, which are normalised by themselves."""
-        new = tensors[0].new_zeros(self.size(typed.axes[0]), sum(tensor.shape[1] for tensor in tensors))
-        start = 0
-        for teacher, tensor in enumerate(tensors):
-            places = self.places(teacher, typed.axes[0])
-            new[places, start : start + tensor.shape[1]] = tensor
-            start += tensor.shape[1]
         return new
 
     def _is_read_whole(self, typed: ParameterType, index: int) -> bool:
@@ -236,6 +226,17 @@ class Family:
                 found.append(torch.arange(offset, offset + size))
             offset += size
         return torch.cat(found)
+
+
+def _groups(family: Family, typed: ParameterType, tensors: list[Tensor]) -> Tensor:
+    """The members of every network's groups, which are normalised by themselves."""
+    new = tensors[0].new_zeros(family.size(typed.axes[0]), sum(tensor.shape[1] for tensor in tensors))
+    start = 0
+    for teacher, tensor in enumerate(tensors):
+        places = family.places(teacher, typed.axes[0])
+        new[places, start : start + tensor.shape[1]] = tensor
+        start += tensor.shape[1]
+    return new
 
 
 def _unlike_numbers(first: ModelGraph, nodes: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, str]]:

@@ -217,7 +217,7 @@ class ValueTracer(RecordingTracer):
         if self.evaluating or m is self.root:
             return forward(*args, **kwargs)
         if id(m) not in self._installed:
-            self._check_lasting(m)
+            _check_lasting(m, self.root)
             return without_fresh_weights(m).forward(*args, **kwargs)
         asked = len(self.branches)
         path = self.path_of_module(m)
@@ -236,13 +236,6 @@ class ValueTracer(RecordingTracer):
             self.identities.add(path)
             result = self.create_proxy("call_module", path, args, kwargs)
         return result
-
-    def _check_lasting(self, made: nn.Module) -> None:
-        """Refuse a layer with weights that the first call of a model puts into it."""
-        if any(True for _ in made.parameters()) and any(made is part for part in self.root.modules()):
-            raise TraceError(
-                f"{type(made).__name__} is made in the first call of the model; call it once, then trace it"
-            )
 
     def _leaf(self, path: str, args: Any, kwargs: Any) -> Any:
         return self.create_proxy("call_module", path, args, kwargs)
@@ -353,3 +346,9 @@ def _where(error: Exception, root: nn.Module) -> str:
     frame = frames[-1]
     line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
     return f"{frame.filename}:{frame.lineno} in {frame.name}: `{line}`: {reason}"
+
+
+def _check_lasting(made: nn.Module, root: nn.Module) -> None:
+    """Refuse a layer with weights that the first call of a model puts into it."""
+    if any(True for _ in made.parameters()) and any(made is part for part in root.modules()):
+        raise TraceError(f"{type(made).__name__} is made in the first call of the model; call it once, then trace it")
