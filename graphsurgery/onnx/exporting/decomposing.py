@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,18 +17,9 @@ _ALIKE = ("flatten.using_ints", "reshape.default", "unflatten.int")
 _CHECKS = ("_assert_scalar.default", "_assert_tensor_metadata.default", "_assert_async.msg")
 """What the exporter takes out itself."""
 _IN_PLACE = (
-    "relu_",
-    "hardtanh_",
-    "hardswish_",
-    "hardsigmoid_",
-    "silu_",
-    "mish_",
-    "leaky_relu_",
-    "elu_",
-    "sigmoid_",
-    "tanh_",
+    "relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "leaky_relu_", "elu_", "sigmoid_", "tanh_",
     "dropout_",
-)
+)  # fmt: skip
 
 
 def with_few_decomposed(usual: Decompose) -> Decompose:
@@ -40,15 +31,12 @@ def with_few_decomposed(usual: Decompose) -> Decompose:
     """
 
     def decomposed(program: Any, registry: Any) -> Any:
-        graph, known = program.graph_module.graph, _translated(registry)
-        if any(_changes(spec) for spec in program.graph_signature.output_specs):
+        calls = [node for node in program.graph_module.graph.nodes if node.op == "call_function"]
+        others = {node: replace for node in calls if (replace := _substitute(node)) is not None}
+        known = _translated(registry)
+        if _writes(program) or not all(node in others or _is_said(node, known) for node in calls):
             return usual(program, registry)
-        others = [node for node in graph.nodes if node.op == "call_function" and not _is_said(node, known)]
-        replacements = [(node, _substitute(node)) for node in others]
-        if any(replace is None for _, replace in replacements):
-            return usual(program, registry)
-        for node, replace in replacements:
-            assert replace is not None
+        for node, replace in others.items():
             replace(node)
         program.graph_module.recompile()
         return program
@@ -56,15 +44,16 @@ def with_few_decomposed(usual: Decompose) -> Decompose:
     return decomposed
 
 
-@cache
+@lru_cache(4)
 def _translated(registry: Any) -> Collection[Any]:
     """The operators that have a translation."""
     return {translations[0].fx_target for translations in registry.functions.values()}
 
 
-def _changes(spec: Any) -> bool:
-    """Whether what a program gives is written into a buffer or an input."""
-    return spec.kind not in (torch.export.graph_signature.OutputKind.USER_OUTPUT,)
+def _writes(program: Any) -> bool:
+    """Whether a program writes what it gives into a buffer or an input."""
+    given = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    return any(spec.kind is not given for spec in program.graph_signature.output_specs)
 
 
 def _is_said(node: fx.Node, known: Collection[Any]) -> bool:
@@ -75,10 +64,9 @@ def _is_said(node: fx.Node, known: Collection[Any]) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return True  # arithmetic of sizes
-    schema = node.target._schema
-    if _is(node, ("flatten.using_ints",)) and _does_nothing(node):
+    if node.target._schema.is_mutable:
         return False
-    return not schema.is_mutable and (not _is_view(node.target) or not _is_composed(node.target) or _is(node, _ALIKE))
+    return not _is_view(node.target) or not _is_composed(node.target) or _is(node, _ALIKE)
 
 
 def _is(node: fx.Node, names: Collection[str]) -> bool:
