@@ -121,7 +121,7 @@ def diff(infer: Inference, input: TensorType, n: int = 1, dim: int = -1) -> Tens
     return outputs_like(infer, *((i, a) for i, a in enumerate(input.axes) if i != dim % len(input)))
 
 
-@rule(torch.trapezoid, torch.trapz)
+@rule(torch.trapezoid, torch.trapz, torch.cumulative_trapezoid)
 def integral(
     infer: Inference,
     y: TensorType,
@@ -130,25 +130,12 @@ def integral(
     dim: int = -1,
     **options: Any,  # noqa: ARG001
 ) -> TensorType:
-    """Neighbours are summed up, by the steps between them."""
+    """Neighbours are summed up, by the steps between them: over the whole axis, or up to every place."""
     infer.freeze("the steps of an integral", x)
     computes_at_size(infer, "an axis that is summed up in order", y, [dim])
-    return TensorType([axis for index, axis in enumerate(y.axes) if index != dim % len(y)])
-
-
-@rule(torch.cumulative_trapezoid)
-def integrals(
-    infer: Inference,
-    y: TensorType,
-    x: TensorType | None = None,
-    *,
-    dim: int = -1,
-    **options: Any,  # noqa: ARG001
-) -> TensorType:
-    """The same, up to every place."""
-    infer.freeze("the steps of an integral", x)
-    computes_at_size(infer, "an axis that is summed up in order", y, [dim])
-    return y.replace(dim, ax.fixed(infer.value.shape[dim]))
+    place = dim % len(y)
+    left = [ax.fixed(infer.value.shape[place])] if infer.node.target is torch.cumulative_trapezoid else []
+    return TensorType([*y.axes[:place], *left, *y.axes[place + 1 :]])
 
 
 @rule(torch.gradient)

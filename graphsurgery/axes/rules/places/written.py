@@ -154,8 +154,13 @@ def diagonal(
         given = infer.node.kwargs
         dim1, dim2 = int(given.get("dim1", -2)), int(given.get("dim2", -1))  # type: ignore[arg-type]
     infer.freeze_axis("an axis of a diagonal", input[dim1], input[dim2])
-    gone = {dim1 % len(input), dim2 % len(input)}
-    return outputs_like(infer, *enumerate(axis for index, axis in enumerate(input.axes) if index not in gone))
+    return outputs_like(infer, *enumerate(_besides(input, dim1, dim2)))
+
+
+def _besides(input: TensorType, *dims: int) -> list[Axis]:
+    """The axes that are not those of a diagonal."""
+    gone = {dim % len(input) for dim in dims}
+    return [axis for index, axis in enumerate(input.axes) if index not in gone]
 
 
 @rule(torch.diagonal_scatter, "diagonal_scatter")
@@ -169,9 +174,7 @@ def written_diagonal(
 ) -> TensorType:
     """A diagonal of two axes is written, which that fixes."""
     infer.freeze_axis("an axis of a diagonal", input[dim1], input[dim2], src[-1])
-    gone = {dim1 % len(input), dim2 % len(input)}
-    rest = [axis for index, axis in enumerate(input.axes) if index not in gone]
-    for own, axis in zip(rest, src.axes[:-1], strict=True):
+    for own, axis in zip(_besides(input, dim1, dim2), src.axes[:-1], strict=True):
         infer.unify(own, axis)
     return TensorType(input.axes)
 
