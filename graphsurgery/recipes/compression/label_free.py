@@ -16,16 +16,13 @@ from torch.utils.data import Dataset
 
 from graphsurgery.errors import SpecError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.recipes.compression.shrink import bring_back
 from graphsurgery.recipes.experiment import Effort, Experiment
 from graphsurgery.recipes.outcome import Outcome, Result, Row
-from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.plan import TrainingPlan
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
@@ -36,8 +33,6 @@ from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 STEPS = 2000
 """Optimizer steps where no number of epochs is asked for."""
-_LOOKED_AT = 16
-"""Examples that say how far outputs vary."""
 
 
 def label_free_plan(calibration: Calibration, epochs: int | None = None, **settings: Any) -> TrainingPlan:
@@ -58,16 +53,12 @@ def check_calibration(calibration: Calibration, graph: ModelGraph) -> Agreement:
     """
     if calibration.packed is None:
         _check_shape(calibration, graph)
-    examples = Examples(calibration.train, device_of(graph.module))
-    count = min(_LOOKED_AT, len(examples))
-    x = next(examples.batches([torch.arange(max(2, count)) % len(examples)]))[0]
-    with evaluating(graph.module), torch.no_grad():
-        output = calibration.run(graph.module, x)
+    output, count = calibration.first_outputs(graph.module)
     named = named_outputs(output)
     only = next(iter(named.values())) if len(named) == 1 and calibration.packed is None else None
-    if only is not None and only.dim() == 2 and len(only) == len(x) and only.is_floating_point():
+    if only is not None and only.dim() == 2 and len(only) == count and only.is_floating_point():
         return Agreement(int(only.shape[1]))
-    return SeveralOutputs(reading_of(output, len(x)), calibration.run)
+    return SeveralOutputs(reading_of(output, count), calibration.run)
 
 
 def _check_shape(calibration: Calibration, graph: ModelGraph) -> None:

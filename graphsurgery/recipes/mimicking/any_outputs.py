@@ -17,22 +17,16 @@ from torch.utils.data import Dataset
 
 from graphsurgery.errors import SpecError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.mimicking.plan import MimicPlan
 from graphsurgery.recipes.outcome import Outcome, Result
-from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.calibration import Calibration
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.transfer import answered
-from graphsurgery.training.devices import device_of
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.several_outputs import SeveralOutputs, reading_of, vectors_of
-
-_LOOKED_AT = 16
-"""Examples that say how far outputs vary."""
 
 
 def mimic_outputs(
@@ -108,12 +102,8 @@ def _check_plan(plan: MimicPlan) -> None:
 
 def _outputs(module: nn.Module, calibration: Calibration) -> Mapping[str, Tensor]:
     """What a network gives for some examples, by name."""
-    examples = Examples(calibration.train, device_of(module))
-    count = max(2, min(_LOOKED_AT, len(examples)))
-    x = next(examples.batches([torch.arange(count) % len(examples)]))[0]
     try:
-        with evaluating(module), torch.no_grad():
-            return named_outputs(calibration.run(module, x))
+        return named_outputs(calibration.first_outputs(module)[0])
     except SurgeryError:
         raise
     except Exception as error:

@@ -15,14 +15,19 @@ from torch.utils.data import Dataset, TensorDataset
 from graphsurgery.errors import SpecError, one_line
 from graphsurgery.graph import InputSpec
 from graphsurgery.models.spec_text import Value, parse_spec
+from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
 from graphsurgery.training.data.array_files import read_vectors
+from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import UNLABELLED, Data, size_of, split
 from graphsurgery.training.data.several_inputs import PackedInputs
 from graphsurgery.training.data.transfer import unlabelled
+from graphsurgery.training.devices import device_of
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FEWEST, _IN_MEMORY = 4, 2**30
+_LOOKED_AT = 16
+"""Examples that say how far outputs vary."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class Calibration:
     def run(self, module: nn.Module, x: Tensor) -> Any:
         """What a network gives for a batch of examples."""
         return module(x) if self.packed is None else self.packed.run(module, x)
+
+    def first_outputs(self, module: nn.Module) -> tuple[Any, int]:
+        """What a network gives for the first examples, enough to say how far outputs vary; and for how many."""
+        examples = Examples(self.train, device_of(module))
+        count = max(2, min(_LOOKED_AT, len(examples)))
+        x = next(examples.batches([torch.arange(count) % len(examples)]))[0]
+        with evaluating(module), torch.no_grad():
+            return self.run(module, x), count
 
 
 def calibration_of(data: Data) -> Calibration:
