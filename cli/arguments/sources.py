@@ -9,11 +9,10 @@ from cyclopts import Parameter
 
 from graphsurgery.errors import CheckpointError, SpecError, near_names
 from graphsurgery.models.sources.catalogue import ENDINGS, SPECS
+from graphsurgery.training.data.catalogue import DATA
 
 EXPECTED = {**ENDINGS, ".onnx": "an ONNX file", ".json": "a file of masks"}
 """What is in the files that commands read, by their endings."""
-_FOLDERS = ("imagefolder", "cifar10", "cifar100", "fashion-mnist")
-"""Data that may name a folder."""
 
 
 def there(_kind: Any, source: Any) -> None:
@@ -37,7 +36,7 @@ def there(_kind: Any, source: Any) -> None:
     require_function(text)
     if require_file_of(name):
         return
-    if scheme in _FOLDERS:
+    if scheme in DATA:
         _require_folder(text, scheme, rest)
     elif scheme == "ultralytics" and rest.endswith(".pt"):
         _require_file(Path(rest))
@@ -65,10 +64,11 @@ def near_files(path: Path) -> str:
 
 
 def _require_folder(spec: str, scheme: str, folder: str) -> None:
-    if not folder and scheme != "imagefolder":
+    entry = DATA[scheme]
+    if entry.folder == "never" or (entry.folder == "may" and not folder):
         return
     if not folder or not Path(folder).is_dir():
-        wanted = f"{scheme}:DIR with DIR/train/CLASS/ images" if scheme == "imagefolder" else f"{scheme}:DIR"
+        wanted = f"{scheme}:DIR with {entry.holds}" if entry.holds else f"{scheme}:DIR"
         raise SpecError(f"data spec {spec!r}: {folder or 'DIR'} is not a folder; give {wanted}")
 
 

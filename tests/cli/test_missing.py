@@ -108,6 +108,7 @@ def test_what_is_missing_is_refused_before_torch_is_imported(tmp_path):
         ("ultralytics:no.pt", r"no\.pt: no such file"),
         ("imagefolder:no?size=3", r"no is not a folder; give imagefolder:DIR with DIR/train/CLASS/ images"),
         ("cifar10:no", "no is not a folder; give cifar10:DIR"),
+        ("arrays:no", r"no is not a folder; give arrays:DIR with \.npz files$"),
         ("nets.py", r"nets\.py: names a Python file, and which function of it is missing; give nets\.py:small$"),
         ("nets.py:?width=3", r"give nets\.py:small$"),
         ("empty.py", r"it defines none; give empty\.py:FUNCTION when it does"),

@@ -18,6 +18,7 @@ class DataEntry:
         inputs: what a network gets of it.
         options: the names of its options, beside `train`.
         folder: whether a folder may stand behind the colon, `must`, `may` or `never`.
+        holds: what lies in that folder, as the end of `imagefolder:DIR with ...`.
     """
 
     form: str
@@ -25,6 +26,7 @@ class DataEntry:
     inputs: str
     options: tuple[str, ...] = ("split_seed",)
     folder: str = "may"
+    holds: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ DATA: Mapping[str, DataEntry] = {
         "3x224x224, or `?size=`",
         ("split_seed", *(name for name, option in OPTIONS.items() if option.images)),
         folder="must",
+        holds="DIR/train/CLASS/ images",
     ),
     "arrays": DataEntry(
         "arrays:DIR",
@@ -89,6 +92,7 @@ DATA: Mapping[str, DataEntry] = {
         "DIR/val/ and DIR/test/, or together",
         "as the arrays are",
         folder="must",
+        holds=".npz files",
     ),
 }
 """The named data, in the order in which they are listed."""
