@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphsurgery.cli.editing import EditSession
-from graphsurgery.cli.options import Opening, note_images, said_of_images
+from graphsurgery.cli.options import Opening
 from graphsurgery.cli.session import write_page
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def calibration_of(
     from graphsurgery.recipes.compression.label_free import check_calibration
     from graphsurgery.training.data import calibration
 
-    if data is not None:
-        found = calibration.calibration_of(data)
+    if data is None:
+        found = opening.examples(calib, model, graph.inputs, seed=seed)
     else:
-        said = said_of_images(model, arch=opening.arch)
-        found = calibration.read_examples(calib, graph.inputs, seed=seed, preprocessing=said)
-        note_images(calib, found.preprocessing)
+        found = calibration.calibration_of(data)
     check_calibration(found, graph)
     return found
 

@@ -18,10 +18,11 @@ from graphsurgery.errors import SurgeryError
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphsurgery.graph import ModelGraph
+    from graphsurgery.graph import InputSpec, ModelGraph
     from graphsurgery.models.loading import Shape
     from graphsurgery.network.preprocessing import Preprocessing
     from graphsurgery.surgery.masks.mask_set import MaskSet
+    from graphsurgery.training.data.calibration import Calibration
     from graphsurgery.training.data.dataset import Data
 
 _FLAG = Parameter(negative="", show_default=False)
@@ -148,6 +149,19 @@ class Opening:
             shape = "x".join(map(str, found.input_shape))
             advice = f", or {spec.partition('?')[0]}?size=HEIGHTxWIDTH" if found.preprocessing is not None else ""
             raise SpecError(f"--input {' '.join(self.input)}: {spec} has inputs of {shape}; leave --input out{advice}")
+        return found
+
+    def examples(self, folder: str, model: str, inputs: Sequence[InputSpec], *, seed: int = 0) -> Calibration:
+        """The examples without labels in a folder, for these inputs; images as the model says that takes them.
+
+        Raises:
+            SpecError: as for `read_examples`.
+        """
+        from graphsurgery.training.data.calibration import read_examples
+
+        said = said_of_images(model, arch=self.arch)
+        found = read_examples(folder, inputs, seed=seed, preprocessing=said)
+        note_images(folder, found.preprocessing)
         return found
 
     def shape(self, otherwise: tuple[int, ...] | None = None) -> Shape | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from graphsurgery.cli.options import TOKENS
+from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Running:
                 raise SurgeryError(f"{named}: holds no run to resume; leave out --resume to begin one")
         elif self.resume:
             named = _last_like(config)
-        elif not trains or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        elif not trains or not is_alone():
             # Several processes would have to agree on a number before they can speak to each other.
             return None
         else:

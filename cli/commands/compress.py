@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from graphsurgery.cli.compressing import (
 )
 from graphsurgery.cli.editing import EDITING, Editing, data_of
 from graphsurgery.cli.options import Output, again
+from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.cli.running import RUNNING, Running
 from graphsurgery.errors import SurgeryError
 
@@ -84,7 +84,7 @@ def compress(
             "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
             "--round-to auto"
         )
-    if (cutting.to_latency or cutting.auto_step) and os.environ.get("WORLD_SIZE", "1") != "1":
+    if (cutting.to_latency or cutting.auto_step) and not is_alone():
         raise SurgeryError("compress: each of several processes would measure another latency; start one")
     session.document |= {} if data is None else {"data": data}
     graph, recovery = _opened(model, data, tuning, editing)

@@ -138,15 +138,11 @@ def _all_outputs(
     opening: Opening,
 ) -> None:
     """Train a student on all outputs of its teachers, on examples without labels."""
-    from graphsurgery.cli.options import note_images, said_of_images
     from graphsurgery.recipes.mimicking.any_outputs import mimic_outputs
-    from graphsurgery.training.data.calibration import read_examples
     from graphsurgery.training.objectives.teachers import OnnxOutputs
 
     graph = replace(opening, arch=None).graph(student, to_train=True)
-    said = said_of_images(student, arch=opening.arch)
-    examples = read_examples(calib, graph.inputs, seed=plan.training.seed, preprocessing=said)
-    note_images(calib, examples.preprocessing)
+    examples = opening.examples(calib, student, graph.inputs, seed=plan.training.seed)
     teachers: dict[str, nn.Module] = {
         name: OnnxOutputs(name) if name.endswith(".onnx") else opening.graph(name).module for name in teacher
     }

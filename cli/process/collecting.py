@@ -13,6 +13,8 @@ import os
 import sys
 from typing import NoReturn
 
+from graphsurgery.cli.process.watching import is_alone
+
 _paused = False
 
 
@@ -42,7 +44,7 @@ def leave(code: int) -> NoReturn:
     global _paused
     _paused = False
     gc.freeze()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if not is_alone():
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
             sys.stdout.flush()

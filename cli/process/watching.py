@@ -225,6 +225,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether no other process trains with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 WATCHER: ContextVar[Watcher | None] = ContextVar("WATCHER", default=None)
 """That of this command."""
 
