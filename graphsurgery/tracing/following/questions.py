@@ -10,14 +10,15 @@ import contextlib
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Collection, Iterator
+from types import ModuleType
 from typing import Any
 
 from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, type_of
 
 _MISSING: Any = object()
 _CACHED = functools._lru_cache_wrapper
-_MODULE = type(sys)
 _OTHERS = sys.stdlib_module_names | {
     "torch", "torchgen", "functorch", "graphsurgery", "numpy", "scipy", "sympy", "mpmath", "sklearn", "pandas",
     "matplotlib", "PIL", "networkx", "onnx", "onnxruntime", "onnxscript", "google", "rich", "pygments", "cyclopts",
@@ -31,8 +32,8 @@ _OTHERS = sys.stdlib_module_names | {
 _FOREIGN: set[str] = set()
 """Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
 
-_PLAIN: dict[int, int] = {}
-"""By namespace, how many names it had when none of them was of those to be changed."""
+_PLAIN: weakref.WeakKeyDictionary[ModuleType, int] = weakref.WeakKeyDictionary()
+"""How many names a module had when none of them was of those to be changed."""
 
 
 class _AnswersTruly(type):
@@ -129,8 +130,9 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     """
     plain: list[dict[str, Any]] = []
     changed: list[tuple[dict[str, Any], str, Any]] = []
-    for namespace in _namespaces():
-        if _asks_plainly(namespace):
+    for module in _modules():
+        namespace = vars(module)
+        if _asks_plainly(module):
             plain.append(namespace)
             namespace.update(_ANSWERS)
             continue
@@ -155,27 +157,28 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
                 namespace[name] = before
 
 
-def _asks_plainly(namespace: dict[str, Any]) -> bool:
-    """Whether it has neither a cached function nor a name like the answers': nearly all of a thousand have none.
+def _asks_plainly(module: ModuleType) -> bool:
+    """Whether a module has neither a cached function nor a name like the answers': of a thousand nearly all have none.
 
     One of as many names as when it was looked at is not looked at again.
     """
-    if _PLAIN.get(id(namespace)) == len(namespace):
+    namespace = vars(module)
+    if _PLAIN.get(module) == len(namespace):
         return True
     found = _CACHED not in map(type, list(namespace.values())) and _ANSWERS.keys().isdisjoint(namespace)
     if found:
-        _PLAIN[id(namespace)] = len(namespace)
+        _PLAIN[module] = len(namespace)
     return found
 
 
-def _namespaces() -> list[dict[str, Any]]:
-    """The globals of all files that may be part of a model."""
+def _modules() -> list[ModuleType]:
+    """All files that may be part of a model."""
     found = []
     for name in [name for name in sys.modules if name not in _FOREIGN]:
         if name != "__main__" and name.partition(".")[0] in _OTHERS:
             _FOREIGN.add(name)
             continue
         module = sys.modules[name]
-        if type(module) is _MODULE:
-            found.append(vars(module))
+        if type(module) is ModuleType:
+            found.append(module)
     return found

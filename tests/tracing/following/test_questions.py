@@ -2,6 +2,9 @@
 
 import contextlib
 import copy
+import functools
+import sys
+import types
 
 import pytest
 import torch
@@ -33,6 +36,7 @@ from contracts import Network
 from torch import nn
 
 import graphsurgery as gs
+from graphsurgery.tracing.following import questions
 from graphsurgery.tracing.likeness import Likeness, verdicts
 
 SIZES = ((2, 5), (1, 5), (3, 7), (2, 4))
@@ -385,3 +389,15 @@ def test_gradients_of_one_norm_in_other_directions_are_found(seed):
     module = nn.Sequential(nn.Linear(4, 4), network(weight_kept)).double()
     with pytest.raises(gs.TraceError, match=r"the gradient of 1\.a\.weight differs in its trace"):
         gs.trace(module, example())
+
+
+def test_a_file_that_is_gone_says_nothing_of_the_next():
+    """The next one may lie where it lay, with as many names."""
+    for cached in [False, True] * 20:
+        module = types.ModuleType("file_of_a_model")
+        module.size = functools.lru_cache(len) if cached else len
+        sys.modules["file_of_a_model"] = module
+        with questions.truthful():
+            assert module.size is len
+        assert hasattr(module.size, "cache_info") is cached
+        del sys.modules["file_of_a_model"], module
