@@ -51,8 +51,11 @@ def fixed(size: int) -> Axis:
 
 
 def free(size: int) -> Axis:
-    """An axis of one new free dim; a single free index differs from the unit, which is fixed and stretches."""
-    return ((Dim(size),),)
+    """An axis of one new free dim; a single free index differs from the unit, which is fixed and stretches.
+
+    Of no index there is nothing to choose: such an axis is fixed.
+    """
+    return ((Dim(size, fixed=size == 0),),)
 
 
 def term_size(term: Term) -> int:

@@ -67,7 +67,7 @@ def mask_of_positions(infer: Inference, like: TensorType, *sizes: Any) -> Any:  
 
 def of_sizes(infer: Inference, position: int, *, spread: bool) -> TensorType:
     """A free axis for every size, which stand from argument number `position` on."""
-    axes = [ax.free(n) if n > 1 else ax.UNIT for n in infer.value.shape]
+    axes = [ax.free(n) if n > 1 else ax.fixed(n) for n in infer.value.shape]
     get, put = _sizes_at(position, spread)
     last = len(infer.node.args) if spread else position + 1
     write_sizes(infer, axes, get, put, (*range(position, last), "size"))

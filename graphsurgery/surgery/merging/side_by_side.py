@@ -281,6 +281,8 @@ def _runs(places: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _as_slice(places: Tensor) -> slice | None:
     """Consecutive places as a slice, which is far faster to write to."""
+    if not len(places):
+        return slice(0)
     first, last = int(places[0]), int(places[-1])
     return slice(first, last + 1) if last - first + 1 == len(places) and bool((places.diff() == 1).all()) else None
 

@@ -67,11 +67,15 @@ class Recorder:
         fx_trace._wrapped_fns_to_patch.clear()
         factories = [(torch, name, self._recording(getattr(torch, name))) for name in _FACTORIES]
         draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
-        asked = (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor))
+        scripted = torch.jit.isinstance
+        asked = [
+            (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor)),
+            (torch.jit, "isinstance", lambda candidate, kinds: scripted(_plain(candidate), kinds)),
+        ]
         # Distributions look at the values of their parameters, unless they are told not to, and at their sizes.
         distribution = torch.distributions.Distribution
         trusting = [(distribution, "_validate_args", False), (distribution, "_extended_shape", _extended_shape)]
-        replacements = [*trusting, *factories, *draws, asked, *attention.REPLACEMENTS, *shifted_windows.replacements()]
+        replacements = [*trusting, *factories, *draws, *asked, *attention.REPLACEMENTS, *shifted_windows.replacements()]
         methods = [(Tensor, name, self._recording_method(getattr(Tensor, name))) for name in _SIZED_METHODS]
         arrays = [(np, name, _held(getattr(np, name))) for name in _ARRAYS]
         replacements += [*methods, *arrays]
@@ -129,8 +133,12 @@ def _makes_a_layer(frame: FrameType) -> bool:
 
 def _without_values(factory: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """What a factory makes, on the meta device."""
-    plain = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
-    return factory(*plain[0], **{**plain[1], "device": "meta"})
+    return factory(*_plain(args), **{**_plain(kwargs), "device": "meta"})
+
+
+def _plain(structure: Any) -> Any:
+    """The same with the values of proxies."""
+    return fx.node.map_aggregate(structure, lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
 
 
 def _extended_shape(distribution: torch.distributions.Distribution, sample_shape: Any = ()) -> Any:

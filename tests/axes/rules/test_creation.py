@@ -39,3 +39,21 @@ def test_constants_fit_any_channels(name):
 def test_constants_beside_channels_are_channels_too():
     graph = assert_contracts(between(lambda h: torch.cat([h, h.new_ones(h.shape[0], 3)], 1), 11), (3,))
     assert [s.size for s in graph.spaces] == [8, 3]
+
+
+NOTHING = {
+    "zeros": lambda h: torch.zeros(h.shape[0], 0, dtype=h.dtype),
+    "empty, sizes in a list": lambda h: torch.empty([h.shape[0], 0], dtype=h.dtype),
+    "full": lambda h: torch.full((h.shape[0], 0), 0.5, dtype=h.dtype),
+    "new_zeros": lambda h: h.new_zeros(h.shape[0], 0),
+    "a slice of none": lambda h: h[:, :0],
+    "behind the end": lambda h: torch.zeros_like(h[:, 8:]),
+    "a constant": lambda h: torch.zeros(1, 0, dtype=h.dtype).expand(h.shape[0], 0),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_tensor_of_no_channels_stays_one(name):
+    graph = assert_contracts(between(lambda h: torch.cat([NOTHING[name](h), h], 1)), (3,))
+    assert [s.size for s in graph.spaces] == [8]
+    assert not graph.frozen

@@ -1,0 +1,202 @@
+"""Small random networks of libraries that are built in Python, with their inputs by name: for `libraries.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Built = tuple[nn.Module, dict[str, Any]]
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _of_images(path: str, *sizes: int, **options: Any) -> Built:
+    """A network of one tensor, by default an image; a name that is empty stands for the only input."""
+    return _class(path)(**options), {"": torch.zeros(2, *(sizes or (3, 32, 32)))}
+
+
+def _of_tokens(path: str, **options: Any) -> Built:
+    return _class(path)(**options), {"": torch.randint(0, 50, (2, 12))}
+
+
+# diffusers ------------------------------------------------------------------------------------------------------------
+
+
+def _steps(*shape: int, **more: Tensor) -> dict[str, Any]:
+    return {"sample": torch.zeros(2, *shape), "timestep": torch.tensor([3, 7]), **more}
+
+
+def _unet_2d() -> Built:
+    from diffusers import UNet2DModel
+
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    model = UNet2DModel(
+        sample_size=16, block_out_channels=(16, 32), down_block_types=down, up_block_types=up, norm_num_groups=4,
+        layers_per_block=1, attention_head_dim=8,
+    )  # fmt: skip
+    return model, _steps(3, 16, 16)
+
+
+def _unet_of_texts() -> Built:
+    from diffusers import UNet2DConditionModel
+
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    model = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(16, 32), down_block_types=down, up_block_types=up, norm_num_groups=4,
+        layers_per_block=1, attention_head_dim=4, cross_attention_dim=24,
+    )  # fmt: skip
+    return model, _steps(4, 16, 16, encoder_hidden_states=torch.zeros(2, 5, 24))
+
+
+def _autoencoder() -> Built:
+    from diffusers import AutoencoderKL
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=4, sample_size=16, **blocks)
+    return model, {"sample": torch.zeros(2, 3, 16, 16)}
+
+
+def _diffusion_transformer() -> Built:
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8)
+    given = {"hidden_states": torch.zeros(2, 4, 8, 8), "timestep": torch.tensor([3, 7])}
+    return model, {**given, "class_labels": torch.tensor([1, 2])}
+
+
+# graphs ---------------------------------------------------------------------------------------------------------------
+
+_EDGES = torch.tensor([[0, 1, 2, 3, 4, 0, 2], [1, 2, 3, 4, 5, 5, 0]])
+
+
+def _of_graphs(name: str, **options: Any) -> Built:
+    model = _class(f"torch_geometric.nn.models.{name}")(in_channels=8, hidden_channels=16, num_layers=2, out_channels=4, **options)
+    return model, {"x": torch.zeros(6, 8), "edge_index": _EDGES}
+
+
+# texts ----------------------------------------------------------------------------------------------------------------
+
+
+def _decoder(**options: Any) -> Built:
+    from x_transformers import Decoder, TransformerWrapper
+
+    layers = Decoder(dim=32, depth=2, heads=4, attn_dim_head=8, **options)
+    return TransformerWrapper(num_tokens=50, max_seq_len=16, attn_layers=layers), {"": torch.randint(0, 50, (2, 12))}
+
+
+def _encoder(**options: Any) -> Built:
+    from x_transformers import Encoder, TransformerWrapper
+
+    layers = Encoder(dim=32, depth=2, heads=4, attn_dim_head=8, **options)
+    return TransformerWrapper(num_tokens=50, max_seq_len=16, attn_layers=layers), {"": torch.randint(0, 50, (2, 12))}
+
+
+def _images_and_texts() -> Built:
+    from open_clip.model import CLIP
+
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 12, "vocab_size": 50, "width": 32, "heads": 4, "layers": 2}
+    model = CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    return model, {"image": torch.zeros(2, 3, 32, 32), "text": torch.randint(0, 50, (2, 12))}
+
+
+_MONAI = "monai.networks.nets"
+_FLAT = {"spatial_dims": 2, "in_channels": 1}
+_VIT = {"image_size": 32, "patch_size": 8, "num_classes": 5, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48}
+_HEADS = {**_VIT, "dim_head": 8}
+
+BUILT: dict[str, Callable[[], Built]] = {
+    "diffusers/UNet2DModel": _unet_2d,
+    "diffusers/UNet2DConditionModel": _unet_of_texts,
+    "diffusers/AutoencoderKL": _autoencoder,
+    "diffusers/DiTTransformer2DModel": _diffusion_transformer,
+    "monai/UNet": partial(
+        _of_images, f"{_MONAI}.UNet", 1, 32, 32, **_FLAT, out_channels=2, channels=(8, 16, 32), strides=(2, 2),
+        num_res_units=2,
+    ),
+    "monai/BasicUNet": partial(_of_images, f"{_MONAI}.BasicUNet", 1, 32, 32, **_FLAT, out_channels=2, features=(8, 8, 16, 16, 32, 8)),
+    "monai/BasicUNet, volumes": partial(
+        _of_images, f"{_MONAI}.BasicUNet", 1, 16, 16, 16, spatial_dims=3, in_channels=1, out_channels=2,
+        features=(8, 8, 16, 16, 32, 8),
+    ),
+    "monai/AttentionUnet": partial(
+        _of_images, f"{_MONAI}.AttentionUnet", 1, 32, 32, **_FLAT, out_channels=2, channels=(8, 16, 32), strides=(2, 2)
+    ),
+    "monai/SegResNet": partial(_of_images, f"{_MONAI}.SegResNet", 1, 32, 32, **_FLAT, out_channels=2, init_filters=8),
+    "monai/DynUNet": partial(
+        _of_images, f"{_MONAI}.DynUNet", 1, 32, 32, **_FLAT, out_channels=2, kernel_size=[3, 3, 3], strides=[1, 2, 2],
+        upsample_kernel_size=[2, 2], filters=[8, 16, 32],
+    ),
+    "monai/UNETR": partial(
+        _of_images, f"{_MONAI}.UNETR", 1, 32, 32, **_FLAT, out_channels=2, img_size=32, feature_size=8, hidden_size=32,
+        mlp_dim=48, num_heads=4,
+    ),
+    "monai/SwinUNETR": partial(_of_images, f"{_MONAI}.SwinUNETR", 1, 64, 64, **_FLAT, out_channels=2, feature_size=12),
+    "monai/DenseNet": partial(
+        _of_images, f"{_MONAI}.DenseNet", 1, 32, 32, **_FLAT, out_channels=2, init_features=8, growth_rate=4,
+        block_config=(2, 2),
+    ),
+    "monai/SENet": partial(_of_images, f"{_MONAI}.SEResNet50", 3, 64, 64, spatial_dims=2, in_channels=3, num_classes=3),
+    "monai/HighResNet": partial(_of_images, f"{_MONAI}.HighResNet", 1, 32, 32, **_FLAT, out_channels=2),
+    "vit_pytorch/ViT": partial(_of_images, "vit_pytorch.ViT", **_HEADS),
+    "vit_pytorch/SimpleViT": partial(_of_images, "vit_pytorch.SimpleViT", **_HEADS),
+    "vit_pytorch/DeepViT": partial(_of_images, "vit_pytorch.deepvit.DeepViT", **_HEADS),
+    "vit_pytorch/CaiT": partial(
+        _of_images, "vit_pytorch.cait.CaiT", **{**_HEADS, "cls_depth": 1}
+    ),
+    "vit_pytorch/CCT": partial(
+        _of_images, "vit_pytorch.cct.CCT", img_size=(32, 32), embedding_dim=32, n_conv_layers=2, kernel_size=3, stride=2,
+        padding=1, pooling_kernel_size=3, pooling_stride=2, pooling_padding=1, num_layers=2, num_heads=4, mlp_ratio=2.0,
+        num_classes=5, positional_embedding="learnable",
+    ),
+    "vit_pytorch/CvT": partial(
+        _of_images, "vit_pytorch.cvt.CvT", 3, 64, 64, num_classes=5, s1_emb_dim=16, s2_emb_dim=16, s3_emb_dim=32,
+        s2_heads=2, s3_heads=2, s3_depth=1,
+    ),
+    "vit_pytorch/LeViT": partial(
+        _of_images, "vit_pytorch.levit.LeViT", 3, 64, 64, image_size=64, num_classes=5, stages=2, dim=(16, 32), depth=1,
+        heads=(2, 4), mlp_mult=2,
+    ),
+    "vit_pytorch/MaxViT": partial(
+        _of_images, "vit_pytorch.max_vit.MaxViT", 3, 64, 64, num_classes=5, dim_conv_stem=16, dim=16, dim_head=8,
+        depth=(1, 1), window_size=4,
+    ),
+    "vit_pytorch/MobileViT": partial(
+        _of_images, "vit_pytorch.mobile_vit.MobileViT", 3, 64, 64, image_size=(64, 64), dims=[16, 24, 32],
+        channels=[8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 32], num_classes=5,
+    ),
+    "vit_pytorch/CrossFormer": partial(
+        _of_images, "vit_pytorch.crossformer.CrossFormer", 3, 64, 64, num_classes=5, dim=(16, 16, 32, 32),
+        depth=(1, 1, 1, 1), global_window_size=(4, 2, 2, 1), local_window_size=4,
+    ),
+    "vit_pytorch/RegionViT": partial(
+        _of_images, "vit_pytorch.regionvit.RegionViT", 3, 56, 56, dim=(16, 16, 32, 32), depth=(1, 1, 1, 1), num_classes=5,
+        window_size=7, tokenize_local_3_conv=False, use_peg=False,
+    ),
+    "vit_pytorch/NaViT's heads, SimpleViT of signals": partial(
+        _of_images, "vit_pytorch.vit_1d.ViT", 3, 64, seq_len=64, patch_size=8, num_classes=5, dim=32, depth=2, heads=4,
+        mlp_dim=48, dim_head=8,
+    ),
+    "vit_pytorch/ViT of videos": partial(
+        _of_images, "vit_pytorch.vit_3d.ViT", 3, 4, 32, 32, image_size=32, frames=4, image_patch_size=8,
+        frame_patch_size=2, num_classes=5, dim=32, depth=2, heads=4, mlp_dim=48, dim_head=8,
+    ),
+    "x_transformers/Decoder": _decoder,
+    "x_transformers/Decoder, rotary, SwiGLU, RMSNorm": partial(
+        _decoder, rotary_pos_emb=True, ff_glu=True, ff_swish=True, use_rmsnorm=True, attn_kv_heads=2
+    ),
+    "x_transformers/Encoder": _encoder,
+    "open_clip/CLIP": _images_and_texts,
+    "torch_geometric/GCN": partial(_of_graphs, "GCN"),
+    "torch_geometric/GraphSAGE": partial(_of_graphs, "GraphSAGE"),
+    "torch_geometric/GAT": partial(_of_graphs, "GAT", heads=2),
+    "torch_geometric/GIN": partial(_of_graphs, "GIN"),
+}
