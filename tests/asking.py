@@ -733,7 +733,8 @@ def seeds_itself(net, x):
 
 
 RIGHT = (
-    is_instance, is_tensor, is_tensor_to_a_script, are_tensors_to_a_script, type_is, type_equals, subclass, shape_is_tuple, size_is_int, size_is_no_bool,
+    is_instance, is_tensor, is_tensor_to_a_script, are_tensors_to_a_script, type_is, type_equals, subclass,
+    shape_is_tuple, size_is_int, size_is_no_bool,
     weight_is_parameter, result_is_no_parameter, has_no_such_attribute, has_attribute, attribute_or_default,
     tensor_is_not_callable, method_is_callable, pattern_of_a_shape, pattern_of_a_size, pattern_of_a_result,
     dtype_is_floating, dtype_of_indices, dtype_is_complex, dtype_size, dtype_among, dtype_looked_up, on_cpu,

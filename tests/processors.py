@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 SOURCE = Path(__file__).parent / "as_avx2.c"
 
@@ -23,5 +24,5 @@ def without_vnni(folder: Path) -> dict[str, str]:
     library = folder / "as_avx2.so"
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", library, SOURCE]
-    subprocess.run(command, check=True, env=plain, timeout=60)
+    subprocess.run(command, check=True, env=plain, timeout=PATIENCE)
     return {**plain, "LD_PRELOAD": str(library)}

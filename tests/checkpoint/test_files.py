@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from torch import Tensor, fx, nn
 
 import graphsurgery as gs
@@ -218,7 +219,7 @@ def test_loads_where_the_class_does_not_exist(tmp_path):
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "torch.save(load(folder + '/m.pt')(torch.load(folder + '/x.pt'))['out'].detach(), folder + '/y.pt')"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, timeout=PATIENCE)
     assert torch.equal(torch.load(tmp_path / "y.pt"), graph(x)["out"])
 
 

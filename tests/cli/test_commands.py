@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from patience import PATIENCE
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
@@ -54,7 +55,9 @@ def test_train_on_two_processes_writes_once(here):
     command = ["-m", "graphsurgery", "train", "paper/mlp", "--data", "sine", "-o", "m.pt", "--run", "two"]
     options = ["--epochs", "1", "--batch-size", "500", "--lr", "0.01", "--device", "cpu", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *command, *options], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [*launcher, *command, *options], capture_output=True, text=True, env=environment, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"] == {"network": "m.pt"}
     assert [record["epoch"] for record in read_metrics(here / "two")] == [1]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from graphsurgery.cli import app
 from graphsurgery.cli.arguments.examples import EXAMPLES
@@ -85,7 +86,7 @@ def test_what_is_missing_is_refused_before_torch_is_imported(tmp_path):
     (tmp_path / "nets.py").write_text("def small(): ...\n")
     lines = list(commands())
     done = subprocess.run(
-        [sys.executable, "-c", WALK, json.dumps(lines)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+        [sys.executable, "-c", WALK, json.dumps(lines)], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE
     )
     told = done.stderr.splitlines()
     assert len(told) == 2 * len(lines), done.stderr[-2000:]

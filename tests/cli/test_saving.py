@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from patience import PATIENCE
 
 import graphsurgery as gs
 from graphsurgery.cli import run
@@ -60,7 +61,7 @@ def _ended(process):
     """What was written on standard error; every command has ended well."""
     with process:
         errors = process.stderr.read().decode()
-        assert process.wait(timeout=200) == 0, errors
+        assert process.wait(timeout=PATIENCE) == 0, errors
     return errors
 
 
@@ -123,7 +124,7 @@ def test_a_reader_that_goes_away_loses_nothing(here):
 def test_a_full_disk_behind_standard_output_is_an_error_after_the_network_is_saved(here):
     with open("/dev/full", "w") as full:
         command = [*PYTHON, "compress", "a.pt", "--keep", "0.5", "-o", "s.pt"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error  [Errno 28] No space left on device"
     assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from patience import PATIENCE
 from rich.console import Console
 
 from graphsurgery.cli.process.watching import Lines, Turning, hidden, watching
@@ -225,7 +226,7 @@ sys.exit(cli.run(["inspect", *sys.argv[1:]]))
 
 
 def test_a_pipe_gets_lines_and_the_document_none():
-    done = subprocess.run([sys.executable, "-c", SLOW, "--json"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SLOW, "--json"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0
     assert json.loads(done.stdout) == {"result": 1, "next": "graphsurgery inspect"}
     assert "slow work, for " in done.stderr
@@ -234,7 +235,7 @@ def test_a_pipe_gets_lines_and_the_document_none():
 def test_a_reader_of_one_line_ends_nothing():
     command = f'{sys.executable} -c "$SLOW" 2>&1 | head -1; echo ${{PIPESTATUS[0]}}'
     environment = {**os.environ, "SLOW": SLOW}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.stdout.splitlines() == ["slow work, for 0 s", "0"]
     assert done.stderr == ""
 

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from patience import PATIENCE
 from torch import fx, nn
 
 import graphsurgery as gs
@@ -133,6 +134,6 @@ assert gs.load(sys.argv[1]).module.get_parameter("2.weight").shape[1] == 4
 print("torchvision" in sys.modules)
 """
     found = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "n.pt"], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", code, tmp_path / "n.pt"], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert found.stdout == "False\n"

@@ -133,3 +133,12 @@ def test_a_file_may_name_them(tmp_path):
     graph, module = open_pair(f"{tmp_path / 'net.py'}:Net")
     assert module is None  # it takes another argument between them
     assert [(spec.name, spec.shape) for spec in graph.inputs] == [("x", (2, 3)), ("scale", ())]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inputs_that_the_model_itself_fails_on_are_refused(training):
+    """A norm of instances of one pixel: shapes say nothing of it, so the trace alone would have gone on."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1)).train(training)
+    with pytest.raises(gs.TraceError, match=r"Sequential itself fails on the example inputs.*more than 1 spatial ele"):
+        gs.trace(model, torch.zeros(2, 1, 2, 2))
+    assert gs.trace(model, torch.zeros(2, 1, 4, 4)).spaces

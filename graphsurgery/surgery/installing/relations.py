@@ -26,6 +26,8 @@ _MARKS = (_TENSOR, _END)
 def relations(own: fx.Graph, edited: fx.Graph) -> list[Relation]:
     """What the followed integers of a graph have to be, to be those of the edited one.
 
+    What was asked of a number, such as whether it divides another, stands last: several numbers may have that answer.
+
     Args:
         own: the graph of the class, whose nodes have their values; its integers are `Followed`.
         edited: the graph whose numbers are wanted, with values too.
@@ -33,11 +35,12 @@ def relations(own: fx.Graph, edited: fx.Graph) -> list[Relation]:
     others = {node.name: node for node in edited.nodes}
     own = _at_the_sizes_of(own, others)
     found: list[Relation] = []
+    decided: list[Relation] = []
     unclear: list[tuple[fx.Node, fx.Node]] = []
     for node in own.nodes:
         other = others.get(node.name)
         if node.target is hold:
-            found += _decided(node)
+            decided += _decided(node)
         if other is None or node.target is hold or not has_tensors(node.meta["value"]):
             continue
         pairs = _paired(node, other)
@@ -46,10 +49,10 @@ def relations(own: fx.Graph, edited: fx.Graph) -> list[Relation]:
                 unclear.append((node, other))
             continue
         found += [Relation(n, w, node.name) for n, w in pairs if isinstance(n, Followed) and type(w) is int and w >= 0]
-    known = {place for relation in found for place in relation.number.sources}
+    known = {place for relation in (*found, *decided) for place in relation.number.sources}
     for node, other in unclear:
         found += _tried(node, other, others, known)
-    return found
+    return [*found, *decided]
 
 
 def _at_the_sizes_of(own: fx.Graph, others: Mapping[str, fx.Node]) -> fx.Graph:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphsurgery.errors import one_line
+from graphsurgery.errors import TraceError, one_line
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.copying import alias_copy
 from graphsurgery.network.outputs.modes import kept_modes
@@ -74,9 +74,11 @@ class Likeness:
 
         Raises:
             UnlikeModuleError: the two differ.
+            TraceError: the module fails on the examples, so that there is nothing to compare.
         """
         try:
-            self.compared(training=training)
+            if not self.compared(training=training):
+                self._refused()
         except UnlikeModuleError:
             if self.dtype != torch.float32 or not self._in_double().compared(training=training):
                 raise
@@ -88,6 +90,16 @@ class Likeness:
             self.sides.reset()
             with torch.no_grad():
                 outputs_of(self._own, self.inputs.x)
+
+    def _refused(self) -> None:
+        """Say what the module raises on the example inputs, which leaves nothing to compare."""
+        try:
+            self.run_model()
+        except Exception as cause:  # whatever the model's own code raises
+            raise TraceError(
+                f"{self.name} itself fails on the example inputs, so that its trace cannot be compared with it: "
+                f"{one_line(cause)}; give inputs that it takes"
+            ) from cause
 
     def _in_double(self) -> Likeness:
         """The same in float64, with other memory."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx_files import scripted
+from patience import PATIENCE
 from processors import without_vnni
 from torch import nn
 
@@ -185,7 +186,7 @@ def test_the_kernels_without_vnni_compute_the_saturating_sums(files, tmp_path):
     for (name, _), path in files.items():
         np.save(f"{path}.x.npy", adversarial(NETWORKS[name][1]).numpy())
     command = [sys.executable, "-c", SCRIPT, *map(str, files.values())]
-    subprocess.run(command, check=True, env=environment, timeout=120)
+    subprocess.run(command, check=True, env=environment, timeout=PATIENCE)
     for (name, _), path in files.items():
         exact, saturating = both(path, adversarial(NETWORKS[name][1]))
         for found in (torch.from_numpy(np.load(f"{path}.{kind}.npy")) for kind in ("y", "single")):

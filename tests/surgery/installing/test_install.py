@@ -18,6 +18,7 @@ from zoo import randomize
 
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
+from graphsurgery.surgery.deviation import deviation
 
 
 class Attention(nn.Module):
@@ -288,6 +289,30 @@ def test_a_detector_runs_the_edited_core():
     detector = RetinaNet(body, 3, min_size=64, max_size=64, anchor_generator=anchors, head=head).eval()
     graph = gs.trace(core(detector), torch.empty(2, 3, 64, 64, device="meta"), check=False)
     assert type(gs.install(graph, detector)).__name__ == type(detector).__name__
+
+
+class AsksBefore(nn.Module):
+    """Asks whether its heads divide the width, as einops does, before it uses them."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.a, self.b = nn.Linear(5, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        if x.shape[-1] % self.heads != 0:
+            raise ValueError("heads do not divide the width")
+        return self.b(x.reshape(x.shape[0], self.heads, -1).softmax(-1).flatten(1))
+
+
+def test_a_question_that_several_numbers_answer_alike_decides_none_of_them():
+    torch.manual_seed(0)
+    model = AsksBefore().double()
+    small = gs.compress(gs.trace(model, torch.zeros(2, 5)), 0.5)
+    installed = gs.install(small, model)
+    assert (installed.heads, installed.a.out_features) == (2, 6)
+    assert deviation(installed(x := torch.randn(3, 5).double()), small.module(x)) < 1e-12
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PATIENCE
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.training.loop.run import Run
@@ -49,11 +50,11 @@ def test_one_process_may_open_it_twice_and_lets_go_of_it(tmp_path):
     first, second = Run(tmp_path), Run(tmp_path)
     assert second.folder == first.folder
     check = [sys.executable, "-c", HOLD, str(tmp_path)]
-    refused = subprocess.run(check, input="", capture_output=True, text=True, timeout=120)
+    refused = subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE)
     assert "another process works in it" in refused.stderr
     del first, second
     gc.collect()
-    assert subprocess.run(check, input="", capture_output=True, text=True, timeout=120).stdout == "held\n"
+    assert subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE).stdout == "held\n"
 
 
 def test_a_forked_child_holds_nothing(tmp_path):
@@ -69,7 +70,7 @@ def test_a_forked_child_holds_nothing(tmp_path):
         del run
         gc.collect()
         check = [sys.executable, "-c", HOLD, str(tmp_path)]
-        assert subprocess.run(check, input="", capture_output=True, text=True, timeout=120).stdout == "held\n"
+        assert subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE).stdout == "held\n"
     finally:
         os.close(writing)
         os.waitpid(child, 0)

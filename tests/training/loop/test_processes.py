@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from graphsurgery.training.loop.run import Run, read_metrics
 
@@ -97,7 +98,7 @@ def here(script, folder, *options):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
 
 
