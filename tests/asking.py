@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from contracts import Network
+from torch import is_tensor as torch_is_tensor
 from torch import nn
 
 import graphsurgery as gs
@@ -95,6 +96,10 @@ def is_instance(net, x):
 
 def is_tensor(net, x):
     return net.b(2 * hidden(net, x) if torch.is_tensor(x) else hidden(net, x))
+
+
+def is_tensor_by_name(net, x):
+    return net.b(2 * hidden(net, x) if torch_is_tensor(x) else hidden(net, x))
 
 
 def is_tensor_to_a_script(net, x):
@@ -733,7 +738,8 @@ def seeds_itself(net, x):
 
 
 RIGHT = (
-    is_instance, is_tensor, is_tensor_to_a_script, are_tensors_to_a_script, type_is, type_equals, subclass,
+    is_instance, is_tensor, is_tensor_by_name, is_tensor_to_a_script, are_tensors_to_a_script, type_is, type_equals,
+    subclass,
     shape_is_tuple, size_is_int, size_is_no_bool,
     weight_is_parameter, result_is_no_parameter, has_no_such_attribute, has_attribute, attribute_or_default,
     tensor_is_not_callable, method_is_callable, pattern_of_a_shape, pattern_of_a_size, pattern_of_a_result,

@@ -251,7 +251,7 @@ def _likeness(graph: ModelGraph, installed: nn.Module) -> Likeness:
     """The copy and the network, to be compared on inputs."""
     slots = _slots(installed)
     names = {id(getattr(*place)): name for name in graph.tensors() for place in slots.get(name, ())}
-    examples = placed_inputs(graph, installed, graph.example_inputs(3))
+    examples = placed_inputs(graph, installed, graph.example_inputs(max(3, graph.batch)))
     return Likeness(installed, graph.module, examples, names, batched=[spec.batched for spec in graph.inputs])
 
 

@@ -18,7 +18,8 @@ from torch.overrides import get_overridable_functions
 
 from graphsurgery.errors import TraceError
 from graphsurgery.tracing.following import numpy_calls
-from graphsurgery.tracing.following.proxies import held, is_instance, value_of
+from graphsurgery.tracing.following.proxies import held, value_of
+from graphsurgery.tracing.following.questions import is_tensor
 from graphsurgery.tracing.stand_ins import attention, shifted_windows
 
 _MISSING: Any = object()
@@ -69,7 +70,7 @@ class Recorder:
         draws = [(torch, name, self._recording(getattr(torch, name), always=True)) for name in _RANDOM]
         scripted = torch.jit.isinstance
         asked = [
-            (torch, "is_tensor", lambda candidate: is_instance(candidate, Tensor)),
+            (torch, "is_tensor", is_tensor),
             (torch.jit, "isinstance", lambda candidate, kinds: scripted(_plain(candidate), kinds)),
         ]
         # Distributions look at the values of their parameters, unless they are told not to, and at their sizes.

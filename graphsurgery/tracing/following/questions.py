@@ -15,6 +15,9 @@ from collections.abc import Collection, Iterator
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, type_of
 
 _MISSING: Any = object()
@@ -60,6 +63,13 @@ class TypeOf(metaclass=_AnswersTruly):
 
 
 _ANSWERS = {"isinstance": is_instance, "type": TypeOf, "callable": is_callable}
+_IS_TENSOR = torch.is_tensor
+"""As files have it that import it by its name; `Recorder.patched` replaces it in torch."""
+
+
+def is_tensor(candidate: Any) -> bool:
+    """As `torch.is_tensor`, of what a proxy stands for."""
+    return is_instance(candidate, Tensor)
 
 
 class _Converts(type):
@@ -139,6 +149,7 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
         cached = [name for name, value in list(namespace.items()) if type(value) is _CACHED]
         answers = {name: answer for name, answer in _ANSWERS.items() if name not in namespace}
         answers |= {name: namespace[name].__wrapped__ for name in cached}
+        answers |= {name: is_tensor for name, value in list(namespace.items()) if value is _IS_TENSOR}
         changed += [(namespace, name, namespace.get(name, _MISSING)) for name in answers]
         namespace.update(answers)
     for home, name in symbolic:
@@ -158,14 +169,16 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
 
 
 def _asks_plainly(module: ModuleType) -> bool:
-    """Whether a module has neither a cached function nor a name like the answers': of a thousand nearly all have none.
+    """Whether a module has no cached function, no `is_tensor`, and no name like the answers': nearly all have none.
 
     One of as many names as when it was looked at is not looked at again.
     """
     namespace = vars(module)
     if _PLAIN.get(module) == len(namespace):
         return True
-    found = _CACHED not in map(type, list(namespace.values())) and _ANSWERS.keys().isdisjoint(namespace)
+    values = list(namespace.values())
+    found = _CACHED not in map(type, values) and _ANSWERS.keys().isdisjoint(namespace)
+    found = found and not any(value is _IS_TENSOR for value in values)
     if found:
         _PLAIN[module] = len(namespace)
     return found

@@ -39,7 +39,15 @@ class Inputs:
         self.examples, self.device, self.dtype, self.generator = examples, device, dtype, generator
         given = [example for example in examples if example is not None]
         self.batched = have_batch([example.shape for example in given]) if batched is None else batched
-        self.x = tuple(self._realistic(x, batched=has) for x, has in zip(given, self.batched, strict=True))
+        self.x = self._taken(_ROWS)
+
+    def take_all_rows(self) -> None:
+        """Compare on the whole examples: rows of one may be numbered in another, as edges of a graph number nodes."""
+        self.x = self._taken(None)
+
+    def _taken(self, rows: int | None) -> tuple[Tensor, ...]:
+        given = (example for example in self.examples if example is not None)
+        return tuple(self._realistic(x, rows if has else None, has) for x, has in zip(given, self.batched, strict=True))
 
     def placed(self, x: Sequence[Any]) -> list[Any]:
         """The arguments of the module: these, and None in between."""
@@ -61,9 +69,9 @@ class Inputs:
         first = [[x.shape[0] + more] if has else [] for x, has in zip(self.x, self.batched, strict=True)]
         return [[*own, *(changes.get(n, n) for n in x.shape[len(own) :])] for x, own in zip(self.x, first, strict=True)]
 
-    def _realistic(self, example: Tensor, *, batched: bool) -> Tensor:
+    def _realistic(self, example: Tensor, first: int | None, batched: bool) -> Tensor:
         """The first rows of an example; random numbers where it has none, or only one number over and over."""
-        rows = example[:_ROWS] if batched else example
+        rows = example[:first] if batched else example
         if rows.is_meta or (rows.is_floating_point() and rows.numel() and bool((rows == rows.flatten()[0]).all())):
             shape = (max(2, rows.shape[0]), *rows.shape[1:]) if batched else rows.shape
             return self._drawn(rows, shape)
