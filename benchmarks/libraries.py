@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from built_networks import BUILT
 from document import DOCS, measured, table
-from library_networks import BUILT, NAMES
+from library_networks import NAMES
 from surveying import Limits, survey
 from torch import nn
 
@@ -34,7 +35,10 @@ import graphsurgery as gs
 from graphsurgery.errors import SurgeryError, one_line
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("transformers", "diffusers", "segmentation_models_pytorch", "ultralytics")
+PACKAGES = (
+    *("transformers", "diffusers", "segmentation_models_pytorch", "ultralytics", "monai", "vit-pytorch"),
+    *("x-transformers", "open_clip_torch", "torch_geometric"),
+)
 STEPS = ("trace", "halve", "onnx", "put back", "config")
 
 

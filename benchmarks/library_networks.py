@@ -1,12 +1,8 @@
-"""The small random networks of libraries that `libraries.py` tries: specs, and a few that are built in Python."""
+"""The small random networks of libraries that `libraries.py` tries: specs, and those that are built in Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from built_networks import BUILT
 
 _TEXT = "hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=48&vocab_size=99"
 _BERT = f"{_TEXT}&max_position_embeddings=40"
@@ -137,56 +133,6 @@ SEGMENTATION = (
     "Unet?encoder_name=mit_b0",
     "FPN?encoder_name=densenet121",
 )
-
-
-def _steps(*shape: int, **more: Tensor) -> dict[str, Any]:
-    return {"sample": torch.zeros(2, *shape), "timestep": torch.tensor([3, 7]), **more}
-
-
-def _unet_2d() -> tuple[nn.Module, dict[str, Any]]:
-    from diffusers import UNet2DModel
-
-    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
-    model = UNet2DModel(
-        sample_size=16, block_out_channels=(16, 32), down_block_types=down, up_block_types=up, norm_num_groups=4,
-        layers_per_block=1, attention_head_dim=8,
-    )  # fmt: skip
-    return model, _steps(3, 16, 16)
-
-
-def _unet_of_texts() -> tuple[nn.Module, dict[str, Any]]:
-    from diffusers import UNet2DConditionModel
-
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    model = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(16, 32), down_block_types=down, up_block_types=up, norm_num_groups=4,
-        layers_per_block=1, attention_head_dim=4, cross_attention_dim=24,
-    )  # fmt: skip
-    return model, _steps(4, 16, 16, encoder_hidden_states=torch.zeros(2, 5, 24))
-
-
-def _autoencoder() -> tuple[nn.Module, dict[str, Any]]:
-    from diffusers import AutoencoderKL
-
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    model = AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=4, sample_size=16, **blocks)
-    return model, {"sample": torch.zeros(2, 3, 16, 16)}
-
-
-def _diffusion_transformer() -> tuple[nn.Module, dict[str, Any]]:
-    from diffusers import DiTTransformer2DModel
-
-    model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8)
-    given = {"hidden_states": torch.zeros(2, 4, 8, 8), "timestep": torch.tensor([3, 7])}
-    return model, {**given, "class_labels": torch.tensor([1, 2])}
-
-
-BUILT: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
-    "diffusers/UNet2DModel": _unet_2d,
-    "diffusers/UNet2DConditionModel": _unet_of_texts,
-    "diffusers/AutoencoderKL": _autoencoder,
-    "diffusers/DiTTransformer2DModel": _diffusion_transformer,
-}
 NAMES = (
     *BUILT,
     *(f"smp:{name}" for name in SEGMENTATION),
