@@ -20,7 +20,7 @@ _CHECKS = ("_assert_scalar.default", "_assert_tensor_metadata.default", "_assert
 """What the exporter takes out itself."""
 _IN_PLACE = (
     "relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "leaky_relu_", "elu_", "sigmoid_", "tanh_",
-    "dropout_",
+    "dropout_", "detach_",
 )  # fmt: skip
 
 
