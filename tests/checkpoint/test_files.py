@@ -452,7 +452,7 @@ def no_node(node: fx.Node) -> Any:
 
 
 @given(values)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_encoding_round_trip(value):
     stored = json.loads(json.dumps(encode(value, no_node), allow_nan=False))
     assert repr(decode(stored, {})) == repr(value)
