@@ -102,11 +102,17 @@ class Supermask:
         return mask(graph, self.masks)
 
 
+_COMPARED: set[tuple[str, tuple[int, ...]]] = set()
+"""The specs and shapes whose trace was compared with the network: it is the same whatever draws the weights."""
+
+
 def drawn(spec: str, seed: int, shape: tuple[int, ...]) -> ModelGraph:
     """The network of a spec with weights drawn by a seed, traced at an input shape."""
     with seeded(seed):
         module = build(spec)
-    return trace(module, torch.empty(2, *shape, device="meta"))
+    graph = trace(module, torch.empty(2, *shape, device="meta"), check=(spec, shape) not in _COMPARED)
+    _COMPARED.add((spec, shape))
+    return graph
 
 
 def prepare(

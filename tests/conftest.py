@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import sys
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def memory_given_back():
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture
+def logged():
+    """What training logs meanwhile; pytest's own way walks torch's thousand loggers six times for every test."""
+    logger, messages, handler = logging.getLogger("graphsurgery.training"), [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,17 @@ _SMALLER = {"paper/resnet18?width=8": (3, 16, 16)}
 SHUFFLING = ("shufflenet_v2",)
 # Families of which one or two stand for the others where a test is slow.
 FEW = ("resnet18", "mobilenet_v3", "convnext", "vit")
-NAMES = (*PAPER, *FAMILIES)
+EVERY = (*PAPER, *FAMILIES)
+# What another one has every layer and block of: it is traced, typed and cut, but not taken through every pass.
+_ALIKE = (
+    "paper/lenet_300_100",
+    "paper/conv4?image_size=8",
+    "paper/conv6?image_size=16",
+    "paper/vgg11?bias=True&width=12",
+    "paper/resnet18?width=8",
+    "mnasnet0_5",
+)
+NAMES = tuple(name for name in EVERY if name not in _ALIKE)
 
 
 def model(name: str, seed: int = 0) -> nn.Module:

@@ -141,7 +141,8 @@ def install(graph: ModelGraph, detector: nn.Module) -> nn.Module:
     Raises:
         SurgeryError: the graph is not the core of a detector with these outputs; the message says what differs.
     """
-    reference = trace(core(detector), torch.empty(graph.inputs[0].shape, device="meta"))
+    example = torch.empty(graph.inputs[0].shape, device="meta")
+    reference = trace(core(detector), example, copy=False, check=False)  # for what it gives and what it is called
     _check_outputs(graph, reference, type(detector).__name__)
     installed = copy.deepcopy(detector)
     before = named_tensors(installed)

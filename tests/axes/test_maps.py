@@ -69,7 +69,7 @@ def edits(draw):
 
 
 @given(edits())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_lift_equals_indexing(edit):
     axis, maps = edit
     lifted = Edit(maps).lift(axis)

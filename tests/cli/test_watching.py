@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import os
 import pty
 import subprocess
@@ -155,8 +154,7 @@ def record(epoch, loss=0.5):
     return EpochRecord("train", epoch, {"total": loss}, {"accuracy": 0.9}, {}, 0.1, 1.0)
 
 
-def test_the_loss_inside_an_epoch_in_a_pipe(clock, caplog):
-    caplog.set_level(logging.INFO, "graphsurgery.training")
+def test_the_loss_inside_an_epoch_in_a_pipe(clock, logged):
     reporter = LogReporter(clock)
     reporter.started("train", 2)
     for step in range(30):
@@ -165,7 +163,7 @@ def test_the_loss_inside_an_epoch_in_a_pipe(clock, caplog):
     reporter.epoch_finished(record(1))
     clock.now += 9
     reporter.advanced(1.1, 0.4)
-    assert [line.getMessage() for line in caplog.records] == [
+    assert logged == [
         "train 0.15 of 2 epochs: loss 1.85 so far",
         "train 0.32 of 2 epochs: loss 1.683 so far",
         "train 0.48 of 2 epochs: loss 1.517 so far",

@@ -17,7 +17,7 @@ SPECS = {
     "paper/lenet_300_100": (1, 28, 28),
     "paper/conv2?image_size=8": (3, 8, 8),
     "paper/resnet20?width=4": (3, 16, 16),
-    "torchvision/squeezenet1_1?num_classes=10": (3, 64, 64),
+    "torchvision/squeezenet1_1?num_classes=10": (3, 32, 32),
 }
 
 

@@ -52,7 +52,7 @@ def test_the_outputs_stay_the_same_without_dead_channels(name):
 
 
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0.02, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_random_networks_keep_their_outputs(seed, rows, columns, density):
     graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
     full = holed(graph, seed, rows, columns, density)
@@ -62,7 +62,7 @@ def test_random_networks_keep_their_outputs(seed, rows, columns, density):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_channels_that_nothing_reads_go_from_random_networks(seed):
     graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
     full = mask(graph, holes(graph, seed))
@@ -77,7 +77,7 @@ def test_channels_that_nothing_reads_go_from_random_networks(seed):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_called_constant_does_not_vary(seed):
     """By other inputs; and nothing varies where weights of 0 cut the network in two."""
     graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)

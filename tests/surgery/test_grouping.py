@@ -85,7 +85,7 @@ def test_networks_of_several_are_aligned():
     assert any(not torch.equal(aligned.tensors()[name], graphs[0].tensors()[name]) for name in moved)
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext"])
+@pytest.mark.parametrize("name", ["shallow vit", "shallow convnext"])
 def test_in_onnx_runtime(name, tmp_path):
     (a, _), (b, _) = traced(name, 0), traced(name, 1)
     graph = concatenate([widen(a, 1.3), b])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
-from zoo import NAMES, traced
+from zoo import EVERY, traced
 
 import graphsurgery as gs
 from graphsurgery.axes.algebra import is_fixed
@@ -30,7 +30,7 @@ def assert_reasons(graph):
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_axis_that_is_not_free_has_a_reason(name):
     assert_reasons(traced(name)[0])
 

@@ -29,7 +29,7 @@ EDITS = {
 
 
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(sorted(EDITS)), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_edits_in_a_row(seed, edits):
     kinds = [*INDEXED, *STEPS, *INDEXED, *SHUFFLES]
     graph, x, _ = typed(RandomNetwork(seed, steps=6, kinds=kinds), (3, 4, 4), seed=seed)
@@ -46,7 +46,7 @@ def test_any_edits_in_a_row(seed, edits):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_results_by_index_and_stored_shapes(seed):
     graph, x, _ = typed(RandomNetwork(seed, steps=5, kinds=INDEXED), (3, 4, 4), seed=seed)
     with torch.no_grad():

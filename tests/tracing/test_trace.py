@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from contracts import Network
 from torch import nn
-from zoo import NAMES, SHUFFLING, example, model, traced
+from zoo import EVERY, SHUFFLING, example, model, traced
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import load, save
@@ -71,7 +71,7 @@ def test_what_a_forward_keeps_in_its_module_is_taken_back():
     assert again.module(x).equal(network(x))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_evaluates_as_the_model_bit_for_bit(name):
     network = model(name)
     graph, x = traced(name)
@@ -80,7 +80,7 @@ def test_evaluates_as_the_model_bit_for_bit(name):
         same_outputs(name, graph(inputs), network(inputs))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_trains_as_the_model_bit_for_bit(name):
     network = model(name).train()
     x = example(name, 3)

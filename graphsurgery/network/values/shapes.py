@@ -20,14 +20,16 @@ from torch import (
     nn,
 )
 
+from graphsurgery.network.gated_layers import GatedGRU, GatedLSTM, GatedRNN
 from graphsurgery.network.operators import Trait, is_in_place, key_of, modules, operators
+from graphsurgery.network.values.recurrent_shapes import recurrent
 
-Shape = Callable[..., Tensor | None]
+Shape = Callable[..., Any]
 
 _META = torch.device("meta")
 
 
-def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a call gives; for `call_module` the target is the module. None where torch has to be asked."""
     if op == "call_module":
         found = MODULES.get(key_of(type(target)))
@@ -303,6 +305,7 @@ MODULES: Mapping[Any, Shape] = {
     nn.AdaptiveAvgPool2d: _adaptive_pool_module,
     nn.LayerNorm: _layer_norm_module,
     nn.GroupNorm: _group_norm_module,
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN, GatedLSTM, GatedGRU, GatedRNN), recurrent),
 }
 
 _ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT

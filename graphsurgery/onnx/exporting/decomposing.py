@@ -8,9 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 Decompose = Callable[[Any, Any], Any]
+Promote = Callable[[fx.GraphModule], None]
 
 _ALIKE = ("flatten.using_ints", "reshape.default", "unflatten.int")
 """Views that are composed of others, and are written into a file as those are: one Reshape."""
@@ -18,7 +20,7 @@ _CHECKS = ("_assert_scalar.default", "_assert_tensor_metadata.default", "_assert
 """What the exporter takes out itself."""
 _IN_PLACE = (
     "relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "leaky_relu_", "elu_", "sigmoid_", "tanh_",
-    "dropout_",
+    "dropout_", "detach_",
 )  # fmt: skip
 
 
@@ -42,6 +44,20 @@ def with_few_decomposed(usual: Decompose) -> Decompose:
         return program
 
     return decomposed
+
+
+def with_few_promoted(usual: Promote) -> Promote:
+    """The exporter's own way to say where numbers become others, for programs in which any do.
+
+    It follows a program once more to find out where operands of two kinds meet. In most there is but float32.
+    """
+
+    def promoted(program: fx.GraphModule) -> None:
+        values = [tree_leaves(node.meta.get("val")) for node in program.graph.nodes]
+        if any(value.dtype != torch.float32 for found in values for value in found if isinstance(value, Tensor)):
+            usual(program)
+
+    return promoted
 
 
 @lru_cache(4)

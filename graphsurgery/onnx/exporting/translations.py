@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from graphsurgery.onnx.exporting.decomposing import with_few_decomposed
+from graphsurgery.onnx.exporting.decomposing import with_few_decomposed, with_few_promoted
 from graphsurgery.onnx.exporting.quick_shapes import with_quick_shapes
 
 _TRANSLATIONS = ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib")
 _COMPOSED = ("torch._export.utils", "", "_materialize_cpp_cia_ops")
 _PIECES = ("torch.onnx._internal.exporter._fx_passes", "", "decompose_with_registry")
+_PROMOTED = ("torch.onnx._internal.exporter._fx_passes", "", "insert_type_promotion_nodes")
+_RESULTS = ("torch._dynamo.config", "", "fake_tensor_cache_enabled")
+_TRACES = ("torch.fx.config", "", "do_not_emit_stack_traces")
 _SHAPES = ("torch._subclasses.fake_tensor", "", "get_fast_op_impls")
 
 
@@ -26,7 +29,8 @@ def known_operators() -> Iterator[None]:
     and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
     file; once is enough, and not once for all, as custom operators may be registered in between. And it runs reference
     code to find out the shapes that common operators give, see `quick_shapes`, and takes programs to pieces that need
-    it not, see `decomposing`.
+    it not, see `decomposing`. It does not note where in Python every operator was called, which no file says, nor keep
+    the results of operators, of which it finds few again: a third of the time together.
 
     Where a version of torch works in another way, nothing is kept.
     """
@@ -35,6 +39,9 @@ def known_operators() -> Iterator[None]:
         _replaced(*_COMPOSED, by=cache),
         _replaced(*_SHAPES, by=with_quick_shapes),
         _replaced(*_PIECES, by=with_few_decomposed),
+        _replaced(*_PROMOTED, by=with_few_promoted),
+        _replaced(*_RESULTS, by=lambda _: False),
+        _replaced(*_TRACES, by=lambda _: True),
     ):
         yield
 
@@ -46,18 +53,17 @@ def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _replaced(
-    module: str, owner: str, name: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """What is made of a function stands in its place; nothing happens where it is not found."""
+def _replaced(module: str, owner: str, name: str, by: Callable[[Any], Any]) -> Iterator[None]:
+    """What is made of a function or setting stands in its place; nothing happens where it is not found."""
     try:
         place = importlib.import_module(module)
         place = getattr(place, owner) if owner else place
-        own = vars(place)[name]
-    except (ImportError, AttributeError, KeyError):
+        found = getattr(place, name)
+        own = vars(place).get(name, found)
+    except (ImportError, AttributeError):
         yield
         return
-    made = by(getattr(place, name))
+    made = by(found)
     setattr(place, name, staticmethod(made) if owner else made)
     try:
         yield

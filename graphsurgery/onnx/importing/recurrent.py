@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from graphsurgery.network.values.packing import STAND_INS
+from graphsurgery.network.values.shapes import result_of
 from graphsurgery.onnx.importing.operators import shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sources import Arrays, Layer, Part, Source, stored
@@ -106,7 +107,8 @@ def run_recurrent(operator: Operator, layer: Any, x: Any, lengths: Any, states: 
     data = x if lengths is None else pack(x, lengths.long(), enforce_sorted=False)
     # Without states nothing is handed over, as by a module of Python.
     given = (tuple(states) if operator.kind == "LSTM" else states[0],) if states else ()
-    outputs, last = layer(data, *given)
+    known = result_of("call_module", layer, (data, *given), {}) if isinstance(data, Tensor) and data.is_meta else None
+    outputs, last = layer(data, *given) if known is None else known
     if lengths is not None:
         outputs = unpack(outputs, total_length=size_of(x, 0))[0]
     if way == "reverse":

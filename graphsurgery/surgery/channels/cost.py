@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -126,16 +127,23 @@ class _Counting(fx.Interpreter):
         result = result_of(n.op, target, args, kwargs)
         if result is None:
             return None
-        weight: Any = None
-        if isinstance(target, (nn.Linear, *_CONVOLUTIONS)):
-            weight = target.weight
-        elif target in _WEIGHTED:
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-        self.macs[n] = 0 if weight is None else result.numel() * prod(weight.shape[1:])
+        self.macs[n] = _products(target, args, kwargs, result)
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().call_function(STAND_INS.get(target, target), args, kwargs)
+
+
+def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """The multiply-accumulates of an operator with a formula for what it gives."""
+    if isinstance(target, nn.RNNBase):  # every step of every example is multiplied with every matrix
+        return prod(args[0].shape[:2]) * sum(p.numel() for p in target.parameters() if p.dim() == 2)
+    if isinstance(target, (nn.Linear, *_CONVOLUTIONS)):
+        return int(result.numel() * prod(target.weight.shape[1:]))
+    if target in _WEIGHTED:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        return int(result.numel() * prod(weight.shape[1:]))
+    return 0
 
 
 def _operations() -> dict[Any, Any]:

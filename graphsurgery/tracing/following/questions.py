@@ -29,7 +29,7 @@ _OTHERS = sys.stdlib_module_names | {
     "triton", "cuda", "narwhals", "joblib", "threadpoolctl", "cloudpickle", "yaml", "dateutil", "packaging", "tqdm",
     "pyparsing", "psutil", "mpl_toolkits", "fontTools", "kiwisolver", "cycler", "safetensors", "typing_extensions",
     "anyio", "platformdirs", "accelerate", "onnx_ir", "onnx_graphsurgeon", "jinja2", "markupsafe", "attr", "attrs",
-    "lightning_utilities", "ml_dtypes",
+    "lightning_utilities", "ml_dtypes", "torchmetrics", "charset_normalizer", "colorama",
 }  # fmt: skip
 """Packages that are no part of models: torch's code asks about proxies as proxies, the others never meet one."""
 _FOREIGN: set[str] = set()
@@ -187,7 +187,7 @@ def _asks_plainly(module: ModuleType) -> bool:
 def _modules() -> list[ModuleType]:
     """All files that may be part of a model."""
     found = []
-    for name in [name for name in sys.modules if name not in _FOREIGN]:
+    for name in sys.modules.keys() - _FOREIGN:
         if name != "__main__" and name.partition(".")[0] in _OTHERS:
             _FOREIGN.add(name)
             continue

@@ -9,6 +9,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,21 @@ _FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),)
 def digits(folder: str | None, split_seed: int = 0) -> Data:
     """scikit-learn's 1797 handwritten digits `[1, 8, 8]`: 1150 to train, 287 to validate, 360 to test."""
     _no_folder("digits", folder)
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _digits()
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8)
     whole = TensorDataset(images, torch.tensor(labels, dtype=torch.int64))
     # The test images stay the same whatever the split seed.
     rest, test = split(whole, [1437, 360], seed=0)
     train, validation = split(rest, [1150, 287], seed=split_seed)
     return _normalised(train, validation, test, "digits")
+
+
+@cache
+def _digits() -> tuple[Any, Any]:
+    """The pixels and the labels of scikit-learn's digits, which it reads from text each time."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 def sine(folder: str | None, split_seed: int = 0) -> Data:

@@ -125,8 +125,9 @@ def test_two_networks_side_by_side(name):
 def test_in_onnx_runtime(name, tmp_path):
     graph, _, _ = typed(between(IN_ORDER[name]), (3, 4, 4))
     graph.module.float()
-    for number, edited in enumerate((compress(graph, 0.5), widen(graph, 1.5))):
-        gs.export_onnx(edited, tmp_path / f"{number}.onnx")  # which compares the two
+    edited = widen(compress(graph, 0.5), 1.5)
+    gs.export_onnx(edited, tmp_path / "n.onnx")
+    assert gs.check_onnx(edited, tmp_path / "n.onnx").holds
 
 
 def test_channels_inside_of_groups_are_read_in_order_in_each():

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
+from graphsurgery.network.gated_layers import GatedLSTM
 from graphsurgery.network.operators import Trait, operator_named, part_at
 from graphsurgery.network.values.shapes import METHODS, MODULES, result_of
 
@@ -32,8 +34,10 @@ def check(target, *args, must_know: bool = True, **kwargs) -> None:
     if found is None:
         assert not must_know
         return
-    assert found.is_meta
-    assert (found.shape, found.dtype, strides(found)) == (expected.shape, expected.dtype, strides(expected))
+    assert tree_structure(found) == tree_structure(expected)
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert one.is_meta
+        assert (one.shape, one.dtype, strides(one)) == (other.shape, other.dtype, strides(other))
 
 
 def strides(x: Tensor) -> list[int]:
@@ -195,6 +199,22 @@ def test_channel_norms(module):
     check(module.to("meta").eval(), meta(2, 4, 3, 3), must_know=False)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, GatedLSTM])
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_recurrent_layers(kind, data):
+    """Of any options, from states that fit, from states of one example too few, and from none."""
+    first, both, layers = data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.integers(1, 2))
+    projected = data.draw(st.sampled_from((0, 2))) if issubclass(kind, nn.LSTM) else 0
+    options = {"proj_size": projected} if projected else {}
+    layer = kind(3, 4, layers, batch_first=first, bidirectional=both, device="meta", **options).eval()
+    x = meta(*data.draw(st.sampled_from(((3, 2, 3), (2, 3, 3), (3, 2, 5), (2, 3)))))
+    batch = data.draw(st.sampled_from((2, 3)))
+    h, c = (meta(layers * (1 + both), batch, size) for size in (projected or 4, 4))
+    given = data.draw(st.sampled_from((None, (h, c) if issubclass(kind, nn.LSTM) else h)))
+    check(layer, x, given, must_know=x.dim() == 3)
+
+
 CLASSES = [
     part_at(kind) if isinstance(kind, str) else kind
     for kind in MODULES
@@ -202,7 +222,10 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CLASSES if not kind.__name__.startswith(("Conv", "Layer", "Group"))])
+NOT_OF_IMAGES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.RNNBase)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if not issubclass(kind, NOT_OF_IMAGES)])
 def test_every_module(kind):
     """On an image of four channels, whatever the module takes at construction."""
     options = {nn.Threshold: (0.1, 0.2), nn.Linear: (6, 3), nn.MaxPool2d: (2,), nn.AvgPool2d: (2,)}.get(kind)

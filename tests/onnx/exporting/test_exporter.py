@@ -210,12 +210,45 @@ def test_files_are_the_same_where_shapes_are_known(tmp_path, monkeypatch):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(("kind", "promoted"), [(torch.float32, False), (torch.int64, True)])
+def test_files_are_the_same_where_nothing_is_promoted(tmp_path, monkeypatch, kind, promoted):
+    from torch.onnx._internal.exporter import _fx_passes
+
+    scaled = Network(lambda net, x: net.head(x) * net.by, head=nn.Linear(4, 5)).eval()
+    scaled.register_buffer("by", torch.arange(5).to(kind))
+    graph = trace(scaled, torch.zeros(2, 4))
+    followed, usual = [], _fx_passes.insert_type_promotion_nodes
+    monkeypatch.setattr(_fx_passes, "insert_type_promotion_nodes", lambda part: followed.append(usual(part)))
+    export_onnx(graph, tmp_path / "a.onnx")
+    assert bool(followed) == promoted
+    check_onnx(graph, tmp_path / "a.onnx")
+    monkeypatch.setattr(translations, "with_few_promoted", lambda usual: usual)
+    export_onnx(graph, tmp_path / "b.onnx")
+    assert len(followed) == 1 + promoted
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_what_the_exporter_notes_and_keeps_is_set_back(exported, tmp_path):
+    import torch._dynamo.config
+
+    graph, path, _ = exported
+    settings = ((torch._dynamo.config, "fake_tensor_cache_enabled"), (torch.fx.config, "do_not_emit_stack_traces"))
+    before = [getattr(home, name) for home, name in settings]
+    assert before == [True, False]
+    export_onnx(graph, tmp_path / "m.onnx")
+    assert [getattr(home, name) for home, name in settings] == before
+    assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()
+
+
 def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch):
     graph, path, _ = exported
     monkeypatch.setattr(translations, "_TRANSLATIONS", ("torch.onnx.nowhere", "ONNXRegistry", "from_torchlib"))
     monkeypatch.setattr(translations, "_COMPOSED", ("torch._export.utils", "", "nothing"))
     monkeypatch.setattr(translations, "_PIECES", ("torch.onnx.nowhere", "", "decompose_with_registry"))
     monkeypatch.setattr(translations, "_SHAPES", ("torch._subclasses.nowhere", "", "get_fast_op_impls"))
+    monkeypatch.setattr(translations, "_PROMOTED", ("torch.onnx.nowhere", "", "insert_type_promotion_nodes"))
+    monkeypatch.setattr(translations, "_RESULTS", ("torch._dynamo.config", "", "nowhere"))
+    monkeypatch.setattr(translations, "_TRACES", ("torch.fx.config", "", "nowhere"))
     export_onnx(graph, tmp_path / "m.onnx")
     assert operators(tmp_path / "m.onnx") == operators(path)
     check_onnx(graph, tmp_path / "m.onnx")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as surgeon
@@ -127,8 +129,13 @@ def spaces_of(graph):
     return {space.name.rstrip("_0123456789"): space.size for space in graph.spaces}
 
 
-@pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("case", CASES)
+EVERY_CASE = itertools.product(("LSTM", "GRU"), CASES)
+"""Those with two states and with one, of which an RNN is one more with fewer gates."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"), [*EVERY_CASE, ("RNN", "plain"), ("RNN", "both ways"), ("RNN", "without bias")]
+)
 def test_a_layer_is_read_cut_widened_and_written_back(tmp_path, kind, case):
     """`import_onnx` and `rewrite_onnx` compare with ONNX Runtime."""
     path = Builder(kind, **exact(kind), **CASES[case]).save(tmp_path / "m.onnx")

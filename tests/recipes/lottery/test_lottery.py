@@ -131,11 +131,17 @@ class Stopping(SilentReporter):
             raise Stopped
 
 
+REWOUND = replace(PLAN, controls=("shuffle",), restart=Restart("rewind"), rewind_to=3, stop_every=2)
+
+
+@pytest.fixture(scope="module")
+def expected(data):
+    return lottery(SPEC, data, REWOUND, reporter=SILENT).outcome
+
+
 @pytest.mark.parametrize("epochs", [1, 3, 4, 5])
-def test_a_lottery_goes_on_between_rounds_and_within_them(epochs, data, tmp_path):
-    plan = replace(PLAN, controls=("shuffle",), restart=Restart("rewind"), rewind_to=3, stop_every=2)
-    expected = lottery(SPEC, data, plan, reporter=SILENT).outcome
-    run = Run(tmp_path, save_every=2)
+def test_a_lottery_goes_on_between_rounds_and_within_them(epochs, data, expected, tmp_path):
+    plan, run = REWOUND, Run(tmp_path, save_every=2)
     with pytest.raises(Stopped):
         lottery(SPEC, data, plan, run=run, reporter=Stopping(epochs))
     found = lottery(SPEC, data, plan, run=run, reporter=SILENT).outcome

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
@@ -43,6 +44,23 @@ def test_cost_counts_attention():
             return nn.functional.scaled_dot_product_attention(x, x, x)
 
     assert cost(graph_of(Attention(), 2, 4, 10, 8)).macs == 2 * 4 * 10 * 10 * 8
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2, batch_first=True),
+        nn.GRU(3, 4, 2, batch_first=True),
+        nn.RNN(3, 4, bias=False, bidirectional=True, batch_first=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_cost_of_recurrent_layers_is_what_torch_counts(layer):
+    network = nn.Sequential(nn.Linear(3, 3), layer)
+    graph = gs.trace(network, torch.zeros(2, 5, 3))
+    with FlopCounterMode(display=False) as counter:
+        network.to("meta")(torch.empty(1, 5, 3, device="meta"))
+    assert cost(graph).macs == counter.get_total_flops() // 2
 
 
 def test_cost_of_a_network_that_makes_tensors():

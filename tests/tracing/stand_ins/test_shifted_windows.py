@@ -103,11 +103,10 @@ def test_passes_hold_at_sizes_that_were_not_traced(name, tmp_path):
         assert torch.equal(stored(x), cut(x))
 
 
-@pytest.mark.parametrize("name", ["swin", "swin 3d"])
-def test_what_shifts_is_exported(name, tmp_path):
-    size = (32, 16) if name == "swin" else (4, 32, 16)
-    # One block in the second stage: the first has one that shifts and one that does not.
-    graph = gs.trace(network(name, depths=[2, 1]), draw(size))
+@pytest.mark.parametrize(("name", "size", "depths"), [("swin", (32, 16), [2, 1]), ("swin 3d", (4, 32, 16), [2])])
+def test_what_shifts_is_exported(name, size, depths, tmp_path):
+    """The first stage has a block that shifts and one that does not; merging patches is the same in clips."""
+    graph = gs.trace(network(name, depths=depths), draw(size))
     gs.export_onnx(graph, tmp_path / "windows.onnx")
     assert gs.check_onnx(graph, tmp_path / "windows.onnx", batches=(1, 3)).holds
 

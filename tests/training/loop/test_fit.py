@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -212,8 +210,7 @@ def test_a_loss_that_is_not_finite(tmp_path, blobs, make_net):
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_a_line_per_epoch_away_from_a_terminal(blobs, make_net, caplog):
-    with caplog.at_level(logging.INFO, "graphsurgery.training"):
-        trained(make_net(), blobs, plan(epochs=2), validation=blobs)
-    assert len(caplog.messages) == 2
-    assert caplog.messages[0].startswith("train epoch 1/2: train total ")
+def test_a_line_per_epoch_away_from_a_terminal(blobs, make_net, logged):
+    trained(make_net(), blobs, plan(epochs=2), validation=blobs)
+    assert len(logged) == 2
+    assert logged[0].startswith("train epoch 1/2: train total ")
