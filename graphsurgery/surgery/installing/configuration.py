@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,9 +22,11 @@ from graphsurgery.network.outputs.naming import run
 from graphsurgery.network.paths import modules_of
 from graphsurgery.surgery.installing.attributes import follow_object, put_in_object
 from graphsurgery.surgery.installing.followed import Followed, Place, Relation, following_int, solved
-from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs
+from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs, traced_again
+from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.leaves import is_leaf
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _OWN = frozenset(nn.Module().__dict__)
 _NAME = "config"
 
@@ -56,14 +59,20 @@ def configured(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[str
         raise SurgeryError(f"install: {called} has no configuration (model.config); gs.install gives the module itself")
     installed, numbers = installed_with_numbers(graph, model)
     changed = _config(installed, model, numbers)
-    built = _built(type(model), changed, called)
+    built = _built(type(model), changed, called, empty=not has_values(model))
     _fill(built, installed, called)
     check_same(graph, installed, built, f"install: {called} built from its configuration")
     return built, _differences(config, changed)
 
 
 def check_same(graph: ModelGraph, expected: nn.Module, found: nn.Module, what: str) -> None:
-    """Refuse a model that gives other numbers than another one of its class, in evaluation, to the last bit."""
+    """Refuse a model that gives other numbers than another one of its class, in evaluation, to the last bit.
+
+    One without weights is traced and compared with the network.
+    """
+    if not has_values(found):
+        check_same_graph(graph, traced_again(graph, as_traced(graph, found), type(found).__name__), what)
+        return
     outputs = []
     for module in (expected, found):
         called = as_traced(graph, module)
@@ -79,6 +88,21 @@ def check_same(graph: ModelGraph, expected: nn.Module, found: nn.Module, what: s
                 f"{what} gives another {name}: it computes with a number that the edit keeps; take gs.install, or"
                 " leave the spaces whole that it is made of"
             )
+
+
+def without_weights(build: Callable[[], _Module]) -> _Module:
+    """What a function builds, with parameters on the meta device: of any size, it takes no memory.
+
+    Buffers have their values, which a class computes for itself. What is tied is so afterwards.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        built = build()
+    tie: Any = getattr(built, "tie_weights", None)
+    if tie is not None:
+        tie()
+    return built
 
 
 def _config(installed: nn.Module, model: nn.Module, numbers: dict[Place, int]) -> Any:
@@ -112,11 +136,11 @@ def _pairs(value: Any, wanted: Any) -> list[tuple[Followed, int]]:
     return []
 
 
-def _built(kind: type, config: Any, called: str) -> Any:
+def _built(kind: type, config: Any, called: str, *, empty: bool = False) -> Any:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return kind(config)
+            return without_weights(lambda: kind(config)) if empty else kind(config)
     except Exception as cause:  # whatever the library raises
         raise SurgeryError(
             f"install: {called} cannot be built from a configuration of these sizes: {one_line(cause)}"

@@ -18,6 +18,7 @@ from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
 from graphsurgery.surgery.installing.followed import Place, solved
 from graphsurgery.surgery.installing.relations import relations
+from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.calls import Call, restored
 from graphsurgery.tracing.leaves import is_leaf
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
@@ -57,17 +58,20 @@ def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Modu
     model = unwrapped(model)
     called = type(model).__name__
     model = as_traced(graph, model)
-    _check_values(graph, called)
     plain, _ = with_plain_weights(model)
     installed, _ = alias_copy(plain)
     reference = _followed_trace(graph, installed, called)
-    shuffled = _are_shuffled(reference[0], installed)
+    runs = has_values(graph.module) and has_values(installed)
+    shuffled = runs and _are_shuffled(reference[0], installed)
     _put_tensors(graph, reference[0], installed, called)
     _put_sizes(graph, installed)
     _check_attention(installed, called)
     numbers = solved(relations(reference[0].module.graph, _valued(graph)), reference[1], f"install: {called}")
     put_numbers(installed, numbers)
     _settle_attention(installed)
+    if not runs:
+        check_same_graph(graph, traced_again(graph, installed, called), f"install: {called} with the edited sizes")
+        return restored(installed), numbers
     _check_runs(graph, installed, called)
     if shuffled:
         _move_back(graph, installed, called)
@@ -79,12 +83,6 @@ def as_traced(graph: ModelGraph, model: nn.Module) -> nn.Module:
     """A model as one that takes the inputs of a network that was traced from its class, one after the other."""
     recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
     return model if recorded is None else Call.from_record(recorded).adapted(model)
-
-
-def _check_values(graph: ModelGraph, called: str) -> None:
-    without = next((name for name, tensor in graph.tensors().items() if tensor.is_meta), None)
-    if without is not None:
-        raise SurgeryError(f"install: {without} has no values (meta), so {called} cannot be compared with the network")
 
 
 def _valued(graph: ModelGraph) -> Any:
@@ -107,10 +105,10 @@ def _followed_trace(graph: ModelGraph, model: nn.Module, called: str) -> tuple[M
     """The trace of a model whose numbers know their attributes, and these numbers."""
     followed, _ = alias_copy(model)
     old = follow_attributes(followed)
-    return _traced(graph, followed, called), old
+    return traced_again(graph, followed, called), old
 
 
-def _traced(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph:
+def traced_again(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph:
     """The trace of a model on inputs of a network, with the model's memory."""
     blanks = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in graph.inputs]
     try:
@@ -236,7 +234,7 @@ def _move_back(graph: ModelGraph, installed: nn.Module, called: str) -> None:
                 module._buffers[name] = torch.arange(buffer.numel(), dtype=torch.float64).view(buffer.shape)
     slots = _slots(installed)
     with torch.no_grad():
-        for name, order in _traced(graph, numbered, called).tensors().items():
+        for name, order in traced_again(graph, numbered, called).tensors().items():
             if name in slots and order.dtype == torch.float64 and order.numel():
                 tensor = getattr(*slots[name][0])
                 moved = tensor.flatten().clone()
