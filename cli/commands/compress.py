@@ -29,6 +29,7 @@ from graphsurgery.cli.editing import EDITING, Editing, data_of
 from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.cli.streaming import check_streamed_options, compress_stored, streams
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compress(
     ----------
     model
         A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
-        can be written back as one: -o small.onnx.
+        can be written back as one: -o small.onnx; a folder of Hugging Face (hf:FOLDER) as another: -o small.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     onnx
@@ -70,6 +71,10 @@ def compress(
     """
     if onnx is not None and output.suffix == ".onnx":
         raise SurgeryError(f"compress: {output} is an ONNX file already; leave out --onnx, or give -o small.pt")
+    if streams(model, output):
+        check_streamed_options(cutting, tuning, measuring, editing.opening, data=data, onnx=onnx)
+        compress_stored(model, output, report, cutting, editing)
+        return
     beside = {"onnx": onnx, "report": report}
     session = CutSession.of(output, model, editing, reads=[data, tuning.calib], beside=beside)
     tuning.check(data)

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Library, Trust, dtype_of, imported, indices, made
-from graphsurgery.models.libraries.tensor_files import read_json, stored_tensors
+from graphsurgery.models.libraries.tensor_files import StoredTensor, read_json, stored_tensors
 from graphsurgery.models.spec_text import Value, parse_value
+from graphsurgery.surgery.installing.configuration import without_weights
 
 _TOKENS, _DECODED, _IMAGE, _FRAMES = 9, 7, 224, 16
 
@@ -104,17 +106,8 @@ def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.
         CheckpointError: it is missing, damaged, lacks weights, or its code is not trusted.
     """
     spec = f"hf:{folder}"
-    config = read_json(folder, CONFIG)
-    transformers = _transformers(spec)
-    if config.get("auto_map") and not trust.remote_code:
-        raise CheckpointError(
-            f"{folder}: its network is Python code in the folder ({', '.join(map(str, config['auto_map'].values()))}); "
-            "with --trust-remote-code that code is executed"
-        )
-    if unknown := [key for key in options if key not in config]:
-        raise SpecError(f"{spec}: its {CONFIG} has no {unknown[0]!r}; {near_names(unknown[0], config)}")
+    kind = _class_in(folder, options, trust)
     stored_tensors(folder)  # they are looked at
-    kind = transformers.AutoModel if config.get("auto_map") else _class_of(transformers, folder, config)
     loaded: dict[str, Any] = {}
 
     def load() -> nn.Module:
@@ -135,6 +128,56 @@ def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.
     if hasattr(module.config, "use_cache"):
         module.config.use_cache = False
     return module
+
+
+def without_weights_of(folder: Path, options: Mapping[str, Value]) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """The network of a folder with parameters on the meta device, in evaluation, and the tensors that the folder has.
+
+    Raises:
+        CheckpointError: it is missing, damaged, lacks weights, or its class is not one of transformers.
+    """
+    spec = f"hf:{folder}"
+    kind = _class_in(folder, options, Trust(remote_code=True))
+    if not hasattr(kind, "config_class") or kind.config_class is None:
+        raise CheckpointError(
+            f"{folder}: its network is Python code in the folder, which is opened whole only: -o FILE.pt"
+        )
+    tensors = stored_tensors(folder)
+    floating = Counter(tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
+
+    def build() -> nn.Module:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True, **options)
+        said = getattr(config, "dtype", None)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(
+            said if isinstance(said, torch.dtype) else max(floating, key=floating.__getitem__, default=usual)
+        )
+        try:
+            return kind(config)
+        finally:
+            torch.set_default_dtype(usual)
+
+    with quiet():
+        module = made(spec, lambda: without_weights(build)).eval()
+    config: Any = module.config
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    return module, tensors
+
+
+def _class_in(folder: Path, options: Mapping[str, Value], trust: Trust) -> Any:
+    """The class that builds the network of a folder, and takes these options."""
+    spec = f"hf:{folder}"
+    config = read_json(folder, CONFIG)
+    transformers = _transformers(spec)
+    if config.get("auto_map") and not trust.remote_code:
+        raise CheckpointError(
+            f"{folder}: its network is Python code in the folder ({', '.join(map(str, config['auto_map'].values()))}); "
+            "with --trust-remote-code that code is executed"
+        )
+    if unknown := [key for key in options if key not in config]:
+        raise SpecError(f"{spec}: its {CONFIG} has no {unknown[0]!r}; {near_names(unknown[0], config)}")
+    return transformers.AutoModel if config.get("auto_map") else _class_of(transformers, folder, config)
 
 
 def _class_of(transformers: Any, folder: Path, config: Mapping[str, Any]) -> Any:

@@ -17,8 +17,10 @@ from graphsurgery.errors import CheckpointError, SurgeryError, one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -69,11 +71,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     places = _index(folder)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(places.values())) if places is not None else [WEIGHTS]:
-        for name, tensor in _in_file(folder / file).items():
-            if places is None or places.get(name) == file:
-                found[name] = tensor
-            elif name not in places:
-                raise CheckpointError(f"{folder / file}: holds {name}, which the {INDEX} has not; take another copy")
+        tensors = tensors_in(folder / file)
+        found |= {name: tensor for name, tensor in tensors.items() if places is None or places.get(name) == file}
     lost = [name for name in places or () if name not in found]
     if lost:
         raise CheckpointError(
@@ -110,7 +109,12 @@ def _without_weights(folder: Path) -> str:
     return f"has {held}; expected {WEIGHTS} or shards with {INDEX}; {advice}"
 
 
-def _in_file(file: Path) -> dict[str, StoredTensor]:
+def tensors_in(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     found = {}
     try:
         with safe_open(file, framework="pt") as opened:

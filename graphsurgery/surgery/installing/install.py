@@ -70,6 +70,10 @@ def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Modu
     put_numbers(installed, numbers)
     _settle_attention(installed)
     if not runs:
+        if any(record.get("weights in another order") for record in reference[0].lineage):
+            raise SurgeryError(
+                f"install: {called} shuffles channels, and without values its weights cannot be put back"
+            )
         check_same_graph(graph, traced_again(graph, installed, called), f"install: {called} with the edited sizes")
         return restored(installed), numbers
     _check_runs(graph, installed, called)
@@ -120,7 +124,7 @@ def traced_again(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph
 # Tensors --------------------------------------------------------------------------------------------------------------
 
 
-def _slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+def slots_of(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """Where in a model each tensor stands, by the name that a trace has for it; a tied one stands in several places."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -136,7 +140,7 @@ def _slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 def _put_tensors(graph: ModelGraph, reference: ModelGraph, installed: nn.Module, called: str) -> None:
     """Give a model the tensors of a network at their places, and memory of its own to the others."""
-    slots, known = _slots(installed), reference.tensors()
+    slots, known = slots_of(installed), reference.tensors()
     owners = modules_of(installed)
     cloned = Replicas()
     put: set[tuple[int, str]] = set()
@@ -211,7 +215,7 @@ def _settle_attention(installed: nn.Module) -> None:
 
 def _are_shuffled(reference: ModelGraph, model: nn.Module) -> bool:
     """Whether a trace has put weights of a model in another order, so that shuffles of channels could go."""
-    slots = _slots(model)
+    slots = slots_of(model)
     return any(
         not torch.equal(tensor, getattr(*slots[name][0]))
         for name, tensor in reference.tensors().items()
@@ -232,7 +236,7 @@ def _move_back(graph: ModelGraph, installed: nn.Module, called: str) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = torch.arange(buffer.numel(), dtype=torch.float64).view(buffer.shape)
-    slots = _slots(installed)
+    slots = slots_of(installed)
     with torch.no_grad():
         for name, order in traced_again(graph, numbered, called).tensors().items():
             if name in slots and order.dtype == torch.float64 and order.numel():
@@ -247,7 +251,7 @@ def _move_back(graph: ModelGraph, installed: nn.Module, called: str) -> None:
 
 def _likeness(graph: ModelGraph, installed: nn.Module) -> Likeness:
     """The copy and the network, to be compared on inputs."""
-    slots = _slots(installed)
+    slots = slots_of(installed)
     names = {id(getattr(*place)): name for name in graph.tensors() for place in slots.get(name, ())}
     examples = placed_inputs(graph, installed, graph.example_inputs(3))
     return Likeness(installed, graph.module, examples, names, batched=[spec.batched for spec in graph.inputs])

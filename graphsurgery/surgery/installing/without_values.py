@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
-from graphsurgery.tracing.shuffles.removal import ADDED
 
 
 def has_values(module: nn.Module) -> bool:
@@ -41,7 +40,7 @@ def check_same_graph(graph: ModelGraph, own: ModelGraph, what: str) -> None:
     numbers = [{node: number for number, node in enumerate(nodes)} for nodes in pairs]
     for edited, mine in zip(*pairs, strict=False):
         told = [_told(*side) for side in zip((graph, own), (edited, mine), numbers, strict=True)]
-        if told[0] != told[1] or ADDED in mine.meta:
+        if told[0] != told[1]:
             raise SurgeryError(
                 f"{what} computes something else at {place_of(mine)} than the network at {place_of(edited)}, whose "
                 "sizes it has: a number that the edit keeps, or another order; leave the spaces whole that meet there"
