@@ -16,16 +16,30 @@ class Config:
         self.hidden_size, self.num_heads, self.layers, self.inner = hidden_size, num_heads, layers, inner
         self.vocab_size, self.use_cache = vocab_size, use_cache
 
+    @classmethod
+    def from_pretrained(cls, folder, local_files_only=True, **options):  # noqa: ARG003
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8")) | options
+        config = cls(**{name: value for name, value in fields.items() if name in vars(cls())})
+        config.architectures = fields["architectures"]
+        return config
+
+    def save_pretrained(self, folder):
+        (folder / "config.json").write_text(json.dumps(vars(self)), encoding="utf-8")
+
 
 class PreTrainedModel(nn.Module):
     config_class = Config
     main_input_name = "input_ids"
 
+    def tie_weights(self):
+        """Nothing is tied."""
+
     def save_pretrained(self, folder):
         folder.mkdir()
         described = {"architectures": [type(self).__name__], **vars(self.config)}
         (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
-        save_file(self.state_dict(), folder / "model.safetensors")
+        tensors = {id(t): (name, t) for name, t in reversed(self.state_dict(keep_vars=True).items())}
+        save_file({name: t.detach() for name, t in tensors.values()}, folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder, output_loading_info=False, **_):
@@ -35,7 +49,10 @@ class PreTrainedModel(nn.Module):
         for file in folder.glob("*.safetensors"):
             tensors |= load_file(file)
         found = model.load_state_dict(tensors, strict=False)
-        info = {"missing_keys": found.missing_keys, "unexpected_keys": found.unexpected_keys}
+        state = model.state_dict(keep_vars=True)
+        there = {id(state[name]) for name in tensors if name in state}  # what is tied is stored once
+        missing = [name for name in found.missing_keys if id(state[name]) not in there]
+        info = {"missing_keys": missing, "unexpected_keys": found.unexpected_keys}
         return (model.eval(), info) if output_loading_info else model.eval()
 
 
@@ -72,6 +89,24 @@ class TinyModel(PreTrainedModel):
         return {"logits": self.head(x[:, 0])}
 
 
+class TiedModel(TinyModel):
+    """Its head is its embedding, a buffer is stored and one is computed; not all that it has is read."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("ages", torch.arange(config.vocab_size))
+        self.register_buffer("turns", torch.linspace(0, 1, config.vocab_size), persistent=False)
+        self.unread = nn.Linear(2, 3)
+        self.tie_weights()
+
+    def tie_weights(self):
+        self.head.weight = self.words.weight
+
+    def forward(self, input_ids, attention_mask=None):
+        return {"logits": super().forward(input_ids, attention_mask)["logits"] + self.turns}
+
+
 class ScaledModel(TinyModel):
     """What it gives has its width in it, out of sight of the sizes."""
 
@@ -85,9 +120,7 @@ def install(monkeypatch):
         is_progress_bar_enabled=lambda: True, disable_progress_bar=lambda: None, enable_progress_bar=lambda: None
     )
     found = ModuleType("transformers")
-    found.__dict__.update(
-        PreTrainedModel=PreTrainedModel, TinyModel=TinyModel, ScaledModel=ScaledModel, AutoModel=None,
-        utils=SimpleNamespace(logging=logging), __version__="0",
-    )  # fmt: skip
+    classes = {kind.__name__: kind for kind in (PreTrainedModel, TinyModel, ScaledModel, TiedModel)}
+    found.__dict__.update(classes, AutoModel=None, utils=SimpleNamespace(logging=logging), __version__="0")
     monkeypatch.setitem(sys.modules, "transformers", found)
     return found

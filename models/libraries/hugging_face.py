@@ -145,20 +145,14 @@ def without_weights_of(folder: Path, options: Mapping[str, Value]) -> tuple[nn.M
     tensors = stored_tensors(folder)
     floating = Counter(tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
 
-    def build() -> nn.Module:
+    def load() -> nn.Module:
         config = kind.config_class.from_pretrained(folder, local_files_only=True, **options)
         said = getattr(config, "dtype", None)
-        usual = torch.get_default_dtype()
-        torch.set_default_dtype(
-            said if isinstance(said, torch.dtype) else max(floating, key=floating.__getitem__, default=usual)
-        )
-        try:
-            return kind(config)
-        finally:
-            torch.set_default_dtype(usual)
+        usual = max(floating, key=floating.__getitem__, default=torch.get_default_dtype())
+        return without_weights(lambda: kind(config), said if isinstance(said, torch.dtype) else usual)
 
     with quiet():
-        module = made(spec, lambda: without_weights(build)).eval()
+        module = made(spec, load).eval()
     config: Any = module.config
     if hasattr(config, "use_cache"):
         config.use_cache = False

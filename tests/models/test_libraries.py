@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
+import stand_in_transformers
 import torch
 from safetensors.torch import load_file, save_file
+from stand_in_transformers import Config, ScaledModel, TinyModel
 from torch import nn
 
 import graphsurgery as gs
-import stand_in_transformers
 from graphsurgery.cli import run
 from graphsurgery.errors import CheckpointError, SpecError, SurgeryError
 from graphsurgery.models.libraries.installing import write_installed

@@ -86,10 +86,10 @@ class Journal:
         if not new:
             self._check(json.loads(told), anew=anew)
             clean_parts(self.folder)
-        for folder in (self.made, self.sums):
-            folder.mkdir(exist_ok=True)
         with atomic_write(self.folder / _TASK) as temporary:
             temporary.write_text(told, encoding="utf-8")
+        for folder in (self.made, self.sums):
+            folder.mkdir(exist_ok=True)
 
     def _check(self, task: Mapping[str, Any], *, anew: bool) -> None:
         """Refuse a folder with something else in it, or empty it."""

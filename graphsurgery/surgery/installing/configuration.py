@@ -59,7 +59,12 @@ def configured(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[str
         raise SurgeryError(f"install: {called} has no configuration (model.config); gs.install gives the module itself")
     installed, numbers = installed_with_numbers(graph, model)
     changed = _config(installed, model, numbers)
-    built = _built(type(model), changed, called, empty=not has_values(model))
+    built: Any
+    if has_values(model):
+        built = _built(type(model), changed, called)
+    else:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        built = without_weights(lambda: _built(type(model), changed, called), dtype)
     _fill(built, installed, called)
     check_same(graph, installed, built, f"install: {called} built from its configuration")
     return built, _differences(config, changed)
@@ -90,15 +95,24 @@ def check_same(graph: ModelGraph, expected: nn.Module, found: nn.Module, what: s
             )
 
 
-def without_weights(build: Callable[[], _Module]) -> _Module:
+def without_weights(build: Callable[[], _Module], dtype: torch.dtype) -> _Module:
     """What a function builds, with parameters on the meta device: of any size, it takes no memory.
 
     Buffers have their values, which a class computes for itself. What is tied is so afterwards.
+
+    Args:
+        build: makes the module.
+        dtype: of the numbers whose precision it does not say.
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        built = build()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            built = build()
+    finally:
+        torch.set_default_dtype(usual)
     tie: Any = getattr(built, "tie_weights", None)
     if tie is not None:
         tie()
@@ -136,11 +150,11 @@ def _pairs(value: Any, wanted: Any) -> list[tuple[Followed, int]]:
     return []
 
 
-def _built(kind: type, config: Any, called: str, *, empty: bool = False) -> Any:
+def _built(kind: type, config: Any, called: str) -> Any:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return without_weights(lambda: kind(config)) if empty else kind(config)
+            return kind(config)
     except Exception as cause:  # whatever the library raises
         raise SurgeryError(
             f"install: {called} cannot be built from a configuration of these sizes: {one_line(cause)}"

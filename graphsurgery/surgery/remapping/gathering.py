@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -76,39 +76,33 @@ def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
         for index, lifted in changes:
             tensor = _select(tensor, index, lifted)
         return tensor
-    source = first[1].source.to(tensor.device)
-    blocks = source.split(max(1, _BLOCK * len(tensor) // tensor.numel()))
-    return _joined((_selected(tensor.index_select(0, block), changes[1:]) for block in blocks), len(source))
-
-
-def _read(tensor: Stored, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
-    """A stored tensor at the new indices of some axes."""
-    if not tensor.shape or any(lifted.beside is not None for _, lifted in changes):
-        return _selected(tensor.read(), changes)
-    by_row = next((lifted.source for index, lifted in changes if index == 0), torch.arange(tensor.shape[0]))
-    rest = [change for change in changes if change[0] != 0]
-    if not len(by_row):
-        return _selected(tensor.read(0, 0), rest)
-
-    def rows(block: Tensor) -> Tensor:
-        first, last = int(block.min()), int(block.max())
-        return tensor.read(first, last + 1).index_select(0, block - first)
-
-    blocks = by_row.split(rows_at_a_time(tensor.shape))
-    return _joined((_selected(rows(block), rest) for block in blocks), len(by_row))
-
-
-def _joined(blocks: Iterator[Tensor], count: int) -> Tensor:
-    """Blocks of rows, one after the other, as one tensor of so many rows."""
+    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
+    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
     head = next(blocks)
-    if len(head) == count:
-        return head
-    new = head.new_empty((count, *head.shape[1:]))
+    new = head.new_empty((len(first[1].source), *head.shape[1:]))
     new[: len(head)] = head
     start = len(head)
     for block in blocks:
         new[start : start + len(block)] = block
         start += len(block)
+    return new
+
+
+def _read(tensor: Stored, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
+    """A stored tensor at the new indices of some axes; each of its rows is read once, in order."""
+    if not tensor.shape or any(lifted.beside is not None for _, lifted in changes):
+        return _selected(tensor.read(), changes)
+    by_row = next((lifted.source for index, lifted in changes if index == 0), torch.arange(tensor.shape[0]))
+    rest = [change for change in changes if change[0] != 0]
+    new = _selected(tensor.read(0, 0), rest)
+    step = rows_at_a_time(tensor.shape)
+    for start in range(0, tensor.shape[0], step):
+        places = ((by_row >= start) & (by_row < start + step)).nonzero().flatten()
+        block = tensor.read(start, min(start + step, tensor.shape[0]))
+        block = _selected(block.index_select(0, by_row[places] - start), rest)
+        if not start:
+            new = block.new_empty((len(by_row), *block.shape[1:]))
+        new.index_copy_(0, places, block)
     return new
 
 
