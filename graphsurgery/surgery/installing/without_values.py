@@ -39,8 +39,7 @@ def check_same_graph(graph: ModelGraph, own: ModelGraph, what: str) -> None:
     pairs = [list(_computing(found.module.graph)) for found in (graph, own)]
     numbers = [{node: number for number, node in enumerate(nodes)} for nodes in pairs]
     for edited, mine in zip(*pairs, strict=False):
-        told = [_told(*side) for side in zip((graph, own), (edited, mine), numbers, strict=True)]
-        if told[0] != told[1]:
+        if not _alike(_told(graph, edited, numbers[0]), _told(own, mine, numbers[1])):
             raise SurgeryError(
                 f"{what} computes something else at {place_of(mine)} than the network at {place_of(edited)}, whose "
                 "sizes it has: a number that the edit keeps, or another order; leave the spaces whole that meet there"
@@ -69,19 +68,31 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
             yield node
 
 
-def _told(graph: ModelGraph, node: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
+def _told(graph: ModelGraph, node: fx.Node, numbers: Mapping[fx.Node, int]) -> dict[str, Any]:
     """What a node computes, of what, in words that can be compared between graphs."""
-    given = fx.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}" if n in numbers else n.meta["value"])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}" if n in numbers else n.meta["value"])
     layer = _scalars(modules_of(graph.module)[str(node.target)]) if node.op == "call_module" else None
-    return node.op, node.target, _comparable(given), layer, _comparable(node.meta["value"])
+    return {
+        "call": (node.op, node.target, _comparable(args), _comparable(kwargs), layer),
+        "spelling": (getattr(node.target, "__name__", node.target), _comparable((*args, *kwargs.values()))),
+        "result": _comparable(node.meta["value"]),
+    }
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two nodes compute the same; a rewrite may have spelled a function as a method."""
+    if one["result"] != other["result"]:
+        return False
+    functions = {one["call"][0], other["call"][0]} == {"call_function", "call_method"}
+    return one["call"] == other["call"] or (functions and one["spelling"] == other["spelling"])
 
 
 def _comparable(value: Any) -> Any:
     """Nested values with shapes and types in the place of tensors, and plain tuples in that of sizes and slices."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
-    if isinstance(value, slice):
-        return "slice", _comparable((value.start, value.stop, value.step))
+    if isinstance(value, slice):  # where it stops, the shape that comes out says too
+        return "slice", value.start or 0, value.step or 1
     if isinstance(value, tuple | list):
         return tuple(map(_comparable, value))
     if isinstance(value, Mapping):
