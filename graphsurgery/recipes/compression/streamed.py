@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,7 @@ def check_streamed(network: StoredNetwork, plan: Cut) -> None:
             f"compress: importance {plan.importance} needs {_NEEDS_RUNS[plan.importance]}, and weights are read one by"
             " one here; take l2, l1, bn or random"
         )
+    StreamedScores(network.graph, plan.importance, plan.seed, {})  # it knows the criterion
     precisions = {tensor.dtype for tensor in network.tensors.values()}
     if plan.target is not None and plan.target.quantity == "size" and len(precisions) > 1:
         raise SurgeryError(
@@ -185,7 +186,8 @@ def compress_folder(
     """Write a cut network as a folder for `from_pretrained`; nothing but some rows and one shard is ever in memory.
 
     The configuration of its class has the new sizes, and the graph of that class is compared with the cut one. What is
-    written grows in `OUT.part`; a run that was interrupted, however, goes on when the same is asked for again.
+    written grows in `OUT.part`; a run that was interrupted, however, goes on when the same is asked for again. Before
+    anything is read, the same sizes are tried with channels that are drawn.
 
     Args:
         network: see `open_stored`.
@@ -199,10 +201,13 @@ def compress_folder(
         CheckpointError: a file is damaged.
     """
     check_streamed(network, plan)
+    trial = cut(network.graph, replace(plan, importance="random"))
+    built, fields = configuration_of(network, trial)
     journal = Journal(output, task_of(network, plan) | {"shards": shard_bytes}, anew=overwrite)
     small = cut_stored(network, plan, journal)
-    built, fields = configuration_of(network, small)
     shards = shards_of(network, small, shard_bytes)
+    if shards != shards_of(network, trial, shard_bytes):  # which channels matter decides about sizes too
+        built, fields = configuration_of(network, small)
     resumed = [shard for shard in shards if shard.lies_in(journal.made)]
     _check_room(journal.folder, sum(shard.bytes for shard in shards) - sum(shard.bytes for shard in resumed))
     with phase("writing shards", len(shards)) as at:
