@@ -19,7 +19,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import run
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_object, put_in_object
 from graphsurgery.surgery.installing.followed import Followed, Place, Relation, following_int, solved
 from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs, traced_again
@@ -171,9 +171,10 @@ def _fill(built: nn.Module, installed: nn.Module, called: str) -> None:
                 f"{list(theirs[name].shape)}; cut what it is computed from alike (heads and the width they share, all "
                 "layers: compress --uniform), or take gs.install"
             )
-    dtypes = {parameter.dtype for parameter in installed.parameters() if parameter.is_floating_point()}
-    if len(dtypes) == 1:
-        built.to(next(iter(dtypes)))
+    precise = named_tensors(installed)
+    for name, tensor in named_tensors(built).items():  # each as it is: not every buffer is as precise as the weights
+        if name in precise and tensor.is_floating_point():
+            tensor.data = tensor.data.to(precise[name].dtype)
     built.load_state_dict(theirs)
     modes = {path: part.training for path, part in modules_of(installed).items()}
     for path, part in modules_of(built).items():
