@@ -4,8 +4,8 @@
     python benchmarks/shards.py --large    # 16 GB too; takes some 40 GB of disk
     python benchmarks/shards.py --folder /big/disk --large
 
-Needs transformers (pip install 'graphsurgery[hf]'). Llamas of random numbers in bfloat16 are written in shards, and each is
-cut by `graphsurgery compress hf:FOLDER --keep 0.5 -o OUT` in a process of its own: its peak memory, its seconds of
+Needs Linux and transformers (pip install 'graphsurgery[hf]'). Llamas of random numbers in bfloat16 are written in
+shards, and each is cut by `graphsurgery compress hf:FOLDER --keep 0.5 -o OUT` in a process of its own: its peak memory, its seconds of
 processor, and whether the library reads what was written. A second run is killed on its way and begun again.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ SIZES = {
     },
 }  # fmt: skip
 """The sizes of Llama-3.2-1B and of Llama-3.1-8B."""
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 def main() -> None:
@@ -91,10 +93,11 @@ def write(sizes: dict[str, Any], folder: Path) -> int:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     bytes_of = {name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}
     generator = torch.Generator().manual_seed(0)
+    numbers = torch.empty(2**22 + 1, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
     places = {}
     for number, names in enumerate(in_batches(list(shapes), list(bytes_of.values()))):
         file = f"model-{number:05d}.safetensors"
-        tensors = {name: drawn(shapes[name], generator) for name in names}
+        tensors = {name: drawn(shapes[name], numbers, generator) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(bytes_of.values())}, "weight_map": places}
@@ -102,10 +105,11 @@ def write(sizes: dict[str, Any], folder: Path) -> int:
     return sum(bytes_of.values())
 
 
-def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Normal numbers, rows of unlike sizes."""
-    found = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-    return found * (0.5 + torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)).bfloat16()
+def drawn(shape: tuple[int, ...], numbers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers, the same again and again, in rows that count differently."""
+    count = torch.Size(shape).numel()
+    found = numbers.repeat(-(-count // len(numbers)))[:count].reshape(shape)
+    return found.mul_(0.5 + torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator).bfloat16())
 
 
 def command_line(folder: Path, out: str) -> list[str]:
@@ -117,10 +121,16 @@ def cut(folder: Path, out: str) -> tuple[dict[str, Any], int, float]:
     """What the command tells, the bytes that its process had in memory at most, and its seconds of processor."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command_line(folder, out), stdout=output)
+        peak = 0
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            # Not `ru_maxrss`, which begins with what this process had when it forked.
+            found = _PEAK.search(Path(f"/proc/{process.pid}/status").read_text())
+            peak = peak if found is None else 1024 * int(found[1])
+            time.sleep(0.05)
         _, status, used = os.wait4(process.pid, 0)
         assert status == 0
         output.seek(0)
-        return json.loads(output.read()), 1024 * used.ru_maxrss, used.ru_utime + used.ru_stime
+        return json.loads(output.read()), peak, used.ru_utime + used.ru_stime
 
 
 def killed_in(folder: Path, files: int) -> int:

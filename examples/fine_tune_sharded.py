@@ -4,8 +4,8 @@
     accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
         --num_processes 8 --mixed_precision bf16 examples/fine_tune_sharded.py small tokens.npy tuned
 
-What `compress` writes is a folder like any other, so any script and any trainer takes it. This one learns to predict the
-next token; `tokens.npy` holds whole numbers `[rows, tokens]`, which are taken in order.
+What `compress` writes is a folder like any other, so any script and any trainer takes it. This one learns to predict
+the next token; `tokens.npy` holds whole numbers `[rows, tokens]`, which are taken in order.
 """
 
 from __future__ import annotations

@@ -89,6 +89,20 @@ class TinyModel(PreTrainedModel):
         return {"logits": self.head(x[:, 0])}
 
 
+class TokenModel(TinyModel):
+    """Logits of the next token for each of its inputs."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, input_ids, attention_mask=None):
+        x, mask = self.words(input_ids), torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        for layer in self.layers:
+            x = layer(x, mask)
+        return {"logits": self.head(x)}
+
+
 class TiedModel(TinyModel):
     """Its head is its embedding, a buffer is stored and one is computed; not all that it has is read."""
 
@@ -120,7 +134,7 @@ def install(monkeypatch):
         is_progress_bar_enabled=lambda: True, disable_progress_bar=lambda: None, enable_progress_bar=lambda: None
     )
     found = ModuleType("transformers")
-    classes = {kind.__name__: kind for kind in (PreTrainedModel, TinyModel, ScaledModel, TiedModel)}
+    classes = {kind.__name__: kind for kind in (PreTrainedModel, TinyModel, ScaledModel, TiedModel, TokenModel)}
     found.__dict__.update(classes, AutoModel=None, utils=SimpleNamespace(logging=logging), __version__="0")
     monkeypatch.setitem(sys.modules, "transformers", found)
     return found

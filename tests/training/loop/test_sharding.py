@@ -1,0 +1,125 @@
+"""Parameters that lie spread over two processes (FSDP, gloo): trained as in one, kept, and gone on with."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import stand_in_transformers
+import torch
+from accelerate import Accelerator
+from stand_in_transformers import Config, TokenModel
+from torch import nn
+from torch.utils.data import TensorDataset
+from two_processes import FSDP, in_two, shard_on_cpu
+
+import graphsurgery as gs
+from graphsurgery.errors import SurgeryError
+from graphsurgery.models.libraries.streaming import open_stored
+from graphsurgery.recipes.compression.shrink import Cut
+from graphsurgery.recipes.compression.streamed import compress_folder
+from graphsurgery.training.loop import sharding
+from graphsurgery.training.loop.fit import fit
+from graphsurgery.training.loop.plan import TrainingPlan
+from graphsurgery.training.loop.run import Run
+from graphsurgery.training.objectives.tasks import CrossEntropy
+
+fine_tune = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "fine_tune_sharded.py"))["fine_tune"]
+PLAN = TrainingPlan(epochs=2, batch_size=10, lr=0.1, device="cpu", gradient_accumulation=2, clip=1.0, keep_best=True)
+
+
+def small(norms):
+    """A cut network, and data of which the processes get unlike numbers of batches."""
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm1d(16)] if norms else []
+    net = nn.Sequential(nn.Linear(4, 16), *norm, nn.ReLU(), nn.Linear(16, 3))
+    graph = gs.compress(gs.trace(net, torch.zeros(2, 4)), 0.5)
+    x = torch.randn(513, 4)
+    return graph.module, TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long())
+
+
+def trained(folder, *, norms=False, stop=None):
+    module, data = small(norms)
+
+    class Stopped(CrossEntropy):
+        def on_step(self, fraction_done):
+            if stop is not None and fraction_done >= stop:
+                raise KeyboardInterrupt
+
+    part = TensorDataset(*(tensor[:40] for tensor in data.tensors))
+    fit(module, part, PLAN, objective=Stopped(3), validation=data, run=Run(folder))
+    return module.state_dict()
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    def work(rank):
+        shard_on_cpu()
+        spread, seen = sharding.spread, []
+        sharding.spread = lambda *given: (seen.append(found := spread(*given)), found)[1]
+        state = trained(tmp_path / "two")
+        (module, _), parts = seen[0], []
+        parts += [tuple(parameter.to_local().shape) for parameter in module.parameters()]
+        torch.save({"state": state, "parts": parts}, tmp_path / f"{rank}.pt")
+
+    in_two(work, **FSDP)
+    zero, one = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    torch.testing.assert_close(zero["state"], one["state"], rtol=0, atol=0)
+    assert zero["parts"][0] == one["parts"][0] == (4, 4), "each has one half"
+    expected = trained(tmp_path / "one")
+    torch.testing.assert_close(zero["state"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path):
+    def begin(rank):  # noqa: ARG001
+        shard_on_cpu()
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "run", norms=True, stop=0.6)
+
+    def go_on(rank):
+        shard_on_cpu()
+        again, through = (trained(tmp_path / name, norms=True) for name in ("run", "through"))
+        torch.testing.assert_close(again, through, rtol=0, atol=0)
+        torch.save(again, tmp_path / f"{rank}.pt")
+
+    in_two(begin, **FSDP)
+    in_two(go_on, **FSDP)
+    assert (tmp_path / "0.pt").exists()
+    with pytest.raises(SurgeryError, match=r"was trained under FSDP; go on so, or use a new run folder"):
+        trained(tmp_path / "run", norms=True)
+
+
+def test_a_cut_folder_is_fine_tuned_in_its_own_class(tmp_path, monkeypatch):
+    stand_in_transformers.install(monkeypatch)
+    torch.manual_seed(0)
+    TokenModel(Config(hidden_size=16, num_heads=4, layers=2)).save_pretrained(tmp_path / "big")
+    compress_folder(open_stored(f"hf:{tmp_path / 'big'}"), Cut(keep=0.5), tmp_path / "small")
+    tokens = torch.randint(0, 31, (24, 6), generator=torch.Generator().manual_seed(1))
+
+    def work(rank):
+        shard_on_cpu()
+        accelerator = Accelerator(cpu=True)
+        model = fine_tune(accelerator, TokenModel.from_pretrained(tmp_path / "small"), tokens, rows=2, lr=1e-2)
+        parts = {name: tuple(parameter.to_local().shape) for name, parameter in model.named_parameters()}
+        assert parts["layers.0.up.weight"][0] in (2, 3), "half of the five rows"
+        state = accelerator.get_state_dict(model)
+        if rank == 0:
+            torch.save(state, tmp_path / "tuned.pt")
+
+    in_two(work, **FSDP, FSDP_TRANSFORMER_CLS_TO_WRAP="TinyLayer")
+    alone = fine_tune(Accelerator(cpu=True), TokenModel.from_pretrained(tmp_path / "small"), tokens, rows=4, lr=1e-2)
+    before = TokenModel.from_pretrained(tmp_path / "small").state_dict()
+    tuned = torch.load(tmp_path / "tuned.pt")
+    found = {name: (tuned[name], tensor) for name, tensor in alone.state_dict().items()}
+    for name in found.keys() - {"layers.0.qkv.bias", "layers.1.qkv.bias"}:  # softmax ignores a bias of all keys
+        torch.testing.assert_close(*found[name], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(tuned["head.weight"], before["head.weight"], atol=1e-3)
+
+
+def test_what_cannot_be_spread_is_refused():
+    class Whatever:
+        is_fsdp2, device = False, torch.device("cpu")
+
+    with pytest.raises(SurgeryError, match=r"takes its second version; give accelerate launch --fsdp_version 2"):
+        sharding.own_copy(nn.Linear(2, 2), Whatever(), possible=True)
+    Whatever.is_fsdp2 = True
+    with pytest.raises(SurgeryError, match=r"gates, masks and widths hold parameters of their own"):
+        sharding.own_copy(nn.Linear(2, 2), Whatever(), possible=False)
