@@ -79,7 +79,7 @@ def compress_stored(model: str, output: Path, report: Path | None, cutting: Cutt
     whole = not is_folder_name(output)
     files = {"network": output, **({} if report is None else {"report": report})}
     if whole:
-        editing.writing.allow(reads=[model], **files)
+        editing.writing.allow(reads=[model], network=output, report=report)
     else:
         _check_folder(output, model, report, editing)
     session = CutSession(editing.shown, {"model": model}, files, model=model)

@@ -153,8 +153,9 @@ def filled(network: StoredNetwork, small: ModelGraph) -> ModelGraph:
         new = edited(network, small, named[network.graph.types.canonical[name]])
         made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     for part in modules_of(small.module).values():
-        for slots in (part._parameters, part._buffers):
-            slots.update({key: made[id(old)] for key, old in slots.items() if id(old) in made})  # type: ignore[arg-type]
+        every: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for slots in every:
+            slots.update({key: made[id(old)] for key, old in slots.items() if id(old) in made})
     return small
 
 

@@ -35,7 +35,7 @@ class StreamedScores(Scores):
         found: dict[str, Tensor] = {}
         for name in names:
             for criterion, label in self._criteria(name):
-                kept = [(index,) for index in self._axes(name)]
+                kept: list[tuple[int, ...]] = [(index,) for index in self._axes(name)]
                 for axes, total in zip(kept, _summed(criterion, name, self._stored[name], kept), strict=True):
                     found[f"{name}/{axes[0]}/{label}"] = total
         self.know(found)
