@@ -5,8 +5,9 @@
     python benchmarks/shards.py --folder /big/disk --large
 
 Needs Linux and transformers (pip install 'graphsurgery[hf]'). Llamas of random numbers in bfloat16 are written in
-shards, and each is cut by `graphsurgery compress hf:FOLDER --keep 0.5 -o OUT` in a process of its own: its peak memory, its seconds of
-processor, and whether the library reads what was written. A second run is killed on its way and begun again.
+shards, and each is cut by `graphsurgery compress hf:FOLDER --keep 0.5 -o OUT` in a process of its own: its peak memory,
+its seconds of processor, and whether the library reads what was written. A second run is killed on its way and begun
+again.
 """
 
 from __future__ import annotations

@@ -106,6 +106,11 @@ def _names(folder: Path, graph: ModelGraph, model: nn.Module, tensors: dict[str,
     missing = [name for name, tensor in state.items() if id(tensor) not in there]
     wrong = [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape]
     unexpected = [name for name in tensors if name not in state]
+    if missing and unexpected:
+        raise CheckpointError(
+            f"{folder}: its files have {min(unexpected)} and {kind} has {min(missing)} ({len(missing)} weights are"
+            " missing): where the library gives weights other names as it loads them, open it whole: -o FILE.pt"
+        )
     for what, names in {"missing": missing, "mismatched": wrong, "unexpected": unexpected}.items():
         if names:
             raise CheckpointError(f"{folder}: {len(names)} weights are {what} for {kind}: {min(names)}")

@@ -74,17 +74,35 @@ def _told(graph: ModelGraph, node: fx.Node, numbers: Mapping[fx.Node, int]) -> d
     layer = _scalars(modules_of(graph.module)[str(node.target)]) if node.op == "call_module" else None
     return {
         "call": (node.op, node.target, _comparable(args), _comparable(kwargs), layer),
-        "spelling": (getattr(node.target, "__name__", node.target), _comparable((*args, *kwargs.values()))),
+        "spelling": _spelling(getattr(node.target, "__name__", node.target), args, kwargs),
         "result": _comparable(node.meta["value"]),
     }
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two nodes compute the same; a rewrite may have spelled a function as a method."""
-    if one["result"] != other["result"]:
-        return False
-    functions = {one["call"][0], other["call"][0]} == {"call_function", "call_method"}
-    return one["call"] == other["call"] or (functions and one["spelling"] == other["spelling"])
+    """Whether two nodes compute the same; a rewrite may have spelled a function as a method, or sizes one by one."""
+    if one["result"] != other["result"] or one["call"] == other["call"]:
+        return bool(one["result"] == other["result"])
+    ops, named = {one["call"][0], other["call"][0]}, [list(told["call"][3]) for told in (one, other)]
+    calls = ops == {"call_function", "call_method"} or (len(ops) == 1 and named[0] == named[1])
+    return calls and one["call"][4] == other["call"][4] and one["spelling"] == other["spelling"]
+
+
+def _spelling(name: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """A call by its name, with what it is given one after the other; how a split divides, its results say."""
+    if name == "split" and len(args) > 1:
+        args, kwargs = (args[0], kwargs.get("dim", args[2] if len(args) > 2 else 0)), {}
+    return name, list(_flat((*args, *kwargs.values())))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What nested arguments hold, one after the other."""
+    found = _comparable(value)
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield found
 
 
 def _comparable(value: Any) -> Any:

@@ -300,6 +300,11 @@ def _cut_off(file):
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), 2, r"index.json: is damaged: it has no"),
         (lambda f: (f / "model.safetensors").unlink(), 1, r"has no weights"),
         (lambda f: (f / "config.json").unlink(), 1, r"has no config.json"),
+        (
+            lambda f: _retouched(f, lambda t: t.update(bias=t.pop("head.bias"))),
+            1,
+            r"files have bias and TinyModel has head.bias \(1 weights are missing\): where the library gives",
+        ),
         (lambda f: _retouched(f, lambda t: t.pop("head.bias")), 1, r"1 weights are missing for TinyModel: head.bias"),
         (lambda f: _retouched(f, lambda t: t.update(a=torch.ones(1))), 1, r"1 weights are unexpected for TinyModel: a"),
         (
