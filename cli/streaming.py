@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,31 +50,51 @@ def free_memory() -> int | None:
     return None if found is None else 1024 * int(found[1])
 
 
-def check_streamed_options(
-    cutting: Cutting, tuning: Tuning, measuring: Measuring, opening: Opening, **others: object
-) -> None:
-    """Refuse what needs the whole network in memory.
+@dataclass(frozen=True)
+class Unwanted:
+    """What the command takes and needs the whole network in memory for.
 
-    Raises:
-        SurgeryError: something is asked for that does.
+    Attributes:
+        tuning: how accuracy is brought back.
+        measuring: how a latency is measured.
+        others: by their options.
     """
-    asked = [f"--{name}" for name, given in others.items() if given is not None]
-    asked += ["--dead"] * cutting.dead + ["--target latency"] * cutting.to_latency
-    asked += ["--round-to auto"] * (cutting.round_to == "auto") + ["the options of fine-tuning"] * (tuning != TUNING)
-    asked += ["--threads, --batch and --runs"] * (measuring != MEASURING)
-    plain = Opening(trust_pickle=opening.trust_pickle, trust_remote_code=opening.trust_remote_code)
-    asked += ["--arch, --key, --answer and --input"] * (opening != plain)
-    if asked:
-        raise SurgeryError(
-            f"compress: the weights are read one by one, and nothing is run, so {asked[0]} has no place here; leave it "
-            "out and fine-tune the result, or where the memory is large enough give -o FILE.pt"
-        )
-    if not is_alone():
-        raise SurgeryError("compress: weights that are read one by one are cut by one process; start one")
+
+    tuning: Tuning
+    measuring: Measuring
+    others: Mapping[str, object]
+
+    def check(self, cutting: Cutting, opening: Opening) -> None:
+        """Refuse what is given of it.
+
+        Raises:
+            SurgeryError: something is.
+        """
+        plain = Opening(trust_pickle=opening.trust_pickle, trust_remote_code=opening.trust_remote_code)
+        found = {
+            **{name: given is not None for name, given in self.others.items()},
+            "--dead": cutting.dead,
+            "--target latency": cutting.to_latency,
+            "--round-to auto": cutting.round_to == "auto",
+            "fine-tuning": self.tuning != TUNING,
+            "measuring a latency": self.measuring != MEASURING,
+            "--arch, --key, --answer or --input": opening != plain,
+        }
+        asked = [name for name, given in found.items() if given]
+        if asked:
+            raise SurgeryError(
+                f"compress: the weights are read one by one, and nothing is run, so {asked[0]} has no place here; leave"
+                " it out and fine-tune the result, or where the memory is large enough give -o FILE.pt"
+            )
+        if not is_alone():
+            raise SurgeryError("compress: weights that are read one by one are cut by one process; start one")
 
 
-def compress_stored(model: str, output: Path, report: Path | None, cutting: Cutting, editing: Editing) -> None:
+def compress_stored(
+    model: str, output: Path, report: Path | None, cutting: Cutting, editing: Editing, unwanted: Unwanted
+) -> None:
     """Cut a folder of Hugging Face tensor by tensor."""
+    unwanted.check(cutting, editing.opening)
     from graphsurgery.models.libraries.streaming import open_stored
 
     whole = not is_folder_name(output)

@@ -29,7 +29,7 @@ from graphsurgery.cli.editing import EDITING, Editing, data_of
 from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.cli.running import RUNNING, Running
-from graphsurgery.cli.streaming import check_streamed_options, compress_stored, streams
+from graphsurgery.cli.streaming import Unwanted, compress_stored, streams
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -72,9 +72,8 @@ def compress(
     if onnx is not None and output.suffix == ".onnx":
         raise SurgeryError(f"compress: {output} is an ONNX file already; leave out --onnx, or give -o small.pt")
     if streams(model, output):
-        check_streamed_options(cutting, tuning, measuring, editing.opening, data=data, onnx=onnx)
-        compress_stored(model, output, report, cutting, editing)
-        return
+        others = {"--data": data, "--onnx": onnx}
+        return compress_stored(model, output, report, cutting, editing, Unwanted(tuning, measuring, others))
     beside = {"onnx": onnx, "report": report}
     session = CutSession.of(output, model, editing, reads=[data, tuning.calib], beside=beside)
     tuning.check(data)

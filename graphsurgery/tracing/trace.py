@@ -103,10 +103,8 @@ def trace(
     traces, module = _compared(model, examples, copy=copy, check=check)
     if computed:
         record["weights that were computed"] = computed
-    if traces.only_evaluating:
-        record["only as in evaluation"] = traces.only_evaluating
-    if traces.reordered:
-        record["weights in another order"] = True
+    found = {"only as in evaluation": traces.only_evaluating, "weights in another order": traces.reordered}
+    record |= {name: value for name, value in found.items() if value}
     return ModelGraph(module, traces.inputs(module), (record,))
 
 

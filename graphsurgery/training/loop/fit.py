@@ -124,23 +124,14 @@ class _Stage:
         # The module moves first: the optimizer's state is made where the parameters are.
         module.to(self.accelerator.device)
         self.optimizer = make_optimizer(groups, plan)
-        wrapped = self._prepare()
+        self.step_module, self.synchronized, wrapped = sharding.prepared(
+            self.accelerator, module, self.optimizer, lambda trained: _Step(trained, objective)
+        )
         # Accelerate's wrapper is only needed to unscale fp16 gradients; its bookkeeping doubles a small model's step.
         self.stepper = self.optimizer if self.accelerator.scaler is None else wrapped
-        grouped_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # Accelerate clips spread parameters only as the list of its module.
-        self.parameters = list(self.module.parameters()) if self.shards else grouped_parameters
-
-    def _prepare(self) -> Any:
-        """Spread the work over the processes; the optimizer as Accelerate wraps it."""
-        if self.shards:
-            self.module, wrapped = sharding.spread(self.accelerator, self.module, self.optimizer)
-            self.step_module, self.synchronized = _Step(self.module, self.objective), self.module
-            return wrapped
-        wrapped = self.accelerator.prepare_optimizer(self.optimizer)
-        self.step_module = self.accelerator.prepare_model(_Step(self.module, self.objective))
-        self.synchronized = self.step_module
-        return wrapped
+        # Spread parameters are clipped as the list of their module only.
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = list(module.parameters()) if self.shards else every
 
     @contextlib.contextmanager
     def own_random_state(self) -> Iterator[None]:
@@ -187,10 +178,7 @@ class _Stage:
         if self.run is None:
             return
         processes = process_states(self.accelerator, self.at)
-        model = sharding.whole(self.module) if self.shards else self.module.state_dict()
-        optimizer = self.optimizer.state_dict()
-        if self.shards:
-            optimizer = sharding.optimizer_state(self.module, self.optimizer)
+        states = sharding.states(self.module, self.optimizer)
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -200,10 +188,8 @@ class _Stage:
                 "plan": self.plan.what_fixes_the_result(),
                 "examples": len(self.examples),
                 "position": asdict(self.at),
-                "model": model,
+                **states,
                 "best": self.best_weights,
-                "optimizer": optimizer,
-                "sharded": self.shards,
                 "scaler": scaler.state_dict() if scaler else None,
                 "objective": self.objective.state_dict(),
                 "processes": processes,
@@ -226,12 +212,7 @@ class _Stage:
         )
         self.at = Position.from_dict(state["position"])
         self.best_weights = state["best"]
-        if self.shards:
-            sharding.put(self.module, state["model"])
-            sharding.put_optimizer(self.module, self.optimizer, state["optimizer"])
-        else:
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        sharding.give_states(self.module, self.optimizer, state)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])

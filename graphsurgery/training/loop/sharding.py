@@ -7,6 +7,7 @@ while it runs, and lie spread over the processes between the steps.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,13 +45,28 @@ def own_copy(module: nn.Module, accelerator: Accelerator, *, possible: bool) -> 
     return copy.deepcopy(module).to(accelerator.device)
 
 
-def spread(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """The module with its parameters spread over the processes, in place, and its optimizer as Accelerate wraps it."""
+def prepared(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[nn.Module], nn.Module],
+) -> tuple[nn.Module, nn.Module, Any]:
+    """What is called for a step, what synchronizes gradients, and the optimizer as Accelerate wraps it.
+
+    Args:
+        accelerator: of this process.
+        module: what is trained; its parameters are spread in place where the processes were launched so.
+        optimizer: over its parameters.
+        step: puts the step of an objective around it.
+    """
+    if not shards(accelerator):
+        called = accelerator.prepare_model(step(module))
+        return called, called, accelerator.prepare_optimizer(optimizer)
     plugin = accelerator.state.fsdp_plugin
     # The layers of a traced network have no modules of their own around them that could be units.
     plugin.auto_wrap_policy, plugin.cpu_ram_efficient_loading = None, False
-    found: tuple[nn.Module, Any] = accelerator.prepare(module, optimizer)
-    return found
+    module, wrapped = accelerator.prepare(module, optimizer)
+    return step(module), module, wrapped
 
 
 def is_spread(module: nn.Module) -> bool:
@@ -65,25 +81,26 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in full.items()}
 
 
-def put(module: nn.Module, state: dict[str, Any]) -> None:
-    """Give a spread module the state that `whole` has given."""
-    from torch.distributed.checkpoint.state_dict import set_model_state_dict
-
-    set_model_state_dict(module, state, options=_options())
-
-
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer with whole tensors, in the first process; every process has to ask."""
+def states(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The states of a module and its optimizer, whole in the first process; every process has to ask."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    return get_optimizer_state_dict(module, optimizer, options=_options())
+    if not is_spread(module):
+        return {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "sharded": False}
+    found = get_optimizer_state_dict(module, optimizer, options=_options())
+    return {"model": whole(module), "optimizer": found, "sharded": True}
 
 
-def put_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the state that `optimizer_state` has given."""
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+def give_states(module: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
+    """Take back what `states` has given, in place."""
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
-    set_optimizer_state_dict(module, optimizer, state, options=_options())
+    if not is_spread(module):
+        module.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        return
+    set_model_state_dict(module, found["model"], options=_options())
+    set_optimizer_state_dict(module, optimizer, found["optimizer"], options=_options())
 
 
 def _options() -> Any:

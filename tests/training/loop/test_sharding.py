@@ -43,10 +43,10 @@ def trained(folder, *, norms=False, stop=None):
 def test_two_processes_train_as_one_does(tmp_path):
     def work(rank):
         shard_on_cpu()
-        spread, seen = sharding.spread, []
-        sharding.spread = lambda *given: (seen.append(found := spread(*given)), found)[1]
+        prepared, seen = sharding.prepared, []
+        sharding.prepared = lambda *given: (seen.append(found := prepared(*given)), found)[1]
         state = trained(tmp_path / "two")
-        (module, _), parts = seen[0], []
+        (_, module, _), parts = seen[0], []
         parts += [tuple(parameter.to_local().shape) for parameter in module.parameters()]
         torch.save({"state": state, "parts": parts}, tmp_path / f"{rank}.pt")
 
