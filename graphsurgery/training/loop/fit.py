@@ -201,15 +201,8 @@ class _Stage:
         state = self.run.load_state(self.stage) if self.run else None
         if state is None or self.run is None:
             return
-        check_same_stage(
-            self.run.state_file(self.stage),
-            state,
-            self.plan,
-            len(self.examples),
-            self.module,
-            extend=self.run.extend,
-            sharded=self.shards,
-        )
+        asked = {"extend": self.run.extend, "sharded": self.shards}
+        check_same_stage(self.run.state_file(self.stage), state, self.plan, len(self.examples), self.module, **asked)
         self.at = Position.from_dict(state["position"])
         self.best_weights = state["best"]
         sharding.give_states(self.module, self.optimizer, state)
