@@ -31,7 +31,7 @@ def compress(
     *,
     target: Target | str | None = None,
     within: str = "groups",
-    importance: str = "l2",
+    importance: str | Scored = "l2",
     round_to: int = 1,
     seed: int = 0,
     price: Price | None = None,
@@ -54,7 +54,8 @@ def compress(
             whole groups (and the same channels in each group where a space inside is named); `same`, the same channels
             in each group; `each`, others in each group, where every tensor tells its groups; `best`, `groups` or
             `each`, whichever keeps the more important channels.
-        importance: which channels stay: `l2`, `l1`, `bn`, `taylor`, `gate` or `random` (see `importance`).
+        importance: which channels stay: `l2`, `l1`, `bn`, `taylor`, `gate` or `random` (see `importance`); or scores of
+            this very network, where they are known.
         round_to: numbers of channels become multiples of this where the space has as many.
         seed: for `random`.
         price: what a target counts, of the sizes of spaces by name; for `latency`, in nanoseconds.
@@ -65,11 +66,14 @@ def compress(
     """
     share, named = _asked(keep, target)
     base, opened = bare(graph), gates(graph)
-    scores: Scored = _GateScores(opened) if importance == "gate" else Scores(base, importance, seed)
+    if isinstance(importance, str):
+        scores: Scored = _GateScores(opened) if importance == "gate" else Scores(base, importance, seed)
+    else:
+        scores = importance
     plan = CutPlan(base, Choices(base, scores, alike=list(opened)), named, within, round_to)
     if not (plan.is_open or named) and (share is not None or target is not None):
         raise SurgeryError(f"compress: no channel can be removed; {why_nothing(graph)}")
-    record: dict[str, Any] = {"pass": "compress", "importance": importance, "seed": seed, "folded": len(opened)}
+    record: dict[str, Any] = {"pass": "compress", "importance": scores.criterion, "seed": seed, "folded": len(opened)}
     if target is not None:
         record["target"] = plan.meet(parse_target(target) if isinstance(target, str) else target, price)
     elif share is not None:
@@ -117,6 +121,7 @@ class _GateScores:
     """Scores by gate: what is open, rising with its location."""
 
     comparable = True
+    criterion = "gate"
 
     def __init__(self, opened: Mapping[str, ChannelGate]) -> None:
         self._opened = opened

@@ -13,7 +13,8 @@ from graphsurgery.axes.types import ParameterType, tensor_types
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.values.dtypes import holds_numbers
-from graphsurgery.surgery.remapping.remap import gather, rebuild
+from graphsurgery.surgery.remapping.gathering import gather
+from graphsurgery.surgery.remapping.remap import rebuild
 
 
 def relabel(graph: ModelGraph, classes: Sequence[int], count: int) -> ModelGraph:

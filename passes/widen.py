@@ -21,7 +21,8 @@ from graphsurgery.surgery.growth.fresh_weights import next_layers, padded
 from graphsurgery.surgery.growth.shares import copies, even_shares, first_of_each, inverse, obstacles, uneven_shares
 from graphsurgery.surgery.growth.weighted import keep_mixings, weigh_mixings, weigh_reads
 from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match_parameters
-from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
+from graphsurgery.surgery.remapping.gathering import gather
+from graphsurgery.surgery.remapping.remap import folded, follow, rebuild
 
 INITS = ("unequal", "equal", "equal+noise", "random-pad", "next")
 EXACT = ("unequal", "equal")

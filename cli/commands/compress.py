@@ -29,6 +29,7 @@ from graphsurgery.cli.editing import EDITING, Editing, data_of
 from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.cli.running import RUNNING, Running
+from graphsurgery.cli.streaming import Unwanted, compress_stored, streams
 from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compress(
     ----------
     model
         A checkpoint, an .onnx file, a state_dict (.pt or .safetensors) with --arch, or a model spec. An .onnx file
-        can be written back as one: -o small.onnx.
+        can be written back as one: -o small.onnx; a folder of Hugging Face (hf:FOLDER) as another: -o small.
     data
         What the network was trained on: measures every step, and recalibrates BatchNorm unless --calib does.
     onnx
@@ -70,6 +71,9 @@ def compress(
     """
     if onnx is not None and output.suffix == ".onnx":
         raise SurgeryError(f"compress: {output} is an ONNX file already; leave out --onnx, or give -o small.pt")
+    if streams(model, output):
+        unwanted = Unwanted(tuning, measuring, {"--data": data, "--onnx": onnx})
+        return compress_stored(model, output, report, cutting, editing, unwanted)
     beside = {"onnx": onnx, "report": report}
     session = CutSession.of(output, model, editing, reads=[data, tuning.calib], beside=beside)
     tuning.check(data)
@@ -79,13 +83,7 @@ def compress(
         _end(session, show_dead(session, editing.opening.graph(model)), dry_run=editing.dry_run)
         return
     plan = cutting.plan(editing.seed)
-    if measuring != MEASURING and not (cutting.to_latency or cutting.auto_step):
-        raise SurgeryError(
-            "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
-            "--round-to auto"
-        )
-    if (cutting.to_latency or cutting.auto_step) and not is_alone():
-        raise SurgeryError("compress: each of several processes would measure another latency; start one")
+    _check_measuring(cutting, measuring)
     session.document |= {} if data is None else {"data": data}
     graph, recovery = _opened(model, data, tuning, editing)
     task = _Task(session, graph, recovery, cutting, tuning, measuring.timing(), editing.seed, run)
@@ -94,6 +92,17 @@ def compress(
         made = task.compressed(plan, files, dry_run=editing.dry_run)
         del task  # the proof of an .onnx file that is written back needs the memory of the network before the cut
         _end(session, made, dry_run=editing.dry_run)
+
+
+def _check_measuring(cutting: Cutting, measuring: Measuring) -> None:
+    """Refuse to measure where nothing asks for it, or where several processes would."""
+    if measuring != MEASURING and not (cutting.to_latency or cutting.auto_step):
+        raise SurgeryError(
+            "compress: --threads, --batch and --runs say how a latency is measured; give --target latency=0.5x or "
+            "--round-to auto"
+        )
+    if (cutting.to_latency or cutting.auto_step) and not is_alone():
+        raise SurgeryError("compress: each of several processes would measure another latency; start one")
 
 
 def _end(session: CutSession, made: Compressed, *, dry_run: bool) -> None:

@@ -103,8 +103,8 @@ def trace(
     traces, module = _compared(model, examples, copy=copy, check=check)
     if computed:
         record["weights that were computed"] = computed
-    if traces.only_evaluating:
-        record["only as in evaluation"] = traces.only_evaluating
+    found = {"only as in evaluation": traces.only_evaluating, "weights in another order": traces.reordered}
+    record |= {name: value for name, value in found.items() if value}
     return ModelGraph(module, traces.inputs(module), (record,))
 
 
@@ -126,7 +126,7 @@ def _compared(
     traces = _Traces(model, examples, strict=strict, kept=kept)
     module, names = traces.with_real_tensors(traces.both_modes(), copy=copy)
     module.training = model.training
-    unshuffle(module, shared=not copy)
+    traces.reordered = unshuffle(module, shared=not copy)
     if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         try:
             likeness = Likeness(model, module, examples, names, spells=bool(traces.spelled_out))
@@ -203,6 +203,7 @@ class _Traces:
         self.opaque: dict[str, str] = {}
         self.identities: set[str] = set()
         self.only_evaluating: list[str] = []
+        self.reordered = False
         self.spelled_out: list[str] = []
         self.lines: list[str] = []
         self.symbolic: set[tuple[str, str]] = set()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import CheckpointError, SpecError, near_names, one_line
 from graphsurgery.models.libraries.library import Library, Trust, dtype_of, imported, indices, made
+from graphsurgery.models.libraries.tensor_files import StoredTensor, read_json, stored_tensors
 from graphsurgery.models.spec_text import Value, parse_value
+from graphsurgery.surgery.installing.configuration import without_weights
 
 _TOKENS, _DECODED, _IMAGE, _FRAMES = 9, 7, 224, 16
 
@@ -94,7 +96,7 @@ def _listed(value: Value) -> Any:
 
 # Folders --------------------------------------------------------------------------------------------------------------
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 
 
 def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.Module:
@@ -104,17 +106,8 @@ def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.
         CheckpointError: it is missing, damaged, lacks weights, or its code is not trusted.
     """
     spec = f"hf:{folder}"
-    config = _json(folder, CONFIG)
-    transformers = _transformers(spec)
-    if config.get("auto_map") and not trust.remote_code:
-        raise CheckpointError(
-            f"{folder}: its network is Python code in the folder ({', '.join(map(str, config['auto_map'].values()))}); "
-            "with --trust-remote-code that code is executed"
-        )
-    if unknown := [key for key in options if key not in config]:
-        raise SpecError(f"{spec}: its {CONFIG} has no {unknown[0]!r}; {near_names(unknown[0], config)}")
-    check_weights(folder)
-    kind = transformers.AutoModel if config.get("auto_map") else _class_of(transformers, folder, config)
+    kind = _class_in(folder, options, trust)
+    stored_tensors(folder)  # they are looked at
     loaded: dict[str, Any] = {}
 
     def load() -> nn.Module:
@@ -137,6 +130,50 @@ def from_folder(folder: Path, options: Mapping[str, Value], trust: Trust) -> nn.
     return module
 
 
+def without_weights_of(folder: Path, options: Mapping[str, Value]) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """The network of a folder with parameters on the meta device, in evaluation, and the tensors that the folder has.
+
+    Raises:
+        CheckpointError: it is missing, damaged, lacks weights, or its class is not one of transformers.
+    """
+    spec = f"hf:{folder}"
+    kind = _class_in(folder, options, Trust(remote_code=True))
+    if not hasattr(kind, "config_class") or kind.config_class is None:
+        raise CheckpointError(
+            f"{folder}: its network is Python code in the folder, which is opened whole only: -o FILE.pt"
+        )
+    tensors = stored_tensors(folder)
+    floating = Counter(tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point)
+
+    def load() -> nn.Module:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True, **options)
+        said = getattr(config, "dtype", None)
+        usual = max(floating, key=floating.__getitem__, default=torch.get_default_dtype())
+        return without_weights(lambda: kind(config), said if isinstance(said, torch.dtype) else usual)
+
+    with quiet():
+        module = made(spec, load).eval()
+    config: Any = module.config
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    return module, tensors
+
+
+def _class_in(folder: Path, options: Mapping[str, Value], trust: Trust) -> Any:
+    """The class that builds the network of a folder, and takes these options."""
+    spec = f"hf:{folder}"
+    config = read_json(folder, CONFIG)
+    transformers = _transformers(spec)
+    if config.get("auto_map") and not trust.remote_code:
+        raise CheckpointError(
+            f"{folder}: its network is Python code in the folder ({', '.join(map(str, config['auto_map'].values()))}); "
+            "with --trust-remote-code that code is executed"
+        )
+    if unknown := [key for key in options if key not in config]:
+        raise SpecError(f"{spec}: its {CONFIG} has no {unknown[0]!r}; {near_names(unknown[0], config)}")
+    return transformers.AutoModel if config.get("auto_map") else _class_of(transformers, folder, config)
+
+
 def _class_of(transformers: Any, folder: Path, config: Mapping[str, Any]) -> Any:
     names = config.get("architectures") or []
     kind = getattr(transformers, str(names[0]), None) if names else None
@@ -144,56 +181,6 @@ def _class_of(transformers: Any, folder: Path, config: Mapping[str, Any]) -> Any
         found = f"the class {names[0]}, which transformers {transformers.__version__} has not" if names else "no class"
         raise CheckpointError(f"{folder}: its {CONFIG} names {found} (architectures)")
     return kind
-
-
-def check_weights(folder: Path) -> None:
-    """Look at the files of the weights of a folder.
-
-    Raises:
-        CheckpointError: there are none, or only pickled ones; shards are missing, or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if (folder / INDEX).is_file():
-        shards = sorted(set(_json(folder, INDEX).get("weight_map", {}).values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            which = f": {missing[0]}" if missing else ""
-            raise CheckpointError(f"{folder}: {len(missing)} of {len(shards)} shards of its {INDEX} are missing{which}")
-    elif (folder / WEIGHTS).is_file():
-        shards = [WEIGHTS]
-    else:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-        held = f"only pickled weights ({pickled[0]}), which are not read" if pickled else "no weights"
-        advice = "save it again with safetensors" if pickled else f"random ones are drawn by hf:{_named(folder)}"
-        raise CheckpointError(f"{folder}: has {held}; expected {WEIGHTS} or shards with {INDEX}; {advice}")
-    for shard in shards:
-        try:
-            with safe_open(folder / shard, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError, ValueError) as cause:
-            raise CheckpointError(f"{folder / shard}: is damaged: {one_line(cause)}") from cause
-
-
-def _named(folder: Path) -> str:
-    return str((_json(folder, CONFIG).get("architectures") or ["CLASS"])[0])
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"hf:{folder}: there is no such folder, nor a class of that name; a network of the hub has to be"
-            " downloaded first"
-        )
-    try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
-        raise CheckpointError(f"{folder}: has no {name}; expected a folder as save_pretrained writes it") from cause
-    except (OSError, ValueError) as cause:
-        raise CheckpointError(f"{folder / name}: is damaged: {one_line(cause)}") from cause
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{folder / name}: is damaged: holds no object")
-    return found
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def write_installed(graph: ModelGraph, model: nn.Module, spec: str, path: Path) 
         if scheme == "hf":
             fields = _write_folder(graph, model, made)
             if found is not None and is_folder(found[1]):
-                _copy_others(Path(found[1]), made)
+                copy_others(Path(found[1]), made)
         elif scheme == "ultralytics":
             fields = _write_yolo(graph, model, made)
         else:
@@ -94,11 +94,11 @@ def write_installed(graph: ModelGraph, model: nn.Module, spec: str, path: Path) 
                 f"{spec}: has no file that holds another size of its class; in Python, gs.install(graph, model) gives"
                 " the module"
             )
-        _put_in_place(made, path)
+        put_in_place(made, path)
     return fields
 
 
-def _put_in_place(made: Path, path: Path) -> None:
+def put_in_place(made: Path, path: Path) -> None:
     """Move what was written to its place; of a folder that is there, old weights go and whatever else it has stays."""
     if not path.is_dir() or path.is_symlink():
         made.replace(path)
@@ -126,7 +126,7 @@ def _write_folder(graph: ModelGraph, model: nn.Module, folder: Path) -> dict[str
     return fields
 
 
-def _copy_others(source: Path, folder: Path) -> None:
+def copy_others(source: Path, folder: Path) -> None:
     """What a folder has beside weights and configuration: the files of its tokenizer."""
     for file in source.iterdir():
         kept = file.suffix in (".json", ".txt", ".model", ".jinja") and ".safetensors" not in file.name

@@ -14,7 +14,7 @@ from graphsurgery.axes import maps
 from graphsurgery.axes.algebra import Dim
 from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups, Widths
 from graphsurgery.axes.types import ParameterType
-from graphsurgery.surgery.remapping.remap import gather
+from graphsurgery.surgery.remapping.gathering import gather
 
 SIZES = st.sampled_from([1, 2, 3, 4])
 

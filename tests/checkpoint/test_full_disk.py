@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from full_disk import full_at
 from torch import fx, nn
 
 from graphsurgery.checkpoint import save
@@ -25,17 +24,6 @@ from graphsurgery.training.loop.run import EpochRecord, Run
 from graphsurgery.training.objectives.teachers import Teachers, logits_of
 
 MLP = "paper/mlp?hidden=400"
-
-
-@contextmanager
-def full_at(size: int) -> Iterator[None]:
-    """No file can become longer than so many bytes; Python ignores the signal, so a write raises as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def checkpoint(path: Path) -> None:

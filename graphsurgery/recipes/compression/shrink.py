@@ -17,6 +17,7 @@ from graphsurgery.passes.compress import EVERY, compress
 from graphsurgery.progress import phase
 from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.outcome import Outcome, Result
+from graphsurgery.surgery.channels.choice import Scored
 from graphsurgery.surgery.channels.planning import Price
 from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples, in_order
@@ -75,8 +76,16 @@ def parse_spaces(requests: Sequence[str]) -> dict[str, float | int]:
 
 
 @phase("choosing and cutting channels")
-def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | None = None) -> ModelGraph:
+def cut(
+    graph: ModelGraph,
+    plan: Cut,
+    data: Data | None = None,
+    price: Price | None = None,
+    scores: Scored | None = None,
+) -> ModelGraph:
     """The network without the channels that matter least; it is not modified. A latency needs a price (see `compress`).
+
+    Scores may be given where they are known; they are those of the plan's importance.
 
     Raises:
         SurgeryError: nothing or everything would be removed, an unknown space or criterion, a target that cannot be
@@ -87,7 +96,7 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | N
             "compress: nothing says what to keep; give --keep SHARE, --target params=0.5x or --keep-space NAME=N"
         )
     keep = {**plan.spaces, **({} if plan.keep is None else {EVERY: plan.keep})}
-    if plan.importance == "taylor":
+    if plan.importance == "taylor" and scores is None:
         if data is None:
             raise SurgeryError("compress: importance taylor needs gradients, and gradients need data; give --data")
         graph = with_gradients(graph, data)
@@ -96,7 +105,7 @@ def cut(graph: ModelGraph, plan: Cut, data: Data | None = None, price: Price | N
         keep,
         target=plan.target,
         within=plan.within,
-        importance=plan.importance,
+        importance=plan.importance if scores is None else scores,
         round_to=plan.round_to,
         seed=plan.seed,
         price=price,

@@ -17,8 +17,14 @@ WITHIN = ("groups", "same", "each", "best")
 
 
 class Scored(Protocol):
-    """Scores of channels; `comparable` says whether those of different spaces can be compared as they are."""
+    """Scores of channels.
 
+    Attributes:
+        criterion: by what.
+        comparable: whether those of different spaces can be compared as they are.
+    """
+
+    criterion: str
     comparable: bool
 
     def of(self, space: Space, outers: Sequence[Dim] = ()) -> Tensor:

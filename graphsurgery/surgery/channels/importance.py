@@ -50,10 +50,10 @@ class Scores:
             )
         self._graph = graph
         self._tensors = graph.tensors()
-        self._criterion = criterion
+        self.criterion = criterion
         self._seed = seed
         self._scores: dict[tuple[Dim, tuple[Dim, ...]], Tensor] = {}
-        self._sums: dict[tuple[_Criterion, str, tuple[int, ...]], Tensor] = {}
+        self._sums: dict[tuple[Criterion, str, tuple[int, ...]], Tensor] = {}
 
     def of(self, space: Space, outers: Sequence[Dim] = ()) -> Tensor:
         """The scores `[channels]` of a space; or `[groups, channels]`, in each group of the dims that it stands in."""
@@ -63,9 +63,9 @@ class Scores:
         return self._scores[key]
 
     def _of(self, space: Space, outers: Sequence[Dim]) -> Tensor:
-        if self._criterion == "random":
+        if self.criterion == "random":
             return _random(space, self._seed, outers)
-        criterion = CHANNEL_CRITERIA[self._criterion]
+        criterion = CHANNEL_CRITERIA[self.criterion]
         total = self._total(criterion, space, outers)
         if total is None and criterion.fallback is not None:
             criterion = criterion.fallback
@@ -73,7 +73,7 @@ class Scores:
         shape = [*([sum(dim.size for dim in outers)] if outers else []), space.size]
         return criterion.finish(torch.zeros(shape, dtype=torch.float64) if total is None else total)
 
-    def _total(self, criterion: _Criterion, space: Space, outers: Sequence[Dim]) -> Tensor | None:
+    def _total(self, criterion: Criterion, space: Space, outers: Sequence[Dim]) -> Tensor | None:
         """The sum over everything that a criterion looks at; None where that is nothing."""
         total = None
         for name, index, axis in self._graph.uses[space.dim]:
@@ -82,9 +82,7 @@ class Scores:
                 total = part if total is None else total + part
         return total
 
-    def _part(
-        self, criterion: _Criterion, name: str, index: int, axis: Axis, dim: Dim, outers: Sequence[Dim]
-    ) -> Tensor:
+    def _part(self, criterion: Criterion, name: str, index: int, axis: Axis, dim: Dim, outers: Sequence[Dim]) -> Tensor:
         """What one axis of one parameter adds; in all groups alike where the parameter does not tell them."""
         if not outers:
             return _along(self._sum(criterion, name, (index,)), axis, (dim,))
@@ -99,7 +97,7 @@ class Scores:
         inner = _along(self._sum(criterion, name, (index, beside)), axis, (dim,))
         return torch.cat([_along(inner.t(), resolve(axes[beside]), (outer,)) for outer in outers])
 
-    def _sum(self, criterion: _Criterion, name: str, kept: tuple[int, ...]) -> Tensor:
+    def _sum(self, criterion: Criterion, name: str, kept: tuple[int, ...]) -> Tensor:
         key = (criterion, name, kept)
         if key not in self._sums:
             self._sums[key] = criterion.sum(name, self._tensors[name], kept).double().cpu()
@@ -129,10 +127,10 @@ def _along(values: Tensor, axis: Axis, dims: tuple[Dim, ...]) -> Tensor:
     return total
 
 
-class _Criterion:
+class Criterion:
     """How much weights count: what is summed over a parameter, and what the score is of the sums over all of them."""
 
-    fallback: _Criterion | None = None
+    fallback: Criterion | None = None
 
     def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:
         """Whether a parameter or buffer counts at all."""
@@ -147,14 +145,14 @@ class _Criterion:
         return total
 
 
-class _Norm(_Criterion):
+class _Norm(Criterion):
     """A norm of all weights."""
 
     def __init__(self, order: int) -> None:
         self.order = order
 
     def sum(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> Tensor:  # noqa: ARG002
-        """Of |weight| ** order; in blocks, for the sake of caches and memory."""
+        """Of |weight| ** order, at least in single precision; in blocks, for the sake of caches and memory."""
         tensor = tensor.detach()
         if kept != (1,):
             return self._norms(tensor.movedim(kept, list(range(len(kept)))), len(kept)).double() ** self.order
@@ -162,6 +160,7 @@ class _Norm(_Criterion):
         rows = tensor.flatten(1)
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         for block in rows.split(max(1, 2**18 // rows.shape[1])):
+            block = block.to(_accumulated(block))
             total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
         return total.reshape(tensor.shape[1], -1).sum(1)
 
@@ -169,13 +168,18 @@ class _Norm(_Criterion):
         """The norms over all but the first axes."""
         if tensor.dim() == count:
             return tensor.abs()
-        return torch.linalg.vector_norm(tensor.flatten(count), self.order, dim=count)
+        return torch.linalg.vector_norm(tensor.flatten(count), self.order, dim=count, dtype=_accumulated(tensor))
 
     def finish(self, total: Tensor) -> Tensor:
         return total ** (1 / self.order)
 
 
-class _Taylor(_Criterion):
+def _accumulated(tensor: Tensor) -> torch.dtype:
+    """The precision that weights are summed in: half precision has too few digits for the sum of a row."""
+    return torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
+
+
+class _Taylor(Criterion):
     """The first-order change of the loss when a channel goes."""
 
     def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
@@ -192,10 +196,13 @@ class _Taylor(_Criterion):
         return total.abs()
 
 
-class _Scale(_Criterion):
+_L2 = _Norm(2)
+
+
+class _Scale(Criterion):
     """The scales of the BatchNorms."""
 
-    fallback = _Norm(2)
+    fallback = _L2
 
     def looks_at(self, graph: ModelGraph, name: str, tensor: Tensor) -> bool:  # noqa: ARG002
         owner, _, leaf = name.rpartition(".")
@@ -205,4 +212,4 @@ class _Scale(_Criterion):
         return tensor.detach().abs()
 
 
-CHANNEL_CRITERIA: dict[str, _Criterion] = {"l2": _Norm(2), "l1": _Norm(1), "bn": _Scale(), "taylor": _Taylor()}
+CHANNEL_CRITERIA: dict[str, Criterion] = {"l2": _L2, "l1": _Norm(1), "bn": _Scale(), "taylor": _Taylor()}

@@ -23,7 +23,8 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.copying import meta_of
 from graphsurgery.surgery.gates import has_gates, why_nothing
-from graphsurgery.surgery.remapping.remap import gather, rebuild, remap
+from graphsurgery.surgery.remapping.gathering import gather
+from graphsurgery.surgery.remapping.remap import rebuild, remap
 
 Width = float | Mapping[str, float | int]
 Slice = slice | Tensor

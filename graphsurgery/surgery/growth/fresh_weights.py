@@ -14,7 +14,8 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.shares import first_of_each
-from graphsurgery.surgery.remapping.remap import follow, gather, rebuild
+from graphsurgery.surgery.remapping.gathering import gather
+from graphsurgery.surgery.remapping.remap import follow, rebuild
 
 
 def reinitialized(graph: ModelGraph, seed: int) -> ModelGraph:

@@ -19,7 +19,8 @@ from graphsurgery.network.aliasing import versions
 from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
 from graphsurgery.surgery.growth.shares import keeps_size, without_place
-from graphsurgery.surgery.remapping.remap import folded, follow, gather, rebuild
+from graphsurgery.surgery.remapping.gathering import gather
+from graphsurgery.surgery.remapping.remap import folded, follow, rebuild
 
 
 def remap_weighed(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,12 +19,14 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import run
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_object, put_in_object
 from graphsurgery.surgery.installing.followed import Followed, Place, Relation, following_int, solved
-from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs
+from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs, traced_again
+from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.leaves import is_leaf
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _OWN = frozenset(nn.Module().__dict__)
 _NAME = "config"
 
@@ -56,14 +59,25 @@ def configured(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[str
         raise SurgeryError(f"install: {called} has no configuration (model.config); gs.install gives the module itself")
     installed, numbers = installed_with_numbers(graph, model)
     changed = _config(installed, model, numbers)
-    built = _built(type(model), changed, called)
+    built: Any
+    if has_values(model):
+        built = _built(type(model), changed, called)
+    else:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        built = without_weights(lambda: _built(type(model), changed, called), dtype)
     _fill(built, installed, called)
     check_same(graph, installed, built, f"install: {called} built from its configuration")
     return built, _differences(config, changed)
 
 
 def check_same(graph: ModelGraph, expected: nn.Module, found: nn.Module, what: str) -> None:
-    """Refuse a model that gives other numbers than another one of its class, in evaluation, to the last bit."""
+    """Refuse a model that gives other numbers than another one of its class, in evaluation, to the last bit.
+
+    One without weights is traced and compared with the network.
+    """
+    if not has_values(found):
+        check_same_graph(graph, traced_again(graph, as_traced(graph, found), type(found).__name__), what)
+        return
     outputs = []
     for module in (expected, found):
         called = as_traced(graph, module)
@@ -79,6 +93,30 @@ def check_same(graph: ModelGraph, expected: nn.Module, found: nn.Module, what: s
                 f"{what} gives another {name}: it computes with a number that the edit keeps; take gs.install, or"
                 " leave the spaces whole that it is made of"
             )
+
+
+def without_weights(build: Callable[[], _Module], dtype: torch.dtype) -> _Module:
+    """What a function builds, with parameters on the meta device: of any size, it takes no memory.
+
+    Buffers have their values, which a class computes for itself. What is tied is so afterwards.
+
+    Args:
+        build: makes the module.
+        dtype: of the numbers whose precision it does not say.
+    """
+    from accelerate import init_empty_weights
+
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            built = build()
+    finally:
+        torch.set_default_dtype(usual)
+    tie: Any = getattr(built, "tie_weights", None)
+    if tie is not None:
+        tie()
+    return built
 
 
 def _config(installed: nn.Module, model: nn.Module, numbers: dict[Place, int]) -> Any:
@@ -133,9 +171,10 @@ def _fill(built: nn.Module, installed: nn.Module, called: str) -> None:
                 f"{list(theirs[name].shape)}; cut what it is computed from alike (heads and the width they share, all "
                 "layers: compress --uniform), or take gs.install"
             )
-    dtypes = {parameter.dtype for parameter in installed.parameters() if parameter.is_floating_point()}
-    if len(dtypes) == 1:
-        built.to(next(iter(dtypes)))
+    precise = named_tensors(installed)
+    for name, tensor in named_tensors(built).items():  # each as it is: not every buffer is as precise as the weights
+        if name in precise and tensor.is_floating_point():
+            tensor.data = tensor.data.to(precise[name].dtype)
     built.load_state_dict(theirs)
     modes = {path: part.training for path, part in modules_of(installed).items()}
     for path, part in modules_of(built).items():

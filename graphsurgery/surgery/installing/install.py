@@ -18,6 +18,7 @@ from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
 from graphsurgery.surgery.installing.followed import Place, solved
 from graphsurgery.surgery.installing.relations import relations
+from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.calls import Call, restored
 from graphsurgery.tracing.leaves import is_leaf
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
@@ -57,17 +58,24 @@ def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Modu
     model = unwrapped(model)
     called = type(model).__name__
     model = as_traced(graph, model)
-    _check_values(graph, called)
     plain, _ = with_plain_weights(model)
     installed, _ = alias_copy(plain)
     reference = _followed_trace(graph, installed, called)
-    shuffled = _are_shuffled(reference[0], installed)
+    runs = has_values(graph.module) and has_values(installed)
+    shuffled = runs and _are_shuffled(reference[0], installed)
     _put_tensors(graph, reference[0], installed, called)
     _put_sizes(graph, installed)
     _check_attention(installed, called)
     numbers = solved(relations(reference[0].module.graph, _valued(graph)), reference[1], f"install: {called}")
     put_numbers(installed, numbers)
     _settle_attention(installed)
+    if not runs:
+        if any(record.get("weights in another order") for record in reference[0].lineage):
+            raise SurgeryError(
+                f"install: {called} shuffles channels, and without values its weights cannot be put back"
+            )
+        check_same_graph(graph, traced_again(graph, installed, called), f"install: {called} with the edited sizes")
+        return restored(installed), numbers
     _check_runs(graph, installed, called)
     if shuffled:
         _move_back(graph, installed, called)
@@ -79,12 +87,6 @@ def as_traced(graph: ModelGraph, model: nn.Module) -> nn.Module:
     """A model as one that takes the inputs of a network that was traced from its class, one after the other."""
     recorded = next((record["call"] for record in graph.lineage if "call" in record), None)
     return model if recorded is None else Call.from_record(recorded).adapted(model)
-
-
-def _check_values(graph: ModelGraph, called: str) -> None:
-    without = next((name for name, tensor in graph.tensors().items() if tensor.is_meta), None)
-    if without is not None:
-        raise SurgeryError(f"install: {without} has no values (meta), so {called} cannot be compared with the network")
 
 
 def _valued(graph: ModelGraph) -> Any:
@@ -107,10 +109,10 @@ def _followed_trace(graph: ModelGraph, model: nn.Module, called: str) -> tuple[M
     """The trace of a model whose numbers know their attributes, and these numbers."""
     followed, _ = alias_copy(model)
     old = follow_attributes(followed)
-    return _traced(graph, followed, called), old
+    return traced_again(graph, followed, called), old
 
 
-def _traced(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph:
+def traced_again(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph:
     """The trace of a model on inputs of a network, with the model's memory."""
     blanks = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in graph.inputs]
     try:
@@ -122,7 +124,7 @@ def _traced(graph: ModelGraph, model: nn.Module, called: str) -> ModelGraph:
 # Tensors --------------------------------------------------------------------------------------------------------------
 
 
-def _slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+def slots_of(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """Where in a model each tensor stands, by the name that a trace has for it; a tied one stands in several places."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -138,7 +140,7 @@ def _slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 def _put_tensors(graph: ModelGraph, reference: ModelGraph, installed: nn.Module, called: str) -> None:
     """Give a model the tensors of a network at their places, and memory of its own to the others."""
-    slots, known = _slots(installed), reference.tensors()
+    slots, known = slots_of(installed), reference.tensors()
     owners = modules_of(installed)
     cloned = Replicas()
     put: set[tuple[int, str]] = set()
@@ -213,7 +215,7 @@ def _settle_attention(installed: nn.Module) -> None:
 
 def _are_shuffled(reference: ModelGraph, model: nn.Module) -> bool:
     """Whether a trace has put weights of a model in another order, so that shuffles of channels could go."""
-    slots = _slots(model)
+    slots = slots_of(model)
     return any(
         not torch.equal(tensor, getattr(*slots[name][0]))
         for name, tensor in reference.tensors().items()
@@ -234,9 +236,9 @@ def _move_back(graph: ModelGraph, installed: nn.Module, called: str) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = torch.arange(buffer.numel(), dtype=torch.float64).view(buffer.shape)
-    slots = _slots(installed)
+    slots = slots_of(installed)
     with torch.no_grad():
-        for name, order in _traced(graph, numbered, called).tensors().items():
+        for name, order in traced_again(graph, numbered, called).tensors().items():
             if name in slots and order.dtype == torch.float64 and order.numel():
                 tensor = getattr(*slots[name][0])
                 moved = tensor.flatten().clone()
@@ -249,7 +251,7 @@ def _move_back(graph: ModelGraph, installed: nn.Module, called: str) -> None:
 
 def _likeness(graph: ModelGraph, installed: nn.Module) -> Likeness:
     """The copy and the network, to be compared on inputs."""
-    slots = _slots(installed)
+    slots = slots_of(installed)
     names = {id(getattr(*place)): name for name in graph.tensors() for place in slots.get(name, ())}
     examples = placed_inputs(graph, installed, graph.example_inputs(max(3, graph.batch)))
     return Likeness(installed, graph.module, examples, names, batched=[spec.batched for spec in graph.inputs])

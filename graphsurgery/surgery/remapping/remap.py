@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import re
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from torch.utils._pytree import tree_leaves
 
 from graphsurgery.axes.algebra import Axis, Dim
 from graphsurgery.axes.kept import settle
-from graphsurgery.axes.maps import ChannelMap, Edit, Lifted, MapInGroups
+from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
 from graphsurgery.axes.types import ParameterType, Resize, TensorType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
-from graphsurgery.network.layers import hold, pick, weigh
+from graphsurgery.network.layers import hold, pick
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
+from graphsurgery.surgery.remapping.gathering import gather
 from graphsurgery.surgery.remapping.kept_numbers import KeptNumbers, same
 
 NewTensor = Callable[[ParameterType, Tensor], Tensor]
@@ -73,68 +74,7 @@ def folded(graph: ModelGraph) -> dict[str, dict[int, Axis]]:
     return found
 
 
-def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int, Axis]) -> Tensor:
-    """A parameter or buffer after an edit: taken at the old indices, and scaled where it reads.
-
-    Args:
-        edit: the edit.
-        typed: the axes of the tensor.
-        tensor: its old value.
-        scaled: what is summed over, by the number of each axis that gets the shares; see `ParameterType.reads`.
-    """
-    lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
-    changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
-    # What depends on another axis comes last, when that axis has its new indices.
-    changes.sort(key=lambda change: change[1].beside is not None)
-    new = _selected(tensor, changes)
-    for index, _ in changes:
-        share = edit.share(scaled[index]) if index in scaled else None
-        if share is not None:
-            new = weigh(new, index, share.to(new))
-    if typed.counts and any(index == 1 for index, _ in changes):
-        new = _in_own_group(new)
-    return new if changes else tensor.clone()
-
-
-def _in_own_group(members: Tensor) -> Tensor:
-    """Members of blocks that count in their own group alone, and not in copies of it, nor in those it is a copy of."""
-    channels, groups = members.shape
-    return members * torch.eye(groups).repeat_interleave(channels // groups, 0).to(members)
-
-
 _NUMBERED = re.compile(r"_\d+$")
-
-_BLOCK = 2**19
-"""Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
-
-
-def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
-    """A tensor at the new indices of some axes."""
-    first = changes[0] if len(changes) > 1 and tensor.numel() > _BLOCK else None
-    if first is None or first[0] != 0 or any(lifted.beside is not None for _, lifted in changes):
-        for index, lifted in changes:
-            tensor = _select(tensor, index, lifted)
-        return tensor
-    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
-    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
-    head = next(blocks)
-    new = head.new_empty((len(first[1].source), *head.shape[1:]))
-    new[: len(head)] = head
-    start = len(head)
-    for block in blocks:
-        new[start : start + len(block)] = block
-        start += len(block)
-    return new
-
-
-def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
-    """One axis of a tensor at its new indices."""
-    source = lifted.source.to(tensor.device)
-    if lifted.beside is None:
-        return tensor.index_select(index, source)
-    shape = [1] * tensor.dim()
-    shape[lifted.beside], shape[index] = source.shape
-    return tensor.take_along_dim((source if lifted.beside < index else source.t()).reshape(shape), index)
 
 
 def _check_shares(graph: ModelGraph, maps: Mapping[Dim, ChannelMap | MapInGroups]) -> None:

@@ -37,7 +37,7 @@ from graphsurgery.tracing.shuffles.wires import (
 )
 
 
-def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> None:
+def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> bool:
     """Rewrite a traced network so that its channels are not shuffled; the outputs are the same to rounding.
 
     Parameters and buffers keep names and shapes, but where channels are in another order their values are permuted:
@@ -48,16 +48,20 @@ def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> None:
     Args:
         module: traced, with the value of each node in `node.meta["value"]`; it is changed.
         shared: whether its tensors are those of another module too; it gets its own if they are to be permuted.
+
+    Returns:
+        Whether any were.
     """
     movement = Movement(module)
     if not movement.wirings or not is_functional(module):
-        return
+        return False
     if shared:
         own_tensors(module)
     fixed: set[int] = set()
     while torn := (rewriting := _Unshuffling(module, movement, fixed)).run():
         fixed |= torn
     rewriting.install()
+    return bool(rewriting.arrangements)
 
 
 ADDED = "added by unshuffle"

@@ -14,6 +14,7 @@ from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
+from graphsurgery.training.loop.sharding import is_spread
 from graphsurgery.training.objectives.tasks import Objective
 
 RECALIBRATING = 1000
@@ -60,6 +61,9 @@ def evaluate(
             loss = objective.validation_loss(output, target)
             if loss is not None:
                 total += torch.stack([loss.to(total.dtype) * len(target), total.new_tensor(len(target))])
+        most = len(in_order(len(examples), batch_size, processes=processes))
+        if len(indices) < most and is_spread(module):  # it runs as often in every process
+            objective.predict(module, next(iter(examples.batches([torch.zeros(1, dtype=torch.int64)]))))
     if processes > 1:
         torch.distributed.all_reduce(total)
     found = {"loss": (total[0] / total[1]).item()} if total[1] > 0 else {}

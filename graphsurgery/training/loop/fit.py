@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from graphsurgery.errors import DivergedError, SurgeryError
 from graphsurgery.training.data.batches import Examples, epoch_plan, grouped, mixed_seed
 from graphsurgery.training.devices import device_of, make_accelerator
+from graphsurgery.training.loop import sharding
 from graphsurgery.training.loop.evaluation import evaluate
 from graphsurgery.training.loop.optimizers import make_optimizer, parameter_groups, set_rates
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -115,15 +116,22 @@ class _Stage:
         self.accelerator = make_accelerator(plan.device, plan.mixed_precision, plan.tracker, self.place)
         self.examples = Examples(dataset, self.accelerator.device, workers=plan.workers)
         objective.to(self.accelerator.device)
+        self.whole, self.shards = module, sharding.shards(self.accelerator)
+        if self.shards:
+            possible = objective.takes_shards and param_groups is None
+            self.module = module = sharding.own_copy(module, self.accelerator, possible=possible)
         groups = parameter_groups(module, plan, param_groups)
-        self.parameters = [p for group in groups for p in group["params"]]
         # The module moves first: the optimizer's state is made where the parameters are.
         module.to(self.accelerator.device)
         self.optimizer = make_optimizer(groups, plan)
+        self.step_module, self.synchronized, wrapped = sharding.prepared(
+            self.accelerator, module, self.optimizer, lambda trained: _Step(trained, objective)
+        )
         # Accelerate's wrapper is only needed to unscale fp16 gradients; its bookkeeping doubles a small model's step.
-        wrapped = self.accelerator.prepare_optimizer(self.optimizer)
         self.stepper = self.optimizer if self.accelerator.scaler is None else wrapped
-        self.step_module = self.accelerator.prepare_model(_Step(module, objective))
+        # Spread parameters are clipped as the list of their module only.
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = list(module.parameters()) if self.shards else every
 
     @contextlib.contextmanager
     def own_random_state(self) -> Iterator[None]:
@@ -161,8 +169,8 @@ class _Stage:
 
     def finish(self) -> History:
         """Put the best weights in place where the plan asks for them."""
-        if self.best_weights is not None:
-            self.module.load_state_dict(self.best_weights)
+        if self.best_weights is not None or self.shards:
+            self.whole.load_state_dict(self.best_weights or sharding.whole(self.module))
         return History(tuple(self.at.records), self.at.best_epoch)
 
     def save(self) -> None:
@@ -170,6 +178,7 @@ class _Stage:
         if self.run is None:
             return
         processes = process_states(self.accelerator, self.at)
+        states = sharding.states(self.module, self.optimizer)
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -179,9 +188,8 @@ class _Stage:
                 "plan": self.plan.what_fixes_the_result(),
                 "examples": len(self.examples),
                 "position": asdict(self.at),
-                "model": self.module.state_dict(),
+                **states,
                 "best": self.best_weights,
-                "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
                 "objective": self.objective.state_dict(),
                 "processes": processes,
@@ -193,18 +201,11 @@ class _Stage:
         state = self.run.load_state(self.stage) if self.run else None
         if state is None or self.run is None:
             return
-        check_same_stage(
-            self.run.state_file(self.stage),
-            state,
-            self.plan,
-            len(self.examples),
-            self.module,
-            extend=self.run.extend,
-        )
+        asked = {"extend": self.run.extend, "sharded": self.shards}
+        check_same_stage(self.run.state_file(self.stage), state, self.plan, len(self.examples), self.module, **asked)
         self.at = Position.from_dict(state["position"])
-        self.module.load_state_dict(state["model"])
         self.best_weights = state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.give_states(self.module, self.optimizer, state)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
@@ -226,7 +227,7 @@ class _Stage:
         self.optimizer.zero_grad()
         for number, batch in enumerate(parts):
             last = number == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.step_module):
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.synchronized):
                 losses = self.step_module(batch)
                 examples = len(batch[0])
                 self._add_losses(losses, examples)
@@ -291,7 +292,7 @@ class _Stage:
         sign = 1.0 if self.objective.higher_is_better else -1.0
         if self.at.best_score is None or sign * score > sign * self.at.best_score:
             self.at.best_score, self.at.best_epoch = score, record.epoch
-            self.best_weights = {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+            self.best_weights = sharding.whole(self.module)
 
 
 def _mean_losses(at: Position, accelerator: Accelerator) -> dict[str, float]:

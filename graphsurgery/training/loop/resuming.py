@@ -76,8 +76,11 @@ def check_same_stage(
     module: nn.Module,
     *,
     extend: bool = False,
+    sharded: bool = False,
 ) -> None:
     """Refuse a state that another plan, data set or module has left; to `extend` it, the plan may have more epochs.
+
+    A state of processes that were `sharded` has the optimizer's part in another form.
 
     Raises:
         SurgeryError: names the first field or tensor that differs.
@@ -90,6 +93,8 @@ def check_same_stage(
             raise SurgeryError(f"{path}: was trained with {name}={state['plan'].get(name)}, now {value}; {advice}")
     if state["examples"] != examples:
         raise SurgeryError(f"{path}: was trained on {state['examples']} examples, now {examples}; {advice}")
+    if state.get("sharded", False) != sharded:
+        raise SurgeryError(f"{path}: was trained {'under' if not sharded else 'without'} FSDP; go on so, or {advice}")
     mine = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
     if mine != found:

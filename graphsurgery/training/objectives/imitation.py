@@ -83,6 +83,8 @@ class Mimicry(Objective):
         spread: the standard deviation of the teacher's logits of each class `[classes]`, to divide them by; or None.
     """
 
+    takes_shards = True
+
     def __init__(
         self,
         classes: int | None,

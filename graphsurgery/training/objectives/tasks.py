@@ -27,10 +27,13 @@ class Objective(ABC):
     Attributes:
         score: the validation metric that says which weights are best.
         higher_is_better: whether a larger score is a better one.
+        takes_shards: whether it needs nothing of a module but what it gives, so that parameters may lie spread over
+            processes.
     """
 
     score: str = "loss"
     higher_is_better: bool = False
+    takes_shards: bool = False
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -90,6 +93,7 @@ class CrossEntropy(Objective):
 
     score = "accuracy"
     higher_is_better = True
+    takes_shards = True
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -111,6 +115,7 @@ class MeanSquaredError(Objective):
     """Mean squared error of outputs and targets of one shape; scored by itself."""
 
     score = "mse"
+    takes_shards = True
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"total": total_loss(module(batch[0]), partial(F.mse_loss, target=batch[1]))}

@@ -19,6 +19,7 @@ from zoo import randomize
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
 from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.installing.without_values import check_same_graph
 
 
 class Attention(nn.Module):
@@ -378,13 +379,10 @@ def test_a_head_size_in_a_scale_that_the_class_computes_is_refused():
         gs.install(gs.compress(graph, dict.fromkeys(inner, 2)), model)
 
 
-def test_another_class_and_weights_without_values_are_refused():
+def test_another_class_is_refused():
     _, graph, _ = made("transformer")
     with pytest.raises(SurgeryError, match=r"has no place in Recurrent|does not take the inputs"):
         gs.install(graph, Recurrent().double())
-    empty = gs.trace(Recurrent().to("meta"), torch.zeros(2, 6, 4))
-    with pytest.raises(SurgeryError, match=r"has no values \(meta\)"):
-        gs.install(empty, Recurrent())
 
 
 PLAIN = [kind for kind in STEPS if kind not in ("product", "attention", "split", "stacked", "uneven")]
@@ -421,3 +419,71 @@ def test_any_random_network_goes_back_whole_and_right_or_not_at_all_when_it_is_c
         event(str(refused).partition("network does")[0][:60])
         return
     torch.testing.assert_close(installed(*x), small(*x), rtol=1e-10, atol=1e-10)
+
+
+# Without values -------------------------------------------------------------------------------------------------------
+
+
+def emptied(model, example):
+    """The same without values, and its trace."""
+    empty = copy.deepcopy(model).to("meta")
+    return empty, gs.trace(empty, example)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_without_values_the_class_gets_the_same_sizes(name):
+    model, graph, _ = made(name)
+    installed = gs.install(gs.compress(graph, 0.5), model)
+    empty, bare = emptied(model, CLASSES[name][1])
+    found = gs.install(gs.compress(bare, 0.5, importance="random"), empty)
+    shapes = [{key: tuple(t.shape) for key, t in m.state_dict().items()} for m in (installed, found)]
+    assert shapes[0] == shapes[1]
+    numbers = [[v for part in m.modules() for v in vars(part).values() if type(v) is int] for m in (installed, found)]
+    assert numbers[0] == numbers[1]
+
+
+def test_without_values_what_a_class_computes_is_refused():
+    model, _, _ = made("transformer that computes its scale")
+    empty, bare = emptied(model, CLASSES["transformer"][1])
+    inner = [space.name for space in bare.spaces if not space.outer]
+    small = gs.compress(bare, dict.fromkeys(inner, 2), importance="random")
+    with pytest.raises(SurgeryError, match=r"with the edited sizes computes something else at mul\w* than the network"):
+        gs.install(small, empty)
+
+
+def test_without_values_shuffled_channels_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
+    empty, bare = emptied(model, torch.zeros(2, 3, 4, 4))
+    with pytest.raises(SurgeryError, match=r"Sequential shuffles channels, and without values its weights cannot"):
+        gs.install(bare, empty)
+
+
+def test_a_buffer_that_the_class_computes_otherwise_is_refused():
+    kind, example = CLASSES["tied"]
+    model = kind().eval()
+    graph = gs.trace(model, example)
+    own = gs.trace(model, example)
+    check_same_graph(graph, own, "it")
+    with torch.no_grad():
+        own.module.norm.running_mean += 1
+    with pytest.raises(SurgeryError, match=r"it computes other values of norm.running_mean"):
+        check_same_graph(graph, own, "it")
+    with pytest.raises(SurgeryError, match=r"it has \[9, 12\] at words.weight, the network \[9, 6\]"):
+        check_same_graph(gs.compress(graph, 0.5), own, "it")
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000))
+def test_what_is_allowed_without_values_is_right_with_values(seed):
+    model, graph = random_network(seed, STEPS)
+    empty, bare = emptied(model, torch.zeros(2, 3, 4, 4))
+    maps = {space.name: list(range((space.size + 1) // 2)) for space in bare.spaces if space.chosen}
+    try:
+        gs.install(gs.compress(bare, maps), empty)
+    except SurgeryError as refused:
+        event(str(refused)[:40])
+        return
+    event("allowed")
+    small = gs.compress(graph, maps)
+    x = graph.example_inputs(3, seed=seed)
+    torch.testing.assert_close(gs.install(small, model)(*x), small(*x), rtol=1e-10, atol=1e-10)

@@ -13,7 +13,7 @@ from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery.channels.importance import importance
-from graphsurgery.surgery.remapping import remap
+from graphsurgery.surgery.remapping import gathering, remap
 
 
 @pytest.mark.parametrize("block", [1, 30, 100, 10**6])
@@ -24,7 +24,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, block):
     first, second = graph.spaces
     source, share = torch.tensor([6, 0, 0, 3]), torch.tensor([1.0, 0.25, 0.75, 1.0], dtype=torch.float64)
     maps = {first.dim: ChannelMap(source, share), second.dim: ChannelMap(torch.tensor([8, 1]))}
-    monkeypatch.setattr(remap, "_BLOCK", block)
+    monkeypatch.setattr(gathering, "_BLOCK", block)
     found = remap.remap(graph, maps, {}).tensors()
     expected = net[1].weight[[8, 1]][:, source] * share
     torch.testing.assert_close(found["1.weight"], nn.Parameter(expected), rtol=0, atol=0)

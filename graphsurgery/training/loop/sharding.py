@@ -1,0 +1,109 @@
+"""A network of which each process holds a part of every parameter, of its gradient and of the optimizer's state (FSDP).
+
+`accelerate launch --use_fsdp --fsdp_version 2` asks for it. A traced network is one unit: its parameters are whole
+while it runs, and lie spread over the processes between the steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from graphsurgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def shards(accelerator: Accelerator) -> bool:
+    """Whether the processes were launched so."""
+    return str(accelerator.distributed_type).rpartition(".")[2] == "FSDP"
+
+
+def own_copy(module: nn.Module, accelerator: Accelerator, *, possible: bool) -> nn.Module:
+    """What is trained in the place of a module that stays whole.
+
+    Args:
+        module: stays as it is.
+        accelerator: shards.
+        possible: whether what is learnt takes a module whose parameters are spread.
+
+    Raises:
+        SurgeryError: it does not, or the launcher asks for the older kind.
+    """
+    if not accelerator.is_fsdp2:
+        raise SurgeryError("training under FSDP: takes its second version; give accelerate launch --fsdp_version 2")
+    if not possible:
+        raise SurgeryError(
+            "training under FSDP: gates, masks and widths hold parameters of their own, which cannot lie spread over"
+            " processes; leave out --use_fsdp"
+        )
+    return copy.deepcopy(module).to(accelerator.device)
+
+
+def prepared(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[nn.Module], nn.Module],
+) -> tuple[nn.Module, nn.Module, Any]:
+    """What is called for a step, what synchronizes gradients, and the optimizer as Accelerate wraps it.
+
+    Args:
+        accelerator: of this process.
+        module: what is trained; its parameters are spread in place where the processes were launched so.
+        optimizer: over its parameters.
+        step: puts the step of an objective around it.
+    """
+    if not shards(accelerator):
+        called = accelerator.prepare_model(step(module))
+        return called, called, accelerator.prepare_optimizer(optimizer)
+    plugin = accelerator.state.fsdp_plugin
+    # The layers of a traced network have no modules of their own around them that could be units.
+    plugin.auto_wrap_policy, plugin.cpu_ram_efficient_loading = None, False
+    module, wrapped = accelerator.prepare(module, optimizer)
+    return step(module), module, wrapped
+
+
+def is_spread(module: nn.Module) -> bool:
+    """Whether its parameters lie spread over the processes."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def whole(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module with whole tensors, on the CPU; every process has to ask."""
+    found = module.state_dict()
+    full = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in found.items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in full.items()}
+
+
+def states(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The states of a module and its optimizer, whole in the first process; every process has to ask."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    if not is_spread(module):
+        return {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "sharded": False}
+    found = get_optimizer_state_dict(module, optimizer, options=_options())
+    return {"model": whole(module), "optimizer": found, "sharded": True}
+
+
+def give_states(module: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
+    """Take back what `states` has given, in place."""
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+
+    if not is_spread(module):
+        module.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        return
+    set_model_state_dict(module, found["model"], options=_options())
+    set_optimizer_state_dict(module, optimizer, found["optimizer"], options=_options())
+
+
+def _options() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
