@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
+from graphsurgery.network.values.shapes import ByFormula
 from graphsurgery.onnx.files.axes import axes_of
 from graphsurgery.onnx.importing import operators
 from graphsurgery.onnx.importing.inputs import Inputs
@@ -81,7 +82,7 @@ class _Builder(Runner):
         self.shared: dict[Source, Tensor] = {}
         self.computed: dict[str, Tensor] = {}
         self.uses = _uses(self.plan)
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), ByFormula():
             self.run(examples)
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
