@@ -102,6 +102,10 @@ def _in_place(a: Tensor, b: Any) -> Tensor | None:
     return a if result is not None and result.shape == a.shape else None
 
 
+def _filled(*_: Any, tensor: Tensor, **options: Any) -> Tensor | None:  # noqa: ARG001
+    return tensor if tensor.is_meta else None
+
+
 def _comparison(a: Any, b: Any) -> Tensor | None:
     """Flags for two floats, or for a float and a number."""
     number = type(b) in (int, float) and is_plain(a)
@@ -257,6 +261,7 @@ FUNCTIONS: Mapping[Any, Shape] = {
     torch.where: _where,
     torch.cat: _concatenation,
     torch.roll: _roll,
+    nn.init.kaiming_uniform_: _filled,
 }
 
 METHODS: Mapping[Any, Shape] = {
@@ -266,4 +271,5 @@ METHODS: Mapping[Any, Shape] = {
     **dict.fromkeys(("__rsub__", "__rdiv__", "__rpow__"), _binary),
     "mean": _mean,
     "clamp": _clamp,
+    "uniform_": _unary,
 }

@@ -276,4 +276,4 @@ def test_every_method(name):
     x = meta(2, 4, 6, 6)
     known = operator_named(name)
     pairs = name.startswith("__r") or (known is not None and Trait.BROADCAST in known.traits)
-    check(name, x, *{"mean": ((2, 3),), "clamp": (0,)}.get(name, (x,) if pairs else ()))
+    check(name, x, *{"mean": ((2, 3),), "clamp": (0,), "uniform_": ()}.get(name, (x,) if pairs else ()))
