@@ -28,6 +28,7 @@ from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.structure import ImportRecord, Structure
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.progress import phase
@@ -136,7 +137,7 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
-    record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
+    record = ImportRecord({"pass": "import", "file": path.name, "operators": len(file.operators)})
     record |= {"quantised": file.quantised} if file.quantised else {}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
@@ -158,6 +159,8 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     )
     if weights and check:
         compare(imported)
+    if weights and file.as_stored:  # of other precisions the weights are in memory
+        record.structure = Structure.of(imported)
     return imported
 
 

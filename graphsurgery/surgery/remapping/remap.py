@@ -21,7 +21,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import copy_module, laid_out_like
-from graphsurgery.network.layers import hold, pick, weigh
+from graphsurgery.network.layers import hold, pick
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.surgery.remapping.kept_numbers import KeptNumbers, same
@@ -90,7 +90,7 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor, scaled: Mapping[int
     for index, _ in changes:
         share = edit.share(scaled[index]) if index in scaled else None
         if share is not None:
-            new = weigh(new, index, share.to(new))
+            new *= share.to(new).reshape([-1 if axis == index else 1 for axis in range(new.dim())])
     if typed.counts and any(index == 1 for index, _ in changes):
         new = _in_own_group(new)
     return new if changes else tensor.clone()
@@ -104,7 +104,7 @@ def _in_own_group(members: Tensor) -> Tensor:
 
 _NUMBERED = re.compile(r"_\d+$")
 
-_BLOCK = 2**19
+_BLOCK = 2**17
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
 
 
