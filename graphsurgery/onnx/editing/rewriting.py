@@ -23,8 +23,7 @@ from graphsurgery.onnx.editing.file_edit import FileEdit
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.files.given import given_back, given_model
 from graphsurgery.onnx.files.storage import ONE_FILE, bare, save_model, size_of
-from graphsurgery.onnx.importing.importer import Imported, import_onnx
-from graphsurgery.onnx.importing.structure import structure_of
+from graphsurgery.onnx.importing.importer import Imported, import_onnx, structure_of
 from graphsurgery.onnx.runtime.acceptance import refusal
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.progress import phase

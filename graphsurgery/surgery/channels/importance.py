@@ -147,6 +147,10 @@ class _Criterion:
         return total
 
 
+_BLOCK = 2**16
+"""Numbers of a weight that are summed at a time."""
+
+
 class _Norm(_Criterion):
     """A norm of all weights."""
 
@@ -161,7 +165,7 @@ class _Norm(_Criterion):
         # Whole rows are summed first, however few numbers belong to one index of axis 1.
         rows = tensor.flatten(1)
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(max(1, 2**18 // rows.shape[1])):
+        for block in rows.split(max(1, _BLOCK // rows.shape[1])):
             total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
         return total.reshape(tensor.shape[1], -1).sum(1)
 

@@ -104,7 +104,7 @@ def _in_own_group(members: Tensor) -> Tensor:
 
 _NUMBERED = re.compile(r"_\d+$")
 
-_BLOCK = 2**17
+_BLOCK = 2**16
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
 
 
@@ -116,13 +116,11 @@ def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
             tensor = _select(tensor, index, lifted)
         return tensor
     rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
-    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
-    head = next(blocks)
-    new = head.new_empty((len(first[1].source), *head.shape[1:]))
-    new[: len(head)] = head
-    start = len(head)
-    for block in blocks:
-        new[start : start + len(block)] = block
+    sizes = {index: len(lifted.source) for index, lifted in changes}
+    new = tensor.new_empty([sizes.get(axis, size) for axis, size in enumerate(tensor.shape)])
+    start = 0
+    for block in rows:
+        new[start : start + len(block)] = _selected(tensor.index_select(0, block), changes[1:])
         start += len(block)
     return new
 
