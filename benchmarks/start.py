@@ -1,7 +1,7 @@
 """What does it take to start, and where do the seconds of `compress` go?
 
     python benchmarks/start.py
-    python benchmarks/start.py --phases   # the second part alone; writes no page
+    python benchmarks/start.py --phases   # the second part
 
 Seconds of the processor: of whole commands, next to the imports that they need; and of the parts of one command, on a
 file of a small detector, in a process that has imported everything.
@@ -149,10 +149,13 @@ def seconds(words: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phases", action="store_true")
-    if parser.parse_args().phases:
-        print(phases())
-        return
     began = time.perf_counter()
+    if parser.parse_args().phases:
+        text = phases()
+        line = measured("python benchmarks/start.py --phases", time.perf_counter() - began)
+        print(text)
+        write_section("phases", f"{line}\n\n{text}")
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         wanted = commands(Path(folder))
@@ -165,9 +168,7 @@ def main() -> None:
         ratio = statistics.median(turn[name] / turn[first] for turn in turns)
         rows.append([name, f"{statistics.median(turn[name] for turn in turns):.2f}", f"{ratio:.2f}"])
     head = ["what starts", "seconds of the processor", "of `import torch`"]
-    parts = phases()
-    line = measured("python benchmarks/start.py", time.perf_counter() - began)
-    text = "\n\n".join([line, NOTE, table(head, rows), parts])
+    text = f"{measured('python benchmarks/start.py', time.perf_counter() - began)}\n\n{NOTE}\n\n{table(head, rows)}"
     print(text)
     write_section("start", text, DOCS / "benchmarks.md")
 

@@ -105,7 +105,7 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = new
             twins[id(new)] = Twin(new, tensor)
-        return memo[id(tensor)]  # type: ignore[no-any-return]
+        return memo[id(tensor)]
 
     for module in model.modules():
         if _is_plain(module):
