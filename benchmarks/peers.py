@@ -75,7 +75,7 @@ SMALL = (
     "paper/resnet18",
     "paper/vgg11_bn",
     "torchvision/mobilenet_v3_small",
-    "torchvision/mnasnet0_5",
+    "torchvision/squeezenet1_1",
 )
 """On images of 28 or 32 pixels."""
 DEPTHS = (20, 56, 110, 302, 998)
