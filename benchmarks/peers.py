@@ -406,7 +406,8 @@ def main() -> None:
     elif arguments.small:
         start = time.perf_counter()
         text = small_section(arguments.rounds)
-        line = measured("python benchmarks/peers.py --small", time.perf_counter() - start, "torch-pruning")
+        command = f"python benchmarks/peers.py --small --rounds {arguments.rounds}"
+        line = measured(command, time.perf_counter() - start, "torch-pruning", "torch-kirigami")
         write_section("small", f"{line}\n\n{text}")
     elif arguments.models:
         models_section(tuple(arguments.models), arguments.rounds)
