@@ -37,9 +37,15 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import graphsurgery as gs
+from graphsurgery.axes.algebra import Dim
+from graphsurgery.axes.maps import ChannelMap, MapInGroups
 from graphsurgery.models.paper.resnet import ResNet
-from graphsurgery.models.specs import build
+from graphsurgery.models.specs import build, input_shape
 from graphsurgery.passes import compress
+from graphsurgery.surgery.channels.choice import Choices
+from graphsurgery.surgery.channels.importance import Scores
+from graphsurgery.surgery.channels.planning import CutPlan
+from graphsurgery.surgery.growth.weighted import remap_weighed
 
 MODELS = (
     "resnet18",
@@ -59,6 +65,19 @@ MODELS = (
     "convnext_tiny",
     "vit_b_16",
 )
+SMALL = (
+    "paper/lenet5",
+    "paper/lenet_300_100",
+    "paper/cnn",
+    "paper/conv2",
+    "paper/conv4",
+    "paper/resnet20",
+    "paper/resnet18",
+    "paper/vgg11_bn",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/squeezenet1_1",
+)
+"""On images of 28 or 32 pixels."""
 DEPTHS = (20, 56, 110, 302, 998)
 BUDGET = 20.0
 """Processor seconds to spend on the timed rounds of one tool on one network; slow ones get fewer rounds."""
@@ -87,11 +106,43 @@ trace, type and compress as above.
 """.strip()
 
 
+PHASE_NOTES = """
+`types` and `spaces` are inferred when they are first asked for; `plan` scores channels and chooses them, `gather` makes
+the new network, `code` writes and compiles its forward. The last column is the time to copy the numbers that are left.
+""".strip()
+
+
 def ours(model: nn.Module, x: Tensor) -> nn.Module:
     """Trace, type and compress to half the channels, and write the code, which is else written at the first run."""
     small = compress.compress(gs.trace(model, x, copy=False, check=False), keep=0.5, importance="l2").module
     small.recompile()
     return small
+
+
+def phases(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Processor seconds of each part of `ours`, by its name."""
+    found: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = function()
+        found[name] = time.process_time() - start
+        return result
+
+    graph = timed("trace", lambda: gs.trace(model, x, copy=False, check=False))
+    timed("types", lambda: graph.types)
+    timed("spaces", lambda: graph.spaces)
+    maps = timed("plan", lambda: _planned(graph))
+    small = timed("gather", lambda: remap_weighed(graph, maps, {}))
+    timed("code", small.module.recompile)
+    return found
+
+
+def _planned(graph: gs.ModelGraph) -> dict[Dim, ChannelMap | MapInGroups]:
+    """Half of the channels of every space, as `ours` chooses them."""
+    plan = CutPlan(graph, Choices(graph, Scores(graph, "l2", 0)), {}, "groups", 1)
+    plan.share(0.5)
+    return {space.dim: channel_map for space, channel_map in plan.maps()}
 
 
 def torch_pruning_halves(model: nn.Module, x: Tensor) -> nn.Module:
@@ -283,6 +334,44 @@ def depth_section(rounds: int) -> str:
     return "\n\n".join([table(head, rows), DEPTH_NOTES, remark])
 
 
+def small_section(rounds: int) -> str:
+    """The table of small networks, and that of the phases."""
+    rows, ratios = [], []
+    for spec in SMALL:
+        shape = input_shape(spec) if spec.startswith("paper/") else (3, 32, 32)
+        assert shape is not None
+        timings = compare(build(spec).eval(), torch.randn(1, *shape), rounds)
+        fastest = min((timings[tool].median for tool in PEERS if not timings[tool].failure), default=math.nan)
+        ratios.append(fastest / timings["graphsurgery"].median)
+        rows.append([f"`{spec}`", *map(str, timings.values()), _number(ratios[-1])])
+        print(" | ".join(rows[-1]), flush=True)
+    networks = table(["network", *TOOLS, "times faster than the faster"], rows)
+    summary = f"Median {_number(statistics.median(ratios))}, least {_number(min(ratios))}."
+    cases = {
+        "`paper/lenet5`": (build("paper/lenet5"), torch.randn(1, 1, 28, 28)),
+        "20 layers": (deep(20), torch.randn(1, 3, 32, 32)),
+        "110 layers": (deep(110), torch.randn(1, 3, 32, 32)),
+        "resnet18": (build("torchvision/resnet18"), torch.randn(1, 3, 224, 224)),
+    }
+    parts = [_phase_row(name, model.eval(), x, rounds) for name, (model, x) in cases.items()]
+    head = ["milliseconds of", "trace", "types", "spaces", "plan", "gather", "code", "to copy the new weights"]
+    return "\n\n".join([networks, summary, table(head, parts), PHASE_NOTES])
+
+
+def _phase_row(name: str, model: nn.Module, x: Tensor, rounds: int) -> list[str]:
+    """The medians of the phases, and what copying the weights that are left takes at least."""
+    phases(model, x)
+    found = [phases(model, x) for _ in range(rounds)]
+    left = sum(tensor.numel() for tensor in ours(model, x).parameters())
+    weights, copies = torch.zeros(left), []
+    for _ in range(rounds):
+        start = time.process_time()
+        weights.clone()
+        copies.append(time.process_time() - start)
+    medians = [statistics.median(turn[phase] for turn in found) for phase in found[0]]
+    return [name, *(f"{1e3 * value:.2f}" for value in (*medians, statistics.median(copies)))]
+
+
 def _number(ratio: float) -> str:
     return "–" if math.isnan(ratio) else f"{ratio:.1f}"
 
@@ -303,6 +392,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="torchvision names; writes nothing if some are given")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds for each network")
     parser.add_argument("--depths", action="store_true", help="the series of depths only; writes nothing")
+    parser.add_argument("--small", action="store_true", help="small networks and phases; writes their section alone")
     parser.add_argument("--profile", action="store_true", help="profile ours instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -313,6 +403,12 @@ def main() -> None:
             profile(name)
     elif arguments.depths:
         depth_section(arguments.rounds)
+    elif arguments.small:
+        start = time.perf_counter()
+        text = small_section(arguments.rounds)
+        command = f"python benchmarks/peers.py --small --rounds {arguments.rounds}"
+        line = measured(command, time.perf_counter() - start, "torch-pruning", "torch-kirigami")
+        write_section("small", f"{line}\n\n{text}")
     elif arguments.models:
         models_section(tuple(arguments.models), arguments.rounds)
     else:

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphsurgery.network.operators import Trait, is_a, is_in_place
-from graphsurgery.network.paths import has_tensors
+from graphsurgery.network.paths import has_tensors, layer_at
 
 
 def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write into the memory of its first operand."""
     if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(layer_at(module, str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
     if is_in_place(node.target) or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
@@ -77,13 +77,17 @@ def _roots(module: nn.Module, node: fx.Node, roots: dict[fx.Node, frozenset[fx.N
 
 def _writes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[fx.Node, int], int, frozenset[fx.Node]]]:
     """Every node, the writes to the memory of each operand before it ran, to its own after, and what it writes to."""
+    in_place = {node for node in module.graph.nodes if acts_in_place(module, node)}
+    if not in_place:
+        yield from ((node, dict.fromkeys(node.all_input_nodes, 0), 0, frozenset()) for node in module.graph.nodes)
+        return
     roots: dict[fx.Node, frozenset[fx.Node]] = {}
     writes: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
         sources = node.all_input_nodes
         before = {source: sum(writes.get(root, 0) for root in roots[source]) for source in sources}
         roots[node] = _roots(module, node, roots)
-        written = roots[sources[0]] if sources and acts_in_place(module, node) else frozenset()
+        written = roots[sources[0]] if sources and node in in_place else frozenset()
         for root in written:
             writes[root] = writes.get(root, 0) + 1
         yield node, before, sum(writes.get(root, 0) for root in roots[node]), written

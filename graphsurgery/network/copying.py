@@ -98,22 +98,46 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
     """A deep copy whose parameters and buffers are meta tensors; `twins` gets the original of each, by its id."""
     memo: dict[int, Any] = {}
 
-    def replace(tensor: Tensor) -> None:
-        if id(tensor) in memo:
-            return
-        new: Tensor = meta_of(tensor)
-        if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = new
-        twins[id(new)] = Twin(new, tensor)
+    def replaced(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            new: Tensor = meta_of(tensor)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = new
+            twins[id(new)] = Twin(new, tensor)
+        return memo[id(tensor)]
 
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if isinstance(tensor, Tensor):
-                replace(tensor)
+        if _is_plain(module):
+            memo[id(module)] = copy_module(module, replaced)
+        else:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if isinstance(tensor, Tensor):
+                    replaced(tensor)
     # Plain attributes keep their values: what the forward computes from them alone is a constant.
     detach_attributes(model, memo)
     return copy.deepcopy(model, memo)
+
+
+_OWN = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(name for name, _ in _NEW_HOOKS)
+_CONSTANTS = frozenset({bool, int, float, str, type(None), torch.dtype})
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch that holds nothing but its tensors and constants."""
+    state = module.__dict__
+    if not type(module).__module__.startswith("torch.nn.modules.") or state["_modules"]:
+        return False
+    if any(state[name] for name in _HOOKS) or not state.keys() >= _OWN:
+        return False
+    return all(_is_constant(value) for name, value in state.items() if name not in _OWN)
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in _CONSTANTS or (
+        type(value) in (tuple, list) and all(type(item) in _CONSTANTS for item in value)
+    )
 
 
 def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
@@ -137,8 +161,9 @@ def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:
     What a forward has kept of its results has a history, and `copy.deepcopy` refuses it.
     """
     for module in model.modules():
-        for value in (module._buffers, *module.__dict__.values()):
-            _detach(value, memo, _NESTED)
+        if id(module) not in memo:
+            for value in (module._buffers, *module.__dict__.values()):
+                _detach(value, memo, _NESTED)
 
 
 def _detach(value: Any, memo: dict[int, Any], depth: int) -> None:

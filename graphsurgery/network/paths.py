@@ -27,6 +27,13 @@ def _find_modules(part: nn.Module, path: str, found: dict[str, nn.Module]) -> No
             _find_modules(below, f"{path}.{name}" if path else name, found)
 
 
+def layer_at(module: nn.Module, path: str) -> nn.Module:
+    """The module at a path, as `get_submodule` finds it with three looks for each name."""
+    for name in path.split("."):
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
+
+
 def put(owner: nn.Module, name: str, part: Any) -> None:
     """Put a module, parameter, buffer or anything else under a name, as what it is."""
     if isinstance(part, nn.Module):

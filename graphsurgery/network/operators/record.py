@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from graphsurgery.network.paths import layer_at
+
 
 class Trait(Flag):
     """What is known about an operator."""
@@ -196,7 +198,7 @@ def part_at(path: str) -> Any:
 
 def spelling_of(module: nn.Module, node: fx.Node) -> Any:
     """What a node runs, as `key_of`: the class of a layer, a function, or the name of a method."""
-    return key_of(type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target)
+    return key_of(type(layer_at(module, str(node.target))) if node.op == "call_module" else node.target)
 
 
 def spelled(*names: str) -> tuple[Any, ...]:

@@ -14,19 +14,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import (
-    Tensor,
-    empty,  # a name of our own, as tracing replaces `torch.empty`
-    nn,
-)
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from graphsurgery.network.gated_layers import GatedGRU, GatedLSTM, GatedRNN
-from graphsurgery.network.operators import Trait, is_in_place, key_of, modules, operators
+from graphsurgery.network.operators import Trait, is_in_place, key_of, modules, operators, spelled
+from graphsurgery.network.values import spatial
 from graphsurgery.network.values.recurrent_shapes import recurrent
+from graphsurgery.network.values.spatial import is_plain, new
 
 Shape = Callable[..., Any]
-
-_META = torch.device("meta")
 
 
 def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -44,14 +41,15 @@ def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, An
         return None  # not a call of the common form
 
 
-def _new(like: Tensor, shape: Sequence[int]) -> Tensor | None:
-    return None if 0 in shape else empty(shape, dtype=like.dtype, device=_META)
+class ByFormula(TorchFunctionMode):
+    """Inside the block, what is called on meta tensors gives what the formulas say, and runs where there is none."""
 
-
-def _is_plain(x: Any, rank: int | None = None) -> bool:
-    """Whether x is a contiguous meta tensor of floats, with this many axes."""
-    right = isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and x.is_contiguous()
-    return right and (rank is None or x.dim() == rank)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_method = getattr(func, "__qualname__", "").startswith(("TensorBase.", "Tensor."))
+        called = ("call_method", func.__name__) if is_method else ("call_function", func)
+        known = result_of(*called, args, kwargs)
+        return func(*args, **kwargs) if known is None else known
 
 
 def is_dense(x: Tensor) -> bool:
@@ -64,15 +62,6 @@ def is_dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-def _sizes(value: Any, count: int) -> Sequence[int]:
-    """An option that is one number for all spatial axes, or a number for each."""
-    if isinstance(value, int):
-        return (value,) * count
-    if len(value) != count:
-        raise ValueError(f"{len(value)} numbers for {count} axes")
-    return value
 
 
 # Elements ---------------------------------------------------------------------------------------------------------
@@ -96,15 +85,46 @@ def _binary(a: Any, b: Any) -> Tensor | None:
         return None
     if a.shape == b.shape:
         return a if is_dense(a) else None
-    if not (a.is_contiguous() and b.is_contiguous()):
-        return None
     shape = _broadcast(a.shape, b.shape)
-    return None if shape is None else _new(a, shape)
+    if shape is None:
+        return None
+    if a.is_contiguous() and b.is_contiguous():
+        return new(a.dtype, shape)
+    a, b = (x[(None,) * (len(shape) - x.dim())] for x in (a, b))
+    lead = a if list(a.shape) == shape else b
+    order = sorted(range(len(shape)), key=lambda axis: -lead.stride(axis))
+    if not (a.permute(order).is_contiguous() and b.permute(order).is_contiguous()):
+        return None
+    laid_out = new(a.dtype, [shape[axis] for axis in order])
+    return None if laid_out is None else laid_out.permute([order.index(axis) for axis in range(len(shape))])
 
 
 def _in_place(a: Tensor, b: Any) -> Tensor | None:
     result = _binary(a, b) if isinstance(a, Tensor) else None
     return a if result is not None and result.shape == a.shape else None
+
+
+def _filled(*_: Any, tensor: Tensor, **options: Any) -> Tensor | None:  # noqa: ARG001
+    return tensor if tensor.is_meta else None
+
+
+def _comparison(a: Any, b: Any) -> Tensor | None:
+    """Flags for two floats, or for a float and a number."""
+    number = type(b) in (int, float) and is_plain(a)
+    shape = a.shape if number else _broadcast(a.shape, b.shape) if is_plain(a) and is_plain(b) else None
+    return None if shape is None else new(torch.bool, shape)
+
+
+def _clamp(x: Tensor, min: Any = None, max: Any = None) -> Tensor | None:
+    limits = [type(limit) for limit in (min, max) if limit is not None]
+    return _unary(x) if limits and all(kind in (int, float) for kind in limits) else None
+
+
+def _where(condition: Tensor, a: Any, b: Any) -> Tensor | None:
+    plain = condition.is_meta and condition.dtype == torch.bool and condition.is_contiguous()
+    chosen = _binary(a, b) if plain else None
+    shape = None if chosen is None or not chosen.is_contiguous() else _broadcast(condition.shape, chosen.shape)
+    return None if shape is None or chosen is None else new(chosen.dtype, shape)
 
 
 def _broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
@@ -117,35 +137,6 @@ def _broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
 # Sums over channels -----------------------------------------------------------------------------------------------
 
 
-def _convolution_module(module: Any, x: Tensor) -> Tensor | None:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return None
-    parameters = module._parameters
-    options = (module.stride, module.padding, module.dilation, module.groups)
-    return _convolution(x, parameters["weight"], parameters["bias"], *options)
-
-
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor | None:
-    rank = weight.dim()
-    fits = _is_plain(x, rank) and weight.dtype == x.dtype and x.shape[1] == weight.shape[1] * groups
-    if not fits or weight.shape[0] % groups or (bias is not None and bias.shape != weight.shape[:1]):
-        return None
-    options = (_sizes(option, rank - 2) for option in (stride, padding, dilation))
-    spatial = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], *options, strict=True)
-    ]
-    return _new(x, (x.shape[0], weight.shape[0], *spatial)) if min(spatial, default=1) > 0 else None
-
-
 def _linear_module(module: Any, x: Tensor) -> Tensor | None:
     return _linear(x, module._parameters["weight"], module._parameters["bias"])
 
@@ -154,7 +145,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
     fits = x.is_meta and weight.dim() == 2 and x.dtype == weight.dtype and x.shape[-1] == weight.shape[1]
     if not fits or x.dim() == 1 or (bias is not None and bias.shape != weight.shape[:1]):
         return None
-    return _new(x, (*x.shape[:-1], weight.shape[0]))
+    return new(x.dtype, (*x.shape[:-1], weight.shape[0]))
 
 
 def _attention(
@@ -175,74 +166,11 @@ def _attention(
         scores = [*query.shape[:-1], key.shape[-2]]
         if is_causal or attn_mask.dtype != query.dtype or _broadcast(attn_mask.shape, scores) != scores:
             return None
-    return _new(query, (*query.shape[:-1], value.shape[-1]))
-
-
-# Positions --------------------------------------------------------------------------------------------------------
-
-
-def _pool_module(module: Any, x: Tensor) -> Tensor | None:
-    if getattr(module, "return_indices", False):
-        return None
-    dilation = getattr(module, "dilation", 1)
-    return _pool(x, module.kernel_size, module.stride, module.padding, dilation, module.ceil_mode)
-
-
-def _max_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | None:
-    return None if return_indices else _pool(x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-def _average_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,  # noqa: ARG001
-) -> Tensor | None:
-    return _pool(x, kernel_size, stride, padding, 1, ceil_mode)
-
-
-def _pool(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Tensor | None:
-    """Pooling of `[batch, channel, height, width]`."""
-    if not _is_plain(x, 4):
-        return None
-    stride = kernel if stride is None or stride == [] else stride
-    spatial = []
-    for n, *option in zip(x.shape[2:], *(_sizes(o, 2) for o in (kernel, stride, padding, dilation)), strict=True):
-        k, s, p, d = option
-        reach = n + 2 * p - d * (k - 1) - 1
-        size = -(-reach // s) + 1 if ceil_mode else reach // s + 1
-        if ceil_mode and (size - 1) * s >= n + p:
-            size -= 1  # the last window would begin in the padding
-        if 2 * p > k or size < 1:
-            return None
-        spatial.append(size)
-    return _new(x, (*x.shape[:2], *spatial))
-
-
-def _adaptive_pool_module(module: Any, x: Tensor) -> Tensor | None:
-    return _adaptive_pool(x, module.output_size)
-
-
-def _adaptive_pool(x: Tensor, output_size: Any) -> Tensor | None:
-    if not _is_plain(x, 4):
-        return None
-    asked = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-    height, width = (n if size is None else size for size, n in zip(asked, x.shape[2:], strict=True))
-    return _new(x, (*x.shape[:2], height, width))
+    return new(query.dtype, (*query.shape[:-1], value.shape[-1]))
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
-    if not _is_plain(x) or dim is None or isinstance(dim, bool):
+    if not (x.is_meta and x.is_floating_point()) or dim is None or isinstance(dim, bool):
         return None
     dims = [operator.index(d) for d in ((dim,) if isinstance(dim, int) else dim)]
     rank = x.dim()
@@ -250,7 +178,7 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
     if len(reduced) != len(dims) or not reduced:
         return None
     sizes = [1 if i in reduced else n for i, n in enumerate(x.shape)]
-    return _new(x, sizes if keepdim else [n for i, n in enumerate(sizes) if i not in reduced])
+    return new(x.dtype, sizes if keepdim else [n for i, n in enumerate(sizes) if i not in reduced])
 
 
 # Norms and movement -----------------------------------------------------------------------------------------------
@@ -258,6 +186,10 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
 
 def _batch_norm_module(module: Any, x: Tensor) -> Tensor | None:
     return _unary(x) if x.shape[1] == module.num_features else None
+
+
+def _batch_norm(x: Tensor, mean: Tensor, variance: Tensor, *options: Any, **named: Any) -> Tensor | None:  # noqa: ARG001
+    return _unary(x) if len(mean) == len(variance) == x.shape[1] else None
 
 
 def _layer_norm_module(module: Any, x: Tensor) -> Tensor | None:
@@ -268,41 +200,42 @@ def _layer_norm(x: Tensor, normalized_shape: Any, *vectors: Any, **options: Any)
     normalized = tuple(normalized_shape)
     if not x.is_meta or not x.is_floating_point() or not normalized or tuple(x.shape[-len(normalized) :]) != normalized:
         return None
-    return x if x.is_contiguous() else _new(x, x.shape)
+    return x if x.is_contiguous() else new(x.dtype, x.shape)
 
 
 def _group_norm_module(module: Any, x: Tensor) -> Tensor | None:
-    return x if _is_plain(x) and x.dim() > 1 and x.shape[1] == module.num_channels else None
+    return x if is_plain(x) and x.dim() > 1 and x.shape[1] == module.num_channels else None
 
 
 def _concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     rank = first.dim()
-    if not all(_is_plain(t, rank) and t.dtype == first.dtype for t in tensors) or not -rank <= dim < rank:
+    if not all(is_plain(t, rank) and t.dtype == first.dtype for t in tensors) or not -rank <= dim < rank:
         return None
     dim %= rank
     shapes = [list(t.shape) for t in tensors]
     total = sum(shape[dim] for shape in shapes)
     for shape in shapes:
         shape[dim] = total
-    return _new(first, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
+    return new(first.dtype, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
 
 
 def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
     shifts, dims = ((v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims))
     in_range = len(shifts) == len(dims) and all(-x.dim() <= d < x.dim() for d in dims)
-    return x if _is_plain(x) and in_range and all(isinstance(shift, int) for shift in shifts) else None
+    return x if is_plain(x) and in_range and all(isinstance(shift, int) for shift in shifts) else None
 
 
 MODULES: Mapping[Any, Shape] = {
     **dict.fromkeys(modules(Trait.ELEMENTWISE), _unary_module),
     **{path: _unary_module for known in operators(Trait.ELEMENTWISE) for path in known.foreign_modules},
     **dict.fromkeys(modules(Trait.PER_CHANNEL), _batch_norm_module),
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution_module),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), spatial.convolution_module),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), spatial.transposed_module),
     nn.Linear: _linear_module,
-    nn.MaxPool2d: _pool_module,
-    nn.AvgPool2d: _pool_module,
-    nn.AdaptiveAvgPool2d: _adaptive_pool_module,
+    nn.MaxPool2d: spatial.pool_module,
+    nn.AvgPool2d: spatial.pool_module,
+    nn.AdaptiveAvgPool2d: spatial.adaptive_pool_module,
     nn.LayerNorm: _layer_norm_module,
     nn.GroupNorm: _group_norm_module,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN, GatedLSTM, GatedGRU, GatedRNN), recurrent),
@@ -310,24 +243,36 @@ MODULES: Mapping[Any, Shape] = {
 
 _ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT
 _ON_PAIRS = Trait.BROADCAST | Trait.FLOAT
+_COMPARISONS = [f for f in spelled("eq", "ne", "gt", "ge", "lt", "le") if not is_in_place(f)]
 
 FUNCTIONS: Mapping[Any, Shape] = {
     **{f: _unary for known in operators(_ON_EACH) for f in (*known.functions, *known.foreign_functions)},
     **{f: _in_place if is_in_place(f) else _binary for known in operators(_ON_PAIRS) for f in known.functions},
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    **{f: _comparison for f in _COMPARISONS if not isinstance(f, str)},
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), spatial.convolution),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), spatial.transposed),
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
-    F.max_pool2d: _max_pool,
-    F.avg_pool2d: _average_pool,
-    F.adaptive_avg_pool2d: _adaptive_pool,
+    F.max_pool2d: spatial.max_pool,
+    F.avg_pool2d: spatial.average_pool,
+    F.adaptive_avg_pool2d: spatial.adaptive_pool,
     torch.mean: _mean,
+    F.interpolate: spatial.resized,
+    F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
+    torch.clamp: _clamp,
+    torch.where: _where,
     torch.cat: _concatenation,
     torch.roll: _roll,
+    nn.init.kaiming_uniform_: _filled,
 }
 
 METHODS: Mapping[Any, Shape] = {
     **{m: _unary for known in operators(_ON_EACH) for m in known.methods},
     **{m: _in_place if is_in_place(m) else _binary for known in operators(_ON_PAIRS) for m in known.methods},
+    **{f: _comparison for f in _COMPARISONS if isinstance(f, str)},
+    **dict.fromkeys(("__rsub__", "__rdiv__", "__rpow__"), _binary),
     "mean": _mean,
+    "clamp": _clamp,
+    "uniform_": _unary,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
+from graphsurgery.network.values.shapes import ByFormula
 from graphsurgery.onnx.files.axes import axes_of
 from graphsurgery.onnx.importing import operators
 from graphsurgery.onnx.importing.inputs import Inputs
@@ -35,7 +36,7 @@ def network_of(file: OnnxProgram, inputs: Inputs, *, weights: bool = True) -> On
     """The module of a file, with its weights, in evaluation mode.
 
     A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for
-    every batch; a second one, with the batch of the examples, makes the layers.
+    every batch, where that can be of use; a second one, with the batch of the examples, makes the layers.
 
     Args:
         file: the file.
@@ -46,10 +47,11 @@ def network_of(file: OnnxProgram, inputs: Inputs, *, weights: bool = True) -> On
         TraceError: an operator cannot be run.
     """
     joined = _with_biases(file)
-    rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
-    rehearsal.build(inputs.again)
-    seen = rehearsal.seen if _only_batch_free(file) else {}
-    plan = RunPlan(file, joined, inputs.batch, shapes=rehearsal.shapes, seen=seen)
+    plan = RunPlan(file, joined, inputs.batch)
+    if inputs.batch is not None or _only_batch_free(file):
+        rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
+        rehearsal.build(inputs.again)
+        plan.shapes, plan.seen = rehearsal.shapes, rehearsal.seen if _only_batch_free(file) else {}
     network = OnnxNetwork(plan)
     builder = _Builder(network)
     builder.build(list(inputs.examples.values()))
@@ -81,7 +83,7 @@ class _Builder(Runner):
         self.shared: dict[Source, Tensor] = {}
         self.computed: dict[str, Tensor] = {}
         self.uses = _uses(self.plan)
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), ByFormula():
             self.run(examples)
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -72,16 +73,23 @@ def held(graph: ModelGraph) -> Cost:
 
 def macs_by_node(graph: ModelGraph) -> dict[fx.Node, int]:
     """The multiply-accumulates of every node that has some, in one evaluation at batch 1; see `cost`."""
+    if graph not in _MACS:
+        _MACS[graph] = _counted(graph)
+    return _MACS[graph]
+
+
+_MACS: WeakKeyDictionary[ModelGraph, dict[fx.Node, int]] = WeakKeyDictionary()
+"""Of networks that were counted; a command asks several times."""
+
+
+def _counted(graph: ModelGraph) -> dict[fx.Node, int]:
     module = graph.module
-    # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the model.
-    stand_ins = {id(t): _stand_in(t) for t in (*module.parameters(), *module.buffers())}
-    shadow = copy.deepcopy(as_evaluated(module), stand_ins).eval()
     reference = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     inputs = [
         torch.empty(spec.sizes(1), dtype=reference if spec.dtype.is_floating_point else spec.dtype, device="meta")
         for spec in graph.inputs
     ]
-    counting = _Counting(shadow)
+    counting = _Counting(as_evaluated(module))
     try:
         with torch.no_grad():
             counting.run(*inputs)
@@ -106,7 +114,6 @@ class _Counting(fx.Interpreter):
         self.extra_traceback = False
         self.counter = FlopCounterMode(display=False, custom_mapping=_operations())
         self.macs: dict[fx.Node, int] = {}
-        _open_foreign(module, self.counter)
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._known(n)
@@ -129,6 +136,18 @@ class _Counting(fx.Interpreter):
             return None
         self.macs[n] = _products(target, args, kwargs, result)
         return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaf: Any = self.fetch_attr(str(target))
+        # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the layer.
+        stand_ins = {id(tensor): _stand_in(tensor) for tensor in (*leaf.parameters(), *leaf.buffers())}
+        shadow = copy.deepcopy(leaf, stand_ins).eval()
+        # Modules that a trace has kept whole may need values to run.
+        return (_Foreign(shadow, self.counter) if is_foreign(leaf) else shadow)(*args, **kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return _stand_in(value) if isinstance(value, torch.Tensor) else value
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().call_function(STAND_INS.get(target, target), args, kwargs)
@@ -156,15 +175,6 @@ def _operations() -> dict[Any, Any]:
     if "torchvision" in sys.modules:  # it registers its operators when it is imported
         known[torch.ops.torchvision.deform_conv2d] = of_weight
     return known
-
-
-def _open_foreign(shadow: Any, counter: FlopCounterMode) -> None:
-    """Modules that a trace has kept whole may need values to run."""
-    for path in dict.fromkeys(str(node.target) for node in shadow.graph.nodes if node.op == "call_module"):
-        leaf = shadow.get_submodule(path)
-        if is_foreign(leaf):
-            parent, _, name = path.rpartition(".")
-            setattr(shadow.get_submodule(parent), name, _Foreign(leaf, counter))
 
 
 class _Foreign(nn.Module):

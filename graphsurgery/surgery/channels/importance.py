@@ -145,6 +145,10 @@ class Criterion:
         return total
 
 
+_BLOCK = 2**16
+"""Numbers of a weight that are summed at a time."""
+
+
 class _Norm(Criterion):
     """A norm of all weights."""
 
@@ -159,7 +163,7 @@ class _Norm(Criterion):
         # Whole rows are summed first, however few numbers belong to one index of axis 1.
         rows = tensor.flatten(1)
         total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(max(1, 2**18 // rows.shape[1])):
+        for block in rows.split(max(1, _BLOCK // rows.shape[1])):
             block = block.to(_accumulated(block))
             total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
         return total.reshape(tensor.shape[1], -1).sum(1)

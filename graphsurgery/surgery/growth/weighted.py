@@ -20,7 +20,7 @@ from graphsurgery.surgery.editor import weighed
 from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
 from graphsurgery.surgery.growth.shares import keeps_size, without_place
 from graphsurgery.surgery.remapping.gathering import gather
-from graphsurgery.surgery.remapping.remap import folded, follow, rebuild
+from graphsurgery.surgery.remapping.remap import folded, follow, rebuild, remap
 
 
 def remap_weighed(
@@ -31,6 +31,8 @@ def remap_weighed(
     Raises:
         SurgeryError: it is read where no factor can stand.
     """
+    if all(known.share is None for known in maps.values()):
+        return remap(graph, maps, record)
     edit, scaled = Edit(maps), folded(graph)
     found = without_place(graph)
     for space in graph.spaces:

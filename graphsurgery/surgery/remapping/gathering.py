@@ -12,9 +12,8 @@ from torch import Tensor
 from graphsurgery.axes.algebra import Axis
 from graphsurgery.axes.maps import Edit, Lifted
 from graphsurgery.axes.types import ParameterType
-from graphsurgery.network.layers import weigh
 
-_BLOCK = 2**19
+_BLOCK = 2**16
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
 
 _READ = 2**22
@@ -57,7 +56,7 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor | Stored, scaled: Ma
     for index, _ in changes:
         share = edit.share(scaled[index]) if index in scaled else None
         if share is not None:
-            new = weigh(new, index, share.to(new))
+            new *= share.to(new).reshape([-1 if axis == index else 1 for axis in range(new.dim())])
     if typed.counts and any(index == 1 for index, _ in changes):
         new = _in_own_group(new)
     return new.clone() if new is tensor else new
@@ -77,13 +76,11 @@ def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
             tensor = _select(tensor, index, lifted)
         return tensor
     rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
-    blocks = (_selected(tensor.index_select(0, block), changes[1:]) for block in rows)
-    head = next(blocks)
-    new = head.new_empty((len(first[1].source), *head.shape[1:]))
-    new[: len(head)] = head
-    start = len(head)
-    for block in blocks:
-        new[start : start + len(block)] = block
+    sizes = {index: len(lifted.source) for index, lifted in changes}
+    new = tensor.new_empty([sizes.get(axis, size) for axis, size in enumerate(tensor.shape)])
+    start = 0
+    for block in rows:
+        new[start : start + len(block)] = _selected(tensor.index_select(0, block), changes[1:])
         start += len(block)
     return new
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -162,6 +162,31 @@ def _has_proxies(args: Any, kwargs: Any) -> bool:
     found: list[fx.Proxy] = []
     fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
     return bool(found)
+
+
+class _Slots(dict[str, Any]):
+    """The parameters or buffers of a module, each of which is answered for when a forward asks for it."""
+
+    def __init__(self, tensors: Mapping[str, Any], answer: Callable[[Any], Any]) -> None:
+        super().__init__(tensors)
+        self.answer = answer
+
+    def __getitem__(self, name: str) -> Any:
+        return self.answer(super().__getitem__(name))
+
+
+@contextlib.contextmanager
+def asked_for(modules: Sequence[nn.Module], answer: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block an attribute of these modules that is a parameter or buffer is what `answer` makes of it."""
+    for module in modules:
+        for kind in ("_parameters", "_buffers"):
+            module.__dict__[kind] = _Slots(module.__dict__[kind], answer)
+    try:
+        yield
+    finally:
+        for module in modules:
+            for kind in ("_parameters", "_buffers"):
+                module.__dict__[kind] = dict(module.__dict__[kind])
 
 
 @contextlib.contextmanager

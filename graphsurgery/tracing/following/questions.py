@@ -32,6 +32,8 @@ _OTHERS = sys.stdlib_module_names | {
     "lightning_utilities", "ml_dtypes", "torchmetrics", "charset_normalizer", "colorama",
 }  # fmt: skip
 """Packages that are no part of models: torch's code asks about proxies as proxies, the others never meet one."""
+_DATA = ("torchvision.datasets", "torchvision.io")
+"""Parts of the others that only read files."""
 _FOREIGN: set[str] = set()
 """Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
 
@@ -188,7 +190,7 @@ def _modules() -> list[ModuleType]:
     """All files that may be part of a model."""
     found = []
     for name in sys.modules.keys() - _FOREIGN:
-        if name != "__main__" and name.partition(".")[0] in _OTHERS:
+        if name != "__main__" and (name.partition(".")[0] in _OTHERS or name.startswith(_DATA)):
             _FOREIGN.add(name)
             continue
         module = sys.modules[name]

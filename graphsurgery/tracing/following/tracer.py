@@ -12,6 +12,7 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_trace
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import rnn
 
@@ -33,7 +35,7 @@ from graphsurgery.tracing.following.decisions import asking_line
 from graphsurgery.tracing.following.effects import cut_gradients, own_constants
 from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.numpy_calls import python_number
-from graphsurgery.tracing.following.patches import Recorder, no_hidden_draws
+from graphsurgery.tracing.following.patches import Recorder, asked_for, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, value_of
 from graphsurgery.tracing.following.questions import truthful
 from graphsurgery.tracing.following.recording import RecordingTracer
@@ -44,6 +46,7 @@ _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
+_CALL = nn.Module._call_impl
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -88,9 +91,6 @@ class ValueTracer(RecordingTracer):
         symbolic: modules of Python, and `int` or `float`: where these follow sizes; see `questions.truthful`.
     """
 
-    proxy_buffer_attributes = True
-    traced_func_name = "_call_impl"  # plain on every module, while a forward may be decorated or an object
-
     def __init__(
         self,
         examples: Sequence[Tensor | None],
@@ -116,6 +116,7 @@ class ValueTracer(RecordingTracer):
         self.failed: str | None = None
         self._arguments: list[str] = []
         self._flags: dict[str, ValueProxy] = {}
+        self._weights: dict[str, Any] = {}
         self._kinds: dict[type, bool] = {}
         self._installed: set[int] = set()
         self._functions = 0
@@ -128,11 +129,17 @@ class ValueTracer(RecordingTracer):
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
         self.modules = modules_of(root)
         self._installed = {id(module) for module in self.modules.values()}
-        slots = [slots for module in root.modules() for slots in (module.__dict__, module._buffers)]
-        kept = [dict(values) for values in slots]
+        parts = list(root.modules())
+        kept = [(dict(vars(module)), dict(module._buffers)) for module in parts]
         followed = list(self._set_modes(root))
         try:
-            with torch.enable_grad(), no_hidden_draws(), self._recorder.patched(), truthful(self.symbolic):
+            with (
+                torch.enable_grad(),
+                no_hidden_draws(),
+                self._recorder.patched(),
+                truthful(self.symbolic),
+                asked_for(parts, lambda tensor: self.getattr("", tensor, self._weights)),
+            ):
                 graph = self.trace(root)
                 self.decide_indices(graph)
                 for node in graph.nodes:
@@ -145,14 +152,46 @@ class ValueTracer(RecordingTracer):
         finally:
             for module in followed:
                 module.__dict__["training"] = False
-            for values, before in zip(slots, kept, strict=True):
-                _restore(values, before)
+            for module, (attributes, buffers) in zip(parts, kept, strict=True):
+                _restore(vars(module), attributes)
+                _restore(module._buffers, buffers)
         cut_gradients(graph)
         own_constants(graph, root)
         return graph
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
-        """An input for each example; the model is called as everybody calls it, hooks included."""
+    def trace(self, root: nn.Module) -> fx.Graph:  # type: ignore[override]
+        """As fx does, which replaces special methods of `nn.Module`: each time hundreds of classes are changed."""
+        self.root, self.root_module_name = root, root._get_name()
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        attributes = [
+            (f"{path}.{name}".lstrip("."), value) for path, m in self.modules.items() for name, value in vars(m).items()
+        ]
+        self.tensor_attrs = {
+            value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
+        }
+        inputs = self.inputs()
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            space = getattr(getattr(module, "forward", module), "__globals__", {})
+            fx_trace._autowrap_check(patcher, space, self._autowrap_function_ids)
+            return self.call_module(module, partial(_CALL, module), args, kwargs)
+
+        tracing = fx_trace._get_is_fx_tracing()
+        fx_trace._set_is_fx_tracing(True)
+        try:
+            with fx_trace._new_patcher() as patcher:
+                patcher.patch_method(nn.Module, "_call_impl", call, deduplicate=False)
+                fx_trace._patch_wrapped_functions(patcher)
+                for searched in self._autowrap_search:
+                    fx_trace._autowrap_check(patcher, searched.__dict__, self._autowrap_function_ids)
+                self.create_node("output", "output", (self.create_arg(root(*inputs)),), {})
+        finally:
+            fx_trace._set_is_fx_tracing(tracing)
+        return self.graph
+
+    def inputs(self) -> list[ValueProxy | None]:
+        """An input for each example."""
         inputs: list[ValueProxy | None] = []
         for name, example in zip(self._arguments, self.examples, strict=False):
             if example is None:
@@ -161,11 +200,7 @@ class ValueTracer(RecordingTracer):
             node = self.create_node("placeholder", name, (), {})
             node.meta["value"] = example
             inputs.append(self.proxy(node))
-
-        def call(*args: Any) -> Any:
-            return self.root(*args)
-
-        return call, inputs
+        return inputs
 
     def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
         """Let every module that is traced through answer for its mode."""

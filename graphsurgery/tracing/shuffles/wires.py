@@ -31,6 +31,7 @@ Order = tuple[int, ...]
 """Channels in another order: the old number of each new one."""
 
 _TURNS = frozenset({"flip", "fliplr", "roll"})
+_INDICES = (torch.int64, torch.int32)
 _SELECTIONS = frozenset({"index_select", "gather"})
 
 
@@ -214,11 +215,14 @@ def _constant_indices(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
     """The buffers of whole numbers that nothing writes to, and what only moves them, with their values, on the CPU."""
     buffers = dict(module.named_buffers(remove_duplicate=False))
     found: dict[fx.Node, Tensor] = {}
+    kept = [buffers.get(str(node.target)) for node in module.graph.nodes if node.op == "get_attr"]
+    if not any(value is not None and value.dtype in _INDICES for value in kept):
+        return found
     for node in module.graph.nodes:
         if not isinstance(node.meta["value"], Tensor) or any(acts_in_place(module, user) for user in node.users):
             continue
         value = buffers.get(str(node.target)) if node.op == "get_attr" else _moved_index(module, node, found)
-        if value is not None and not value.is_meta and value.dtype in (torch.int64, torch.int32):
+        if value is not None and not value.is_meta and value.dtype in _INDICES:
             found[node] = value.detach().cpu()
     return found
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from graphsurgery.network.gated_layers import GatedLSTM
 from graphsurgery.network.operators import Trait, operator_named, part_at
-from graphsurgery.network.values.shapes import METHODS, MODULES, result_of
+from graphsurgery.network.values.shapes import METHODS, MODULES, ByFormula, result_of
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,6 +71,36 @@ def test_convolutions(data):
     check(module, meta(2, 4, *sizes))
     function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     check(function, meta(2, 4, *sizes), meta(8, 4 // groups, *kernel), None, *options.values(), groups)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_transposed_convolutions(data):
+    rank = data.draw(st.integers(1, 3))
+    groups = data.draw(st.sampled_from((1, 2, 4)))
+    options = {**data.draw(spatial_options(rank)), "output_padding": data.draw(st.integers(0, 2))}
+    kernel = tuple(data.draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)))
+    x = meta(2, 4, *data.draw(st.lists(st.integers(1, 5), min_size=rank, max_size=rank)))
+    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+    check(layer(4, 8, kernel, groups=groups, device="meta", **options), x, must_know=False)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+    check(function, x, meta(4, 8 // groups, *kernel), groups=groups, must_know=False, **options)
+    check(function, x, meta(4, 8 // groups, *kernel), meta(8), groups=groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_resizes(data):
+    x = meta(2, 3, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
+    corners = data.draw(st.sampled_from((None, True, False)))
+    mode = data.draw(st.sampled_from(("nearest", "bilinear", "bicubic", "nearest-exact", "linear", "area")))
+    factor = data.draw(st.floats(0.3, 4))
+    size = data.draw(st.integers(1, 9))
+    check(F.interpolate, x, size, mode=mode, align_corners=corners, must_know=False)
+    check(F.interpolate, x, (size, 4), mode=mode, align_corners=corners, must_know=False)
+    check(F.interpolate, x, scale_factor=factor, mode=mode, align_corners=corners, must_know=False)
+    check(F.interpolate, x, scale_factor=(factor, 2), must_know=False)
+    check(F.interpolate, x, size)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +166,33 @@ def test_arithmetic(data):
     check(function, a, b, must_know=False)
     check(function, a, 2.5, must_know=False)
     check(operator.iadd, meta(*a.shape), b, must_know=False)
+    asked = data.draw(st.sampled_from((operator.lt, torch.ge, "eq")))
+    check(asked, a, b, must_know=False)
+    check(asked, a, 0, must_know=False)
+    flags = data.draw(tensors(shape)) > 0
+    check(torch.where, flags, a, b, must_know=False)
+    check(torch.where, flags, a, 0.5, must_know=False)
+
+
+@pytest.mark.parametrize("limits", [(0, 6), (None, 1.5), (0,), (), (meta(3), meta(3)), (True, 2)])
+def test_limits(limits):
+    check(torch.clamp, meta(2, 3), *limits, must_know={type(n) for n in limits} in ({int}, {type(None), float}))
+    check("clamp", meta(2, 3, dtype=torch.int64), *limits, must_know=False)
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+def test_batch_norm(channels):
+    check(F.batch_norm, meta(2, 4, 3), meta(channels), meta(channels), meta(channels), must_know=channels == 4)
+    check(F.batch_norm, meta(2, 4, 3), None, None, training=True, must_know=False)
+
+
+def test_a_block_by_formula_runs_what_has_none():
+    x = torch.randn(2, 3)
+    with ByFormula():
+        y = 1 - F.relu(meta(2, 3)) ** 2 / meta(1, 3)
+        z = nn.Linear(3, 4, device="meta")(y).cumsum(1)
+        assert torch.equal(torch.relu(x), x.clamp(min=0))
+    assert (tuple(y.shape), tuple(z.shape), y.is_meta) == ((2, 3), (2, 4), True)
 
 
 @pytest.mark.parametrize(
@@ -241,5 +298,5 @@ def test_every_module(kind):
 def test_every_method(name):
     x = meta(2, 4, 6, 6)
     known = operator_named(name)
-    pairs = known is not None and Trait.BROADCAST in known.traits
-    check(name, x, *{"mean": ((2, 3),)}.get(name, (x,) if pairs else ()))
+    pairs = name.startswith("__r") or (known is not None and Trait.BROADCAST in known.traits)
+    check(name, x, *{"mean": ((2, 3),), "clamp": (0,), "uniform_": ()}.get(name, (x,) if pairs else ()))

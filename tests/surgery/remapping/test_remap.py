@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import nn
 import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.slim import slim
 from graphsurgery.passes.widen import widen
 from graphsurgery.surgery.channels.importance import importance
 from graphsurgery.surgery.remapping import gathering, remap
@@ -29,6 +32,18 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, block):
     expected = net[1].weight[[8, 1]][:, source] * share
     torch.testing.assert_close(found["1.weight"], nn.Parameter(expected), rtol=0, atol=0)
     torch.testing.assert_close(found["0.weight"].data, net[0].weight.data[source], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("edit", [lambda g: compress(g, 0.5), lambda g: widen(g, by=1.5), lambda g: slim(g)])
+def test_an_edit_takes_little_more_memory_than_what_it_writes(edit):
+    graph = gs.trace(nn.Sequential(nn.Linear(8, 900), nn.Linear(900, 900), nn.Linear(900, 4)), torch.zeros(2, 8))
+    edit(graph)
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+        new = edit(graph)
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    written = sum(tensor.numel() * tensor.element_size() for tensor in new.tensors().values())
+    assert written <= max(held) < 1.1 * written + 4 * 2 * remap._BLOCK
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
