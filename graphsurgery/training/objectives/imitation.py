@@ -38,8 +38,8 @@ def squared(student: Tensor, teacher: Tensor) -> Tensor:
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T² KL(teacher || student)` of the softened classes."""
-    p, q = (x / temperature for x in (teacher, student))
-    return temperature**2 * F.kl_div(q.log_softmax(1), p.log_softmax(1), reduction="batchmean", log_target=True)
+    p, q = ((x / temperature).log_softmax(1) for x in (teacher, student))
+    return temperature**2 * (p.exp() * (p - q)).sum() / len(student)
 
 
 def decoupled(student: Tensor, teacher: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
@@ -121,13 +121,14 @@ class Mimicry(Objective):
         return imitation_loss(self.imitation, output, target)
 
     def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
-        """The cross entropy of the examples that have a label; 0 where none has."""
+        """The mean over the examples that have a label; 0 where none has."""
         if self.classes is None:
             known = ~labels.isnan()
-            return F.mse_loss(output[known], labels[known]) if bool(known.any()) else output.sum() * 0
-        if not bool((labels != UNLABELLED).any()):
-            return output.sum() * 0
-        return F.cross_entropy(output, labels, ignore_index=UNLABELLED)
+            errors = (output - labels.where(known, output.detach())).square()
+        else:
+            known = labels != UNLABELLED
+            errors = F.cross_entropy(output, labels, ignore_index=UNLABELLED, reduction="none")
+        return errors.sum() / known.sum().clamp(min=1)
 
     def metrics(self) -> Mapping[str, Metric]:  # type: ignore[override]
         """The metric of the task on labels."""
