@@ -112,6 +112,10 @@ TASKS = {
 }
 
 
+OWN_CONTROLS = {"auto": CONTROLS, "distil": ("mixed",)}
+"""Which controls are trained beside a merge: the others are the same for all merges of a seed, to the last bit."""
+
+
 def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]:
     """Two parents of a seed, merged, with all controls where this is what the page shows."""
     task, silent = TASKS[name], SilentReporter()
@@ -121,7 +125,7 @@ def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]
         train(task.spec, data, replace(task.plan, seed=2 * seed + index), reporter=silent).graph for index in (0, 1)
     ]
     trained = time.process_time() - began
-    controls = CONTROLS if rate is None and by == "auto" else ()
+    controls = OWN_CONTROLS.get(by, ()) if rate is None else ()
     wishes = MergeWishes(by=by, rate=rate, controls=",".join(controls), control=bool(controls), device="cpu")
     outcome = merge(parents, data, wishes.plan(parents, seed), reporter=silent).outcome
     rows = {

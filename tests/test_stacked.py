@@ -129,5 +129,5 @@ def test_an_error_of_one_seed_is_raised_and_ends_all():
 def test_a_loss_that_is_not_finite_is_named():
     bad = training("mlp", 0)
     bad.dataset = TensorDataset(bad.dataset.tensors[0] * math.nan, bad.dataset.tensors[1])
-    with pytest.raises(gs.SurgeryError, match="losses .*nan"):
+    with pytest.raises(gs.SurgeryError, match=r"losses .*nan"):
         fit_stacked([bad, training("mlp", 1)])
