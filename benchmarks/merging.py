@@ -2,7 +2,7 @@
 
     python benchmarks/merging.py                      # what is missing, then the page
     python benchmarks/merging.py --tasks digits/cnn   # one task
-    python benchmarks/merging.py --choose             # the rates of the joint recipe, on other seeds
+    python benchmarks/merging.py --choose             # ways and rates, on other seeds
 
 Every seed has its own split of the data, its own parents and controls. Results are kept in
 `docs/results/merging.jsonl`, a line for each run, so that an interrupted benchmark goes on; without that file it begins
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from document import DOCS, measured, table, write_section
+from stacked import side_by_side
 from torch.utils.data import TensorDataset
 
 from graphsurgery.recipes import demo
@@ -113,7 +114,7 @@ TASKS = {
 
 
 OWN_CONTROLS = {"auto": CONTROLS, "distil": ("mixed",)}
-"""Which controls are trained beside a merge: the others are the same for all merges of a seed, to the last bit."""
+"""Which controls are trained beside a merge: all, and of those that learn from mixtures the one that does."""
 
 
 def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]:
@@ -187,10 +188,15 @@ def run_missing(wanted: Sequence[tuple[str, int, str, float | None]]) -> None:
         if key in results():
             continue
         found = one_demo(key[1]) if key[0] == DEMO else one_run(*key)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
-        shown = ", ".join(f"{name} {row['test']:.4f}" for name, row in found["rows"].items())
-        print(f"{key}: {shown}", flush=True)
+        write_down(found)
+
+
+def write_down(run: dict[str, Any]) -> None:
+    """Keep a run, and show its scores."""
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+    shown = ", ".join(f"{name} {row['test']:.4f}" for name, row in run["rows"].items())
+    print(f"{run['task']}, seed {run['seed']}, {run['by']}: {shown}", flush=True)
 
 
 def gains(runs: Sequence[dict[str, Any]], name: str, other: Callable[[dict[str, Any]], float]) -> list[float]:
@@ -219,12 +225,26 @@ def better_parent(run: dict[str, Any]) -> float:
     return max(scores) if run["metric"] == "accuracy" else min(scores)
 
 
-OURS = ("merged", "distilled")
-"""What `auto` delivers, and what the joint recipe ends with."""
+OURS = ("merged", "distilled", "by distil")
+"""What `auto` delivers, what the joint recipe ends with, and what `--by distil` does."""
 ROWS = (
     "parent 1", "parent 2", "ensemble", "weight average", "soup", "aligned average", "joint", "distilled", "merged",
-    "control: longer", "control: faster", "control: best of 3", "control: distilled", "control: wide",
+    "by distil", "control: longer", "control: faster", "control: best of 3", "control: distilled", "control: wide",
+    "control: mixed",
 )  # fmt: skip
+
+
+def distilled_beside(found: dict[tuple[str, int, str, float | None], dict[str, Any]], name: str, seed: int) -> Any:
+    """What `--by distil` makes of a seed, beside its own control and those of `auto`, which have the same split."""
+    run, other = (found[(name, seed, by, None)] for by in ("distil", "auto"))
+    own = {"by distil" if row == "merged" else row: values for row, values in run["rows"].items()}
+    controls = {row: values for row, values in other["rows"].items() if row.startswith("control")}
+    return {**run, "rows": controls | own}
+
+
+def ours(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `OURS` that all runs have."""
+    return [name for name in OURS if all(name in run["rows"] for run in runs)]
 
 
 def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -238,13 +258,16 @@ def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
         shown = f"{100 * statistics.mean(scores):.2f} %" if accuracy else f"{statistics.mean(scores):.4f}"
         taken = {key: [run["rows"][row][key] for run in runs] for key in ("epochs", "macs")}
         own = statistics.mean(run["rows"][row]["seconds"] or 0.0 for run in runs)
-        less = ["" if row == name else mean_and_error(gains(runs, name, partial(score_of, row))) for name in OURS]
+        less = ["" if row == name else mean_and_error(gains(runs, name, partial(score_of, row))) for name in ours(runs)]
         epochs = "" if None in taken["epochs"] else f"{statistics.mean(taken['epochs']):.0f}"
         macs = "" if None in taken["macs"] else f"{statistics.mean(taken['macs']) / 1e9:.2f}"
         rows.append([f"**{row}**" if row in OURS else row, shown, *less, epochs, macs, f"{own:.0f}"])
     score = "test accuracy" if accuracy else "test error (mse)"
-    head = ["network", score, *(f"{name} is better by" for name in OURS), "epochs", "GMACs", "seconds"]
-    title = f"{task.what}: `{task.spec.removeprefix(_OWN)}`, {task.plan.epochs} epochs, {len(runs)} seeds"
+    head = ["network", score, *(f"{name} is better by" for name in ours(runs)), "epochs", "GMACs", "seconds"]
+    way = "" if "merged" in runs[0]["rows"] else "`--by distil`, "
+    if way:  # its other controls may be from another processor
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    title = f"{way}{task.what}: `{task.spec.removeprefix(_OWN)}`, {task.plan.epochs} epochs, {len(runs)} seeds"
     return f"#### {title}\n\n{verdict(runs)}\n\n{table(head, rows)}"
 
 
@@ -256,7 +279,7 @@ def verdict(runs: Sequence[dict[str, Any]]) -> str:
     means = {row: statistics.mean(score_of(row, run) for run in runs) for row in controls}
     strongest = (max if accuracy else min)(means, key=means.__getitem__)
     found = []
-    for name in OURS:
+    for name in ours(runs):
         words = []
         for other, score in (
             (f"the strongest control ({strongest})", partial(score_of, strongest)),
@@ -268,12 +291,13 @@ def verdict(runs: Sequence[dict[str, Any]]) -> str:
             relation = "worse than" if statistics.mean(values) <= -2 * error else relation
             words.append(f"{relation} {other} ({mean_and_error(values)} {unit})")
         found.append(f"`{name}` is {' and '.join(words)}")
-    wins = sum(gain >= 0 for gain in gains(runs, "merged", better_parent))
-    taken = Counter(run["rows"]["merged"]["note"].partition(":")[0] for run in runs)
+    name = ours(runs)[0]
+    wins = sum(gain >= 0 for gain in gains(runs, name, better_parent))
+    taken = Counter(run["rows"]["merged"]["note"].partition(":")[0] for run in runs if name == "merged")
     words = ", ".join(f"{way} {count} times" for way, count in taken.most_common())
     return (
-        f"To two standard errors, {'; '.join(found)}. `merged` is at least as good as {_BEST} on {wins} of {len(runs)} "
-        f"seeds; `auto` took {words}."
+        f"To two standard errors, {'; '.join(found)}. `{name}` is at least as good as {_BEST} on {wins} of {len(runs)} "
+        f"seeds{'; `auto` took ' if words else ''}{words}."
     )
 
 
@@ -288,6 +312,10 @@ def page() -> str:
         runs = [found[key] for key in itertools.takewhile(found.__contains__, keys)]
         if len(runs) >= 3:
             parts.append(task_section(name, runs))
+        seeds = range(len(runs))
+        both = list(itertools.takewhile(lambda seed, n=name: (n, seed, "distil", None) in found, seeds))
+        if len(both) >= 3:
+            parts.append(task_section(name, [distilled_beside(found, name, seed) for seed in both]))
     seconds = sum(run["seconds"] for key, run in found.items() if key[2:] == ("auto", None))
     command = measured("python benchmarks/merging.py", seconds, "scikit-learn")
     return "\n\n".join([command, NOTE, *filter(None, [demo_sentence()]), *parts])
@@ -301,26 +329,34 @@ parents, who are there already when somebody merges. The rate of the joint recip
 BatchNorm) was chosen by validation accuracy on other seeds: `--choose --tasks digits/cnn --seeds 6`."""
 
 
-RATES = (1.0, 2.5, 5.0, 10.0)
+SETTINGS = (*(("joint", rate) for rate in (1.0, 2.5, 5.0, 10.0)), ("distil", 2.5))
+"""Ways and rates to choose from."""
+
+
+def _one_of(name: str, by: str, rate: float, seed: int) -> dict[str, Any]:
+    return one_run(name, seed, by, rate)
 
 
 def choose(names: Sequence[str], seeds: int) -> str:
-    """The joint recipe at several rates, on seeds that are not published."""
+    """The settings side by side, on seeds that are not published, which are trained together."""
     rows = []
     for name in names:
-        run_missing([(name, CHOOSING + seed, "joint", rate) for seed in range(seeds) for rate in RATES])
-        for rate in RATES:
-            runs = [results()[(name, CHOOSING + seed, "joint", rate)] for seed in range(seeds)]
+        for by, rate in SETTINGS:
+            keys = [(name, CHOOSING + seed, by, rate) for seed in range(seeds)]
+            missing = [key for key in keys if key not in results()]
+            for run in side_by_side(partial(_one_of, name, by, rate), [seed for _, seed, _, _ in missing]):
+                write_down(run)
+            runs = [results()[key] for key in keys]
             validation = statistics.mean(run["rows"]["merged"]["validation"] for run in runs)
             gain = mean_and_error(gains(runs, "merged", better_parent))
-            rows.append([name, f"{rate:g}", f"{validation:.4f}", gain])
-    return table(["task", "rate", "validation", "test, better than the better parent by"], rows)
+            rows.append([name, by, f"{rate:g}", f"{validation:.4f}", gain])
+    return table(["task", "by", "rate", "validation", "test, better than the better parent by"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", choices=[*TASKS, DEMO], default=[*TASKS, DEMO])
-    parser.add_argument("--choose", action="store_true", help="try rates, on other seeds")
+    parser.add_argument("--choose", action="store_true", help="try ways and rates, on other seeds")
     parser.add_argument("--seeds", type=int, help="instead of the task's number")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -329,7 +365,7 @@ def main() -> None:
         return
     for name in (name for name in options.tasks if name != DEMO):
         count = TASKS[name].seeds if options.seeds is None else options.seeds
-        run_missing([(name, seed, "auto", None) for seed in range(count)])
+        run_missing([(name, seed, by, None) for by in OWN_CONTROLS for seed in range(count)])
     if DEMO in options.tasks:
         run_missing([(DEMO, seed, "joint", None) for seed in range(10)])
     write_section("merging", page(), DOCS / "benchmarks.md")
