@@ -271,13 +271,39 @@ def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
     return f"#### {title}\n\n{verdict(runs)}\n\n{table(head, rows)}"
 
 
+def strongest_control(runs: Sequence[dict[str, Any]]) -> str:
+    """The control that is best on test data, in the mean: in its favour."""
+    controls = [row for row in ROWS if row.startswith("control") and all(row in run["rows"] for run in runs)]
+    best = max if runs[0]["metric"] == "accuracy" else min
+    return best(controls, key=lambda row: statistics.mean(score_of(row, run) for run in runs))
+
+
+_RELATIONS = {"better": "better than", "tie": "a tie with", "worse": "worse than"}
+
+
+def relation_of(values: Sequence[float]) -> str:
+    """What gains say, to two standard errors."""
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return "tie" if abs(mean) < 2 * error else "better" if mean > 0 else "worse"
+
+
+def answer(tables: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Whether merging pays, in one sentence: how often each way beats the strongest control."""
+    words = []
+    for name in OURS:
+        shown = [runs for runs in tables if name in ours(runs)]
+        against = [gains(runs, name, partial(score_of, strongest_control(runs))) for runs in shown]
+        counts = Counter(map(relation_of, against))
+        numbers = f"better than it on {counts['better']}, a tie on {counts['tie']} and worse on {counts['worse']}"
+        if shown:
+            words.append(f"`{name}` is {numbers} of {len(shown)} tables")
+    return f"Against the strongest of what the same epochs could buy otherwise, to two standard errors, {'; '.join(words)}."
+
+
 def verdict(runs: Sequence[dict[str, Any]]) -> str:
     """What the numbers say, the strongest control named."""
-    accuracy = runs[0]["metric"] == "accuracy"
-    unit = "points" if accuracy else "% of its error"
-    controls = [row for row in ROWS if row.startswith("control") and all(row in run["rows"] for run in runs)]
-    means = {row: statistics.mean(score_of(row, run) for run in runs) for row in controls}
-    strongest = (max if accuracy else min)(means, key=means.__getitem__)
+    unit = "points" if runs[0]["metric"] == "accuracy" else "% of its error"
+    strongest = strongest_control(runs)
     found = []
     for name in ours(runs):
         words = []
@@ -286,9 +312,7 @@ def verdict(runs: Sequence[dict[str, Any]]) -> str:
             (_BEST, better_parent),
         ):
             values = gains(runs, name, score)
-            error = statistics.stdev(values) / math.sqrt(len(values))
-            relation = "a tie with" if abs(statistics.mean(values)) < 2 * error else "better than"
-            relation = "worse than" if statistics.mean(values) <= -2 * error else relation
+            relation = _RELATIONS[relation_of(values)]
             words.append(f"{relation} {other} ({mean_and_error(values)} {unit})")
         found.append(f"`{name}` is {' and '.join(words)}")
     name = ours(runs)[0]
@@ -306,27 +330,32 @@ _BEST = "the parent that is better on the test data"
 
 def page() -> str:
     """The section of docs/benchmarks.md: every task of which three seeds or more have been run, from the first on."""
-    found, parts = results(), []
+    found, tables, parts = results(), [], []
     for name, task in TASKS.items():
         keys = [(name, seed, "auto", None) for seed in range(task.seeds)]
         runs = [found[key] for key in itertools.takewhile(found.__contains__, keys)]
         if len(runs) >= 3:
+            tables.append(runs)
             parts.append(task_section(name, runs))
         seeds = range(len(runs))
         both = list(itertools.takewhile(lambda seed, n=name: (n, seed, "distil", None) in found, seeds))
         if len(both) >= 3:
-            parts.append(task_section(name, [distilled_beside(found, name, seed) for seed in both]))
+            tables.append([distilled_beside(found, name, seed) for seed in both])
+            parts.append(task_section(name, tables[-1]))
     seconds = sum(run["seconds"] for key, run in found.items() if key[2:] == ("auto", None))
     command = measured("python benchmarks/merging.py", seconds, "scikit-learn")
-    return "\n\n".join([command, NOTE, *filter(None, [demo_sentence()]), *parts])
+    return "\n\n".join([answer(tables), command, NOTE, *filter(None, [demo_sentence()]), *parts])
 
 
 NOTE = """Two parents from their own seeds, `merge --by auto`, and the controls; each seed has a split of its own.
 `merged` is what `auto` delivers: the best, on validation data, of the parents, the soup, the aligned average and
-`distilled`, the end of the joint recipe. Differences are means over seeds with their standard errors. Epochs and
+`distilled`, the end of the joint recipe. `by distil` is `merge --by distil`: the better parent learns from both on
+mixtures of examples; beside it stand a control of its own, one network trained on mixtures, `mixed`, and the others of
+the same splits. Differences are means over seeds with their standard errors. Epochs and
 multiply-adds count everything that a network is made of, parents included; seconds of the processor do not count the
 parents, who are there already when somebody merges. The rate of the joint recipe (2.5 times the parents' with
-BatchNorm) was chosen by validation accuracy on other seeds: `--choose --tasks digits/cnn --seeds 6`."""
+BatchNorm) was chosen by validation accuracy on other seeds: `--choose --tasks digits/cnn --seeds 6`. So was the kind of
+mixture in `by distil`, on seeds from 100 on of the two tasks on digits."""
 
 
 SETTINGS = (*(("joint", rate) for rate in (1.0, 2.5, 5.0, 10.0)), ("distil", 2.5))
