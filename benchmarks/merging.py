@@ -2,7 +2,7 @@
 
     python benchmarks/merging.py                      # what is missing, then the page
     python benchmarks/merging.py --tasks digits/cnn   # one task
-    python benchmarks/merging.py --choose             # the rates of the joint recipe, on other seeds
+    python benchmarks/merging.py --choose             # ways and rates, on other seeds
 
 Every seed has its own split of the data, its own parents and controls. Results are kept in
 `docs/results/merging.jsonl`, a line for each run, so that an interrupted benchmark goes on; without that file it begins
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from document import DOCS, measured, table, write_section
+from stacked import side_by_side
 from torch.utils.data import TensorDataset
 
 from graphsurgery.recipes import demo
@@ -112,6 +113,10 @@ TASKS = {
 }
 
 
+OWN_CONTROLS = {"auto": CONTROLS, "distil": ("mixed",)}
+"""Which controls are trained beside a merge: all, and of those that learn from mixtures the one that does."""
+
+
 def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]:
     """Two parents of a seed, merged, with all controls where this is what the page shows."""
     task, silent = TASKS[name], SilentReporter()
@@ -121,7 +126,7 @@ def one_run(name: str, seed: int, by: str, rate: float | None) -> dict[str, Any]
         train(task.spec, data, replace(task.plan, seed=2 * seed + index), reporter=silent).graph for index in (0, 1)
     ]
     trained = time.process_time() - began
-    controls = CONTROLS if rate is None and by == "auto" else ()
+    controls = OWN_CONTROLS.get(by, ()) if rate is None else ()
     wishes = MergeWishes(by=by, rate=rate, controls=",".join(controls), control=bool(controls), device="cpu")
     outcome = merge(parents, data, wishes.plan(parents, seed), reporter=silent).outcome
     rows = {
@@ -183,10 +188,15 @@ def run_missing(wanted: Sequence[tuple[str, int, str, float | None]]) -> None:
         if key in results():
             continue
         found = one_demo(key[1]) if key[0] == DEMO else one_run(*key)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
-        shown = ", ".join(f"{name} {row['test']:.4f}" for name, row in found["rows"].items())
-        print(f"{key}: {shown}", flush=True)
+        write_down(found)
+
+
+def write_down(run: dict[str, Any]) -> None:
+    """Keep a run, and show its scores."""
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+    shown = ", ".join(f"{name} {row['test']:.4f}" for name, row in run["rows"].items())
+    print(f"{run['task']}, seed {run['seed']}, {run['by']}: {shown}", flush=True)
 
 
 def gains(runs: Sequence[dict[str, Any]], name: str, other: Callable[[dict[str, Any]], float]) -> list[float]:
@@ -215,12 +225,26 @@ def better_parent(run: dict[str, Any]) -> float:
     return max(scores) if run["metric"] == "accuracy" else min(scores)
 
 
-OURS = ("merged", "distilled")
-"""What `auto` delivers, and what the joint recipe ends with."""
+OURS = ("merged", "distilled", "by distil")
+"""What `auto` delivers, what the joint recipe ends with, and what `--by distil` does."""
 ROWS = (
     "parent 1", "parent 2", "ensemble", "weight average", "soup", "aligned average", "joint", "distilled", "merged",
-    "control: longer", "control: faster", "control: best of 3", "control: distilled", "control: wide",
+    "by distil", "control: longer", "control: faster", "control: best of 3", "control: distilled", "control: wide",
+    "control: mixed",
 )  # fmt: skip
+
+
+def distilled_beside(found: dict[tuple[str, int, str, float | None], dict[str, Any]], name: str, seed: int) -> Any:
+    """What `--by distil` makes of a seed, beside its own control and those of `auto`, which have the same split."""
+    run, other = (found[(name, seed, by, None)] for by in ("distil", "auto"))
+    own = {"by distil" if row == "merged" else row: values for row, values in run["rows"].items()}
+    controls = {row: values for row, values in other["rows"].items() if row.startswith("control")}
+    return {**run, "rows": controls | own}
+
+
+def ours(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `OURS` that all runs have."""
+    return [name for name in OURS if all(name in run["rows"] for run in runs)]
 
 
 def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -234,42 +258,70 @@ def task_section(name: str, runs: Sequence[dict[str, Any]]) -> str:
         shown = f"{100 * statistics.mean(scores):.2f} %" if accuracy else f"{statistics.mean(scores):.4f}"
         taken = {key: [run["rows"][row][key] for run in runs] for key in ("epochs", "macs")}
         own = statistics.mean(run["rows"][row]["seconds"] or 0.0 for run in runs)
-        less = ["" if row == name else mean_and_error(gains(runs, name, partial(score_of, row))) for name in OURS]
+        less = ["" if row == name else mean_and_error(gains(runs, name, partial(score_of, row))) for name in ours(runs)]
         epochs = "" if None in taken["epochs"] else f"{statistics.mean(taken['epochs']):.0f}"
         macs = "" if None in taken["macs"] else f"{statistics.mean(taken['macs']) / 1e9:.2f}"
         rows.append([f"**{row}**" if row in OURS else row, shown, *less, epochs, macs, f"{own:.0f}"])
     score = "test accuracy" if accuracy else "test error (mse)"
-    head = ["network", score, *(f"{name} is better by" for name in OURS), "epochs", "GMACs", "seconds"]
-    title = f"{task.what}: `{task.spec.removeprefix(_OWN)}`, {task.plan.epochs} epochs, {len(runs)} seeds"
+    head = ["network", score, *(f"{name} is better by" for name in ours(runs)), "epochs", "GMACs", "seconds"]
+    way = "" if "merged" in runs[0]["rows"] else "`--by distil`, "
+    if way:  # its other controls may be from another processor
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    title = f"{way}{task.what}: `{task.spec.removeprefix(_OWN)}`, {task.plan.epochs} epochs, {len(runs)} seeds"
     return f"#### {title}\n\n{verdict(runs)}\n\n{table(head, rows)}"
+
+
+def strongest_control(runs: Sequence[dict[str, Any]]) -> str:
+    """The control that is best on test data, in the mean: in its favour."""
+    controls = [row for row in ROWS if row.startswith("control") and all(row in run["rows"] for run in runs)]
+    best = max if runs[0]["metric"] == "accuracy" else min
+    return best(controls, key=lambda row: statistics.mean(score_of(row, run) for run in runs))
+
+
+_RELATIONS = {"better": "better than", "tie": "a tie with", "worse": "worse than"}
+
+
+def relation_of(values: Sequence[float]) -> str:
+    """What gains say, to two standard errors."""
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return "tie" if abs(mean) < 2 * error else "better" if mean > 0 else "worse"
+
+
+def answer(tables: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Whether merging pays, in one sentence: how often each way beats the strongest control."""
+    words = []
+    for name in OURS:
+        shown = [runs for runs in tables if name in ours(runs)]
+        against = [gains(runs, name, partial(score_of, strongest_control(runs))) for runs in shown]
+        counts = Counter(map(relation_of, against))
+        numbers = f"better than it on {counts['better']}, a tie on {counts['tie']} and worse on {counts['worse']}"
+        if shown:
+            words.append(f"`{name}` is {numbers} of {len(shown)} tables")
+    return f"Against the strongest control of the same epochs, to two standard errors, {'; '.join(words)}."
 
 
 def verdict(runs: Sequence[dict[str, Any]]) -> str:
     """What the numbers say, the strongest control named."""
-    accuracy = runs[0]["metric"] == "accuracy"
-    unit = "points" if accuracy else "% of its error"
-    controls = [row for row in ROWS if row.startswith("control") and all(row in run["rows"] for run in runs)]
-    means = {row: statistics.mean(score_of(row, run) for run in runs) for row in controls}
-    strongest = (max if accuracy else min)(means, key=means.__getitem__)
+    unit = "points" if runs[0]["metric"] == "accuracy" else "% of its error"
+    strongest = strongest_control(runs)
     found = []
-    for name in OURS:
+    for name in ours(runs):
         words = []
         for other, score in (
             (f"the strongest control ({strongest})", partial(score_of, strongest)),
             (_BEST, better_parent),
         ):
             values = gains(runs, name, score)
-            error = statistics.stdev(values) / math.sqrt(len(values))
-            relation = "a tie with" if abs(statistics.mean(values)) < 2 * error else "better than"
-            relation = "worse than" if statistics.mean(values) <= -2 * error else relation
+            relation = _RELATIONS[relation_of(values)]
             words.append(f"{relation} {other} ({mean_and_error(values)} {unit})")
         found.append(f"`{name}` is {' and '.join(words)}")
-    wins = sum(gain >= 0 for gain in gains(runs, "merged", better_parent))
-    taken = Counter(run["rows"]["merged"]["note"].partition(":")[0] for run in runs)
+    name = ours(runs)[0]
+    wins = sum(gain >= 0 for gain in gains(runs, name, better_parent))
+    taken = Counter(run["rows"]["merged"]["note"].partition(":")[0] for run in runs if name == "merged")
     words = ", ".join(f"{way} {count} times" for way, count in taken.most_common())
     return (
-        f"To two standard errors, {'; '.join(found)}. `merged` is at least as good as {_BEST} on {wins} of {len(runs)} "
-        f"seeds; `auto` took {words}."
+        f"To two standard errors, {'; '.join(found)}. `{name}` is at least as good as {_BEST} on {wins} of {len(runs)} "
+        f"seeds{'; `auto` took ' if words else ''}{words}."
     )
 
 
@@ -278,45 +330,63 @@ _BEST = "the parent that is better on the test data"
 
 def page() -> str:
     """The section of docs/benchmarks.md: every task of which three seeds or more have been run, from the first on."""
-    found, parts = results(), []
+    found, tables, parts = results(), [], []
     for name, task in TASKS.items():
         keys = [(name, seed, "auto", None) for seed in range(task.seeds)]
         runs = [found[key] for key in itertools.takewhile(found.__contains__, keys)]
         if len(runs) >= 3:
+            tables.append(runs)
             parts.append(task_section(name, runs))
+        seeds = range(len(runs))
+        both = list(itertools.takewhile(lambda seed, n=name: (n, seed, "distil", None) in found, seeds))
+        if len(both) >= 3:
+            tables.append([distilled_beside(found, name, seed) for seed in both])
+            parts.append(task_section(name, tables[-1]))
     seconds = sum(run["seconds"] for key, run in found.items() if key[2:] == ("auto", None))
     command = measured("python benchmarks/merging.py", seconds, "scikit-learn")
-    return "\n\n".join([command, NOTE, *filter(None, [demo_sentence()]), *parts])
+    return "\n\n".join([answer(tables), command, NOTE, *filter(None, [demo_sentence()]), *parts])
 
 
 NOTE = """Two parents from their own seeds, `merge --by auto`, and the controls; each seed has a split of its own.
 `merged` is what `auto` delivers: the best, on validation data, of the parents, the soup, the aligned average and
-`distilled`, the end of the joint recipe. Differences are means over seeds with their standard errors. Epochs and
-multiply-adds count everything that a network is made of, parents included; seconds of the processor do not count the
+`distilled`, the end of the joint recipe. `by distil` is `merge --by distil`: the better parent learns from both on
+mixtures of examples; beside it stand a control of its own, one network trained on mixtures, `mixed`, and the others of
+the same splits. Differences are means over seeds with their standard errors. Epochs and
+multiply-adds count everything that a network is made of, parents included; what teachers answer is not
+counted, in `by distil` a forward pass of both parents at every step. Seconds of the processor do not count the
 parents, who are there already when somebody merges. The rate of the joint recipe (2.5 times the parents' with
-BatchNorm) was chosen by validation accuracy on other seeds: `--choose --tasks digits/cnn --seeds 6`."""
+BatchNorm) was chosen by validation accuracy on other seeds: `--choose --tasks digits/cnn --seeds 6`. So was
+`by distil`: 97.64 % against 97.17 % of the joint recipe, `--choose --tasks digits/cnn --seeds 12`."""
 
 
-RATES = (1.0, 2.5, 5.0, 10.0)
+SETTINGS = (*(("joint", rate) for rate in (1.0, 2.5, 5.0, 10.0)), ("distil", 2.5))
+"""Ways and rates to choose from."""
+
+
+def _one_of(name: str, by: str, rate: float, seed: int) -> dict[str, Any]:
+    return one_run(name, seed, by, rate)
 
 
 def choose(names: Sequence[str], seeds: int) -> str:
-    """The joint recipe at several rates, on seeds that are not published."""
+    """The settings side by side, on seeds that are not published, which are trained together."""
     rows = []
     for name in names:
-        run_missing([(name, CHOOSING + seed, "joint", rate) for seed in range(seeds) for rate in RATES])
-        for rate in RATES:
-            runs = [results()[(name, CHOOSING + seed, "joint", rate)] for seed in range(seeds)]
+        for by, rate in SETTINGS:
+            keys = [(name, CHOOSING + seed, by, rate) for seed in range(seeds)]
+            missing = [key for key in keys if key not in results()]
+            for run in side_by_side(partial(_one_of, name, by, rate), [seed for _, seed, _, _ in missing]):
+                write_down(run)
+            runs = [results()[key] for key in keys]
             validation = statistics.mean(run["rows"]["merged"]["validation"] for run in runs)
             gain = mean_and_error(gains(runs, "merged", better_parent))
-            rows.append([name, f"{rate:g}", f"{validation:.4f}", gain])
-    return table(["task", "rate", "validation", "test, better than the better parent by"], rows)
+            rows.append([name, by, f"{rate:g}", f"{validation:.4f}", gain])
+    return table(["task", "by", "rate", "validation", "test, better than the better parent by"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", choices=[*TASKS, DEMO], default=[*TASKS, DEMO])
-    parser.add_argument("--choose", action="store_true", help="try rates, on other seeds")
+    parser.add_argument("--choose", action="store_true", help="try ways and rates, on other seeds")
     parser.add_argument("--seeds", type=int, help="instead of the task's number")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -325,7 +395,7 @@ def main() -> None:
         return
     for name in (name for name in options.tasks if name != DEMO):
         count = TASKS[name].seeds if options.seeds is None else options.seeds
-        run_missing([(name, seed, "auto", None) for seed in range(count)])
+        run_missing([(name, seed, by, None) for by in OWN_CONTROLS for seed in range(count)])
     if DEMO in options.tasks:
         run_missing([(DEMO, seed, "joint", None) for seed in range(10)])
     write_section("merging", page(), DOCS / "benchmarks.md")

@@ -41,6 +41,7 @@ class Imitating(Imitation):
     """Squared distance of logits or of probabilities, divergence at a temperature, its decoupled form, correlations."""
     alpha: Annotated[float, Parameter(parse=False)] = 1.0
     beta: Annotated[float, Parameter(parse=False)] = 1.0
+    mixed: Annotated[bool, Parameter(parse=False)] = False
 
 
 _LEARNING, _IMITATING = Learning(), Imitating()

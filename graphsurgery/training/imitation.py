@@ -22,6 +22,9 @@ class Imitation:
         temperature: of `kl`, `dkd` and `dist`.
         alpha, beta: weights of the two parts of `dkd`; of `dist` the weights of examples and of classes.
         labels: weight of the cross entropy with the labels, between 0 and 1; the imitation has the rest.
+        mixed: compare on mixtures of two examples of a batch instead, in all shares: a teacher answers what lies
+            between the examples, and a label counts by its share (Zhang et al., arXiv:1710.09412; Beyer et al.,
+            arXiv:2106.05237). Nothing of regression is mixed, and no whole numbers such as tokens.
     """
 
     loss: str = "logits"
@@ -29,6 +32,7 @@ class Imitation:
     alpha: float = 1.0
     beta: float = 1.0
     labels: float = 0.0
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:

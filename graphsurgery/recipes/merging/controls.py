@@ -14,6 +14,7 @@ from graphsurgery.recipes.merging.plan import CONTROL, CONTROLS, LABELS, PARENT,
 from graphsurgery.recipes.merging.work import Merging
 from graphsurgery.recipes.train import fresh
 from graphsurgery.surgery.growth.fresh_weights import reinitialized
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.plan import TrainingPlan, recorded_plan
 
 Control = Callable[[], None]
@@ -26,7 +27,7 @@ def controls(work: Merging) -> list[Control]:
     Raises:
         SurgeryError: one cannot be built as the first parent was.
     """
-    makers = dict(zip(CONTROLS, (_longer, _faster, _another, _distilled, _wide), strict=True))
+    makers = dict(zip(CONTROLS, (_longer, _faster, _another, _distilled, _wide, _mixed), strict=True))
     made = [makers[name](work) for name in work.plan.controls]
     return [control for control in made if control is not None]
 
@@ -86,9 +87,8 @@ def _distilled(work: Merging) -> Control | None:
 
     def train() -> None:
         plan = work.plan
-        epochs = plan.wide.epochs + plan.fine_tuning.epochs
-        objective, examples = work.taught(work.parents, LABELS)
-        training = replace(plan.fine_tuning, epochs=epochs, seed=plan.seed + 3000)
+        objective, examples = work.taught(work.parents, _usual(work))
+        training = replace(plan.fine_tuning, epochs=plan.epochs, seed=plan.seed + 3000)
         _, effort = work.books.train(graph, training, "control-distilled", objective=objective, dataset=examples)
         note = "parent 1, learning from the ensemble for the epochs of the merge"
         work.books.measure(f"{CONTROL}distilled", graph, work.all_parents + effort, note)
@@ -104,17 +104,39 @@ def _wide(work: Merging) -> Control | None:
 
     def train() -> None:
         books, plan = work.books, work.plan
-        before = round(work.all_parents.epochs or 0) + plan.wide.epochs
+        before = round(work.all_parents.epochs or 0) + plan.epochs - plan.fine_tuning.epochs
         _, effort = books.train(wide, replace(_plan(work, 4000), epochs=before), "control-wide")
         small = compress(wide, work.targets(wide))
         work.recalibrate(small)
-        objective, examples = work.taught([wide], LABELS)
+        objective, examples = work.taught([wide], _usual(work))
         training = replace(plan.fine_tuning, seed=plan.seed + 4000)
         _, more = books.train(small, training, "control-wide-cut", objective=objective, dataset=examples)
         note = "new, as wide as the parents together; trained, cut and distilled in the same epochs"
         books.measure(f"{CONTROL}wide", small, effort + more, note)
 
     return train
+
+
+def _mixed(work: Merging) -> Control | None:
+    """Nothing where the merge learns from no mixtures."""
+    if not (work.plan.imitation.mixed and work.books.data.classes is not None):
+        return None
+    graph, plan, note = _new(work, 5000)
+
+    def train() -> None:
+        objective, examples = work.taught((), replace(work.plan.imitation, labels=1.0))
+        _, effort = work.books.train(
+            graph, _as_long(work, plan), "control-mixed", objective=objective, dataset=examples
+        )
+        work.books.measure(f"{CONTROL}mixed", graph, effort, f"{note}, on mixtures of examples and of their labels")
+
+    return train
+
+
+def _usual(work: Merging) -> Imitation:
+    """Distillation as everybody does it: on the examples as they are, and from more than labels."""
+    imitation = work.plan.imitation
+    return replace(imitation, labels=min(imitation.labels, LABELS), mixed=False)
 
 
 def _as_long(work: Merging, plan: TrainingPlan) -> TrainingPlan:

@@ -15,6 +15,7 @@ from graphsurgery.recipes.experiment import Experiment
 from graphsurgery.recipes.merging.averaging import by_average, by_soup, unlike_sizes
 from graphsurgery.recipes.merging.closing_gates import by_gates
 from graphsurgery.recipes.merging.controls import controls
+from graphsurgery.recipes.merging.distilling import by_distilling
 from graphsurgery.recipes.merging.joint import by_joint
 from graphsurgery.recipes.merging.plan import CONTROL, PARENT, MergePlan, default_plan
 from graphsurgery.recipes.merging.work import GUESSES, Merging
@@ -28,7 +29,7 @@ from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.tasks import Objective
 
-_WAYS = {"joint": by_joint, "gates": by_gates, "average": by_average, "soup": by_soup}
+_WAYS = {"joint": by_joint, "distil": by_distilling, "gates": by_gates, "average": by_average, "soup": by_soup}
 
 
 def merge(
@@ -128,12 +129,13 @@ def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[
 
 def _note(plan: MergePlan) -> str:
     """What the row of the merged network says."""
-    networks = {"joint": "what the joint network says", "gates": "what the parents say"}
+    networks = {"joint": "what the joint network says"} | dict.fromkeys(("distil", "gates"), "what the parents say")
     if plan.by not in networks:
         return ""
     labels = ["labels"] if plan.imitation.labels > 0 else []
     learnt = [networks[plan.by]] if plan.imitation.labels < 1 else []
-    return f"fine-tuned on {' and '.join(labels + learnt)}"
+    mixed = ", of mixtures of examples" if plan.imitation.mixed else ""
+    return f"fine-tuned on {' and '.join(labels + learnt)}{mixed}"
 
 
 def _best(work: Merging) -> ModelGraph:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
 from graphsurgery.training.imitation import Imitation
 
-WAYS = ("auto", "joint", "gates", "average", "soup")
-CONTROLS = ("longer", "faster", "another", "distilled", "wide")
+WAYS = ("auto", "joint", "distil", "gates", "average", "soup")
+CONTROLS = ("longer", "faster", "another", "distilled", "wide", "mixed")
 PARENT, CONTROL = "parent ", "control: "
 """How the rows of parents and controls begin."""
 LABELS = 0.5
@@ -35,10 +35,11 @@ class MergePlan:
 
     Attributes:
         by: one of `WAYS`: `joint` trains the concatenated network on labels and on what the parents say together, cuts
-            it, and distils what it has learnt into the rest; `gates` closes gates while it trains, as the paper does;
-            `average` aligns the parents' channels and averages their weights, without training; `soup` averages them
-            as they are, and takes in what helps on validation data; `auto` tries all but the gates, and the parents,
-            and takes what is best on validation data.
+            it, and distils what it has learnt into the rest; `distil` lets the parent that is best on validation data
+            learn from all parents together, on mixtures of examples; `gates` closes gates while it trains, as the paper
+            does; `average` aligns the parents' channels and averages their weights, without training; `soup` averages
+            them as they are, and takes in what helps on validation data; `auto` tries soup, average, `joint` and the
+            parents, and takes what is best on validation data.
         wide: how the concatenated network trains: jointly, or while its gates close.
         fine_tuning: how the cut network trains.
         imitation: how the networks that are learnt from count beside the labels, in `joint`; in `gates` only the
@@ -48,8 +49,10 @@ class MergePlan:
         controls: which of `CONTROLS` are trained too: one network trained as long as everything together, `longer` at
             the parents' rate, `faster` at the merge's; `another` parent, and the best of all on validation data;
             parent 1 `distilled` from the ensemble for the epochs of the merge; a new network as `wide` as the parents
-            together, trained, cut and distilled in the same epochs. Averages, which train nothing, have no epochs to
-            compare with but the parents', so that only `longer` and `another` stand beside them.
+            together, trained, cut and distilled in the same epochs; beside a merge that learns from mixtures, one
+            network that is trained on mixtures, `mixed`, as long as everything together. Averages, which train
+            nothing, have no epochs to compare with but the parents', so that only `longer` and `another` stand beside
+            them.
         parent_epochs: how long each parent was trained; None reads it from the parents' lineage.
         seed: of gates, shuffles and the controls' weights.
     """
@@ -71,6 +74,8 @@ class MergePlan:
             raise SurgeryError(
                 f"merge: budget is {self.budget:g}, expected a multiple of the first parent's size above 0"
             )
+        if self.by == "distil" and self.budget != 1:
+            raise SurgeryError(f"merge: budget is {self.budget:g}, --by distil keeps a parent's size; use --by joint")
         if unknown := [name for name in self.controls if name not in CONTROLS]:
             raise SurgeryError(f"merge: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
 
@@ -78,6 +83,11 @@ class MergePlan:
     def trains(self) -> bool:
         """Whether it trains anything; averages only find the statistics of BatchNorms anew."""
         return self.by not in ("average", "soup")
+
+    @property
+    def epochs(self) -> int:
+        """How long the merge itself trains."""
+        return self.fine_tuning.epochs + (0 if self.by == "distil" else self.wide.epochs)
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed merge must share with its beginning."""
@@ -92,7 +102,8 @@ def default_plan(
 
     The joint recipe takes half as many epochs for the concatenated network and one and a half times as many for the
     cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. The paper's recipe takes
-    as many for each; the gates close at 0.3 times its rate, held constant. Both cost two trainings of a parent.
+    as many for each; the gates close at 0.3 times its rate, held constant. `distil` has no concatenated network, and
+    the epochs of both. All three cost two trainings of a parent.
 
     Args:
         parents: whose lineage tells how they were trained; else the plan has the defaults of `TrainingPlan`.
@@ -111,6 +122,10 @@ def default_plan(
         imitation = Imitation("kl", temperature=2.0, labels=1.0)
         return MergePlan(by, wide, trained, **{"imitation": imitation, "seed": seed, **settings})
     lr = (rate_for(parents[0], trained) if rate is None else rate) * trained.lr
+    if by == "distil":
+        imitation = Imitation("kl", temperature=2.0, labels=LABELS, mixed=True)
+        training = _lasting(replace(trained, lr=lr), JOINT + DISTILLED)
+        return MergePlan(by, fine_tuning=training, **{"imitation": imitation, "seed": seed, **settings})
     wide = _lasting(replace(trained, lr=lr, keep_best=False), JOINT)
     return MergePlan(by, wide, _lasting(replace(trained, lr=lr), DISTILLED), **{"seed": seed, **settings})
 
@@ -120,9 +135,10 @@ class MergeWishes(Execution):
     """What changes in the default plan of some parents.
 
     Attributes:
-        by: how: joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the
-            paper's recipe; average aligns channels and averages weights, soup averages them as they are, both without
-            training; auto tries all but the gates, and takes what is best on validation data, a parent if need be.
+        by: how: joint trains the parents side by side, cuts the whole, and distils it into the rest; distil lets the
+            best parent learn from all of them on mixtures of examples; gates is the paper's recipe; average aligns
+            channels and averages weights, soup averages them as they are, both without training; auto tries soup,
+            average and joint, and takes what is best on validation data, a parent if need be.
         wide_epochs: epochs of the parents side by side: jointly, or while gates close.
         epochs: epochs of fine-tuning after the cut.
         rate: what the parents' learning rate is multiplied by; by default 2.5 with BatchNorm and SGD, else 1 (gates:
@@ -144,7 +160,7 @@ class MergeWishes(Execution):
         weight_decay: of all trainable parameters with two axes or more.
     """
 
-    by: Literal["auto", "joint", "gates", "average", "soup"] = "joint"
+    by: Literal["auto", "joint", "distil", "gates", "average", "soup"] = "joint"
     wide_epochs: int | None = None
     epochs: int | None = None
     rate: float | None = None

@@ -22,6 +22,7 @@ from graphsurgery.surgery.merging.parts import parts_of, shared_out
 from graphsurgery.training.data.dataset import size_of
 from graphsurgery.training.data.loading import recorded
 from graphsurgery.training.data.transfer import answered
+from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.evaluation import recalibrate
 from graphsurgery.training.objectives.imitation import Mimicry
 from graphsurgery.training.objectives.tasks import Objective
@@ -120,17 +121,19 @@ class Merging:
         """Find the statistics of a network's BatchNorms anew, in place; how many there are."""
         return recalibrate(graph.module, self.books.data.train, seed=self.plan.seed, device=self.books.device)
 
-    def taught(self, teachers: Sequence[ModelGraph], most: float = 1.0) -> tuple[Objective, Dataset[Any]]:
-        """What a network learns from labels, with `most` at the most as their weight, and from what others say.
+    def taught(
+        self, teachers: Sequence[ModelGraph], imitation: Imitation | None = None
+    ) -> tuple[Objective, Dataset[Any]]:
+        """What a network learns from labels, and from what others say; by default as the plan has it.
 
-        Of examples in memory the answers are computed once; others may be drawn anew in every epoch, such as shifted
-        and mirrored images, and are answered as they come.
+        Of examples in memory the answers are computed once; mixtures of them, and others, may be new in every epoch,
+        and are answered as they come.
         """
         data = self.books.data
-        imitation = replace(self.plan.imitation, labels=min(self.plan.imitation.labels, most))
+        imitation = imitation or self.plan.imitation
         if imitation.labels == 1:
-            return self.books.objective, data.train
-        stored = data.train if type(data.train) is TensorDataset else None
+            return Mimicry(data.classes, imitation) if imitation.mixed else self.books.objective, data.train
+        stored = data.train if type(data.train) is TensorDataset and not imitation.mixed else None
         if stored is not None and (data.classes is not None or stored.tensors[1].dim() == 2):
             logits = self._what_parents_say if teachers is self.parents else self._logits(teachers)
             return Mimicry(data.classes, imitation), answered(data.train, logits)

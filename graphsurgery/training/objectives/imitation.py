@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphsurgery.errors import SurgeryError
 from graphsurgery.training.data.dataset import UNLABELLED
 from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.objectives.tasks import Batch, Objective, total_loss
@@ -38,8 +39,8 @@ def squared(student: Tensor, teacher: Tensor) -> Tensor:
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T² KL(teacher || student)` of the softened classes."""
-    p, q = (x / temperature for x in (teacher, student))
-    return temperature**2 * F.kl_div(q.log_softmax(1), p.log_softmax(1), reduction="batchmean", log_target=True)
+    p, q = ((x / temperature).log_softmax(1) for x in (teacher, student))
+    return temperature**2 * (p.exp() * (p - q)).sum() / len(student)
 
 
 def decoupled(student: Tensor, teacher: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
@@ -73,6 +74,21 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-8)
 
 
+def shares_of(count: int, like: Tensor) -> Tensor:
+    """What each example of a batch keeps of itself in a mixture, `[count]`: evenly spread over 0 to 1.
+
+    The order of a batch is drawn anew in every epoch, and with it who is mixed with whom, and in which share; nothing
+    else needs to be drawn.
+    """
+    return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
+
+
+def mixture(x: Tensor, shares: Tensor) -> Tensor:
+    """Each example in its share, and the one before it in the rest."""
+    shares = shares.view(-1, *[1] * (x.dim() - 1))
+    return shares * x + (1 - shares) * x.roll(1, 0)
+
+
 class Mimicry(Objective):
     """Imitation of a teacher, scored by the accuracy on labels as `CrossEntropy` is.
 
@@ -81,6 +97,9 @@ class Mimicry(Objective):
         imitation: the loss.
         teacher: runs on every batch `(x, ...)`; None takes its logits from the batch `(x, label, logits)`.
         spread: the standard deviation of the teacher's logits of each class `[classes]`, to divide them by; or None.
+
+    Raises:
+        SurgeryError: mixtures shall be answered, and there is no teacher.
     """
 
     takes_shards = True
@@ -98,22 +117,31 @@ class Mimicry(Objective):
         self.higher_is_better = classes is not None
         if teacher is not None:
             teacher.eval()
+        elif imitation.mixed and imitation.labels < 1 and classes is not None:
+            raise SurgeryError("imitation: nobody has answered mixtures before they are made; give a teacher")
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`total`, and where labels count `imitation` and `labels`."""
-        x, labels = batch[0], batch[1]
-        if self.teacher is None:
-            target = batch[2]
-        else:
-            with torch.no_grad():
-                target = self.teacher(x)
+        """`total`, and where labels count and something beside them, `imitation` and `labels`."""
+        x, weight = batch[0], self.imitation.labels
+        mixed = self.imitation.mixed and self.classes is not None and x.is_floating_point()
+        shares = shares_of(len(x), x) if mixed else None
+        x = x if shares is None else mixture(x, shares)
         output = module(x)
+        labelled = total_loss(output, lambda logits: self._labelled(logits, batch[1], shares)) if weight else None
+        if labelled is not None and weight == 1:
+            return {"total": labelled}
+        target = self._answers(x, batch)
         imitation = total_loss(output, lambda logits: self._imitation(logits, target))
-        if not self.imitation.labels:
+        if labelled is None:
             return {"total": imitation}
-        named = total_loss(output, lambda logits: self._labelled(logits, labels))
-        total = (1 - self.imitation.labels) * imitation + self.imitation.labels * named
-        return {"total": total, "imitation": imitation, "labels": named}
+        return {"total": (1 - weight) * imitation + weight * labelled, "imitation": imitation, "labels": labelled}
+
+    def _answers(self, x: Tensor, batch: Batch) -> Tensor:
+        if self.teacher is None:
+            return batch[2]
+        with torch.no_grad():
+            answers: Tensor = self.teacher(x)
+        return answers
 
     def _imitation(self, output: Tensor, target: Tensor) -> Tensor:
         if self.classes is None:
@@ -122,14 +150,19 @@ class Mimicry(Objective):
             output, target = output / self.spread, target / self.spread
         return imitation_loss(self.imitation, output, target)
 
-    def _labelled(self, output: Tensor, labels: Tensor) -> Tensor:
-        """The cross entropy of the examples that have a label; 0 where none has."""
+    def _labelled(self, output: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
+        """The mean over the examples that have a label, or over such shares of them; 0 where none has."""
         if self.classes is None:
             known = ~labels.isnan()
-            return F.mse_loss(output[known], labels[known]) if bool(known.any()) else output.sum() * 0
-        if not bool((labels != UNLABELLED).any()):
-            return output.sum() * 0
-        return F.cross_entropy(output, labels, ignore_index=UNLABELLED)
+            errors = (output - labels.where(known, output.detach())).square()
+            return errors.sum() / known.sum().clamp(min=1)
+        parts = [(labels, None)] if shares is None else [(labels, shares), (labels.roll(1, 0), 1 - shares)]
+        total, count = output.new_zeros(()), output.new_zeros(())
+        for named, share in parts:
+            weights = (named != UNLABELLED).to(output.dtype) * (1 if share is None else share)
+            errors = F.cross_entropy(output, named, ignore_index=UNLABELLED, reduction="none")
+            total, count = total + (errors * weights).sum(), count + weights.sum()
+        return total / count.where(count > 0, torch.ones_like(count))
 
     def metrics(self) -> Mapping[str, Metric]:  # type: ignore[override]
         """The metric of the task on labels."""

@@ -185,6 +185,29 @@ def test_the_aligned_average_has_a_lower_barrier(parents, data):
     assert aligned > plain
 
 
+def test_the_best_parent_learns_from_all_on_mixtures(parents, data):
+    plan = default_plan(parents, seed=3, by="distil")
+    assert (plan.imitation.mixed, plan.epochs, plan.fine_tuning.lr) == (True, 8, 0.25)
+    found = merge(parents, data, plan, reporter=SILENT)
+    rows = {row.name: row for row in found.outcome.rows}
+    best = max(rows["parent 1"], rows["parent 2"], key=lambda row: row.rank("accuracy", higher_is_better=True))
+    assert found.graph.lineage[-1]["chosen"] == best.name
+    assert rows["merged"].parameters == best.parameters
+    assert rows["merged"].note == "fine-tuned on labels and what the parents say, of mixtures of examples"
+    equal = ("merged", "control: longer", "control: faster", "control: distilled", "control: wide", "control: mixed")
+    assert {rows[name].epochs for name in equal} == {16}
+    assert "on mixtures of examples and of their labels" in rows["control: mixed"].note
+    assert rows["merged"].test["loss"] != rows["control: distilled"].test["loss"]
+
+
+def test_unlike_widths_can_be_distilled(parents, data):
+    wide = train("paper/cnn?width=4", data, PLAN, reporter=SILENT).graph
+    found = merge([parents[0], wide], data, quick([parents[0], wide], "distil"), reporter=SILENT)
+    chosen = found.graph.lineage[-1]["chosen"]
+    assert found.outcome.row("merged").parameters == found.outcome.row(chosen).parameters
+    assert "control: mixed" not in [row.name for row in found.outcome.rows]
+
+
 def test_averages_need_equal_sizes(parents, data):
     wide = train("paper/cnn?width=4", data, PLAN, reporter=SILENT).graph
     for by in ("average", "soup"):
@@ -297,7 +320,9 @@ def test_default_plans():
 def test_refuses(parents, data):
     with pytest.raises(gs.SurgeryError, match="budget is 0, expected a multiple"):
         MergePlan(budget=0.0)
-    with pytest.raises(gs.SurgeryError, match="by is 'luck'; choose from auto, joint, gates, average, soup"):
+    with pytest.raises(gs.SurgeryError, match="budget is 2, --by distil keeps a parent's size; use --by joint"):
+        MergePlan(by="distil", budget=2.0)
+    with pytest.raises(gs.SurgeryError, match="by is 'luck'; choose from auto, joint, distil, gates, average, soup"):
         MergePlan(by="luck")
     with pytest.raises(gs.SurgeryError, match="unknown control 'luck'; choose from longer, faster"):
         MergePlan(controls=("luck",))

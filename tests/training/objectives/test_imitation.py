@@ -108,6 +108,43 @@ def test_a_teacher_that_runs_along_gives_the_same_loss():
     assert float(along) == pytest.approx(float(stored))
 
 
+def test_mixtures_are_answered_by_the_teacher_and_labelled_by_shares():
+    torch.manual_seed(0)
+    module, teacher = (nn.Linear(3, 4).double().requires_grad_(False) for _ in range(2))
+    x, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 3, UNLABELLED, 2])
+    found = Mimicry(4, Imitation("kl", 2.0, labels=0.3, mixed=True), teacher=teacher).loss(module, (x, labels))
+    shares = [0.125, 0.375, 0.625, 0.875]
+    mixed = torch.stack([share * x[n] + (1 - share) * x[n - 1] for n, share in enumerate(shares)])
+    student = module(mixed)
+    torch.testing.assert_close(found["imitation"], imitation_loss(Imitation("kl", 2.0), student, teacher(mixed)))
+    known = [(n, labels[n - back], [1 - share, share][back == 0]) for n, share in enumerate(shares) for back in (0, 1)]
+    known = [(n, label, share) for n, label, share in known if label != UNLABELLED]
+    errors = sum(share * F.cross_entropy(student[n], label) for n, label, share in known)
+    torch.testing.assert_close(found["labels"], errors / sum(share for *_, share in known))
+    torch.testing.assert_close(found["total"], 0.7 * found["imitation"] + 0.3 * found["labels"])
+
+
+def test_nothing_is_mixed_of_regression_and_of_whole_numbers():
+    torch.manual_seed(0)
+    words = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 4))
+    tokens = torch.arange(12).view(4, 3) % 5
+    cases = [(None, nn.Linear(3, 1), torch.randn(4, 3), torch.randn(4, 1)), (4, words, tokens, torch.arange(4))]
+    for classes, network, x, y in cases:
+        losses = [
+            Mimicry(classes, Imitation("kl", mixed=mixed, labels=0.5), teacher=copy.deepcopy(network))
+            for mixed in (False, True)
+        ]
+        kept, mixed = (loss.loss(network, (x, y))["total"] for loss in losses)
+        assert torch.equal(kept, mixed)
+
+
+def test_labels_alone_need_no_teacher_of_mixtures():
+    module, x, y = nn.Linear(3, 4), torch.randn(4, 3), torch.arange(4)
+    assert list(Mimicry(4, Imitation(labels=1.0, mixed=True)).loss(module, (x, y))) == ["total"]
+    with pytest.raises(gs.SurgeryError, match="nobody has answered mixtures before they are made; give a teacher"):
+        Mimicry(4, Imitation(mixed=True))
+
+
 def test_classes_can_be_divided_by_their_spread(logits):
     student, teacher = (x.float() for x in logits)
     spread = teacher.std(0)
