@@ -253,6 +253,7 @@ are specs of every command; the others are traced in Python, with their inputs b
 - **ONNX**: exported after that, and compared in ONNX Runtime.
 - **put back**: `gs.install`: the halved weights in an instance of the library's class, compared with the network.
 - **configuration**: `gs.config_of`: the class built from changed fields gives the same outputs to the last bit.
+- **seconds**: on a busy machine; they say which take long, and no more. Not all rows are of one state of the code.
 
 {measured}
 
