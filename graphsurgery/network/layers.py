@@ -258,9 +258,14 @@ def grouped_norm(
 @one_node
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
     """Multiply axis `dim` of `x` by one factor for each index, `factors [n]`, in each group of n of them."""
+    return x * along(x, dim, factors)
+
+
+def along(x: Tensor, dim: int, factors: Tensor) -> Tensor:
+    """One factor for each index of axis `dim` of `x`, `factors [n]` again in each group of n, laid along that axis."""
     groups = x.shape[dim] // len(factors)
     factors = factors if groups == 1 else factors.repeat(groups)
-    return x * factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
+    return factors.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())])
 
 
 @one_node

@@ -12,6 +12,7 @@ from torch import Tensor
 from graphsurgery.axes.algebra import Axis
 from graphsurgery.axes.maps import Edit, Lifted
 from graphsurgery.axes.types import ParameterType
+from graphsurgery.network.layers import along
 
 _BLOCK = 2**16
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
@@ -56,7 +57,7 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor | Stored, scaled: Ma
     for index, _ in changes:
         share = edit.share(scaled[index]) if index in scaled else None
         if share is not None:
-            new *= share.to(new).reshape([-1 if axis == index else 1 for axis in range(new.dim())])
+            new *= along(new, index, share.to(new))
     if typed.counts and any(index == 1 for index, _ in changes):
         new = _in_own_group(new)
     return new.clone() if new is tensor else new

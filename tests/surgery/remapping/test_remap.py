@@ -43,7 +43,7 @@ def test_an_edit_takes_little_more_memory_than_what_it_writes(edit):
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     written = sum(tensor.numel() * tensor.element_size() for tensor in new.tensors().values())
-    assert written <= max(held) < 1.1 * written + 4 * 2 * remap._BLOCK
+    assert written <= max(held) < 1.1 * written + 4 * 2 * gathering._BLOCK
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
