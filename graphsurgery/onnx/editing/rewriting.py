@@ -17,13 +17,13 @@ import onnx
 from torch import Tensor
 
 from graphsurgery.checkpoint.atomic import atomic_write
-from graphsurgery.errors import CheckFailedError, SurgeryError, one_line, require_file
+from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.file_edit import FileEdit
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.files.given import given_back, given_model
 from graphsurgery.onnx.files.storage import ONE_FILE, bare, save_model, size_of
-from graphsurgery.onnx.importing.importer import Imported, import_onnx, structure_of
+from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.runtime.acceptance import refusal
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.progress import phase
@@ -117,8 +117,7 @@ def _rewrite(
     accept: Callable[[Path], object] | None,
 ) -> OnnxCheck:
     """Write the edited file, if it does what the network does."""
-    require_file(original, "an ONNX file")
-    imported = structure_of(graph, original) or import_onnx(original, weights=False, like=graph)
+    imported = import_onnx(original, weights=False, like=graph)
     rewriting = FileEdit(imported, graph)
     model = rewriting.model()
     batches = imported.batches or (1, 3, 8)

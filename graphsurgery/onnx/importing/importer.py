@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import nn
 
 from graphsurgery.errors import CheckFailedError, CheckpointError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.assembly import assembled
-from graphsurgery.network.copying import copy_module, meta_of
 from graphsurgery.network.preprocessing import find
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.files.axes import Given, axes_of
@@ -29,7 +27,6 @@ from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
-from graphsurgery.onnx.importing.running import OnnxNetwork
 from graphsurgery.onnx.importing.sources import Source
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
@@ -74,69 +71,6 @@ class Imported:
         if self.batch is not None:
             return (self.batch,)
         return () if any(spec.batched for spec in self.graph.inputs) else (1,)
-
-
-class ImportRecord(dict[str, Any]):
-    """The record of an import in a lineage; copies and stored ones are plain.
-
-    Attributes:
-        structure: what was imported, without weights, as long as a network lives that has come from it.
-    """
-
-    structure: Structure | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-@dataclass(frozen=True, eq=False)
-class Structure:
-    """An import without weights, and the file as it was then.
-
-    Attributes:
-        imported: its network has meta tensors in the place of the weights of the file.
-        stamp: what tells that the file is another by now.
-    """
-
-    imported: Imported
-    stamp: tuple[int, ...]
-
-    @classmethod
-    def of(cls, imported: Imported) -> Structure:
-        """The structure of an import; the network keeps its weights."""
-        owned = {id(tensor) for path, tensor in imported.graph.tensors().items() if path in imported.sources}
-        old = imported.graph.module
-
-        def light(tensor: Tensor) -> Tensor:
-            return meta_of(tensor) if id(tensor) in owned else tensor
-
-        graph, copies, parts = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, Any]()
-        for node in old.graph.nodes:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            copies[node].name = node.name
-            if node.op in ("call_module", "get_attr") and str(node.target) not in parts:
-                owner, _, name = str(node.target).rpartition(".")
-                part = getattr(old.get_submodule(owner), name)
-                parts[str(node.target)] = copy_module(part, light) if isinstance(part, nn.Module) else light(part)
-        network = ModelGraph(assembled(parts, graph, type(old).__name__), imported.graph.inputs)
-        module = OnnxNetwork(cast(OnnxNetwork, imported.module).plan)
-        return cls(replace(imported, graph=network, module=module), _stamp(imported.file.path))
-
-
-def structure_of(graph: ModelGraph, path: Path) -> Imported | None:
-    """What is known of a file that a network has come from, in this process; None where the file has changed since."""
-    for record in graph.lineage:
-        known = record.structure if isinstance(record, ImportRecord) else None
-        if known is None or known.imported.file.path != path or known.stamp != _stamp(path):
-            continue
-        if [spec.shape for spec in known.imported.graph.inputs] == [spec.shape for spec in graph.inputs]:
-            return known.imported
-    return None
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @phase("reading the ONNX file")
@@ -202,7 +136,7 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
-    record = ImportRecord({"pass": "import", "file": path.name, "operators": len(file.operators)})
+    record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
     record |= {"quantised": file.quantised} if file.quantised else {}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
@@ -224,8 +158,6 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     )
     if weights and check:
         compare(imported)
-    if weights and file.as_stored:  # of other precisions the weights are in memory
-        record.structure = Structure.of(imported)
     return imported
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -17,10 +14,8 @@ from torch import nn
 from zoo import example, model
 
 import graphsurgery as gs
-from graphsurgery.onnx.editing import rewriting
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
-from graphsurgery.onnx.importing.importer import ImportRecord, structure_of
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.deepen import deepen
 from graphsurgery.passes.widen import widen
@@ -100,24 +95,6 @@ def test_a_file_takes_its_own_place(tmp_path):
     small = compress(import_onnx(path).graph, 0.5)
     rewrite_onnx(path, small, path)
     assert gs.check_onnx(small, path).holds
-
-
-def test_a_file_is_not_read_again_unless_it_has_changed(tmp_path, monkeypatch):
-    path, known, anew = (tmp_path / f"{word}.onnx" for word in ("m", "known", "anew"))
-    layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.Linear(5, 2)
-    scripted(nn.Sequential(*layers), torch.randn(2, 3, 6, 6), path)
-    graph = compress(import_onnx(path).graph, 0.5)
-    with monkeypatch.context() as patched:
-        patched.delattr(rewriting, "import_onnx")
-        for _ in range(2):
-            rewrite_onnx(path, graph, known)
-        assert not any(isinstance(record, ImportRecord) for record in copy.deepcopy(graph.lineage))
-    rewrite_onnx(path, replace(graph, lineage=tuple(map(dict, graph.lineage))), anew)
-    assert known.read_bytes() == anew.read_bytes()
-    assert structure_of(graph, path) is not None
-    scripted(nn.Linear(4, 3), torch.randn(2, 4), path)
-    assert structure_of(graph, path) is None
-    assert structure_of(graph, known) is None
 
 
 def test_metadata_and_names_stay(tmp_path):
