@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.copying import copy_module
 from graphsurgery.network.outputs.naming import run, tensors_of
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import (
@@ -175,12 +174,8 @@ class InDouble(fx.Interpreter):
         return super().call_method(method_in_double(target), literals_in_double(args), literals_in_double(kwargs))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.in_double(str(target))(*args, **kwargs)
-
-    def in_double(self, path: str) -> nn.Module:
-        """A float64 copy of a layer."""
-        layer: Any = self.fetch_attr(path)
-        return copy_module(layer, _doubled_part).eval()
+        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
+        return layer(*args, **kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = super().get_attr(target, args, kwargs)
@@ -189,11 +184,6 @@ class InDouble(fx.Interpreter):
 
 def _double(tensor: Tensor) -> Tensor:
     return in_double(tensor.cpu())
-
-
-def _doubled_part(tensor: Tensor) -> Tensor:
-    new = _double(tensor.detach())
-    return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
 
 
 def mean_of(outputs: Sequence[Tensor]) -> Tensor:

@@ -280,7 +280,7 @@ class _Zeroed(InDouble):
         self.masks = {name: masks[first] for name, first in canonical.items() if first in masks}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = self.in_double(str(target))
+        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
         with torch.no_grad():
             for name, parameter in layer.named_parameters(remove_duplicate=False):
                 path = f"{target}.{name}"
