@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_trace
 
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.outputs.records import with_records
@@ -15,6 +17,7 @@ from graphsurgery.tracing.following.decisions import HoldingTracer
 from graphsurgery.tracing.following.effects import NO_GRADIENT
 from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
 
+_CALL = nn.Module._call_impl
 _FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
 """What fills a tensor with one number."""
 
@@ -40,6 +43,41 @@ class RecordingTracer(HoldingTracer):
         self.modules: dict[str, nn.Module] = {}
         self.kept_functions: dict[str, str] = {}
         self.evaluating = False
+
+    def trace(self, root: nn.Module) -> fx.Graph:  # type: ignore[override]
+        """As fx does, which replaces special methods of `nn.Module`: each time hundreds of classes are changed."""
+        self.root, self.root_module_name = root, root._get_name()
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        attributes = [
+            (f"{path}.{name}".lstrip("."), value) for path, m in self.modules.items() for name, value in vars(m).items()
+        ]
+        self.tensor_attrs = {
+            value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
+        }
+        inputs = self.inputs()
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            space = getattr(getattr(module, "forward", module), "__globals__", {})
+            fx_trace._autowrap_check(patcher, space, self._autowrap_function_ids)
+            return self.call_module(module, partial(_CALL, module), args, kwargs)
+
+        tracing = fx_trace._get_is_fx_tracing()
+        fx_trace._set_is_fx_tracing(True)
+        try:
+            with fx_trace._new_patcher() as patcher:
+                patcher.patch_method(nn.Module, "_call_impl", call, deduplicate=False)
+                fx_trace._patch_wrapped_functions(patcher)
+                for searched in self._autowrap_search:
+                    fx_trace._autowrap_check(patcher, searched.__dict__, self._autowrap_function_ids)
+                self.create_node("output", "output", (self.create_arg(root(*inputs)),), {})
+        finally:
+            fx_trace._set_is_fx_tracing(tracing)
+        return self.graph
+
+    def inputs(self) -> Sequence[ValueProxy | None]:
+        """An input for each example."""
+        raise NotImplementedError
 
     def proxy(self, node: fx.Node) -> ValueProxy:
         self.value_at(node)

@@ -12,7 +12,6 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace as fx_trace
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import rnn
 
@@ -46,7 +44,6 @@ _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 """In what torch says where meta tensors cannot tell a shape, as of `nonzero`."""
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
-_CALL = nn.Module._call_impl
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
@@ -158,37 +155,6 @@ class ValueTracer(RecordingTracer):
         cut_gradients(graph)
         own_constants(graph, root)
         return graph
-
-    def trace(self, root: nn.Module) -> fx.Graph:  # type: ignore[override]
-        """As fx does, which replaces special methods of `nn.Module`: each time hundreds of classes are changed."""
-        self.root, self.root_module_name = root, root._get_name()
-        self.submodule_paths = {module: path for path, module in root.named_modules()}
-        self.graph = fx.Graph(tracer_cls=type(self))
-        attributes = [
-            (f"{path}.{name}".lstrip("."), value) for path, m in self.modules.items() for name, value in vars(m).items()
-        ]
-        self.tensor_attrs = {
-            value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
-        }
-        inputs = self.inputs()
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            space = getattr(getattr(module, "forward", module), "__globals__", {})
-            fx_trace._autowrap_check(patcher, space, self._autowrap_function_ids)
-            return self.call_module(module, partial(_CALL, module), args, kwargs)
-
-        tracing = fx_trace._get_is_fx_tracing()
-        fx_trace._set_is_fx_tracing(True)
-        try:
-            with fx_trace._new_patcher() as patcher:
-                patcher.patch_method(nn.Module, "_call_impl", call, deduplicate=False)
-                fx_trace._patch_wrapped_functions(patcher)
-                for searched in self._autowrap_search:
-                    fx_trace._autowrap_check(patcher, searched.__dict__, self._autowrap_function_ids)
-                self.create_node("output", "output", (self.create_arg(root(*inputs)),), {})
-        finally:
-            fx_trace._set_is_fx_tracing(tracing)
-        return self.graph
 
     def inputs(self) -> list[ValueProxy | None]:
         """An input for each example."""

@@ -77,45 +77,21 @@ class Likeness:
             TraceError: the module fails on the examples, so that there is nothing to compare.
         """
         try:
-            if self.compared(training=training):
-                return
-            self.inputs.take_all_rows()
             if not self.compared(training=training):
-                self._refused()
+                _refuse(self)
         except UnlikeModuleError:
-            if self.dtype != torch.float32 or not self._in_double().compared(training=training):
+            if self.dtype != torch.float32 or not _in_double(self).compared(training=training):
                 raise
 
     def run_model(self) -> None:
         """Run the module on the inputs in evaluation, or on all rows of them; what its own code raises goes on."""
-        with _quiet(), kept_modes(self.traced), self.sides, torch.no_grad():
+        with _quiet(), kept_modes(self.traced), self.sides:
             self.sides.set_mode(training=False)
             self.sides.reset()
-            try:
-                outputs_of(self._own, self.inputs.x)
-            except Exception:  # whatever the model's own code raises
+            if self._raised(self.inputs.x) is not None:
                 self.inputs.take_all_rows()
-                outputs_of(self._own, self.inputs.x)
-
-    def _refused(self) -> None:
-        """Say what the module raises on the example inputs, which leaves nothing to compare."""
-        try:
-            self.run_model()
-        except Exception as cause:  # whatever the model's own code raises
-            raise TraceError(
-                f"{self.name} itself fails on the example inputs, so that its trace cannot be compared with it: "
-                f"{one_line(cause)}; give inputs that it takes"
-            ) from cause
-
-    def _in_double(self) -> Likeness:
-        """The same in float64, with other memory."""
-        self.sides.restore_weights()
-        model, copies = alias_copy(self.model)
-        pairs = self.sides.parameters()
-        names = {id(copies[id(p)]): self.names[id(old)] for p, old in pairs if id(old) in self.names}
-        x = self.inputs.placed(self.inputs.x)
-        traced = copy.deepcopy(self.traced).double()
-        return Likeness(model.double(), traced, x, names, spells=self.spells, batched=self.inputs.batched)
+                if (cause := self._raised(self.inputs.x)) is not None:
+                    raise cause
 
     def _own(self, *x: Tensor) -> Any:
         """What the module gives."""
@@ -129,6 +105,9 @@ class Likeness:
         """
         with _quiet(), kept_modes(self.traced), self.sides:
             takes = bool(self._compare(self.inputs.x))
+            if not takes:
+                self.inputs.take_all_rows()
+                takes = bool(self._compare(self.inputs.x))
             if takes:
                 self._other_sizes()
             self.kept = kept_by(self.model, self.given)
@@ -175,7 +154,7 @@ class Likeness:
         free = {}
         for n in self.inputs.lengths():
             for new in (n + 1, n + 32) if n >= 32 else (n + 1, n + 2):
-                if self._accepts({n: new}):
+                if self._raised(self.inputs.resized({n: new})) is None:
                     free[n] = new
                     break
         if self._compare_resized(free, 1, training) or not free:
@@ -188,15 +167,15 @@ class Likeness:
         sizes = " and ".join("x".join(map(str, shape)) for shape in self.inputs.shapes(changes, more))
         return self._compare(self.inputs.resized(changes, more=more), f"at inputs of {sizes}", training=training)
 
-    def _accepts(self, changes: Mapping[int, int]) -> bool:
-        """Whether the module takes inputs of other sizes."""
+    def _raised(self, x: Sequence[Tensor]) -> Exception | None:
+        """What the module's own code raises on inputs, in evaluation."""
         self.model.eval()
         try:
             with torch.no_grad():
-                outputs_of(self._own, self.inputs.resized(changes))
-        except Exception:  # whatever the model's own code raises
-            return False
-        return True
+                outputs_of(self._own, x)
+        except Exception as cause:
+            return cause
+        return None
 
     def _training(self) -> None:
         """Values, buffers and gradients, in training, with the same random numbers."""
@@ -268,3 +247,25 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _refuse(likeness: Likeness) -> None:
+    """Say what a module raises on the example inputs, which leaves nothing to compare."""
+    try:
+        likeness.run_model()
+    except Exception as cause:  # whatever the model's own code raises
+        raise TraceError(
+            f"{likeness.name} itself fails on the example inputs, so that its trace cannot be compared with it: "
+            f"{one_line(cause)}; give inputs that it takes"
+        ) from cause
+
+
+def _in_double(likeness: Likeness) -> Likeness:
+    """The same in float64, with other memory."""
+    likeness.sides.restore_weights()
+    model, copies = alias_copy(likeness.model)
+    pairs = likeness.sides.parameters()
+    names = {id(copies[id(p)]): likeness.names[id(old)] for p, old in pairs if id(old) in likeness.names}
+    x = likeness.inputs.placed(likeness.inputs.x)
+    traced = copy.deepcopy(likeness.traced).double()
+    return Likeness(model.double(), traced, x, names, spells=likeness.spells, batched=likeness.inputs.batched)
