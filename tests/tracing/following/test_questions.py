@@ -37,7 +37,7 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.tracing.following import questions
-from graphsurgery.tracing.likeness import Likeness, verdicts
+from graphsurgery.tracing.likeness import comparing, verdicts
 
 SIZES = ((2, 5), (1, 5), (3, 7), (2, 4))
 
@@ -355,7 +355,7 @@ def test_what_float64_does_not_show_is_rounding(monkeypatch):
     monkeypatch.setattr(verdicts, "_ROUNDING", {torch.float64: 1e-10, torch.float32: 0.0})
     monkeypatch.setattr(verdicts, "_NOISE", 0.0)
     asked = []
-    monkeypatch.setattr(Likeness, "_in_double", spied(Likeness._in_double, asked))
+    monkeypatch.setattr(comparing, "_in_double", spied(comparing._in_double, asked))
     gs.trace(Scores(), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0)))
     assert asked
     with pytest.raises(gs.TraceError, match="its trace differs"):
