@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import (
-    Tensor,
-    empty,  # a name of our own, as tracing replaces `torch.empty`
-    nn,
-)
+from torch import Tensor, nn
+
+from graphsurgery.network.values.spatial import new
 
 
 def recurrent(layer: Any, x: Any, hx: Any = None, gates: Any = None) -> tuple[Any, ...] | None:  # noqa: ARG001
@@ -24,11 +22,11 @@ def recurrent(layer: Any, x: Any, hx: Any = None, gates: Any = None) -> tuple[An
     ways, width = 2 if layer.bidirectional else 1, layer.proj_size or layer.hidden_size
     is_lstm = isinstance(layer, nn.LSTM)
     sizes = [width, layer.hidden_size] if is_lstm else [width]
-    states = [empty((ways * layer.num_layers, batch, size), dtype=x.dtype, device="meta") for size in sizes]
+    states: list[Any] = [new(x.dtype, (ways * layer.num_layers, batch, size)) for size in sizes]
     given = [] if hx is None else list(hx) if is_lstm else [hx]
     if hx is not None and [_kind(state) for state in given] != [_kind(state) for state in states]:
         return None
-    outputs = empty((steps, batch, ways * width), dtype=x.dtype, device="meta")
+    outputs: Any = new(x.dtype, (steps, batch, ways * width))
     return outputs.transpose(0, 1) if layer.batch_first else outputs, tuple(states) if is_lstm else states[0]
 
 
