@@ -23,8 +23,16 @@ def _of_images(path: str, *sizes: int, **options: Any) -> Built:
     return _class(path)(**options), {"": torch.zeros(2, *(sizes or (3, 32, 32)))}
 
 
-def _of_tokens(path: str, **options: Any) -> Built:
-    return _class(path)(**options), {"": torch.randint(0, 50, (2, 12))}
+def _medical(name: str, *sizes: int, **options: Any) -> Built:
+    """One of MONAI, on images or volumes of one channel."""
+    sizes = sizes or (32, 32)
+    channels = {"spatial_dims": len(sizes), "in_channels": 1, "out_channels": 2}
+    return _of_images(f"monai.networks.nets.{name}", 1, *sizes, **channels, **options)
+
+
+def _vision(path: str, *sizes: int, **options: Any) -> Built:
+    """One of vit-pytorch, of five classes."""
+    return _of_images(f"vit_pytorch.{path}", *sizes, num_classes=5, **options)
 
 
 # diffusers ------------------------------------------------------------------------------------------------------------
@@ -86,18 +94,11 @@ def _of_graphs(name: str, **options: Any) -> Built:
 # texts ----------------------------------------------------------------------------------------------------------------
 
 
-def _decoder(**options: Any) -> Built:
-    from x_transformers import Decoder, TransformerWrapper
-
-    layers = Decoder(dim=32, depth=2, heads=4, attn_dim_head=8, **options)
-    return TransformerWrapper(num_tokens=50, max_seq_len=16, attn_layers=layers), {"": torch.randint(0, 50, (2, 12))}
-
-
-def _encoder(**options: Any) -> Built:
-    from x_transformers import Encoder, TransformerWrapper
-
-    layers = Encoder(dim=32, depth=2, heads=4, attn_dim_head=8, **options)
-    return TransformerWrapper(num_tokens=50, max_seq_len=16, attn_layers=layers), {"": torch.randint(0, 50, (2, 12))}
+def _of_tokens(kind: str, **options: Any) -> Built:
+    """A decoder or an encoder of x-transformers."""
+    layers = _class(f"x_transformers.{kind}")(dim=32, depth=2, heads=4, attn_dim_head=8, **options)
+    model = _class("x_transformers.TransformerWrapper")(num_tokens=50, max_seq_len=16, attn_layers=layers)
+    return model, {"": torch.randint(0, 50, (2, 12))}
 
 
 def _images_and_texts() -> Built:
@@ -109,228 +110,75 @@ def _images_and_texts() -> Built:
     return model, {"image": torch.zeros(2, 3, 32, 32), "text": torch.randint(0, 50, (2, 12))}
 
 
-_MONAI = "monai.networks.nets"
-_FLAT = {"spatial_dims": 2, "in_channels": 1}
-_VIT = {"image_size": 32, "patch_size": 8, "num_classes": 5, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48}
-_HEADS = {**_VIT, "dim_head": 8}
+_FEATURES = (8, 8, 16, 16, 32, 8)
+_VIT = {"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "dim_head": 8}
+_PATCHES = {**_VIT, "image_size": 32, "patch_size": 8}
+_STAGES = {"depth": (1, 1, 1, 1)}
 
 BUILT: dict[str, Callable[[], Built]] = {
     "diffusers/UNet2DModel": _unet_2d,
     "diffusers/UNet2DConditionModel": _unet_of_texts,
     "diffusers/AutoencoderKL": _autoencoder,
     "diffusers/DiTTransformer2DModel": _diffusion_transformer,
-    "monai/UNet": partial(
-        _of_images,
-        f"{_MONAI}.UNet",
-        1,
-        32,
-        32,
-        **_FLAT,
-        out_channels=2,
-        channels=(8, 16, 32),
-        strides=(2, 2),
-        num_res_units=2,
-    ),
-    "monai/BasicUNet": partial(
-        _of_images, f"{_MONAI}.BasicUNet", 1, 32, 32, **_FLAT, out_channels=2, features=(8, 8, 16, 16, 32, 8)
-    ),
-    "monai/BasicUNet of volumes": partial(
-        _of_images,
-        f"{_MONAI}.BasicUNet",
-        1,
-        32,
-        32,
-        32,
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=2,
-        features=(8, 8, 16, 16, 32, 8),
-    ),
-    "monai/AttentionUnet": partial(
-        _of_images, f"{_MONAI}.AttentionUnet", 1, 32, 32, **_FLAT, out_channels=2, channels=(8, 16, 32), strides=(2, 2)
-    ),
-    "monai/SegResNet": partial(_of_images, f"{_MONAI}.SegResNet", 1, 32, 32, **_FLAT, out_channels=2, init_filters=8),
+    "monai/UNet": partial(_medical, "UNet", channels=(8, 16, 32), strides=(2, 2), num_res_units=2),
+    "monai/BasicUNet": partial(_medical, "BasicUNet", features=_FEATURES),
+    "monai/BasicUNet of volumes": partial(_medical, "BasicUNet", 32, 32, 32, features=_FEATURES),
+    "monai/AttentionUnet": partial(_medical, "AttentionUnet", channels=(8, 16, 32), strides=(2, 2)),
+    "monai/SegResNet": partial(_medical, "SegResNet", init_filters=8),
     "monai/DynUNet": partial(
-        _of_images,
-        f"{_MONAI}.DynUNet",
-        1,
-        32,
-        32,
-        **_FLAT,
-        out_channels=2,
-        kernel_size=[3, 3, 3],
-        strides=[1, 2, 2],
-        upsample_kernel_size=[2, 2],
-        filters=[8, 16, 32],
+        _medical, "DynUNet", kernel_size=[3] * 3, strides=[1, 2, 2], upsample_kernel_size=[2, 2], filters=[8, 16, 32]
     ),
     "monai/UNETR": partial(
-        _of_images,
-        f"{_MONAI}.UNETR",
-        1,
-        32,
-        32,
-        **_FLAT,
-        out_channels=2,
-        img_size=32,
-        feature_size=8,
-        hidden_size=32,
-        mlp_dim=48,
-        num_heads=4,
+        _medical, "UNETR", img_size=32, feature_size=8, hidden_size=32, mlp_dim=48, num_heads=4
     ),
-    "monai/SwinUNETR": partial(_of_images, f"{_MONAI}.SwinUNETR", 1, 64, 64, **_FLAT, out_channels=2, feature_size=12),
-    "monai/DenseNet": partial(
-        _of_images,
-        f"{_MONAI}.DenseNet",
-        1,
-        32,
-        32,
-        **_FLAT,
-        out_channels=2,
-        init_features=8,
-        growth_rate=4,
-        block_config=(2, 2),
+    "monai/SwinUNETR": partial(_medical, "SwinUNETR", 64, 64, feature_size=12),
+    "monai/DenseNet": partial(_medical, "DenseNet", init_features=8, growth_rate=4, block_config=(2, 2)),
+    "monai/SENet": partial(
+        _of_images, "monai.networks.nets.SEResNet50", 3, 64, 64, spatial_dims=2, in_channels=3, num_classes=3
     ),
-    "monai/SENet": partial(_of_images, f"{_MONAI}.SEResNet50", 3, 64, 64, spatial_dims=2, in_channels=3, num_classes=3),
-    "monai/HighResNet": partial(_of_images, f"{_MONAI}.HighResNet", 1, 32, 32, **_FLAT, out_channels=2),
-    "vit_pytorch/ViT": partial(_of_images, "vit_pytorch.ViT", **_HEADS),
-    "vit_pytorch/SimpleViT": partial(_of_images, "vit_pytorch.SimpleViT", **_HEADS),
-    "vit_pytorch/DeepViT": partial(_of_images, "vit_pytorch.deepvit.DeepViT", **_HEADS),
-    "vit_pytorch/CaiT": partial(_of_images, "vit_pytorch.cait.CaiT", **{**_HEADS, "cls_depth": 1}),
+    "monai/HighResNet": partial(_medical, "HighResNet"),
+    "vit_pytorch/ViT": partial(_vision, "ViT", **_PATCHES),
+    "vit_pytorch/SimpleViT": partial(_vision, "SimpleViT", **_PATCHES),
+    "vit_pytorch/DeepViT": partial(_vision, "deepvit.DeepViT", **_PATCHES),
+    "vit_pytorch/CaiT": partial(_vision, "cait.CaiT", **_PATCHES, cls_depth=1),
     "vit_pytorch/CCT": partial(
-        _of_images,
-        "vit_pytorch.cct.CCT",
-        img_size=(32, 32),
-        embedding_dim=32,
-        n_conv_layers=2,
-        kernel_size=3,
-        stride=2,
-        padding=1,
-        pooling_kernel_size=3,
-        pooling_stride=2,
-        pooling_padding=1,
-        num_layers=2,
-        num_heads=4,
-        mlp_ratio=2.0,
-        num_classes=5,
+        _vision, "cct.CCT", img_size=(32, 32), embedding_dim=32, n_conv_layers=2, kernel_size=3, stride=2, padding=1,
+        pooling_kernel_size=3, pooling_stride=2, pooling_padding=1, num_layers=2, num_heads=4, mlp_ratio=2.0,
         positional_embedding="learnable",
     ),
     "vit_pytorch/CvT": partial(
-        _of_images,
-        "vit_pytorch.cvt.CvT",
-        3,
-        64,
-        64,
-        num_classes=5,
-        s1_emb_dim=16,
-        s2_emb_dim=16,
-        s3_emb_dim=32,
-        s2_heads=2,
-        s3_heads=2,
-        s3_depth=1,
+        _vision, "cvt.CvT", 3, 64, 64, s1_emb_dim=16, s2_emb_dim=16, s3_emb_dim=32, s2_heads=2, s3_heads=2, s3_depth=1
     ),
     "vit_pytorch/LeViT": partial(
-        _of_images,
-        "vit_pytorch.levit.LeViT",
-        3,
-        64,
-        64,
-        image_size=64,
-        num_classes=5,
-        stages=2,
-        dim=(16, 32),
-        depth=1,
-        heads=(2, 4),
-        mlp_mult=2,
+        _vision, "levit.LeViT", 3, 64, 64, image_size=64, stages=2, dim=(16, 32), depth=1, heads=(2, 4), mlp_mult=2
     ),
     "vit_pytorch/MaxViT": partial(
-        _of_images,
-        "vit_pytorch.max_vit.MaxViT",
-        3,
-        64,
-        64,
-        num_classes=5,
-        dim_conv_stem=16,
-        dim=16,
-        dim_head=8,
-        depth=(1, 1),
-        window_size=4,
+        _vision, "max_vit.MaxViT", 3, 64, 64, dim_conv_stem=16, dim=16, dim_head=8, depth=(1, 1), window_size=4
     ),
     "vit_pytorch/MobileViT": partial(
-        _of_images,
-        "vit_pytorch.mobile_vit.MobileViT",
-        3,
-        64,
-        64,
-        image_size=(64, 64),
-        dims=[16, 24, 32],
+        _vision, "mobile_vit.MobileViT", 3, 64, 64, image_size=(64, 64), dims=[16, 24, 32],
         channels=[8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 32],
-        num_classes=5,
     ),
     "vit_pytorch/CrossFormer": partial(
-        _of_images,
-        "vit_pytorch.crossformer.CrossFormer",
-        3,
-        128,
-        128,
-        num_classes=5,
-        dim=(32, 32, 64, 64),
-        depth=(1, 1, 1, 1),
-        global_window_size=(4, 2, 2, 1),
-        local_window_size=4,
+        _vision, "crossformer.CrossFormer", 3, 128, 128, dim=(32, 32, 64, 64), **_STAGES,
+        global_window_size=(4, 2, 2, 1), local_window_size=4,
     ),
     "vit_pytorch/RegionViT": partial(
-        _of_images,
-        "vit_pytorch.regionvit.RegionViT",
-        3,
-        56,
-        56,
-        dim=(16, 16, 32, 32),
-        depth=(1, 1, 1, 1),
-        num_classes=5,
-        window_size=7,
-        tokenize_local_3_conv=False,
-        use_peg=False,
+        _vision, "regionvit.RegionViT", 3, 56, 56, dim=(16, 16, 32, 32), **_STAGES, window_size=7,
+        tokenize_local_3_conv=False, use_peg=False,
     ),
-    "vit_pytorch/ViT of signals": partial(
-        _of_images,
-        "vit_pytorch.vit_1d.ViT",
-        3,
-        64,
-        seq_len=64,
-        patch_size=8,
-        num_classes=5,
-        dim=32,
-        depth=2,
-        heads=4,
-        mlp_dim=48,
-        dim_head=8,
-    ),
+    "vit_pytorch/ViT of signals": partial(_vision, "vit_1d.ViT", 3, 64, seq_len=64, patch_size=8, **_VIT),
     "vit_pytorch/ViT of videos": partial(
-        _of_images,
-        "vit_pytorch.vit_3d.ViT",
-        3,
-        4,
-        32,
-        32,
-        image_size=32,
-        frames=4,
-        image_patch_size=8,
-        frame_patch_size=2,
-        num_classes=5,
-        dim=32,
-        depth=2,
-        heads=4,
-        mlp_dim=48,
-        dim_head=8,
+        _vision, "vit_3d.ViT", 3, 4, 32, 32, image_size=32, frames=4, image_patch_size=8, frame_patch_size=2, **_VIT
     ),
-    "x_transformers/Decoder": _decoder,
+    "x_transformers/Decoder": partial(_of_tokens, "Decoder"),
     "x_transformers/Decoder as in Llama": partial(
-        _decoder, rotary_pos_emb=True, ff_glu=True, ff_swish=True, use_rmsnorm=True, attn_kv_heads=2
+        _of_tokens, "Decoder", rotary_pos_emb=True, ff_glu=True, ff_swish=True, use_rmsnorm=True, attn_kv_heads=2
     ),
-    "x_transformers/Encoder": _encoder,
+    "x_transformers/Encoder": partial(_of_tokens, "Encoder"),
     "open_clip/CLIP": _images_and_texts,
     "torch_geometric/GCN": partial(_of_graphs, "GCN"),
     "torch_geometric/GraphSAGE": partial(_of_graphs, "GraphSAGE"),
     "torch_geometric/GAT": partial(_of_graphs, "GAT", heads=2),
     "torch_geometric/GIN": partial(_of_graphs, "GIN"),
-}
+}  # fmt: skip
