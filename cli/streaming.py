@@ -29,9 +29,9 @@ def streams(model: str, output: Path) -> bool:
     scheme, _, name = model.partition("?")[0].partition(":")
     if scheme != "hf":
         return False
-    folder, free = Path(name), free_memory()
     if is_folder_name(output):
         return True
+    folder, free = Path(name), free_memory()
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
     return free is not None and size > _SHARE * free
 
