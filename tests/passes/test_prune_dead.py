@@ -311,3 +311,24 @@ def test_layers_that_read_constants_of_any_rank_take_them_into_their_bias(case):
     assert small.tensors()["second.weight"].shape[1] == 1
     with torch.no_grad():
         assert deviation(small(*x), network(*x)) < 1e-12
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_written_over_part_of_a_tensor_counts(again):
+    """A channel of 0 into which something is written, by index, is not dead; what was read before saw other numbers."""
+
+    def forward(net, x):
+        tokens = net.a(x).flatten(2).transpose(1, 2).clone()
+        before = net.b(tokens[:, 1:]) if again else 0
+        tokens[:, ::2] = net.c(tokens[:, 1::2])
+        return net.b(tokens).mean(1) + (before.mean(1) if again else 0)
+
+    network = Network(forward, a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 5), c=nn.Linear(8, 8))
+    graph, x, _ = typed(network, (3, 4, 4))
+    for name, parameter in graph.module.named_parameters():
+        rows = {"a.weight": [0, 1, 2, 3], "a.bias": [0, 1, 4], "c.weight": [0, 2, 5], "c.bias": [0, 2, 5]}
+        parameter.data[rows.get(name, [])] = 0
+    small = prune_dead(graph)
+    assert sizes(small) == {"a": 7}
+    with torch.no_grad():
+        assert deviation(small(*x), graph(*x)) < 1e-12

@@ -627,3 +627,11 @@ def test_a_selection_takes_what_it_needs():
     graph = check(Turning(lambda _, x: torch.cat([x[:, [5, 4, 3]], x[:, [0, 1, 2, 6, 7]]], 1)))
     assert not graph.frozen
     assert sum(space.size for space in graph.spaces) == 8
+
+
+def test_a_selection_takes_some_channels_twice():
+    """A look-up of all channels, some of them again, is no order that the layer before could write them in."""
+    network = Turning(lambda _, x: x[:, [1, 0, 3, 5, 2, 1, 4, 6, 7, 0]])
+    network.head = nn.Conv2d(10, 5, 1)
+    graph = check(network)
+    assert sum(space.size for space in graph.spaces) == 8
