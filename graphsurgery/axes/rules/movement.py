@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import fx, nn
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
-from graphsurgery.axes.rules.contraction import set_argument
+from graphsurgery.axes.rules.contraction import in_proportion, set_argument
 from graphsurgery.axes.types import Resize, TensorType
 
 
@@ -51,7 +51,7 @@ def write_sizes(
             elif not isinstance(old, fx.Node) or not _may_hold_the_batch(axis):
                 sizes.append(size)
             else:
-                sizes.append(_in_proportion(node, old, size) if inferred else -1)
+                sizes.append(in_proportion(node, old, size) if inferred else -1)
                 inferred = True
         if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
@@ -63,21 +63,6 @@ def _may_hold_the_batch(axis: Axis) -> bool:
     """Whether an axis may be a product with the batch: by a fixed factor, or by as many repetitions of a sum."""
     terms = ax.resolve(axis)
     return any(dim.fixed for dim in ax.dims_of(axis)) or len(set(terms)) < len(terms)
-
-
-def _in_proportion(node: fx.Node, old: fx.Node, size: int) -> fx.Node | int:
-    """A computed size times what makes it this one where it was traced, so that it follows the batch as before."""
-    now = _number(old)
-    if not now or not size:
-        return size
-    common = gcd(now, size)
-    with node.graph.inserting_before(node):
-        found = node.graph.call_function(operator.mul, (old, size // common))
-        found.meta["value"] = now * (size // common)
-        if now != common:
-            found = node.graph.call_function(operator.floordiv, (found, now // common))
-            found.meta["value"] = size
-    return found
 
 
 def _number(size: Any) -> Any:
