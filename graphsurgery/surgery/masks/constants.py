@@ -110,6 +110,7 @@ class _Following(fx.Interpreter):
         self.values: dict[str, Any] = {}
         self.varies: dict[str, Any] = {}
         self.done: set[fx.Node] = set()
+        self.changed: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         written = n.all_input_nodes[0] if acts_in_place(self.module, n) and n.all_input_nodes else None
@@ -140,8 +141,10 @@ class _Following(fx.Interpreter):
         varies = self._set(node) if node.target is operator.setitem else self.varies[node.name]
         known = isinstance(value, Tensor) and _same_shapes(varies, value)
         for other, old in before.items():
+            if isinstance(old, Tensor):
+                self.changed[other] = self.changed.get(other, False) | (self.values[other.name] != old)
             if other is written and known:
-                self.varies[other.name] = varies | (value != old)
+                self.varies[other.name] = varies | self.changed[other]
             elif other.users.keys() - self.done:
                 self.varies[other.name] = map_values(old, _everywhere)
             else:  # all that read it have run
