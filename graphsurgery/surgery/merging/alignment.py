@@ -365,7 +365,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n in self._watched:
-            self.seen[n] = value
+            self.seen[n] = value.clone()  # it may be written over
         return value
 
 
