@@ -17,7 +17,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.inserting import Insertion
 from graphsurgery.onnx.editing.numbers import Numbers
 from graphsurgery.onnx.editing.operator_changes import declare_weights, drop_behind, drop_unread
-from graphsurgery.onnx.editing.places import Edge
+from graphsurgery.onnx.editing.places import Edge, Places
 from graphsurgery.onnx.exporting.exporter import note_lineage
 from graphsurgery.onnx.files.storage import Array, Weights, bare, refill
 from graphsurgery.onnx.importing.building import computed_sizes
@@ -48,8 +48,9 @@ class FileEdit:
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:
         self.imported, self.file, self.graph = imported, imported.file, graph
         self.tensors = graph.tensors()
-        self.numbers = Numbers(imported, graph)
-        self.insertion = Insertion(imported, graph, self._constant)
+        self.places = Places(imported)
+        self.numbers = Numbers(imported, graph, self.places)
+        self.insertion = Insertion(imported, graph, self.places, self._constant)
         self.replaced: dict[str, tuple[str, ...]] = {}
         """The parameters that a constant holds by now, one or all its parts, by the constant's name."""
         self.arrays: dict[str, Callable[[], Array]] = {}
@@ -59,8 +60,10 @@ class FileEdit:
         """The file, edited, without its large weights."""
         self._weights()
         self._computed()
-        self.insertion.find()
+        self.insertion.compare()
         self.numbers.find(self.insertion.stays)
+        self.places.settle()
+        self.insertion.find()
         model = onnx.ModelProto()
         model.CopyFrom(self.file.model)
         replaced = self._put_weights(model)
@@ -130,7 +133,7 @@ class FileEdit:
                 continue
             for paths in readers.values():
                 for edge in self._readers(paths[0], constant):
-                    self.numbers.places.edges[edge] = self._written(paths)
+                    self.places.edges[edge] = self._written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
@@ -140,7 +143,7 @@ class FileEdit:
                 continue
             old, new = before[path].detach().cpu(), self.tensors[path].detach().cpu()
             if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
-                self.numbers.places.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
+                self.places.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
 
     def _put_weights(self, model: onnx.ModelProto) -> list[str]:
         """Put the constants that have changed into a model; the large ones are given when it is saved.
@@ -173,13 +176,13 @@ class FileEdit:
     def _put_numbers(self, model: onnx.ModelProto) -> None:
         """Put new sizes and attributes into a model."""
         graph = model.graph
-        for (index, at), array in self.numbers.places.edges.items():
+        for (index, at), array in self.places.edges.items():
             node = graph.node[index]
             name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
             new = self.insertion.writer.fresh(name)
             node.input[at:] = [new, *node.input[at + 1 :]]
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
-        for (index, name), number in self.numbers.attributes.items():
+        for (index, name), number in self.places.attributes.items():
             node = graph.node[index]
             kept = [attribute for attribute in node.attribute if attribute.name != name]
             del node.attribute[:]

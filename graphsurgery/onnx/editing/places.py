@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphsurgery.errors import UnsupportedError
 from graphsurgery.onnx.importing.importer import Imported
+from graphsurgery.onnx.importing.origins import Place
 from graphsurgery.onnx.importing.program import Operator
 
 Edge = tuple[int, int]
@@ -22,19 +22,24 @@ class Places:
     Entry 1 of what `Reshape(x, target)` is given is looked for in the file: `target` is no constant, its maker is a
     Concat, whose first input has one entry, so entry 1 of the whole is entry 0 of the second input. That is the
     constant `[12, 64]`. What is written is for this one input of this one node, `edges[(concat, 1)] = [8, 64]`, as
-    another Concat may share the constant and keep its 12.
+    another Concat may share the constant and keep its 12. Where readers of one Concat want unlike numbers, or the file
+    computes the number together with others, the reader gets what it reads with another number in it.
 
     Args:
         imported: what the file was.
 
     Attributes:
         edges: constants for single inputs.
+        overridden: the numbers that single inputs read otherwise than what they are given, by their entries.
+        attributes: of operators, by the number of the node and the name; None for one that goes.
     """
 
     def __init__(self, imported: Imported) -> None:
         self.imported, self.file = imported, imported.file
         self.edges: dict[Edge, np.ndarray[Any, Any]] = {}
-        self._written: dict[tuple[Edge, int], int] = {}
+        self.overridden: dict[Edge, dict[int, int]] = {}
+        self.attributes: dict[tuple[int, str], Any] = {}
+        self._wanted: dict[tuple[Edge, int], dict[tuple[Edge, int], tuple[Any, int]]] = {}
 
     def known(self, name: str) -> np.ndarray[Any, Any] | None:
         """Numbers that stand in the file, or that it computes from such alone."""
@@ -46,42 +51,48 @@ class Places:
         name = self.file.name(name)
         return self.file.constants[name].size if name in self.file.constants else self.imported.lengths[name]
 
-    def replace(self, operator: Operator, at: int, place: int, old: int, new: int) -> None:
-        """Put a number where an entry of an input stands, unless the file computes it.
+    def want(self, place: Place, old: Any, new: int) -> None:
+        """Say what a number has to be; those that stay count where they share a place with others."""
+        if isinstance(place.at, int):
+            reader = (place.operator, place.at), place.entry or 0
+            self._wanted.setdefault(self._located(*reader), {})[reader] = old, new
+        elif old != new and place.entry is None:
+            self.attributes[place.operator, place.at] = new
+        elif old != new:
+            given = {a.name: list(a.ints) for a in self.file.model.graph.node[place.operator].attribute}
+            self.attributes.setdefault((place.operator, place.at), given[place.at])[place.entry] = new
 
-        Raises:
-            UnsupportedError: the input would have to be two numbers.
-        """
-        edge, entry = self._located((operator.index, at), place)
+    def says(self, place: Place) -> int | None:
+        """The number that stands at a place; None where the file computes it."""
+        edge, entry = self._located((place.operator, int(place.at)), place.entry or 0)
         known = self.known(self._name(edge))
-        if known is not None and known.reshape(-1)[entry] == old:
-            self._write(operator, edge, entry, new)
+        return None if known is None else int(known.reshape(-1)[entry])
 
-    def put(self, operator: Operator, at: int, place: int, new: int) -> None:
-        """Put a number in a constant, or in place of one that the file computes.
+    def settle(self) -> None:
+        """Find where the numbers that are wanted are put.
 
         Raises:
-            UnsupportedError: the file computes it together with others, or the input would have to be two numbers.
+            UnsupportedError: an operator would have to read two numbers at one place.
         """
-        self._write(operator, *self._located((operator.index, at), place), new)
-
-    def _write(self, operator: Operator, edge: Edge, entry: int, new: int) -> None:
-        name = self._name(edge)
-        old = self.known(name)
-        if old is None and self.length(name) > 1:
-            raise UnsupportedError(
-                f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}"
-            )
-        array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
-        if self._written.setdefault((edge, entry), new) != new:
-            raise UnsupportedError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
-        array.reshape(-1)[entry] = new
+        for (edge, entry), readers in self._wanted.items():
+            name = self._name(edge)
+            known = self.known(name)
+            changed = {reader: new for reader, (old, new) in readers.items() if new != old}
+            wanted = {new for _, new in readers.values()}
+            if not changed or (known is not None and wanted == {known.reshape(-1)[entry]}):
+                continue
+            if len(wanted) == 1 and (known is not None or self.length(name) == 1):
+                array = np.zeros(1, self.dtype(name)) if known is None else known.copy()
+                self.edges.setdefault(edge, array).reshape(-1)[entry] = wanted.pop()
+                continue
+            for (place, number), new in changed.items():
+                self.overridden.setdefault(place, {})[number] = new
 
     def _name(self, edge: Edge) -> str:
         """The first name of what an input reads."""
         return self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
 
-    def _dtype(self, name: str) -> np.dtype[Any]:
+    def dtype(self, name: str) -> np.dtype[Any]:
         """The integers that the file computes under a name."""
         code = self.file.kinds.get(name, 0)
         return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)

@@ -25,6 +25,7 @@ from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
+from graphsurgery.onnx.importing.origins import Origin, origins_of
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
 from graphsurgery.onnx.importing.sources import Source
@@ -46,6 +47,7 @@ class Imported:
         file: what it was read from.
         module: what was traced; runs the file's operators.
         sources: where in the file each parameter and buffer stands, by its path in the network.
+        origins: what of the file the arguments of a node are, by the node's name.
         values: the node that computes a value of the file, by the value's name.
         layers: the path of the layer of an operator that has one, by the number of the operator's node in the file.
         readers: the number of the node that reads a parameter or buffer, by its path; of one that many read, the first.
@@ -58,6 +60,7 @@ class Imported:
     file: OnnxProgram
     module: nn.Module
     sources: Mapping[str, Source]
+    origins: Mapping[str, Origin]
     values: Mapping[str, str]
     layers: Mapping[int, str]
     readers: Mapping[str, int]
@@ -149,6 +152,7 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
         file=file,
         module=network,
         sources=network.plan.sources,
+        origins=origins_of(graph.module.graph),
         values=values,
         layers=network.plan.layers,
         readers=network.plan.readers,
