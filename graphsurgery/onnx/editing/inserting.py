@@ -1,6 +1,6 @@
 """What a pass has put between the operators of a file, or in place of one, as operators of that file.
 
-The record of the import (`origins`) says what of the file every argument of the network is. So an argument that is
+The record of the import (`sources`) says what of the file every argument of the network is. So an argument that is
 another by now is looked up: a number goes to its place (`places`), and an input reads another value, written in front
 of its operator. An operator that does something else, or reads otherwise than its record says, is written anew.
 """
@@ -17,14 +17,13 @@ from torch import Tensor, fx
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.onnx.editing.operator_changes import OperatorChanges
+from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.editing.places import Edge, Places
 from graphsurgery.onnx.editing.writers import Array, Writer, word
-from graphsurgery.onnx.files.model_file import read_outside
 from graphsurgery.onnx.importing.importer import Imported
-from graphsurgery.onnx.importing.origins import Origin, Place, leaves
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.running import OnnxNetwork
+from graphsurgery.onnx.importing.sources import Origin, Place, leaves
 from graphsurgery.tracing.shuffles.removal import ADDED
 
 _SPLITS = {"chunk", "split"}
@@ -37,40 +36,45 @@ class Insertion:
     Args:
         imported: what the file was.
         graph: what has become of it.
+        operators: of the file; get what is found.
         places: of the numbers; gets those that are others by now.
         constants: what a constant of the file holds after the edit, by its name.
     """
 
     def __init__(
-        self, imported: Imported, graph: ModelGraph, places: Places, constants: Callable[[str], Array]
+        self,
+        imported: Imported,
+        graph: ModelGraph,
+        operators: FileGraph,
+        places: Places,
+        constants: Callable[[str], Array],
     ) -> None:
-        self.imported, self.file, self.places = imported, imported.file, places
+        self.imported, self.file, self.operators, self.places = imported, imported.file, operators, places
         self.plan = cast(OnnxNetwork, imported.module).plan
         self.module = graph.module
         self.constants = constants
         self.old = {node.name: node for node in imported.graph.module.graph.nodes}
         self.new = {node.name: node for node in graph.module.graph.nodes}
-        self.rewired: dict[Edge, str] = {}
-        """The value that an input of an operator reads by now, by the numbers of both."""
-        self.outputs: dict[str, str] = {}
-        """The value that an output of the file is by now, by its name."""
+        inputs = (node.name for node in self.old.values() if node.op == "placeholder")
+        made = {value.name: node for value, node in zip(self.file.inputs, inputs, strict=True)} | dict(imported.values)
+        self._nodes = {value: node for value, node in made.items() if node in self.old}
+        self._names = {node: value for value, node in reversed(self._nodes.items())}
+        """The first value of the file that a node of the imported network computes, by the node's name."""
         self._anew: set[int] = set()
         self._reads: dict[int, dict[Edge, fx.Node]] = {}
         opset = max((operator.opset for operator in self.file.operators), default=0)
-        self.writer = Writer(self.module, opset, self._dtype, self._taken(), self._value, self._stored)
+        self.writer = Writer(self.module, opset, self._dtype, operators, self._value, self._stored)
         self._written: dict[str, str] = {}
 
     @cached_property
     def replaced(self) -> dict[int, list[fx.Node]]:
         """The nodes that compute the values of an operator otherwise than the operator does, by its number."""
-        found = {
-            operator.index: list(
-                {n.name: n for name in operator.outputs if (n := self._now(name)) is not None}.values()
-            )
-            for operator in self.plan.operators
-            if operator.index in self._anew
-        }
-        return {index: nodes for index, nodes in found.items() if nodes}
+        found = {}
+        for operator in self.plan.operators:
+            nodes = {n.name: n for name in operator.outputs if (n := self._now(name)) is not None}
+            if operator.index in self._anew and nodes:
+                found[operator.index] = list(nodes.values())
+        return found
 
     def stays(self, operator: Operator) -> bool:
         """Whether an operator is left as it is, but for numbers."""
@@ -95,16 +99,10 @@ class Insertion:
                     self.writer.write(node, self._value(node), "" if number else operator.name)
                 if operator.index not in self._anew:
                     for edge, node in self._reads.get(operator.index, {}).items():
-                        self.rewired[edge] = self._value(node)
-            self._override()
+                        self.operators.read(*edge, self._value(node))
             self._give()
         except UnsupportedError as cause:
             raise UnsupportedError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
-
-    def changes(self) -> OperatorChanges:
-        """What has been found, as it is put into a model."""
-        instead = {index: self._value(nodes[0]) for index, nodes in self.replaced.items()}
-        return OperatorChanges(self.writer, self.rewired, instead, self.outputs)
 
     def _compare(self, origin: Origin, old: fx.Node, new: fx.Node) -> None:
         before, after = leaves(old), leaves(new)
@@ -138,32 +136,14 @@ class Insertion:
         """Whether an argument is what the file reads; the import may have put the channels in another order."""
         if was.op == "get_attr" == now.op:
             return was.target == now.target
-        read = [self._node_of(self._read_at(place)) for place in places if place.entry is None]
+        inputs = [self.operators.nodes[at.operator].inputs[cast(int, at.at)] for at in places if at.entry is None]
+        read = [self._nodes.get(self.file.name(value.name)) for value in inputs]
         return all(name == now.name for name in read) if read else was.name == now.name and ADDED not in was.meta
-
-    def _read_at(self, place: Place) -> str:
-        """The value that an input of the file reads."""
-        node = self.file.model.graph.node[place.operator]
-        return self.file.name([*node.input, *read_outside(node)][cast(int, place.at)])
-
-    def _node_of(self, value: str) -> str:
-        """The name of the node of a value, if the imported network has it."""
-        name = self._inputs.get(value) or self.imported.values.get(value, "")
-        return name if name in self.old else ""
 
     def _now(self, value: str) -> fx.Node | None:
         """The node of the edited network that computes a tensor of the file."""
         node = self.new.get(self.imported.values.get(value, ""))
         return node if _is_tensor(node) else None
-
-    def _override(self) -> None:
-        """Put numbers into what single inputs are given."""
-        for (index, at), numbers in self.places.overridden.items():
-            given = self.file.model.graph.node[index].input[at]
-            length = range(self.places.length(given))
-            new = np.array([numbers.get(entry, 0) for entry in length], self.places.dtype(self.file.name(given)))
-            there = self.writer.constant(np.array([entry in numbers for entry in length]), f"{given}/new")
-            self.rewired[index, at] = self.writer.op("Where", there, self.writer.constant(new, f"{given}/sizes"), given)
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -171,23 +151,9 @@ class Insertion:
         kinds = Counter(array.dtype for array in self.file.constants.values() if array.dtype.kind == "f" and array.ndim)
         return kinds.most_common(1)[0][0] if kinds else np.dtype(np.float32)
 
-    def _taken(self) -> set[str]:
-        graph = self.file.model.graph
-        found = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-        return found | {name for node in graph.node for name in (node.name, *node.output)}
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """The first value of the file that a node of the imported network computes, by the node's name."""
-        inputs = (node.name for node in self.old.values() if node.op == "placeholder")
-        found = {node: value.name for node, value in zip(inputs, self.file.inputs, strict=True)}
-        for value, node in self.imported.values.items():
-            found.setdefault(node, value)
-        return found
-
     def _value(self, node: fx.Node) -> str:
         """The value of the file that a node of the edited network gives; written first, if it is new."""
-        if node.name in self._names and node.name in self.old:
+        if node.name in self._names:
             return self._names[node.name]
         if node.name not in self._written:
             self._written[node.name] = (
@@ -202,19 +168,13 @@ class Insertion:
         known = self.constants(source.constant)
         return source.constant if known.shape == array.shape and np.array_equal(known, array) else None
 
-    @cached_property
-    def _inputs(self) -> dict[str, str]:
-        inputs = (node.name for node in self.old.values() if node.op == "placeholder")
-        return {value.name: node for node, value in zip(inputs, self.file.inputs, strict=True)}
-
     def _give(self) -> None:
         """Let the outputs of the file be what the network gives by now."""
         given = [leaf for leaf in leaves(next(n for n in self.new.values() if n.op == "output")) if _is_tensor(leaf)]
         if len(given) != len(self.file.outputs):
             raise UnsupportedError(f"the network has {len(given)} outputs, the file has {len(self.file.outputs)}")
-        for output, new in zip(self.file.outputs, given, strict=True):
-            if self._node_of(self.file.name(output)) != new.name:
-                self.outputs[output] = self._value(new)
+        pairs = zip(self.file.outputs, given, strict=True)
+        self.operators.give({o: self._value(new) for o, new in pairs if self._nodes.get(self.file.name(o)) != new.name})
 
 
 def _is_tensor(node: Any) -> bool:

@@ -15,9 +15,9 @@ from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.places import Edge, Places
 from graphsurgery.onnx.importing.importer import Imported
-from graphsurgery.onnx.importing.origins import Place
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.recurrent import STATES_AT, is_start
+from graphsurgery.onnx.importing.sources import Place
 
 _OF_LAYERS = {
     **dict.fromkeys(("Conv", "ConvTranspose"), ("group", "groups")),
@@ -108,9 +108,9 @@ class Numbers:
         parts = next(filter(None, (self._parts(operator, name) for name in operator.outputs)), [])
         if len(set(parts)) < 2 or ("num_outputs" in operator.attributes and parts == _even(parts)):
             return
-        self.places.attributes[operator.index, "num_outputs"] = None
+        self.places.operators.attributes[operator.index, "num_outputs"] = None
         if operator.opset < 13:
-            self.places.attributes[operator.index, "split"] = parts
+            self.places.operators.attributes[operator.index, "split"] = parts
         else:
             self.places.edges[operator.index, 1] = np.array(parts, np.int64)
 
@@ -134,7 +134,7 @@ class Numbers:
         if old == new:
             return
         if called != "hidden_size" or name in operator.attributes:
-            self.places.attributes[operator.index, name] = new
+            self.places.operators.attributes[operator.index, name] = new
         for at in STATES_AT if called == "hidden_size" else ():
             array = self.file.constants.get(self.file.name(operator.inputs[at])) if at < len(operator.inputs) else None
             if array is not None and is_start(array):
@@ -151,7 +151,7 @@ class Numbers:
         size, before = (node.all_input_nodes[0].meta["value"].shape[-1] for node in (new, old))
         if size != before:
             scale = new.kwargs.get("scale")
-            self.places.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
+            self.places.operators.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
 
 
 def _behind(node: fx.Node, function: Any) -> fx.Node | None:

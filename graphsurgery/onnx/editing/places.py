@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 
+from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.importing.importer import Imported
-from graphsurgery.onnx.importing.origins import Place
 from graphsurgery.onnx.importing.program import Operator
+from graphsurgery.onnx.importing.sources import Place
 
 Edge = tuple[int, int]
 """An input of a node: the number of the node in the file, and of its input."""
@@ -27,18 +29,15 @@ class Places:
 
     Args:
         imported: what the file was.
+        operators: of the file; get the numbers.
 
     Attributes:
         edges: constants for single inputs.
-        overridden: the numbers that single inputs read otherwise than what they are given, by their entries.
-        attributes: of operators, by the number of the node and the name; None for one that goes.
     """
 
-    def __init__(self, imported: Imported) -> None:
-        self.imported, self.file = imported, imported.file
+    def __init__(self, imported: Imported, operators: FileGraph) -> None:
+        self.imported, self.file, self.operators = imported, imported.file, operators
         self.edges: dict[Edge, np.ndarray[Any, Any]] = {}
-        self.overridden: dict[Edge, dict[int, int]] = {}
-        self.attributes: dict[tuple[int, str], Any] = {}
         self._wanted: dict[tuple[Edge, int], dict[tuple[Edge, int], tuple[Any, int]]] = {}
 
     def known(self, name: str) -> np.ndarray[Any, Any] | None:
@@ -57,10 +56,10 @@ class Places:
             reader = (place.operator, place.at), place.entry or 0
             self._wanted.setdefault(self._located(*reader), {})[reader] = old, new
         elif old != new and place.entry is None:
-            self.attributes[place.operator, place.at] = new
+            self.operators.attributes[place.operator, place.at] = new
         elif old != new:
             given = {a.name: list(a.ints) for a in self.file.model.graph.node[place.operator].attribute}
-            self.attributes.setdefault((place.operator, place.at), given[place.at])[place.entry] = new
+            self.operators.attributes.setdefault((place.operator, place.at), given[place.at])[place.entry] = new
 
     def says(self, place: Place) -> int | None:
         """The number that stands at a place; None where the file computes it."""
@@ -69,11 +68,8 @@ class Places:
         return None if known is None else int(known.reshape(-1)[entry])
 
     def settle(self) -> None:
-        """Find where the numbers that are wanted are put.
-
-        Raises:
-            UnsupportedError: an operator would have to read two numbers at one place.
-        """
+        """Put the numbers that are wanted."""
+        overridden: dict[Edge, dict[int, int]] = {}
         for (edge, entry), readers in self._wanted.items():
             name = self._name(edge)
             known = self.known(name)
@@ -82,17 +78,32 @@ class Places:
             if not changed or (known is not None and wanted == {known.reshape(-1)[entry]}):
                 continue
             if len(wanted) == 1 and (known is not None or self.length(name) == 1):
-                array = np.zeros(1, self.dtype(name)) if known is None else known.copy()
+                array = np.zeros(1, self._dtype(name)) if known is None else known.copy()
                 self.edges.setdefault(edge, array).reshape(-1)[entry] = wanted.pop()
                 continue
             for (place, number), new in changed.items():
-                self.overridden.setdefault(place, {})[number] = new
+                overridden.setdefault(place, {})[number] = new
+        for edge, array in self.edges.items():
+            self.operators.read(
+                *edge, self.operators.constant(np.ascontiguousarray(array), self.operators.named(*edge))
+            )
+        for edge, numbers in overridden.items():
+            self._override(edge, numbers)
+
+    def _override(self, edge: Edge, numbers: Mapping[int, int]) -> None:
+        """Put numbers into what a single input is given."""
+        given, name = self.operators.named(*edge), self._name(edge)
+        length = range(self.length(name))
+        there = self.operators.constant(np.array([entry in numbers for entry in length]), f"{given}/new")
+        new = np.array([numbers.get(entry, 0) for entry in length], self._dtype(name))
+        read = [there, self.operators.constant(new, f"{given}/sizes"), given]
+        self.operators.read(*edge, self.operators.operator("Where", read, self.operators.fresh(f"{given}/Where"), {}))
 
     def _name(self, edge: Edge) -> str:
         """The first name of what an input reads."""
         return self.file.name(self.file.model.graph.node[edge[0]].input[edge[1]])
 
-    def dtype(self, name: str) -> np.dtype[Any]:
+    def _dtype(self, name: str) -> np.dtype[Any]:
         """The integers that the file computes under a name."""
         code = self.file.kinds.get(name, 0)
         return np.dtype(np.int32 if code == onnx.TensorProto.INT32 else np.int64)

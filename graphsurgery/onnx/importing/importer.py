@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,9 @@ from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
-from graphsurgery.onnx.importing.origins import Origin, origins_of
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
-from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.sources import Origin, Source, origins_of
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.progress import phase
@@ -131,9 +131,11 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     try:
         network = network_of(file, inputs, weights=weights)
         file.weights.release()
+        network.plan.recorded = True
         graph = trace(network, list(inputs.examples.values()), copy=False, check=False)  # `compare` asks the file
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
+    network.plan.recorded = False
     graph = _described(graph, inputs, weights=weights)
     # Last, as a reason of our own names the operator.
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
@@ -200,7 +202,8 @@ def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
     """
     file, path = imported.file, imported.file.path
     batches = imported.batches or (2,)
-    with nullcontext(path) if file.as_stored else passing_file(file.model, file.weights.arrays) as single:
+    arrays = {name: partial(np.asarray, array) for name, array in file.weights.arrays.items()}
+    with nullcontext(path) if file.as_stored else passing_file(file.model, arrays) as single:
         found = check_onnx(
             imported.graph, single, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False
         )

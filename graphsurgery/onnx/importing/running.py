@@ -18,10 +18,9 @@ from torch import Tensor, fx, nn
 from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError, one_line
 from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.operators.unpooling import PLACES_AT, only_lead_back
-from graphsurgery.onnx.importing.origins import Place, Recorder, placed, placed_attribute
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
-from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.sources import Place, Recorder, Source, placed, placed_attribute
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -46,6 +45,7 @@ class RunPlan:
         shapes: of the values in the file, by name, where it fixes the batch.
         seen: sizes that the file computes with another batch, by name; empty where it leaves more than the batch free.
         folded: what operators give that only read sizes which are the same for every batch, by the number of the node.
+        recorded: whether the nodes of a trace note what of the file they are, for `origins_of`.
     """
 
     file: OnnxProgram
@@ -62,6 +62,7 @@ class RunPlan:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seen: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     folded: dict[int, tuple[np.ndarray[Any, Any] | None, ...]] = field(default_factory=dict)
+    recorded: bool = False
 
     @cached_property
     def weights(self) -> set[int]:
@@ -179,7 +180,7 @@ class Runner:
     def run(self, inputs: Sequence[Any]) -> Any:
         file = self.plan.file
         self.values = {value.name: x for value, x in zip(file.inputs, inputs, strict=True)}
-        self.recorder = Recorder(inputs)
+        self.recorder = Recorder(inputs if self.plan.recorded else ())
         for operator in self.plan.operators:
             try:
                 self._step(operator)

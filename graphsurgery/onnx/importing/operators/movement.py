@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
-from graphsurgery.onnx.importing.origins import is_literal
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, axes_of, number, numbers, sizes_of, slices
+from graphsurgery.onnx.importing.sources import is_literal
 
 
 @rule("Reshape")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from graphsurgery.onnx.importing.operators.padding import padded, pads_of, per_axis
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
-from graphsurgery.onnx.importing.origins import is_literal
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, numbers
+from graphsurgery.onnx.importing.sources import is_literal
 
 
 @rule("GlobalAveragePool")

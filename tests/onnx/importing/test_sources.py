@@ -8,9 +8,11 @@ from onnx import helper
 from onnx_files import exported, written
 from torch import Tensor, fx
 
+import graphsurgery as gs
+from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.editing.places import Places
 from graphsurgery.onnx.importing import import_onnx
-from graphsurgery.onnx.importing.origins import leaves
+from graphsurgery.onnx.importing.sources import leaves
 
 NETWORKS = ["shallow mobilenet_v3", "squeezenet1_1", "shallow resnext", "shallow convnext", "shallow vit"]
 
@@ -32,7 +34,7 @@ def test_the_record_says_what_the_file_says(tmp_path, name, dialect):
     path.write_bytes(exported(name, dialect))
     imported = import_onnx(path, weights=False)
     nodes = {node.name: node for node in imported.graph.module.graph.nodes}
-    places, numbers, tensors = Places(imported), 0, 0
+    places, numbers, tensors = Places(imported, FileGraph(imported.file.model)), 0, 0
     for node, origin in imported.origins.items():
         assert len(origin.places) == len(leaves(nodes[node]))
         for leaf, where in zip(leaves(nodes[node]), origin.places, strict=True):
@@ -63,3 +65,14 @@ def test_a_value_that_is_read_twice_is_known_by_each_input(tmp_path):
     read = [place for origin in slopes for where in origin.places for place in where]
     assert {tuple(place) for place in read} == {(2, 0, None), (2, 1, None)}
     assert len(read) == 4, "three times the value, and the slope"
+
+
+def test_a_trace_of_the_module_has_plain_numbers(tmp_path):
+    """Whoever traces what runs the file gets a network like any other."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(exported("shallow vit", "free 17"))
+    imported = import_onnx(path, weights=False)
+    again = gs.trace(imported.module, imported.graph.example_inputs(2), check=False)
+    for graph in (again, imported.graph):
+        found = [leaf for node in graph.module.graph.nodes for leaf in leaves(node)]
+        assert {type(leaf) for leaf in found if isinstance(leaf, int)} <= {int, bool}
