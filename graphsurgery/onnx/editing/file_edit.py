@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,10 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.onnx.editing.file_graph import FileGraph, declare_weights
 from graphsurgery.onnx.editing.inserting import Insertion
 from graphsurgery.onnx.editing.numbers import Numbers
-from graphsurgery.onnx.editing.operator_changes import declare_weights, drop_behind, drop_unread
-from graphsurgery.onnx.editing.places import Edge
+from graphsurgery.onnx.editing.places import Places
 from graphsurgery.onnx.exporting.exporter import note_lineage
 from graphsurgery.onnx.files.storage import Array, Weights, bare, refill
 from graphsurgery.onnx.importing.building import computed_sizes
@@ -48,8 +48,10 @@ class FileEdit:
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:
         self.imported, self.file, self.graph = imported, imported.file, graph
         self.tensors = graph.tensors()
-        self.numbers = Numbers(imported, graph)
-        self.insertion = Insertion(imported, graph, self._constant)
+        self.operators = FileGraph(self.file.model)
+        self.places = Places(imported, self.operators)
+        self.numbers = Numbers(imported, graph, self.places)
+        self.insertion = Insertion(imported, graph, self.operators, self.places, self._constant)
         self.replaced: dict[str, tuple[str, ...]] = {}
         """The parameters that a constant holds by now, one or all its parts, by the constant's name."""
         self.arrays: dict[str, Callable[[], Array]] = {}
@@ -59,26 +61,35 @@ class FileEdit:
         """The file, edited, without its large weights."""
         self._weights()
         self._computed()
-        self.insertion.find()
+        self.insertion.compare()
         self.numbers.find(self.insertion.stays)
-        model = onnx.ModelProto()
-        model.CopyFrom(self.file.model)
-        replaced = self._put_weights(model)
-        self._put_numbers(model)
-        self.arrays |= self.insertion.changes().apply(model)
-        drop_behind(model, replaced)
-        self._settle(model)
-        drop_unread(model, self.file.model)
+        self.places.settle()
+        self.insertion.find()
+        model = self._built()
+        if self._settle(model):
+            model = self._built()
         declare_weights(model)
         self._shapes(model)
         note_lineage(model, self.graph)
         return model
 
-    def _settle(self, model: onnx.ModelProto) -> None:
-        """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were."""
+    def _built(self) -> onnx.ModelProto:
+        """The file with the weights and operators that have been found."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.file.model)
+        self._put_weights(model)
+        self.arrays |= self.operators.put_into(model)
+        return model
+
+    def _settle(self, model: onnx.ModelProto) -> bool:
+        """Keep the numbers that the file computes from its shapes, such as the scale of an attention, as they were.
+
+        Returns:
+            Whether some are constants by now, because the file would compute others.
+        """
         computed = self.numbers.computed(self.insertion.stays)
         if not computed or self.imported.batch is not None:
-            return
+            return False
         large = [tensor for tensor in model.graph.initializer if tensor.name in self.arrays]
         kinds = {tensor.name: tensor_dtype_to_np_dtype(tensor.data_type) for tensor in large}
         empty = {tensor.name: np.broadcast_to(np.zeros((), kinds[tensor.name]), tensor.dims) for tensor in large}
@@ -86,23 +97,19 @@ class FileEdit:
         try:
             found = computed_sizes(program_of(model, Weights(empty), self.file.path), examples)
         except SurgeryError:  # the file is not run yet; ONNX Runtime has the last word
-            return
-        nodes = {name: node for node in model.graph.node for name in node.output}
-        outputs = {operator.index: operator.outputs[0] for operator in self.file.operators}
+            return False
+        changed = False
         for (index, at), (name, wanted) in computed.items():
-            if name not in found:
+            now = found[name].astype(np.float64) if name in found else wanted
+            if (wanted.ndim == 0 or wanted.shape == now.shape) and np.allclose(now, wanted, rtol=_ROUNDING, atol=0):
                 continue
-            computed_now = found[name].astype(np.float64)
-            fits = wanted.ndim == 0 or wanted.shape == computed_now.shape
-            if fits and np.allclose(computed_now, wanted, rtol=_ROUNDING, atol=0):
-                continue
-            node = nodes[outputs[index]]
-            node.input[at] = self.insertion.writer.fresh(f"{name}_before")
-            value = self.numbers.value(self.numbers.new, outputs[index])
+            value = self.numbers.value(self.numbers.new, self.file.model.graph.node[index].output[0])
             floating = value is not None and value.meta["value"].is_floating_point()
-            array = wanted if wanted.ndim else np.broadcast_to(wanted, computed_now.shape)
-            array = array.astype(np.float32 if floating else np.int64)
-            model.graph.initializer.append(numpy_helper.from_array(array, node.input[at]))
+            array = np.array(wanted if wanted.ndim else np.broadcast_to(wanted, now.shape))
+            constant = self.operators.constant(array.astype(np.float32 if floating else np.int64), f"{name}_before")
+            self.operators.read(index, at, constant)
+            changed = True
+        return changed
 
     def _constant(self, name: str) -> Array:
         """What a constant of the file holds after the edit."""
@@ -129,8 +136,10 @@ class FileEdit:
                     self.replaced[constant] = tuple(first)
                 continue
             for paths in readers.values():
-                for edge in self._readers(paths[0], constant):
-                    self.numbers.places.edges[edge] = self._written(paths)
+                index = self.imported.readers[paths[0]]
+                for at, value in enumerate(self.operators.nodes[index].inputs):
+                    if self.file.name(value.name) == constant:
+                        self.places.edges[index, at] = self._written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
@@ -140,14 +149,10 @@ class FileEdit:
                 continue
             old, new = before[path].detach().cpu(), self.tensors[path].detach().cpu()
             if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
-                self.numbers.places.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
+                self.places.edges[index, at] = new.float().numpy() if new.is_floating_point() else new.numpy()
 
-    def _put_weights(self, model: onnx.ModelProto) -> list[str]:
-        """Put the constants that have changed into a model; the large ones are given when it is saved.
-
-        Returns:
-            The values that the file has computed from constants, and that are constants now, by their new names.
-        """
+    def _put_weights(self, model: onnx.ModelProto) -> None:
+        """Put the constants that have changed into a model; the large ones are given when it is saved."""
         large = self.file.weights.arrays
         for tensor in model.graph.initializer:
             name = tensor.name
@@ -158,48 +163,21 @@ class FileEdit:
             elif name in self.replaced:
                 refill(tensor, self._constant(name))
         for node in model.graph.node:
-            if node.op_type == "Constant" and node.output[0] in self.replaced:
-                _fill(node, self._constant(node.output[0]))
-        return [name for node in model.graph.node if node.op_type != "Constant" for name in self._instead(model, node)]
-
-    def _instead(self, model: onnx.ModelProto, node: onnx.NodeProto) -> Iterable[str]:
-        """Put constants in place of what a node gives; gives the names that its values have from then on."""
-        for at, name in enumerate(node.output):
-            if name in self.replaced:
-                node.output[at] = self.insertion.writer.fresh(f"{name}_before")
-                model.graph.initializer.append(numpy_helper.from_array(self._constant(name), name))
-                yield node.output[at]
-
-    def _put_numbers(self, model: onnx.ModelProto) -> None:
-        """Put new sizes and attributes into a model."""
-        graph = model.graph
-        for (index, at), array in self.numbers.places.edges.items():
-            node = graph.node[index]
-            name = node.input[at] if at < len(node.input) else f"{node.name or node.output[0]}/sizes"
-            new = self.insertion.writer.fresh(name)
-            node.input[at:] = [new, *node.input[at + 1 :]]
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), new))
-        for (index, name), number in self.numbers.attributes.items():
-            node = graph.node[index]
-            kept = [attribute for attribute in node.attribute if attribute.name != name]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-            if number is not None:
-                node.attribute.append(onnx.helper.make_attribute(name, number))
-
-    def _readers(self, path: str, constant: str) -> Iterable[Edge]:
-        """The inputs that a parameter is read by."""
-        index = self.imported.readers[path]
-        node = self.file.model.graph.node[index]
-        for at, name in enumerate(node.input):
-            if self.file.name(name) == constant:
-                yield index, at
+            for name in self.replaced.keys() & {*node.output}:
+                if node.op_type == "Constant":
+                    _fill(node, self._constant(name))
+                else:
+                    self.operators.be_constant(name, self._constant(name))
 
     def _shapes(self, model: onnx.ModelProto) -> None:
         """The shapes that a file notes beside its values; those that are no longer known go."""
-        noted = [value for value in model.graph.value_info if not self._note(value)]
-        inferred = _inferred(model) if noted else {}
-        gone = {value.name for value in noted if not _noted_anew(value, inferred.get(value.name))}
+        unknown = [value for value in model.graph.value_info if not self._note(value)]
+        inferred = _inferred(model) if unknown else {}
+        gone = set()
+        for value in unknown:
+            sizes = value.type.tensor_type.shape.dim
+            if not _renew(value, [size.dim_value for size in sizes], inferred.get(value.name, ())):
+                gone.add(value.name)
         kept = [value for value in model.graph.value_info if value.name not in gone]
         del model.graph.value_info[:]
         model.graph.value_info.extend(kept)
@@ -209,14 +187,9 @@ class FileEdit:
     def _note(self, value: onnx.ValueInfoProto) -> bool:
         """Bring the shape that is noted for a value up to date; whether the value is known."""
         name = self.file.name(value.name)
-        before, after = self.numbers.value(self.numbers.old, name), self.numbers.value(self.numbers.new, name)
-        dims = value.type.tensor_type.shape.dim
-        if before is None or after is None or len(dims) != before.meta["value"].dim():
-            return False
-        for size, old, new in zip(dims, before.meta["value"].shape, after.meta["value"].shape, strict=True):
-            if size.HasField("dim_value") and size.dim_value == old:
-                size.dim_value = new
-        return True
+        nodes = [self.numbers.value(nodes, name) for nodes in (self.numbers.old, self.numbers.new)]
+        shapes = [() if node is None else tuple(node.meta["value"].shape) for node in nodes]
+        return None not in nodes and _renew(value, *shapes)
 
 
 def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:
@@ -224,29 +197,28 @@ def _fill(node: onnx.NodeProto, array: np.ndarray[Any, Any]) -> None:
     node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(array)))
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """The values of a model as they follow from its inputs and weights alone, by name."""
+def _inferred(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """The shapes of a model as they follow from its inputs and weights alone, by name; None for a size that is free."""
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
     del asked.graph.value_info[:]
     for value in asked.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        found = onnx.shape_inference.infer_shapes(asked, data_prop=True)
+        found = onnx.shape_inference.infer_shapes(asked, data_prop=True).graph.value_info
     except Exception:  # of operators that are not of the standard
         return {}
-    return {value.name: value for value in found.graph.value_info}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in found}
+    return {name: [n.dim_value if n.HasField("dim_value") else None for n in dims] for name, dims in shapes.items()}
 
 
-def _noted_anew(value: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto | None) -> bool:
-    """Bring a shape up to date by an inferred one; whether that says all that was noted."""
-    dims = value.type.tensor_type.shape.dim
-    new = [] if inferred is None else inferred.type.tensor_type.shape.dim
-    if len(new) != len(dims) or any(
-        old.HasField("dim_value") > n.HasField("dim_value") for old, n in zip(dims, new, strict=True)
-    ):
+def _renew(value: onnx.ValueInfoProto, before: Sequence[int], after: Sequence[int | None]) -> bool:
+    """Bring the shape that is noted for a value up to date, where it says a size from before; whether that is known."""
+    sizes = value.type.tensor_type.shape.dim
+    if not len(sizes) == len(before) == len(after):
         return False
-    for old, size in zip(dims, new, strict=True):
-        if old.HasField("dim_value"):
-            old.dim_value = size.dim_value
-    return True
+    pairs = zip(sizes, before, after, strict=True)
+    stated = [(size, new) for size, old, new in pairs if size.HasField("dim_value") and size.dim_value == old]
+    for size, new in stated:
+        size.dim_value = new or 0
+    return all(new is not None for _, new in stated)

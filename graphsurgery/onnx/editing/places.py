@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 
-from graphsurgery.errors import UnsupportedError
+from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
+from graphsurgery.onnx.importing.sources import Place
 
 Edge = tuple[int, int]
 """An input of a node: the number of the node in the file, and of its input."""
@@ -22,19 +24,21 @@ class Places:
     Entry 1 of what `Reshape(x, target)` is given is looked for in the file: `target` is no constant, its maker is a
     Concat, whose first input has one entry, so entry 1 of the whole is entry 0 of the second input. That is the
     constant `[12, 64]`. What is written is for this one input of this one node, `edges[(concat, 1)] = [8, 64]`, as
-    another Concat may share the constant and keep its 12.
+    another Concat may share the constant and keep its 12. Where readers of one Concat want unlike numbers, or the file
+    computes the number together with others, the reader gets what it reads with another number in it.
 
     Args:
         imported: what the file was.
+        operators: of the file; get the numbers.
 
     Attributes:
         edges: constants for single inputs.
     """
 
-    def __init__(self, imported: Imported) -> None:
-        self.imported, self.file = imported, imported.file
+    def __init__(self, imported: Imported, operators: FileGraph) -> None:
+        self.imported, self.file, self.operators = imported, imported.file, operators
         self.edges: dict[Edge, np.ndarray[Any, Any]] = {}
-        self._written: dict[tuple[Edge, int], int] = {}
+        self._wanted: dict[tuple[Edge, int], dict[tuple[Edge, int], tuple[Any, int]]] = {}
 
     def known(self, name: str) -> np.ndarray[Any, Any] | None:
         """Numbers that stand in the file, or that it computes from such alone."""
@@ -46,36 +50,54 @@ class Places:
         name = self.file.name(name)
         return self.file.constants[name].size if name in self.file.constants else self.imported.lengths[name]
 
-    def replace(self, operator: Operator, at: int, place: int, old: int, new: int) -> None:
-        """Put a number where an entry of an input stands, unless the file computes it.
+    def want(self, place: Place, old: Any, new: int) -> None:
+        """Say what a number has to be; those that stay count where they share a place with others."""
+        if isinstance(place.at, int):
+            reader = (place.operator, place.at), place.entry or 0
+            self._wanted.setdefault(self._located(*reader), {})[reader] = old, new
+        elif old != new and place.entry is None:
+            self.operators.attributes[place.operator, place.at] = new
+        elif old != new:
+            given = {a.name: list(a.ints) for a in self.file.model.graph.node[place.operator].attribute}
+            self.operators.attributes.setdefault((place.operator, place.at), given[place.at])[place.entry] = new
 
-        Raises:
-            UnsupportedError: the input would have to be two numbers.
-        """
-        edge, entry = self._located((operator.index, at), place)
+    def says(self, place: Place) -> int | None:
+        """The number that stands at a place; None where the file computes it."""
+        edge, entry = self._located((place.operator, int(place.at)), place.entry or 0)
         known = self.known(self._name(edge))
-        if known is not None and known.reshape(-1)[entry] == old:
-            self._write(operator, edge, entry, new)
+        return None if known is None else int(known.reshape(-1)[entry])
 
-    def put(self, operator: Operator, at: int, place: int, new: int) -> None:
-        """Put a number in a constant, or in place of one that the file computes.
-
-        Raises:
-            UnsupportedError: the file computes it together with others, or the input would have to be two numbers.
-        """
-        self._write(operator, *self._located((operator.index, at), place), new)
-
-    def _write(self, operator: Operator, edge: Edge, entry: int, new: int) -> None:
-        name = self._name(edge)
-        old = self.known(name)
-        if old is None and self.length(name) > 1:
-            raise UnsupportedError(
-                f"{self.file.path}: {operator.name} computes a shape in which a size has become {new}"
+    def settle(self) -> None:
+        """Put the numbers that are wanted."""
+        overridden: dict[Edge, dict[int, int]] = {}
+        for (edge, entry), readers in self._wanted.items():
+            name = self._name(edge)
+            known = self.known(name)
+            changed = {reader: new for reader, (old, new) in readers.items() if new != old}
+            wanted = {new for _, new in readers.values()}
+            if not changed or (known is not None and wanted == {known.reshape(-1)[entry]}):
+                continue
+            if len(wanted) == 1 and (known is not None or self.length(name) == 1):
+                array = np.zeros(1, self._dtype(name)) if known is None else known.copy()
+                self.edges.setdefault(edge, array).reshape(-1)[entry] = wanted.pop()
+                continue
+            for (place, number), new in changed.items():
+                overridden.setdefault(place, {})[number] = new
+        for edge, array in self.edges.items():
+            self.operators.read(
+                *edge, self.operators.constant(np.ascontiguousarray(array), self.operators.named(*edge))
             )
-        array = self.edges.setdefault(edge, np.zeros(1, self._dtype(name)) if old is None else old.copy())
-        if self._written.setdefault((edge, entry), new) != new:
-            raise UnsupportedError(f"{self.file.path}: {operator.name} shares a shape with others that need {array}")
-        array.reshape(-1)[entry] = new
+        for edge, numbers in overridden.items():
+            self._override(edge, numbers)
+
+    def _override(self, edge: Edge, numbers: Mapping[int, int]) -> None:
+        """Put numbers into what a single input is given."""
+        given, name = self.operators.named(*edge), self._name(edge)
+        length = range(self.length(name))
+        there = self.operators.constant(np.array([entry in numbers for entry in length]), f"{given}/new")
+        new = np.array([numbers.get(entry, 0) for entry in length], self._dtype(name))
+        read = [there, self.operators.constant(new, f"{given}/sizes"), given]
+        self.operators.read(*edge, self.operators.operator("Where", read, self.operators.fresh(f"{given}/Where"), {}))
 
     def _name(self, edge: Edge) -> str:
         """The first name of what an input reads."""

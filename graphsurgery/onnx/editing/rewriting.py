@@ -10,10 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import onnx
+import onnx_graphsurgeon
 from torch import Tensor
 
 from graphsurgery.checkpoint.atomic import atomic_write
@@ -22,6 +24,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.onnx.editing.file_edit import FileEdit
 from graphsurgery.onnx.exporting.checking import OnnxCheck, check_onnx
 from graphsurgery.onnx.files.given import given_back, given_model
+from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.files.storage import ONE_FILE, bare, save_model, size_of
 from graphsurgery.onnx.importing.importer import Imported, import_onnx
 from graphsurgery.onnx.runtime.acceptance import refusal
@@ -29,9 +32,9 @@ from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.progress import phase
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon
-
     from graphsurgery.onnx.files.given import OnnxModel
+
+_Model = TypeVar("_Model", onnx.ModelProto, onnx_graphsurgeon.Graph)
 
 
 @overload
@@ -48,14 +51,8 @@ def rewrite_onnx(
 
 @overload
 def rewrite_onnx(
-    original: onnx.ModelProto, graph: ModelGraph, *, rtol: float = ..., inputs: Sequence[Tensor] | None = ...
-) -> onnx.ModelProto: ...
-
-
-@overload
-def rewrite_onnx(
-    original: onnx_graphsurgeon.Graph, graph: ModelGraph, *, rtol: float = ..., inputs: Sequence[Tensor] | None = ...
-) -> onnx_graphsurgeon.Graph: ...
+    original: _Model, graph: ModelGraph, *, rtol: float = ..., inputs: Sequence[Tensor] | None = ...
+) -> _Model: ...
 
 
 @phase("writing the ONNX file back")
@@ -118,27 +115,29 @@ def _rewrite(
 ) -> OnnxCheck:
     """Write the edited file, if it does what the network does."""
     imported = import_onnx(original, weights=False, like=graph)
+    file = imported.file
     rewriting = FileEdit(imported, graph)
     model = rewriting.model()
-    batches = imported.batches or (1, 3, 8)
+    proof = partial(_proof, graph, imported, path, rtol, inputs)
     large = size_of(model, rewriting.arrays) > ONE_FILE
-    beside = _free_place(path) if imported.file.weights.outside or large else None
+    beside = _free_place(path) if file.weights.outside or large else None
     try:
         with atomic_write(path) as temporary:
-            stored, arrays = imported.file.precision.restored(model, rewriting.arrays)
-            stored = imported.file.texts.restored(stored)
+            stored, arrays = file.precision.restored(model, rewriting.arrays)
+            stored = file.texts.restored(stored)
             complaint = _complaint(model, rewriting.arrays)
-            if complaint and not _complaint(imported.file.model, imported.file.weights.arrays):
+            if complaint and not _complaint(file.model, file.weights.arrays):
                 raise SurgeryError(f"{path}: the edited file is not valid: {complaint}")
             if stored is model:
                 save_model(model, arrays, temporary, beside)
-                imported.file.weights.release()
+                file.weights.release()
                 del rewriting
-                check = _proof(graph, imported, temporary, path, batches, rtol, inputs)
-            else:
-                check = _proof_in_single(graph, imported, rewriting, model, path, batches, rtol, inputs)
+                check = proof(temporary)
+            else:  # compared in float32, before what is written gets the precision that the file has
+                with passing_file(model, rewriting.arrays) as single:
+                    check = proof(single)
                 save_model(stored, arrays, temporary, beside)
-                _require_opened(imported.file.path, temporary, path)
+                _require_opened(file.path, temporary, path)
             if accept is not None:
                 accept(temporary)
     except BaseException:
@@ -155,31 +154,8 @@ def _require_opened(original: Path, file: Path, path: Path) -> None:
         raise SurgeryError(f"{path}: not written, because ONNX Runtime does not open the edited file: {why}")
 
 
-def _proof_in_single(
-    graph: ModelGraph,
-    imported: Imported,
-    rewriting: FileEdit,
-    model: onnx.ModelProto,
-    path: Path,
-    batches: Sequence[int],
-    rtol: float,
-    inputs: Sequence[Tensor] | None,
-) -> OnnxCheck:
-    """The comparison in float32, before what is written gets the precision that the file has."""
-    with tempfile.TemporaryDirectory() as folder:
-        single, beside = Path(folder, "model.onnx"), Path(folder, "weights")
-        save_model(model, rewriting.arrays, single, beside)
-        return _proof(graph, imported, single, path, batches, rtol, inputs)
-
-
 def _proof(
-    graph: ModelGraph,
-    imported: Imported,
-    file: Path,
-    path: Path,
-    batches: Sequence[int],
-    rtol: float,
-    inputs: Sequence[Tensor] | None,
+    graph: ModelGraph, imported: Imported, path: Path, rtol: float, inputs: Sequence[Tensor] | None, file: Path
 ) -> OnnxCheck:
     """The comparison of the edited file with the network, which has to hold before it becomes `path`."""
     fixed = imported.batch
@@ -190,7 +166,13 @@ def _proof(
     advice = "" if any(isinstance(part, OnnxOperator) for part in graph.module.modules()) else "; or write a .pt"
     try:
         check = check_onnx(
-            graph, file, batches=batches, rtol=rtol, inputs=inputs, values=imported.values, raise_on_failure=False
+            graph,
+            file,
+            batches=imported.batches or (1, 3, 8),
+            rtol=rtol,
+            inputs=inputs,
+            values=imported.values,
+            raise_on_failure=False,
         )
     except SurgeryError as cause:
         raise type(cause)(f"{where}: {str(cause).replace(str(file), str(path))}{advice}") from cause

@@ -15,16 +15,15 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import helper
 from torch import Tensor, fx, nn
 
 from graphsurgery.errors import UnsupportedError
 from graphsurgery.network import layers
 from graphsurgery.network.operators import TorchOperator, Trait, is_in_place, operators
+from graphsurgery.onnx.editing.file_graph import FileGraph
+from graphsurgery.onnx.files.storage import Array
 
 _INT64_MAX = 2**63 - 1
-
-Array = np.ndarray[Any, Any]
 
 
 class Writer:
@@ -34,7 +33,7 @@ class Writer:
         module: the network.
         opset: of the file.
         dtype: of the floating numbers in the file.
-        taken: the names of values and operators that the file has; new ones are added.
+        file: gets the operators and constants.
         value: the name of the value in the file that a node of the network gives.
         stored: the name of the constant of the file that holds a tensor of the network as it is, if any.
     """
@@ -44,14 +43,12 @@ class Writer:
         module: fx.GraphModule,
         opset: int,
         dtype: np.dtype[Any],
-        taken: set[str],
+        file: FileGraph,
         value: Callable[[fx.Node], str],
         stored: Callable[[str, Array], str | None],
     ) -> None:
-        self.module, self.opset, self.dtype, self.taken = module, opset, dtype, taken
+        self.module, self.opset, self.dtype, self.file = module, opset, dtype, file
         self.value, self.stored = value, stored
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: dict[str, Array] = {}
         self._known: dict[tuple[str, str], str] = {}
         self._at = ""
 
@@ -73,7 +70,7 @@ class Writer:
         kwargs = dict(node.kwargs)
         if node.op == "call_module":
             kwargs["at"] = str(node.target)
-        before, outer = len(self.nodes), self._at
+        before, outer = self.file.last, self._at
         self._at = str(node.target) if node.op == "call_module" else node.name
         try:
             given = inspect.signature(writer).bind(self, *node.args, **kwargs)
@@ -85,27 +82,19 @@ class Writer:
         self._at = outer
         if not output:
             return found
-        last = self.nodes[-1] if len(self.nodes) > before else None
-        if last is None or last.output[0] != found:
+        if self.file.last in (before, "") or self.file.last != found:
             self.op("Identity", found)
-            last = self.nodes[-1]
-        last.output[0] = output
-        last.name = name or last.name
+        self.file.become(output, name)
         return output
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add an operator; returns the name of its value."""
-        name = self.fresh(f"{self._at or 'inserted'}/{kind}")
-        self.nodes.append(helper.make_node(kind, inputs, [self.fresh(f"{name}_output")], name=name, **attributes))
-        return self.nodes[-1].output[0]
+        return self.file.operator(kind, inputs, self.file.fresh(f"{self._at or 'inserted'}/{kind}"), attributes)
 
     def constant(self, array: Any, name: str) -> str:
         """Add a constant under a name, or under one like it that is free; floating numbers get the file's dtype."""
         array = np.asarray(array)
-        array = np.ascontiguousarray(array, self.dtype if array.dtype.kind == "f" else array.dtype)
-        name = self.fresh(name)
-        self.tensors[name] = array
-        return name
+        return self.file.constant(np.asarray(array, self.dtype if array.dtype.kind == "f" else array.dtype), name)
 
     def ints(self, numbers: Sequence[int]) -> str:
         return self.constant(np.array(numbers, np.int64), f"{self._at}/sizes")
@@ -160,14 +149,6 @@ class Writer:
     def root(self, square: str, eps: float) -> str:
         """`sqrt(square + eps)`."""
         return self.op("Sqrt", self.op("Add", square, self.constant(np.array(eps, self.dtype), f"{self._at}/eps")))
-
-    def fresh(self, wanted: str) -> str:
-        name, count = wanted, 0
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.taken.add(name)
-        return name
 
 
 _Written = Callable[..., str]

@@ -131,13 +131,13 @@ def _inferred(model: onnx.ModelProto) -> dict[str, int]:
 
 
 @contextmanager
-def passing_file(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> Iterator[Path]:
-    """A file of a model and its large weights that is gone afterwards."""
+def passing_file(model: onnx.ModelProto, arrays: Arrays) -> Iterator[Path]:
+    """A file of a model and its large weights, which lie beside it, that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "model.onnx")
         found = onnx.ModelProto()
         found.CopyFrom(model)
-        save_model(found, {name: partial(np.asarray, array) for name, array in arrays.items()}, place, None)
+        save_model(found, arrays, place, Path(folder, "weights"))
         yield place
 
 

@@ -127,11 +127,10 @@ def save_model(
     graph.CopyFrom(model.graph)
     graph.ClearField("initializer")
     body = graph.SerializeToString()
-    parts = [_encoded(tensor, bytes_of(tensor) if tensor.name in arrays else 0) for tensor in model.graph.initializer]
-    inside = zip(model.graph.initializer, parts, strict=True)
-    length = len(body) + sum(len(part) + (bytes_of(tensor) if tensor.name in arrays else 0) for tensor, part in inside)
+    following = [bytes_of(tensor) if tensor.name in arrays else 0 for tensor in model.graph.initializer]
+    parts = [_encoded(tensor, count) for tensor, count in zip(model.graph.initializer, following, strict=True)]
     with path.open("wb") as file:
-        file.write(head.SerializeToString() + _tag(_GRAPH) + _varint(length) + body)
+        file.write(head.SerializeToString() + _key(_GRAPH, len(body) + sum(map(len, parts)) + sum(following)) + body)
         for tensor, part in zip(model.graph.initializer, parts, strict=True):
             file.write(part)
             if tensor.name in arrays:
@@ -182,11 +181,8 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
 
 def _encoded(tensor: onnx.TensorProto, following: int) -> bytes:
     """An initializer as a field of its graph, up to where its numbers follow."""
-    if not following:
-        own = tensor.SerializeToString()
-        return _tag(_INITIALIZER) + _varint(len(own)) + own
-    own = tensor.SerializeToString() + _tag(_RAW) + _varint(following)
-    return _tag(_INITIALIZER) + _varint(len(own) + following) + own
+    own = tensor.SerializeToString() + (_key(_RAW, following) if following else b"")
+    return _key(_INITIALIZER, len(own) + following) + own
 
 
 def _array(tensor: onnx.TensorProto, mapped: mmap.mmap, start: int, length: int) -> Array:
@@ -208,18 +204,11 @@ def _without_weights(data: mmap.mmap, places: dict[str, tuple[int, int]]) -> byt
             kept.append(data[start:stop])
             continue
         parts = []
-        for field_number, field_start, field_inner, field_stop in _fields(data, inner, stop):
-            whole = (
-                _initializer(data, field_inner, field_stop, places)
-                if field_number == _INITIALIZER and field_stop - field_inner >= LARGE
-                else None
-            )
-            if whole is None:
-                parts.append(data[field_start:field_stop])
-            else:
-                parts.append(_tag(_INITIALIZER) + _varint(len(whole)) + whole)
-        graph = b"".join(parts)
-        kept.append(_tag(_GRAPH) + _varint(len(graph)) + graph)
+        for inside, begin, content, end in _fields(data, inner, stop):
+            large = inside == _INITIALIZER and end - content >= LARGE
+            whole = _initializer(data, content, end, places) if large else None
+            parts.append(data[begin:end] if whole is None else _key(_INITIALIZER, len(whole)) + whole)
+        kept += [_key(_GRAPH, sum(map(len, parts))), *parts]
     return b"".join(kept)
 
 
@@ -270,9 +259,9 @@ def _read_varint(data: mmap.mmap, position: int, stop: int) -> tuple[int, int]:
     raise ValueError("truncated")
 
 
-def _tag(number: int) -> bytes:
-    """The key of a field that has a length."""
-    return _varint(number << 3 | 2)
+def _key(number: int, length: int) -> bytes:
+    """What stands in front of the content of a field that has a length."""
+    return _varint(number << 3 | 2) + _varint(length)
 
 
 def _varint(value: int) -> bytes:

@@ -386,14 +386,18 @@ def _with_biases(file: OnnxProgram) -> tuple[Operator, ...]:
     for operator in file.operators:
         if operator.kind != "Add":
             continue
-        for value, other in (operator.inputs, operator.inputs[::-1]):
+        for at, (value, other) in enumerate((operator.inputs[::-1], operator.inputs)):
             product, bias = products.get(file.name(value)), file.constants.get(file.name(other))
             if product is None or bias is None or readers[file.name(value)] > 1:
                 continue
             width = file.constants[file.name(product.inputs[1])].shape[1]
             if bias.size == width == bias.shape[-1] and bias.dtype.kind == "f":
                 joined[operator.index] = replace(
-                    product, inputs=(*product.inputs, other), outputs=operator.outputs, index=operator.index
+                    product,
+                    inputs=(*product.inputs, other),
+                    outputs=operator.outputs,
+                    index=operator.index,
+                    moved={0: (product.index, 0), 1: (product.index, 1), 2: (operator.index, at)},
                 )
                 gone.add(product.index)
     return tuple(joined.get(o.index, o) for o in file.operators if o.index not in gone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from graphsurgery.onnx.importing.building import network_of
 from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
-from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.sources import Origin, Source, origins_of
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.progress import phase
@@ -46,6 +47,7 @@ class Imported:
         file: what it was read from.
         module: what was traced; runs the file's operators.
         sources: where in the file each parameter and buffer stands, by its path in the network.
+        origins: what of the file the arguments of a node are, by the node's name.
         values: the node that computes a value of the file, by the value's name.
         layers: the path of the layer of an operator that has one, by the number of the operator's node in the file.
         readers: the number of the node that reads a parameter or buffer, by its path; of one that many read, the first.
@@ -58,6 +60,7 @@ class Imported:
     file: OnnxProgram
     module: nn.Module
     sources: Mapping[str, Source]
+    origins: Mapping[str, Origin]
     values: Mapping[str, str]
     layers: Mapping[int, str]
     readers: Mapping[str, int]
@@ -128,9 +131,11 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     try:
         network = network_of(file, inputs, weights=weights)
         file.weights.release()
+        network.plan.recorded = True
         graph = trace(network, list(inputs.examples.values()), copy=False, check=False)  # `compare` asks the file
     except SurgeryError as cause:
         raise type(cause)(f"{path}: {cause}") from cause
+    network.plan.recorded = False
     graph = _described(graph, inputs, weights=weights)
     # Last, as a reason of our own names the operator.
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
@@ -149,6 +154,7 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
         file=file,
         module=network,
         sources=network.plan.sources,
+        origins=origins_of(graph.module.graph),
         values=values,
         layers=network.plan.layers,
         readers=network.plan.readers,
@@ -196,7 +202,8 @@ def compare(imported: Imported, *, rtol: float = 1e-4) -> OnnxCheck:
     """
     file, path = imported.file, imported.file.path
     batches = imported.batches or (2,)
-    with nullcontext(path) if file.as_stored else passing_file(file.model, file.weights.arrays) as single:
+    arrays = {name: partial(np.asarray, array) for name, array in file.weights.arrays.items()}
+    with nullcontext(path) if file.as_stored else passing_file(file.model, arrays) as single:
         found = check_onnx(
             imported.graph, single, batches=batches, rtol=rtol, values=imported.values, raise_on_failure=False
         )

@@ -28,6 +28,8 @@ class Operator:
         attributes: by name, as Python values.
         opset: version of the standard operators.
         index: of the node in the file.
+        moved: the inputs that other nodes of the file read, where two have become one: the number of the node, and of
+            the input there.
     """
 
     name: str
@@ -37,6 +39,11 @@ class Operator:
     attributes: Mapping[str, Any]
     opset: int
     index: int
+    moved: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def place(self, at: int) -> tuple[int, int]:
+        """The node in the file that reads an input, and which one it is there."""
+        return self.moved.get(at, (self.index, at))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.operators.unpooling import PLACES_AT, only_lead_back
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
-from graphsurgery.onnx.importing.sources import Source
+from graphsurgery.onnx.importing.sources import Place, Recorder, Source, placed, placed_attribute
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -45,6 +45,7 @@ class RunPlan:
         shapes: of the values in the file, by name, where it fixes the batch.
         seen: sizes that the file computes with another batch, by name; empty where it leaves more than the batch free.
         folded: what operators give that only read sizes which are the same for every batch, by the number of the node.
+        recorded: whether the nodes of a trace note what of the file they are, for `origins_of`.
     """
 
     file: OnnxProgram
@@ -61,6 +62,7 @@ class RunPlan:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seen: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     folded: dict[int, tuple[np.ndarray[Any, Any] | None, ...]] = field(default_factory=dict)
+    recorded: bool = False
 
     @cached_property
     def weights(self) -> set[int]:
@@ -107,16 +109,18 @@ _WITHOUT_MEANING: Mapping[str, Collection[str]] = {
 
 
 class Watched(Mapping[str, Any]):
-    """Attributes that know which of them were read."""
+    """Attributes that know which of them were read; those of an operator's number know where it says them."""
 
-    def __init__(self, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, attributes: Mapping[str, Any], operator: int | None = None) -> None:
         self.plain = attributes.__getitem__
         self.left = set(attributes)
         self._attributes = attributes
+        self._operator = operator
 
     def __getitem__(self, name: str) -> Any:
         self.left.discard(name)
-        return self._attributes[name]
+        found = self._attributes[name]
+        return found if self._operator is None else placed_attribute(found, self._operator, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._attributes)
@@ -168,12 +172,15 @@ class Runner:
         self.values: dict[str, Any] = {}
         self.inner: set[str] = set()
         """Values in which the fixed batch has become the inner part of an axis."""
+        self.sizes: dict[int, Any] = {}
+        """What the last operator was given for sizes."""
         self.places: set[str] = set()
         """Places of pools that are counted as torch does."""
 
     def run(self, inputs: Sequence[Any]) -> Any:
         file = self.plan.file
         self.values = {value.name: x for value, x in zip(file.inputs, inputs, strict=True)}
+        self.recorder = Recorder(inputs if self.plan.recorded else ())
         for operator in self.plan.operators:
             try:
                 self._step(operator)
@@ -191,7 +198,9 @@ class Runner:
         return value
 
     def _step(self, operator: Operator) -> None:
+        self.sizes = {}
         found = self.results(operator)
+        self.recorder.note(operator.index, self._read(operator))
         if operator.kind != "Reshape" and any(self.plan.file.name(name) in self.inner for name in operator.inputs):
             self.inner.update(operator.outputs)
         self._note(operator, found)
@@ -201,6 +210,20 @@ class Runner:
             self.values[name] = value
             if isinstance(value, fx.Proxy):
                 value.node.meta["onnx"] = (*value.node.meta.get("onnx", ()), name)
+
+    def _read(self, operator: Operator) -> dict[Place, Any]:
+        """What an operator reads, by where: tensors, and sizes one by one."""
+        found: dict[Place, Any] = {}
+        for at, name in enumerate(operator.inputs if self.recorder.graph is not None else ()):
+            made = self.plan.made.get((operator.index, at))
+            value = self.part(made) if made else self.value(name) if name else None
+            value = self.sizes.get(at, value)
+            index, at = operator.place(at)
+            if isinstance(value, np.ndarray) and value.dtype == object:
+                found |= {Place(index, at, entry): size for entry, size in enumerate(value.reshape(-1).tolist())}
+            else:
+                found[Place(index, at)] = value
+        return found
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
         """Remember the shapes that values have in the file; the first run does."""
@@ -217,7 +240,8 @@ class Runner:
             return plan.folded[operator.index]
         given = self._given(operator)
         if on_sizes(plan, operator, given):
-            return sizes.compute(operator, given)
+            symbolic = any(isinstance(value, np.ndarray) and value.dtype == object for value in given)
+            return sizes.compute(operator, self._placed(operator, given, range(len(given))) if symbolic else given)
         places = operators.SIZES_AT.get(operator.kind, ())
         arguments = [
             self._size(operator, value, name) if at in places else self._operand(operator, at, value)
@@ -225,10 +249,13 @@ class Runner:
         ]
         while arguments and arguments[-1] is None:
             arguments.pop()
+        arguments = self._placed(operator, arguments, places)
         arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
+        self.sizes = {at: arguments[at] for at in places if at < len(arguments)}
         if operator.kind in ("MaxPool", "MaxUnpool"):
             operator = self._with_places(operator, arguments[0])
-        read, rule = Watched(operator.attributes), operators.OPERATORS[operator.kind]
+        traced = None if self.recorder.graph is None else operator.index
+        read, rule = Watched(operator.attributes, traced), operators.OPERATORS[operator.kind]
         if not _takes(rule, len(arguments)):
             raise operators.UnlikeTorchError(f"one with {len(arguments)} inputs")
         found = as_tuple(rule(replace(operator, attributes=read), *arguments))
@@ -237,6 +264,11 @@ class Runner:
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
         self.places.update(operator.outputs[PLACES_AT:] if operator.kind == "MaxPool" else ())
         return tuple(None if value is None else _boxed(value) for value in found)
+
+    def _placed(self, operator: Operator, values: Sequence[Any], sizes_at: Collection[int]) -> list[Any]:
+        """Inputs of which those that are sizes know where their literals stand, while the network is traced."""
+        sized = sizes_at if self.recorder.graph is not None else ()
+        return [placed(value, operator.index, at) if at in sized else value for at, value in enumerate(values)]
 
     def _with_places(self, operator: Operator, x: Any) -> Operator:
         """A pool without places that nobody reads, or whose places are those of torch to all that read them."""
@@ -449,7 +481,9 @@ def freed(x: Any, before: Sequence[int], inner: bool, shape: sizes.Sizes, fixed:
     places = alone or outer or within
     if not places:
         return shape, False
-    new: list[Any] = [n if isinstance(n, _SYMBOLS) else size for n, size in zip(entries, target, strict=True)]
+    new: list[Any] = [
+        n if isinstance(n, _SYMBOLS) or n == size else size for n, size in zip(entries, target, strict=True)
+    ]
     new[places[0]] = operators.size_of(x, axis) * target[places[0]] // before[axis]
     return sizes.sizes_of(new), not alone and not outer
 

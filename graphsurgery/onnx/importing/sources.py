@@ -1,18 +1,28 @@
-"""Where in an `.onnx` file the parameters of a network stand."""
+"""Where in an `.onnx` file the parameters of a network stand, and each argument: the record by which an edit goes back.
+
+While a network is traced, what an operator reads is at hand beside the nodes that it becomes. A literal that stands in
+the file is a number that knows its place (`Placed`), which torch and the trace hand on as any other, whatever the rule
+of the operator does with it. A tensor, and a size that is computed, is known by its node.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import takewhile
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 Layout = Literal["same", "transposed", "flat"]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_NOTED = "what of a file its arguments are"
+_SIZED = frozenset(("group", "num_groups", "num_heads", "kv_num_heads", "split", "starts", "ends"))
+"""Attributes that say how many there are, or where they lie."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +117,125 @@ def stored(names: Sequence[str], constants: Arrays) -> bool:
     return bool(names[0]) and all(
         not name or (name in constants and constants[name].dtype.kind == "f") for name in names
     )
+
+
+class Place(NamedTuple):
+    """Where a file says what an argument is.
+
+    Attributes:
+        operator: the number of the node.
+        at: the number of its input, or the name of its attribute.
+        entry: which number of that; None where it is a tensor, or the attribute is one number.
+    """
+
+    operator: int
+    at: int | str
+    entry: int | None = None
+
+
+class Placed(int):
+    """A literal that stands in the file; what is computed from it is an ordinary number."""
+
+    place: Place
+
+    @classmethod
+    def of(cls, number: int, place: Place) -> Placed:
+        found = cls(number)
+        found.place = place
+        return found
+
+
+class Origin(NamedTuple):
+    """Which operator has become a node, and where it says each argument; nowhere is what it does not say.
+
+    Attributes:
+        operator: the number of the operator's node in the file.
+        places: of every leaf of the arguments (`leaves`). Several where it reads one value more than once, and all are
+            read alike.
+    """
+
+    operator: int
+    places: tuple[tuple[Place, ...], ...]
+
+
+def leaves(node: fx.Node) -> list[Any]:
+    """The arguments of a node, one after the other: what stands in lists, slices and dicts by itself."""
+    found: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda leaf: found.append(leaf))
+    return found
+
+
+def is_literal(number: Any) -> bool:
+    """Whether a number stands in the file, or follows from one that does, and is no size of a tensor."""
+    return type(number) in (int, Placed)
+
+
+def placed(array: Any, operator: int, at: int) -> Any:
+    """Sizes whose literals know where an input says them; what is no array of integers as it is."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iO":
+        return array
+    found = np.empty(array.size, object)
+    for entry, number in enumerate(array.reshape(-1).tolist()):
+        found[entry] = Placed.of(number, Place(operator, at, entry)) if is_literal(number) else number
+    return found.reshape(array.shape)
+
+
+def placed_attribute(value: Any, operator: int, name: str) -> Any:
+    """The same of an attribute."""
+    if name not in _SIZED:
+        return value
+    if type(value) is int:
+        return Placed.of(value, Place(operator, name))
+    return [Placed.of(number, Place(operator, name, entry)) for entry, number in enumerate(value)]
+
+
+class Recorder:
+    """Notes in the nodes of a trace what of the file they read; without a trace, nothing.
+
+    Args:
+        inputs: what the network is given.
+    """
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        self.graph = next((x.node.graph for x in inputs if isinstance(x, fx.Proxy)), None)
+        self.last = None if self.graph is None else next(iter(reversed(self.graph.nodes)))
+
+    def note(self, operator: int, read: Mapping[Place, Any]) -> None:
+        """Note of the nodes that have come since the last time that they are this operator, which reads these."""
+        if self.graph is None:
+            return
+        new = list(takewhile(lambda node: node is not self.last, reversed(self.graph.nodes)))[::-1]
+        self.last = new[-1] if new else self.last
+        given: dict[fx.Node, list[Place]] = {}
+        for place, value in read.items():
+            if isinstance(value, fx.Proxy):
+                given.setdefault(value.node, []).append(place)
+        found: dict[fx.Node, list[tuple[dict[int, tuple[Place, ...]], int]]] = {}
+        for node in new:
+            places: dict[int, tuple[Place, ...]] = {}
+            node.meta[_NOTED] = operator, places
+            for number, leaf in enumerate(leaves(node)):
+                if isinstance(leaf, fx.Node) and leaf in given:
+                    found.setdefault(leaf, []).append((places, number))
+        for source, readers in found.items():
+            each = len(readers) == len(given[source])
+            for count, (places, number) in enumerate(readers):
+                places[number] = (given[source][count],) if each else tuple(given[source])
+
+
+def origins_of(graph: fx.Graph) -> dict[str, Origin]:
+    """The record of a traced network, by the names of its nodes; its literals are ordinary numbers afterwards."""
+    found = {}
+    for node in graph.nodes:
+        operator, noted = node.meta.pop(_NOTED, (None, {}))
+        own = leaves(node)
+        if operator is not None and node.op.startswith("call"):
+            places = ((leaf.place,) if isinstance(leaf, Placed) else noted.get(at, ()) for at, leaf in enumerate(own))
+            found[node.name] = Origin(operator, tuple(places))
+        if any(isinstance(leaf, Placed) for leaf in own):
+            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _plain)
+    return found
+
+
+def _plain(leaf: Any) -> Any:
+    return int(leaf) if isinstance(leaf, Placed) else leaf

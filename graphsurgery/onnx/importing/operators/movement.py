@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, axes_of, number, numbers, sizes_of, slices
+from graphsurgery.onnx.importing.sources import is_literal
 
 
 @rule("Reshape")
 def _reshape(operator: Operator, x: Value, shape: Sizes) -> Value:
     target = list(numbers(shape))
     if not operator.attributes.get("allowzero"):
-        target = [x.shape[i] if type(n) is int and n == 0 else n for i, n in enumerate(target)]
+        target = [x.shape[i] if is_literal(n) and n == 0 else n for i, n in enumerate(target)]
     return x.reshape(target)
 
 
@@ -119,7 +120,7 @@ def _expand(_: Operator, x: Value, shape: Sizes) -> Value:
     # A size of one in the wanted shape keeps that of the tensor; an axis that the tensor has not needs a size.
     return x.expand(
         [
-            -1 if at >= new and type(size) is int and size in (1, old) else size
+            -1 if at >= new and is_literal(size) and size in (1, old) else size
             for at, (size, old) in enumerate(zip(lead, own, strict=True))
         ]
     )

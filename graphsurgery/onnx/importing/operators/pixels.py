@@ -12,6 +12,7 @@ from graphsurgery.onnx.importing.operators.padding import padded, pads_of, per_a
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, numbers
+from graphsurgery.onnx.importing.sources import is_literal
 
 
 @rule("GlobalAveragePool")
@@ -100,7 +101,7 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
         raise UnlikeTorchError("a resize that smooths, with weights that torch has otherwise")
     if sizes is not None and sizes.size:
         wanted = dict(zip(axes, numbers(sizes), strict=True))
-        if grid == "pytorch_half_pixel" and any(type(n) is int and n == 1 for n in list(wanted.values())[-2:]):
+        if grid == "pytorch_half_pixel" and any(is_literal(n) and n == 1 for n in list(wanted.values())[-2:]):
             raise UnlikeTorchError("a resize to one pixel, which is the first")
         return F.interpolate(x, size=[wanted.get(axis, shape_of(x)[axis]) for axis in range(2, rank(x))], **flags)
     if (
