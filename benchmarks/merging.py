@@ -33,7 +33,7 @@ from torch.utils.data import TensorDataset
 from graphsurgery.graph import ModelGraph
 from graphsurgery.recipes import demo
 from graphsurgery.recipes.merging.merge import merge
-from graphsurgery.recipes.merging.plan import CONTROLS, MergeWishes
+from graphsurgery.recipes.merging.plan import CONTROL, CONTROLS, WAYS, MergeWishes
 from graphsurgery.recipes.train import train
 from graphsurgery.training.data.dataset import Data, split
 from graphsurgery.training.data.loading import load_data
@@ -160,9 +160,12 @@ def one_merge(name: str, seed: int, way: Way, parents: Sequence[ModelGraph], dat
     return {"task": name, "seed": seed, "by": by, "rate": rate, "metric": outcome.metric, "rows": rows}
 
 
-def controls_of(name: str, seed: int) -> Sequence[str]:
-    """Which controls are trained: but for the last, which learns from mixtures, those of `--by joint` are the same."""
-    return CONTROLS if (name, seed, "joint", None) not in results() else CONTROLS[-1:]
+def controls_of(name: str, seed: int) -> list[str]:
+    """Which controls are trained: those that stand beside no other way on the same split, as all ways cost as much."""
+    found = results()
+    known = {row for by in WAYS for row in found.get((name, seed, by, None), {"rows": {}})["rows"]}
+    rows = {control: f"{CONTROL}{control}" for control in CONTROLS} | {"another": f"{CONTROL}best of 3"}
+    return [control for control in CONTROLS if rows[control] not in known]
 
 
 DEMO = "demo"
@@ -263,10 +266,10 @@ ROWS = (
 def with_others(found: dict[tuple[str, int, str, float | None], dict[str, Any]], name: str, seed: int) -> Any:
     """The merge of a seed by `auto`, beside what other ways made of the same split, and their controls."""
     run, rows = found[(name, seed, "auto", None)], {}
-    for by, title in BESIDE.items():
-        other = found.get((name, seed, by, None), {"rows": {}})["rows"]
-        rows |= {title: other["merged"]} if other else {}
-        rows |= {row: values for row, values in other.items() if row.startswith("control")}
+    for by in ("joint", "plain", "distil"):
+        for row, values in found.get((name, seed, by, None), {"rows": {}})["rows"].items():
+            title = BESIDE.get(by, "") if row == "merged" else row if row.startswith(CONTROL) else ""
+            rows |= {title: values} if title else {}
     return {**run, "rows": rows | run["rows"]}
 
 
@@ -370,7 +373,16 @@ def page() -> str:
     return "\n\n".join([answer(tables), command, NOTE, *filter(None, [demo_sentence()]), *parts])
 
 
-NOTE = """NOTE"""
+NOTE = """Two parents from their own seeds, `merge`, and the controls; each seed has a split of its own. `merged` is
+what it delivers: the best, on validation data, of the parents, the soup, the aligned average and `distilled`, the better
+parent after it has learnt from both on mixtures of examples (of a regression the end of the joint recipe). Beside them
+stand `by joint`, and `without mixtures`, which learns the same of the examples as they are: what `distilled` is better
+by than that is the mixtures, the rest is distillation. Where a split had been measured before, its controls are those of
+then, on another processor, of parents of the same seeds. Differences are means over seeds with their standard errors.
+Epochs and multiply-adds count everything that a network is made of, parents included; what teachers answer is not
+counted, in `distilled` a forward pass of both parents at every step. That `auto` distils, and does not train jointly
+or do both, was decided by validation data of other seeds: `--choose --ways joint distil`; so were the rate (2.5 times
+the parents' with BatchNorm) and the loss."""
 
 
 SETTINGS: tuple[Way, ...] = (*(("joint", rate) for rate in (1.0, 2.5, 5.0, 10.0)), ("distil", 2.5))
