@@ -55,6 +55,7 @@ class Task:
         plan: how a parent trains.
         seeds: how many are published.
         what: the data in words.
+        ways: what is done with the parents of a seed that is published; see `one_merge`.
         stacked: whether its seeds are trained as one, which pays where layers are small.
     """
 
@@ -63,6 +64,7 @@ class Task:
     plan: TrainingPlan
     seeds: int
     what: str
+    ways: tuple[str, ...] = ("auto",)
     stacked: bool = False
 
 
@@ -103,7 +105,7 @@ _OWN = f"{Path(__file__).parent}/"
 _VIT = f"{_OWN}small_vit.py:small_vit"
 _ADAMW = replace(_SGD, optimizer="adamw", lr=2e-3)
 TASKS = {
-    "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits", stacked=True),
+    "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits", ("auto", "plain"), stacked=True),
     "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", digits, replace(_SGD, epochs=15), 5, "digits"),
     "digits/vit": Task(f"{_VIT}?width=32&pixels=8", digits, replace(_ADAMW, epochs=30), 5, "digits", stacked=True),
     "sine/mlp": Task("paper/mlp", sine, replace(_SGD, epochs=300, lr=0.02, weight_decay=0.0), 10, "sine", stacked=True),
@@ -118,8 +120,6 @@ TASKS = {
 
 Way = tuple[str, float | None]
 """How parents are merged, and at which rate; None is the recipe's own."""
-PUBLISHED: tuple[Way, ...] = (("auto", None), ("plain", None))
-"""What is done with the parents of a seed that is published."""
 
 
 def merges(name: str, ways: Sequence[Way], seed: int) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def merges(name: str, ways: Sequence[Way], seed: int) -> list[dict[str, Any]]:
 
 
 def one_merge(name: str, seed: int, way: Way, parents: Sequence[ModelGraph], data: Data) -> dict[str, Any]:
-    """The parents merged in one way: the line that is kept."""
+    """The parents merged in one way, `plain` is `distil` without mixtures: the line that is kept."""
     by, rate = way
     controls = controls_of(name, seed) if way == ("auto", None) and seed < CHOOSING else ()
     wishes = MergeWishes(
@@ -415,7 +415,7 @@ def main() -> None:
         print(choose(options.tasks, options.seeds or 3, ways))
         return
     for name in (name for name in options.tasks if name != DEMO):
-        run_missing(name, range(options.seeds or TASKS[name].seeds), PUBLISHED)
+        run_missing(name, range(options.seeds or TASKS[name].seeds), [(by, None) for by in TASKS[name].ways])
     if DEMO in options.tasks:
         for seed in range(10):
             if (DEMO, seed, "auto", None) not in results():
