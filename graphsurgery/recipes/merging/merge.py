@@ -150,9 +150,10 @@ def _best(work: Merging) -> ModelGraph:
         graph = way(work)
         found.append((books.rows[-1], graph))
     graph = _WAYS[work.way](work)
-    found.append((books.measure("distilled", graph, work.spent, _note(work)), graph))
-    row, graph = max(found, key=lambda pair: books.rank(pair[0]))
-    note = f"{row.name}: the best of {len(found)} on validation data"
+    trained = (books.measure("distilled", graph, work.spent, _note(work)), graph)
+    # Of equal scores no loss decides: softened answers make a network less sure, and no worse.
+    row, graph = max([trained, *found], key=lambda pair: books.rank(pair[0])[0])
+    note = f"{row.name}: the best of {len(found) + 1} on validation data"
     books.rows.append(replace(row, name="merged", note=note))
     return graph
 

@@ -156,13 +156,21 @@ def test_auto_delivers_nothing_worse_than_the_best_parent_on_validation_data(by_
 
 def test_auto_delivers_a_parent_where_nothing_else_helps(parents, data):
     plan = quick(parents, "auto")
-    plan = replace(plan, fine_tuning=replace(plan.fine_tuning, lr=1e-9))
+    plan = replace(plan, fine_tuning=replace(plan.fine_tuning, lr=0.1, weight_decay=5.0))
     found = merge(parents, data, plan, reporter=SILENT)
     note = found.outcome.row("merged").note
     best = note.partition(":")[0]
     assert best in ("parent 1", "parent 2", "soup")
     assert found.outcome.row("merged").validation == found.outcome.row(best).validation
     assert found.graph.lineage[-1]["pass"] == "merge"
+
+
+def test_of_equal_scores_auto_delivers_what_has_been_trained(parents, data):
+    few = replace(data, validation=TensorDataset(*data.validation[:1]))
+    found = merge(parents, few, quick(parents, "auto"), reporter=SILENT).outcome
+    scores = {row.validation["accuracy"] for row in found.rows if row.name in ("parent 1", "distilled", "merged")}
+    assert scores == {1.0}
+    assert found.row("merged").note.startswith("distilled: ")
 
 
 def test_a_soup_of_parents_from_unlike_starts_is_one_parent_and_of_one_start_is_both(parents, data):
