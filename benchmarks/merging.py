@@ -316,16 +316,19 @@ def relation_of(values: Sequence[float]) -> str:
 
 
 def answer(tables: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """Whether merging pays, in one sentence: how often each way beats the strongest control."""
+    """Whether merging pays, in one sentence: how often each way beats the better parent, and the strongest control."""
+    shown = [runs for runs in tables if runs[0]["by"] == "auto"]
     words = []
     for name in OURS:
-        shown = [runs for runs in tables if runs[0]["by"] == "auto"]
-        against = [gains(runs, name, partial(score_of, strongest_control(runs))) for runs in shown]
-        counts = Counter(map(relation_of, against))
-        numbers = f"better than it on {counts['better']}, a tie on {counts['tie']} and worse on {counts['worse']}"
-        if shown:
-            words.append(f"`{name}` is {numbers} of {len(shown)} tables")
-    return f"Against the strongest control of the same epochs, to two standard errors, {'; '.join(words)}."
+        others = {
+            _BEST: [better_parent] * len(shown),
+            "the strongest control of the same epochs": [partial(score_of, strongest_control(runs)) for runs in shown],
+        }
+        for other, scores in others.items():
+            found = Counter(relation_of(gains(runs, name, score)) for runs, score in zip(shown, scores, strict=True))
+            numbers = f"better than {other} on {found['better']}, a tie on {found['tie']} and worse on {found['worse']}"
+            words.append(f"`{name}` is {numbers}")
+    return f"To two standard errors, of {len(shown)} tables {'; '.join(words)}."
 
 
 def verdict(runs: Sequence[dict[str, Any]]) -> str:
