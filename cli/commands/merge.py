@@ -78,7 +78,7 @@ def merge(
     if asked.dry_run:
         whole = side_by_side(parents) if len(tasks) > 1 else concatenate(parents)
         show_sizes(screen, [*zip(sources, parents, strict=True), ("concatenated", whole)])
-        epochs = f"train {plan.wide.epochs} + {plan.fine_tuning.epochs} epochs" if plan.trains else "average"
+        epochs = f"train {plan.epochs} epochs" if plan.trains else "average"
         session.would(f"{epochs} at {plan.budget:g} times the first parent and write {output}")
         return
     settings = {**session.document, "plan": plan.what_fixes_the_result()}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from graphsurgery.checkpoint.files import save
 from graphsurgery.graph import ModelGraph
-from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.recipes.delivery.deliver import deliver
 from graphsurgery.recipes.merging.merge import merge
 from graphsurgery.recipes.merging.plan import MergeWishes
@@ -55,7 +54,7 @@ def demo(
         merged.graph,
         folder / "merged.onnx",
         name="merged",
-        against={"parent 1": parents[0], "concatenated": concatenate(parents)},
+        against={"parent 1": parents[0]},
     )
     files = {f"parent {number}": str(folder / name) for number, name in enumerate(("a.pt", "b.pt"), 1)}
     files |= {"network": str(folder / "merged.pt")}

@@ -16,7 +16,20 @@ from graphsurgery.recipes.slimming import slimmable
 from graphsurgery.surgery.remapping import remap
 
 SHORT = ("--data", "digits?train=200", "--device", "cpu", "--epochs", "1")
-MERGE = ("merge", "a.pt", "b.pt", "--no-control", "--data", "digits", "--device", "cpu", "--epochs", "1")
+MERGE = (
+    "merge",
+    "a.pt",
+    "b.pt",
+    "--by",
+    "joint",
+    "--no-control",
+    "--data",
+    "digits",
+    "--device",
+    "cpu",
+    "--epochs",
+    "1",
+)
 GROW = ("grow", "a.pt", "--by", "1.5x", "--no-control", *SHORT)
 MIMIC = ("mimic", "--teacher", "a.pt", "--student", "paper/mlp?hidden=20", "--bottleneck", "4", "--no-control", *SHORT)
 LOTTERY = ("lottery", "a.pt", "--rounds", "1", "--density", "0.5", *SHORT)

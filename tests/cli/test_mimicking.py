@@ -54,7 +54,7 @@ def test_compress_and_merge_recover_without_labels(capsys):
     assert "on what the original says" in capsys.readouterr().out
     command = ["merge", "a.pt", "b.pt", "--data", "digits", "--labels", "0", "--no-control", "--device", "cpu"]
     assert run([*command, "-o", "m.pt"]) == 0
-    assert "fine-tuned on what the joint network says" in " ".join(capsys.readouterr().out.split())
+    assert "fine-tuned on what the parents say, of mixtures of examples" in " ".join(capsys.readouterr().out.split())
 
 
 BAD = {

@@ -119,7 +119,7 @@ def _wide(work: Merging) -> Control | None:
 
 def _mixed(work: Merging) -> Control | None:
     """Nothing where the merge learns from no mixtures."""
-    if not (work.plan.imitation.mixed and work.books.data.classes is not None):
+    if not work.mixes:
         return None
     graph, plan, note = _new(work, 5000)
 

@@ -22,7 +22,7 @@ def by_distilling(work: Merging) -> ModelGraph:
     best = work.best_parent()
     student = work.parents[best].copy()
     objective, examples = work.taught(work.parents)
-    fine_tuning = replace(work.plan.fine_tuning, seed=work.plan.seed)
+    fine_tuning = replace(work.plan.fine_tuning, epochs=work.plan.epochs, seed=work.plan.seed)
     _, effort = work.books.train(student, fine_tuning, "fine-tune", objective=objective, dataset=examples)
     work.spent += effort
     return work.lineage(student, chosen=f"{PARENT}{best + 1}")

@@ -87,8 +87,8 @@ def merge_heads(
     Args:
         parents: two or more typed networks of one topology, but for the number of their classes. They are not modified.
         tasks: what each was trained on, with inputs of one shape; selection looks at `validation`.
-        plan: how; by default `default_plan` of the parents. Of its controls there is `longer`: one new network with all
-            heads, trained as long as everything together.
+        plan: how; by default the joint `default_plan` of the parents. Of its controls there is `longer`: one new
+            network with all heads, trained as long as everything together.
         run: folder for metrics and states; an interrupted merge goes on from it.
         reporter: told about progress.
         made: given the merged network as soon as it is there, before the control is trained.
@@ -101,7 +101,7 @@ def merge_heads(
             do not fit their data, or training fails.
         CheckFailedError: a pass does not hold its contract on these networks.
     """
-    plan = plan or default_plan(parents)
+    plan = plan or default_plan(parents, by="joint")
     if len(tasks) != len(parents):
         raise SurgeryError(f"merge: {len(parents)} parents have {len(tasks)} tasks; give the data of each")
     if plan.by != "joint":

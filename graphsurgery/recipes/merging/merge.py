@@ -29,7 +29,7 @@ from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.tasks import Objective
 
-_WAYS = {"joint": by_joint, "distil": by_distilling, "gates": by_gates, "average": by_average, "soup": by_soup}
+_WAYS = {"distil": by_distilling, "joint": by_joint, "gates": by_gates, "average": by_average, "soup": by_soup}
 
 
 def merge(
@@ -74,7 +74,7 @@ def merge(
     _measure_plain_average(work)
     graph = _best(work) if plan.by == "auto" else _WAYS[plan.by](work)
     if plan.by != "auto":
-        books.measure("merged", graph, work.spent, _note(plan))
+        books.measure("merged", graph, work.spent, _note(work))
     if made is not None:
         made(graph)
     for control in compared:
@@ -127,19 +127,20 @@ def deepened(before: Sequence[ModelGraph], after: Sequence[ModelGraph]) -> list[
     ]
 
 
-def _note(plan: MergePlan) -> str:
-    """What the row of the merged network says."""
+def _note(work: Merging) -> str:
+    """What the row of a network that was trained says."""
     networks = {"joint": "what the joint network says"} | dict.fromkeys(("distil", "gates"), "what the parents say")
-    if plan.by not in networks:
+    if work.way not in networks:
         return ""
-    labels = ["labels"] if plan.imitation.labels > 0 else []
-    learnt = [networks[plan.by]] if plan.imitation.labels < 1 else []
-    mixed = ", of mixtures of examples" if plan.imitation.mixed else ""
+    imitation = work.plan.imitation
+    labels = ["labels"] if imitation.labels > 0 else []
+    learnt = [networks[work.way]] if imitation.labels < 1 else []
+    mixed = ", of mixtures of examples" if work.mixes else ""
     return f"fine-tuned on {' and '.join(labels + learnt)}{mixed}"
 
 
 def _best(work: Merging) -> ModelGraph:
-    """What is best on validation data: a parent, a soup, the aligned average, or the joint recipe's network."""
+    """What is best on validation data: a parent, a soup, the aligned average, or what has been trained."""
     books = work.books
     best = work.best_parent()
     rows = [row for row in books.rows if row.name == f"{PARENT}{best + 1}"]
@@ -148,10 +149,11 @@ def _best(work: Merging) -> ModelGraph:
     for way in cheap:
         graph = way(work)
         found.append((books.rows[-1], graph))
-    graph = by_joint(work)
-    found.append((books.measure("distilled", graph, work.spent, _note(replace(work.plan, by="joint"))), graph))
-    row, graph = max(found, key=lambda pair: books.rank(pair[0]))
-    note = f"{row.name}: the best of {len(found)} on validation data"
+    graph = _WAYS[work.way](work)
+    trained = (books.measure("distilled", graph, work.spent, _note(work)), graph)
+    # Of equal scores no loss decides: softened answers make a network less sure, and no worse.
+    row, graph = max([trained, *found], key=lambda pair: books.rank(pair[0])[0])
+    note = f"{row.name}: the best of {len(found) + 1} on validation data"
     books.rows.append(replace(row, name="merged", note=note))
     return graph
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphsurgery.graph import ModelGraph
 from graphsurgery.training.imitation import Imitation
 
-WAYS = ("auto", "joint", "distil", "gates", "average", "soup")
+WAYS = ("auto", "distil", "joint", "gates", "average", "soup")
 CONTROLS = ("longer", "faster", "another", "distilled", "wide", "mixed")
 PARENT, CONTROL = "parent ", "control: "
 """How the rows of parents and controls begin."""
@@ -34,16 +34,18 @@ class MergePlan:
     """How to merge.
 
     Attributes:
-        by: one of `WAYS`: `joint` trains the concatenated network on labels and on what the parents say together, cuts
-            it, and distils what it has learnt into the rest; `distil` lets the parent that is best on validation data
-            learn from all parents together, on mixtures of examples; `gates` closes gates while it trains, as the paper
-            does; `average` aligns the parents' channels and averages their weights, without training; `soup` averages
-            them as they are, and takes in what helps on validation data; `auto` tries soup, average, `joint` and the
-            parents, and takes what is best on validation data.
-        wide: how the concatenated network trains: jointly, or while its gates close.
-        fine_tuning: how the cut network trains.
-        imitation: how the networks that are learnt from count beside the labels, in `joint`; in `gates` only the
-            weight of the labels counts, and only in the fine-tuning.
+        by: one of `WAYS`: `distil` lets the parent that is best on validation data learn from all parents together, on
+            mixtures of examples; `joint` trains the concatenated network on labels and on what the parents say
+            together, cuts it, and distils what it has learnt into the rest; `gates` closes gates while it trains, as
+            the paper does; `average` aligns the parents' channels and averages their weights, without training; `soup`
+            averages them as they are, and takes in what helps on validation data; `auto` tries soup, average, one way
+            that trains and the parents, and takes what is best on validation data: it distils, but trains a regression
+            jointly.
+        wide: how the concatenated network trains: jointly, or while its gates close. `distil` has its epochs too.
+        fine_tuning: how the cut network trains, or the parent that learns from all.
+        imitation: how the networks that are learnt from count beside the labels, in `distil` and `joint`; only the
+            first of them learns from mixtures. In `gates` only the weight of the labels counts, and only in the
+            fine-tuning.
         gate_lr: learning rate of the gates, constant and without decay.
         budget: size of every space of the result, as a multiple of the first parent's.
         controls: which of `CONTROLS` are trained too: one network trained as long as everything together, `longer` at
@@ -57,10 +59,10 @@ class MergePlan:
         seed: of gates, shuffles and the controls' weights.
     """
 
-    by: str = "joint"
+    by: str = "auto"
     wide: TrainingPlan = _WIDE
     fine_tuning: TrainingPlan = _FINE_TUNING
-    imitation: Imitation = field(default_factory=lambda: Imitation("kl", temperature=2.0, labels=LABELS))
+    imitation: Imitation = field(default_factory=lambda: Imitation("kl", temperature=2.0, labels=LABELS, mixed=True))
     gate_lr: float = 0.5
     budget: float = 1.0
     controls: tuple[str, ...] = CONTROLS
@@ -74,8 +76,10 @@ class MergePlan:
             raise SurgeryError(
                 f"merge: budget is {self.budget:g}, expected a multiple of the first parent's size above 0"
             )
-        if self.by == "distil" and self.budget != 1:
-            raise SurgeryError(f"merge: budget is {self.budget:g}, --by distil keeps a parent's size; use --by joint")
+        if self.by in ("auto", "distil") and self.budget != 1:
+            raise SurgeryError(
+                f"merge: budget is {self.budget:g}, --by {self.by} keeps a parent's size; use --by joint"
+            )
         if unknown := [name for name in self.controls if name not in CONTROLS]:
             raise SurgeryError(f"merge: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
 
@@ -87,7 +91,7 @@ class MergePlan:
     @property
     def epochs(self) -> int:
         """How long the merge itself trains."""
-        return self.fine_tuning.epochs + (0 if self.by == "distil" else self.wide.epochs)
+        return self.wide.epochs + self.fine_tuning.epochs
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed merge must share with its beginning."""
@@ -96,25 +100,27 @@ class MergePlan:
 
 
 def default_plan(
-    parents: Sequence[ModelGraph], seed: int = 0, *, by: str = "joint", rate: float | None = None, **settings: Any
+    parents: Sequence[ModelGraph], seed: int = 0, *, by: str = "auto", rate: float | None = None, **settings: Any
 ) -> MergePlan:
     """A plan for these parents: both stages train as the first parent did, but for their length and rate.
 
     The joint recipe takes half as many epochs for the concatenated network and one and a half times as many for the
-    cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. The paper's recipe takes
-    as many for each; the gates close at 0.3 times its rate, held constant. `distil` has no concatenated network, and
-    the epochs of both. All three cost two trainings of a parent.
+    cut one, at `rate` times its learning rate: 2.5 where there is BatchNorm and SGD, else 1. `distil`, which has one
+    network, trains it for the epochs of both. The paper's recipe takes as many for each; the gates close at 0.3 times
+    its rate, held constant. All three cost two trainings of a parent.
 
     Args:
         parents: whose lineage tells how they were trained; else the plan has the defaults of `TrainingPlan`.
         seed: of everything that is drawn.
-        by: see `MergePlan`.
+        by: see `MergePlan`; where a `budget` is set, `auto` is `joint`, as no other way but `gates` has one.
         rate: instead of that factor.
         settings: other fields of `MergePlan`.
 
     Raises:
         SurgeryError: the lineage is damaged, or as for `MergePlan`.
     """
+    if by == "auto" and settings.get("budget", 1) != 1:
+        by = "joint"
     record = training_record(parents[0])
     trained = TrainingPlan(epochs=20, lr=0.03) if record is None else recorded_plan(record)
     if by == "gates":
@@ -122,12 +128,12 @@ def default_plan(
         imitation = Imitation("kl", temperature=2.0, labels=1.0)
         return MergePlan(by, wide, trained, **{"imitation": imitation, "seed": seed, **settings})
     lr = (rate_for(parents[0], trained) if rate is None else rate) * trained.lr
-    if by == "distil":
-        imitation = Imitation("kl", temperature=2.0, labels=LABELS, mixed=True)
-        training = _lasting(replace(trained, lr=lr), JOINT + DISTILLED)
-        return MergePlan(by, fine_tuning=training, **{"imitation": imitation, "seed": seed, **settings})
-    wide = _lasting(replace(trained, lr=lr, keep_best=False), JOINT)
-    return MergePlan(by, wide, _lasting(replace(trained, lr=lr), DISTILLED), **{"seed": seed, **settings})
+    wide, fine_tuning = (
+        _lasting(replace(trained, lr=lr, keep_best=False), JOINT),
+        _lasting(replace(trained, lr=lr), DISTILLED),
+    )
+    imitation = Imitation("kl", temperature=2.0, labels=LABELS, mixed=by in ("auto", "distil"))
+    return MergePlan(by, wide, fine_tuning, **{"imitation": imitation, "seed": seed, **settings})
 
 
 @dataclass(frozen=True)
@@ -135,12 +141,13 @@ class MergeWishes(Execution):
     """What changes in the default plan of some parents.
 
     Attributes:
-        by: how: joint trains the parents side by side, cuts the whole, and distils it into the rest; distil lets the
-            best parent learn from all of them on mixtures of examples; gates is the paper's recipe; average aligns
+        by: how: distil lets the best parent learn from all of them on mixtures of examples; joint trains the parents
+            side by side, cuts the whole, and distils it into the rest; gates is the paper's recipe; average aligns
             channels and averages weights, soup averages them as they are, both without training; auto tries soup,
-            average and joint, and takes what is best on validation data, a parent if need be.
+            average and distil (of a regression joint), and takes what is best on validation data, a parent if need be;
+            with a budget it is joint.
         wide_epochs: epochs of the parents side by side: jointly, or while gates close.
-        epochs: epochs of fine-tuning after the cut.
+        epochs: epochs of fine-tuning after the cut; distil, which cuts nothing, has those of both.
         rate: what the parents' learning rate is multiplied by; by default 2.5 with BatchNorm and SGD, else 1 (gates:
             1).
         lr: learning rate of both stages, instead; while gates close it is 0.3 times this.
@@ -160,7 +167,7 @@ class MergeWishes(Execution):
         weight_decay: of all trainable parameters with two axes or more.
     """
 
-    by: Literal["auto", "joint", "distil", "gates", "average", "soup"] = "joint"
+    by: Literal["auto", "distil", "joint", "gates", "average", "soup"] = "auto"
     wide_epochs: int | None = None
     epochs: int | None = None
     rate: float | None = None
@@ -191,7 +198,7 @@ class MergeWishes(Execution):
             raise SurgeryError(
                 f"--tasks: {len(found)} for {parents} parents; --data is the first parent's, give those of the others"
             )
-        if self.heads == "both" and self.by != "joint":
+        if self.heads == "both" and self.by not in ("auto", "joint"):
             raise SurgeryError(f"--heads both trains the parents together; --by {self.by} keeps one head, use joint")
         return found
 
@@ -203,9 +210,10 @@ class MergeWishes(Execution):
         """
         controls = tuple(name.strip() for name in self.controls.split(",")) if self.control else ()
         settings = {"budget": self.budget, "controls": controls, "parent_epochs": self.parent_epochs}
-        plan = default_plan(parents, seed, by=self.by, rate=self.rate, **settings)
+        by = "joint" if self.heads == "both" else self.by
+        plan = default_plan(parents, seed, by=by, rate=self.rate, **settings)
         imitation = replace(plan.imitation, **_given(labels=self.labels))
-        wide_lr = None if self.lr is None else (0.3 if self.by == "gates" else 1) * self.lr
+        wide_lr = None if self.lr is None else (0.3 if by == "gates" else 1) * self.lr
         names = ("optimizer", "batch_size", "weight_decay")
         both = {**self.execution(), **{name: getattr(self, name) for name in names}}
         wide = replace(plan.wide, **_given(**both, lr=wide_lr, epochs=self.wide_epochs))

@@ -56,6 +56,18 @@ class Merging:
         rows = [row for row in self.books.rows if row.name.startswith(PARENT)]
         return max(range(len(rows)), key=lambda n: self.books.rank(rows[n]))
 
+    @property
+    def way(self) -> str:
+        """How it is done; of `auto`, which of the ways that train is tried."""
+        if self.plan.by != "auto":
+            return self.plan.by
+        return "joint" if self.books.data.classes is None else "distil"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it learns from mixtures of examples."""
+        return self.way == "distil" and self.plan.imitation.mixed and self.books.data.classes is not None
+
     def concatenated(self) -> ModelGraph:
         """The parents side by side; the contract is checked and the row written."""
         big = concatenate(self.parents)
@@ -131,6 +143,8 @@ class Merging:
         """
         data = self.books.data
         imitation = imitation or self.plan.imitation
+        if data.classes is None:
+            imitation = replace(imitation, mixed=False)
         if imitation.labels == 1:
             return Mimicry(data.classes, imitation) if imitation.mixed else self.books.objective, data.train
         stored = data.train if type(data.train) is TensorDataset and not imitation.mixed else None

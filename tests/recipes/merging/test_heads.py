@@ -53,7 +53,7 @@ def parents(tasks):
 
 @pytest.fixture(scope="module")
 def merged(parents, tasks):
-    plan = default_plan(parents, controls=("longer",), parent_epochs=8.0)
+    plan = default_plan(parents, by="joint", controls=("longer",), parent_epochs=8.0)
     plan = replace(plan, wide=replace(plan.wide, epochs=2), fine_tuning=replace(plan.fine_tuning, epochs=6))
     return merge_heads(parents, tasks, plan, reporter=SILENT)
 

@@ -50,22 +50,28 @@ def by_gates(parents, data):
 
 
 @pytest.fixture(scope="module")
+def by_joint(parents, data):
+    return merge(parents, data, default_plan(parents, seed=3, by="joint", controls=("distilled",)), reporter=SILENT)
+
+
+@pytest.fixture(scope="module")
 def by_auto(parents, data):
     return merge(parents, data, default_plan(parents, seed=3, by="auto"), reporter=SILENT)
 
 
 PARENTS = ["parent 1", "parent 2", "ensemble", "weight average"]
-CONTROL_ROWS = [f"control: {name}" for name in ("longer", "faster", "best of 3", "distilled", "wide")]
+CONTROL_ROWS = [f"control: {name}" for name in ("longer", "faster", "best of 3", "distilled", "wide", "mixed")]
 
 
-def test_all_rows_are_there_in_order(by_gates, by_auto):
+def test_all_rows_are_there_in_order(by_gates, by_joint, by_auto):
     def names(found):
         return [row.name for row in found.outcome.rows]
 
     gates = ["concatenated", "gated", "cut", "recalibrated", "merged", "control: longer"]
     assert names(by_gates) == [*PARENTS, *gates]
-    joint = ["concatenated", "joint", "cut", "recalibrated", "distilled", "merged"]
-    assert names(by_auto) == [*PARENTS, "soup", "aligned average", *joint, *CONTROL_ROWS]
+    assert names(by_auto) == [*PARENTS, "soup", "aligned average", "distilled", "merged", *CONTROL_ROWS]
+    joint = ["concatenated", "joint", "cut", "recalibrated", "merged", "control: distilled"]
+    assert names(by_joint) == [*PARENTS, *joint]
 
 
 def test_the_curves_begin_with_those_of_the_parents(parents, by_gates):
@@ -74,14 +80,14 @@ def test_the_curves_begin_with_those_of_the_parents(parents, by_gates):
     assert by_gates.outcome.curves[: PLAN.epochs] == curves_of(parents[0], "parent 1")
 
 
-def test_has_the_size_of_a_parent(parents, by_gates, by_auto):
-    for found in (by_gates, by_auto):
+def test_has_the_size_of_a_parent(parents, by_gates, by_joint, by_auto):
+    for found in (by_gates, by_joint, by_auto):
         assert [s.size for s in found.graph.spaces] == [s.size for s in parents[0].spaces]
         assert found.outcome.row("merged").parameters == found.outcome.row("parent 1").parameters
 
 
-def test_every_contract_holds(by_gates, by_auto):
-    for found in (by_gates, by_auto):
+def test_every_contract_holds(by_gates, by_joint, by_auto):
+    for found in (by_gates, by_joint, by_auto):
         assert [check.name for check in found.outcome.checks if not check.holds] == []
     assert [check.name for check in by_gates.outcome.checks] == [
         "concatenated = mean of the parents",
@@ -89,27 +95,26 @@ def test_every_contract_holds(by_gates, by_auto):
         "expected open share = budget, in every space",
         "cut = reads masked",
     ]
-    assert [check.name for check in by_auto.outcome.checks] == [
-        "parent 2 aligned = parent 2",
-        "concatenated = mean of the parents",
-        "cut = reads masked",
-    ]
+    joint = ["concatenated = mean of the parents", "cut = reads masked"]
+    assert [check.name for check in by_joint.outcome.checks] == joint
+    assert [check.name for check in by_auto.outcome.checks] == ["parent 2 aligned = parent 2"]
 
 
-def test_the_books_add_up(by_gates, by_auto, data):
+def test_the_books_add_up(by_gates, by_joint, by_auto, data):
     epochs = {row.name: row.epochs for row in by_gates.outcome.rows}
     assert (epochs["parent 1"], epochs["concatenated"], epochs["cut"]) == (4, 8, 12)
     assert epochs["merged"] == epochs["control: longer"] == 16
     rows = {row.name: row for row in by_auto.outcome.rows}
-    assert rows["joint"].epochs == 10
-    same = ("distilled", "control: longer", "control: faster", "control: distilled", "control: wide")
-    assert {rows[name].epochs for name in same} == {16}
+    same = ("distilled", *CONTROL_ROWS)
+    assert {rows[name].epochs for name in same if name != "control: best of 3"} == {16}
     assert rows["control: best of 3"].epochs == 12
     parent = 4 * len(data.train) * rows["parent 1"].macs
     assert rows["parent 1"].training_macs == parent
+    assert rows["distilled"].training_macs == rows["control: longer"].training_macs == 4 * parent
+    rows = {row.name: row for row in by_joint.outcome.rows}
+    assert (rows["joint"].epochs, rows["merged"].epochs) == (10, 16)
     assert rows["joint"].training_macs == 2 * parent + 2 * len(data.train) * rows["joint"].macs
-    assert rows["distilled"].training_macs == rows["joint"].training_macs + 1.5 * parent
-    assert rows["control: longer"].training_macs == 4 * parent
+    assert rows["merged"].training_macs == rows["joint"].training_macs + 1.5 * parent
 
 
 def test_concatenated_is_as_good_as_the_ensemble_and_the_cut_loses_nothing(by_gates, data):
@@ -119,8 +124,8 @@ def test_concatenated_is_as_good_as_the_ensemble_and_the_cut_loses_nothing(by_ga
     assert rows["cut"]["loss"] == pytest.approx(rows["gated"]["loss"], rel=0.05)
 
 
-def test_channels_come_from_both_parents(parents, by_gates, by_auto):
-    for found in (by_gates, by_auto):
+def test_channels_come_from_both_parents(parents, by_gates, by_joint):
+    for found in (by_gates, by_joint):
         for space in parents[0].spaces:
             assert sum(found.outcome.origins[space.name]) == space.size
 
@@ -146,17 +151,26 @@ def test_auto_delivers_nothing_worse_than_the_best_parent_on_validation_data(by_
     tried = ("parent 1", "parent 2", "soup", "aligned average", "distilled")
     assert rows["merged"] == max(rows[name] for name in tried)
     assert "the best of 4 on validation data" in by_auto.outcome.row("merged").note
+    assert by_auto.outcome.row("distilled").note.endswith("what the parents say, of mixtures of examples")
 
 
 def test_auto_delivers_a_parent_where_nothing_else_helps(parents, data):
     plan = quick(parents, "auto")
-    plan = replace(plan, fine_tuning=replace(plan.fine_tuning, lr=1e-9))
+    plan = replace(plan, fine_tuning=replace(plan.fine_tuning, lr=0.1, weight_decay=5.0))
     found = merge(parents, data, plan, reporter=SILENT)
     note = found.outcome.row("merged").note
     best = note.partition(":")[0]
     assert best in ("parent 1", "parent 2", "soup")
     assert found.outcome.row("merged").validation == found.outcome.row(best).validation
     assert found.graph.lineage[-1]["pass"] == "merge"
+
+
+def test_of_equal_scores_auto_delivers_what_has_been_trained(parents, data):
+    few = replace(data, validation=TensorDataset(*data.validation[:1]))
+    found = merge(parents, few, quick(parents, "auto"), reporter=SILENT).outcome
+    scores = {row.validation["accuracy"] for row in found.rows if row.name in ("parent 1", "distilled", "merged")}
+    assert scores == {1.0}
+    assert found.row("merged").note.startswith("distilled: ")
 
 
 def test_a_soup_of_parents_from_unlike_starts_is_one_parent_and_of_one_start_is_both(parents, data):
@@ -267,6 +281,7 @@ def test_regression_data(tmp_path):
     parents = [train("paper/mlp?hidden=6", data, replace(plan, seed=s), reporter=SILENT).graph for s in (0, 1)]
     found = merge(parents, data, quick(parents, "auto"), reporter=SILENT)
     assert found.outcome.metric == "mse"
+    assert found.outcome.row("distilled").note == "fine-tuned on labels and what the joint network says"
     assert "mse" in found.outcome.verdict
     gs.save(found.graph, tmp_path / "merged.pt")
     assert gs.load(tmp_path / "merged.pt").lineage[-1]["pass"] == "merge"
@@ -314,6 +329,10 @@ def test_default_plans():
         assert (gates.wide.epochs, gates.fine_tuning.epochs) == (20, 20)
         assert (gates.wide.lr, gates.fine_tuning.lr) == pytest.approx((0.3 * plan.lr, plan.lr))
         assert gates.wide.schedule == "constant"
+        auto, distil = (default_plan([parent, parent], by=by) for by in ("auto", "distil"))
+        assert auto.epochs == distil.epochs == joint.epochs
+        assert default_plan([parent, parent], budget=0.5).by == "joint"
+        assert (auto.imitation.mixed, distil.imitation.mixed, joint.imitation.mixed) == (True, True, False)
         assert default_plan([parent, parent], rate=2).wide.lr == pytest.approx(2 * plan.lr)
 
 
@@ -322,7 +341,7 @@ def test_refuses(parents, data):
         MergePlan(budget=0.0)
     with pytest.raises(gs.SurgeryError, match="budget is 2, --by distil keeps a parent's size; use --by joint"):
         MergePlan(by="distil", budget=2.0)
-    with pytest.raises(gs.SurgeryError, match="by is 'luck'; choose from auto, joint, distil, gates, average, soup"):
+    with pytest.raises(gs.SurgeryError, match="by is 'luck'; choose from auto, distil, joint, gates, average, soup"):
         MergePlan(by="luck")
     with pytest.raises(gs.SurgeryError, match="unknown control 'luck'; choose from longer, faster"):
         MergePlan(controls=("luck",))
