@@ -15,7 +15,7 @@ from graphsurgery.graph import InputSpec, ModelGraph, have_batch
 from graphsurgery.network.assembly import assembled
 from graphsurgery.network.copying import Replicas, Twin, copy_module, meta_copy
 from graphsurgery.network.layers import hold
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.progress import phase
 from graphsurgery.tracing.calls import call_of, is_plain
 from graphsurgery.tracing.following.caches import Place, forget, numbers
@@ -289,7 +289,8 @@ class _Traces:
         replica = Replicas(copy=copy)
 
         def real(tensor: Tensor) -> Tensor:
-            return replica(self.twins[id(tensor)].real if id(tensor) in self.twins else tensor)
+            twin = self.twins.get(id(tensor))
+            return replica(tensor if twin is None else twin.real)
 
         owners = [modules_of(skeleton) for skeleton in self.skeletons]
         parts: dict[str, Any] = {}
@@ -300,13 +301,14 @@ class _Traces:
                 continue
             prefix, _, name = path.rpartition(".")
             # It is in the first trace that has it: a leaf module, a parameter or a constant.
-            owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
             if node.op == "get_attr":
+                owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
                 parts[path] = real(getattr(owner, name))
                 if name in owner._non_persistent_buffers_set:
                     transient.append((prefix, name))
                 continue
-            parts[path] = plain(copy_module(getattr(owner, name), real), node.meta["value"])
+            leaf = next(modules[path] for modules in owners if path in modules)
+            parts[path] = plain(copy_module(leaf, real), node.meta["value"])
             if path in self.identities:
                 parts[path] = in_training(parts[path], node.meta["value"])
             for below, submodule in modules_of(parts[path]).items():
@@ -318,7 +320,7 @@ class _Traces:
         for path, submodule in modules_of(module).items():
             if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
                 submodule.__dict__["training"] = self.modes.get(path, False)
-        paths = {id(tensor): name for name, tensor in module.named_parameters()}
+        paths = {id(tensor): name for name, tensor in named_tensors(module).items()}
         return module, {real: paths[id(new)] for real, new in replica.made().items() if id(new) in paths}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
+from graphsurgery.network.assembly import Nodes
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.outputs.records import with_records
 from graphsurgery.network.values.evaluation import evaluate
@@ -18,7 +19,9 @@ from graphsurgery.tracing.following.effects import NO_GRADIENT
 from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
 
 _CALL = nn.Module._call_impl
-_FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
+_OF_ALL = frozenset(vars(nn.Module()))
+"""The names of what every module has, and none of which is a tensor."""
+_FILLING = frozenset({"new_full", "fill_", torch.full, torch.full_like, torch.fill})
 """What fills a tensor with one number."""
 
 
@@ -47,10 +50,15 @@ class RecordingTracer(HoldingTracer):
     def trace(self, root: nn.Module) -> fx.Graph:  # type: ignore[override]
         """As fx does, which replaces special methods of `nn.Module`: each time hundreds of classes are changed."""
         self.root, self.root_module_name = root, root._get_name()
-        self.submodule_paths = {module: path for path, module in root.named_modules()}
-        self.graph = fx.Graph(tracer_cls=type(self))
+        self.submodule_paths = {
+            module: path for path, module in reversed(self.modules.items())
+        }  # the first path counts
+        self.graph = Nodes(tracer_cls=type(self))
         attributes = [
-            (f"{path}.{name}".lstrip("."), value) for path, m in self.modules.items() for name, value in vars(m).items()
+            (f"{path}.{name}".lstrip("."), vars(m)[name])
+            for path, m in self.modules.items()
+            for name in vars(m)
+            if name not in _OF_ALL
         ]
         self.tensor_attrs = {
             value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
@@ -96,30 +104,32 @@ class RecordingTracer(HoldingTracer):
         """Record a node and compute its value."""
         if target in _FILLING:
             args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
-        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
+        named = self.create_arg(kwargs) if kwargs else {}
+        node = self.create_node(kind, target, self.create_arg(args), named, *more, **options)
         return self.proxy(node)
 
     def value_at(self, node: fx.Node) -> Any:
         """The value of a node, computed with those of all that it reads."""
         if "value" not in node.meta:
             for source in node.all_input_nodes:
-                self.value_at(source)
+                if "value" not in source.meta:
+                    self.value_at(source)
             self.evaluating = True
             try:
-                with torch.no_grad():
-                    node.meta["value"] = self._evaluate(node)
+                node.meta["value"] = self._evaluate(node)
             finally:
                 self.evaluating = False
         return node.meta["value"]
 
     def _evaluate(self, node: fx.Node) -> Any:
-        if node.op == "call_module" and str(node.target) in self.identities:
-            node.meta["identity"] = True
-            return node.args[0].meta["value"]  # type: ignore[union-attr]
-        if node.op == "call_module" and str(node.target) in self.opaque:
-            node.meta["unfollowed"] = self.opaque[str(node.target)]
-        if node.op == "call_module" and str(node.target) in self.kept_functions:
-            node.meta["unfollowed"] = self.kept_functions[str(node.target)]
+        if node.op == "call_module":
+            path = str(node.target)
+            if path in self.identities:
+                node.meta["identity"] = True
+                return node.args[0].meta["value"]  # type: ignore[union-attr]
+            for reasons in (self.opaque, self.kept_functions):
+                if path in reasons:
+                    node.meta["unfollowed"] = reasons[path]
         return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
