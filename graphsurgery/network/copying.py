@@ -164,7 +164,7 @@ _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _CONSTANTS = frozenset({bool, int, float, str, type(None), torch.dtype})
 
 
-def _copies_itself(kind: type) -> bool:
+def _copies_itself(kind: type[nn.Module]) -> bool:
     """Whether a class of modules has a say in how its instances are copied."""
     if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
         return True

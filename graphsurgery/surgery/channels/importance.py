@@ -114,7 +114,7 @@ def _random(space: Space, seed: int, outers: Sequence[Dim]) -> Tensor:
 def _along(values: Tensor, axis: Axis, dims: tuple[Dim, ...]) -> Tensor:
     """Sum values `[axis, ...]` to `[*dims, ...]`, over all else in the terms that hold these dims."""
     if axis == (dims,):
-        return values.reshape(*(dim.size for dim in dims), *values.shape[1:])
+        return values if len(dims) == 1 else values.reshape(*(dim.size for dim in dims), *values.shape[1:])
     total = torch.zeros(*(dim.size for dim in dims), *values.shape[1:], dtype=torch.float64)
     offset = 0
     for term in axis:
@@ -145,7 +145,7 @@ class Criterion:
         return total
 
 
-_BLOCK = 2**16
+_BLOCK = 2**18
 """Numbers of a weight that are summed at a time."""
 
 
@@ -159,14 +159,21 @@ class _Norm(Criterion):
         """Of |weight| ** order, at least in single precision; in blocks, for the sake of caches and memory."""
         tensor = tensor.detach()
         if kept != (1,):
-            return self._norms(tensor.movedim(kept, list(range(len(kept)))), len(kept)).double() ** self.order
+            first = tensor if kept == (0,) else tensor.movedim(kept, list(range(len(kept))))
+            return self._power(self._norms(first, len(kept)).double())
         # Whole rows are summed first, however few numbers belong to one index of axis 1.
         rows = tensor.flatten(1)
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(max(1, _BLOCK // rows.shape[1])):
-            block = block.to(_accumulated(block))
-            total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
-        return total.reshape(tensor.shape[1], -1).sum(1)
+        total = self._of_rows(rows[: (step := max(1, _BLOCK // max(1, rows.shape[1])))])
+        for start in range(step, rows.shape[0], step):
+            total += self._of_rows(rows[start : start + step])
+        return total if tensor.dim() == 2 else total.reshape(tensor.shape[1], -1).sum(1)
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        rows = rows.to(_accumulated(rows))
+        return self._power(rows.abs() if self.order == 1 or rows.is_complex() else rows).sum(0).double()
+
+    def _power(self, numbers: Tensor) -> Tensor:
+        return numbers * numbers if self.order == 2 else numbers
 
     def _norms(self, tensor: Tensor, count: int) -> Tensor:
         """The norms over all but the first axes."""
