@@ -57,8 +57,7 @@ class RecordingTracer(HoldingTracer):
         attributes = [
             (f"{path}.{name}".lstrip("."), vars(m)[name])
             for path, m in self.modules.items()
-            for name in vars(m)
-            if name not in _OF_ALL
+            for name in vars(m).keys() - _OF_ALL
         ]
         self.tensor_attrs = {
             value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)

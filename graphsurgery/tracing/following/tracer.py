@@ -7,6 +7,7 @@ sizes. What was decided by a size is held.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import linecache
 import operator
@@ -25,7 +26,6 @@ from torch.nn.utils import rnn
 
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
-from graphsurgery.network import layers
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
 from graphsurgery.network.operators import operators, part_at
@@ -99,14 +99,13 @@ class ValueTracer(RecordingTracer):
         identities: Iterable[str] = (),
         symbolic: Iterable[tuple[str, str]] = (),
     ) -> None:
-        # Our own functions are operators with rules of their own.
-        own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
+        # Our own functions record themselves (`layers.one_node`).
         vision = sys.modules.get("torchvision.ops")
         # Functions of torchvision with rules of their own; where it is not imported, nobody calls them.
-        whole = [] if vision is None else [part_at(path) for known in operators() for path in known.foreign_functions]
-        wrapped = (*whole, *_PACKING, *own)
+        whole = () if vision is None else _of_torchvision()
+        wrapped = (*whole, *_PACKING)
         super().__init__(opaque=opaque, identities=identities, strict=strict, autowrap_functions=wrapped)
-        self._autowrap_search += [rnn, layers] if vision is None else [vision, rnn, layers]
+        self._autowrap_search += [rnn] if vision is None else [vision, rnn]
         self.examples = list(examples)
         self.training = training
         self.symbolic = frozenset(symbolic)
@@ -284,6 +283,11 @@ class ValueTracer(RecordingTracer):
         self.modules[path] = self.root.get_submodule(path)
         self.kept_functions[path] = f"{function.__name__} has a gradient of its own"
         return self._leaf(path, args, kwargs)
+
+
+@functools.cache
+def _of_torchvision() -> tuple[Any, ...]:
+    return tuple(part_at(path) for known in operators() for path in known.foreign_functions)
 
 
 def _arguments(root: nn.Module, count: int) -> list[str]:
