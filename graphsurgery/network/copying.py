@@ -115,6 +115,11 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
             twins[id(new)] = Twin(new, tensor)
         return memo[id(tensor)]
 
+    return _deep_copy(model, memo, replaced)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tensor], Tensor]) -> nn.Module:
+    """What `copy.deepcopy` gives, with other parameters and buffers, and without its walk through what is empty."""
     parts = list({id(part): part for part in modules_of(model).values()}.values())
     asked = {kind for kind in set(map(type, parts)) if _copies_itself(kind)}
     below = {id(p) for part in parts if type(part) in asked for p in part.modules()} if asked else ()
@@ -139,10 +144,7 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
 def _filled(
     state: dict[str, Any], old: dict[str, Any], memo: dict[int, Any], replaced: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Give a new module what the old one has, but for what has to be copied deeply: that is handed out.
-
-    `copy.deepcopy` walks through a dozen empty dictionaries and many numbers of each module.
-    """
+    """Give a new module what the old one has, but for what has to be copied deeply: that is handed out."""
     state.update(old)
     for name, value in old.items():
         kind = type(value)
@@ -182,12 +184,16 @@ def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
         The copy, and what stands in it for each tensor of the model, by the id of that.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if isinstance(parameter, Tensor) and id(parameter) not in memo:
-                memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    detach_attributes(model, memo)
-    return copy.deepcopy(model, memo), memo
+
+    def replaced(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            new = tensor.detach()
+            memo[id(tensor)] = (
+                nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter(tensor) else new.clone()
+            )
+        return memo[id(tensor)]
+
+    return _deep_copy(model, memo, replaced), memo
 
 
 def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:
