@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -66,7 +67,7 @@ class RecordingTracer(HoldingTracer):
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             space = getattr(getattr(module, "forward", module), "__globals__", {})
-            fx_trace._autowrap_check(patcher, space, self._autowrap_function_ids)
+            self._record_functions(patcher, space)
             return self.call_module(module, partial(_CALL, module), args, kwargs)
 
         tracing = fx_trace._get_is_fx_tracing()
@@ -76,11 +77,18 @@ class RecordingTracer(HoldingTracer):
                 patcher.patch_method(nn.Module, "_call_impl", call, deduplicate=False)
                 fx_trace._patch_wrapped_functions(patcher)
                 for searched in self._autowrap_search:
-                    fx_trace._autowrap_check(patcher, searched.__dict__, self._autowrap_function_ids)
+                    self._record_functions(patcher, vars(searched))
                 self.create_node("output", "output", (self.create_arg(root(*inputs)),), {})
         finally:
             fx_trace._set_is_fx_tracing(tracing)
         return self.graph
+
+    def _record_functions(self, patcher: Any, space: dict[str, Any]) -> None:
+        """As `_autowrap_check` of fx, which makes what records each function of `math` anew in every trace."""
+        if patcher.visit_once(space):
+            for name, value in space.items():
+                if id(value) in self._autowrap_function_ids and not name.startswith("_") and callable(value):
+                    patcher.patch(space, name, _recording(value))
 
     def inputs(self) -> Sequence[ValueProxy | None]:
         """An input for each example."""
@@ -148,6 +156,11 @@ class RecordingTracer(HoldingTracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+@functools.cache
+def _recording(function: Any) -> Any:
+    return fx_trace._create_wrapped_func(function)
 
 
 def _filling(argument: Any) -> Any:
