@@ -150,7 +150,7 @@ def _filled(
         kind = type(value)
         if kind in _CONSTANTS or (kind is tuple and all(type(item) in _CONSTANTS for item in value)):
             continue
-        if kind in _CONTAINERS and not value:
+        if name in _OF_ALL and kind in _CONTAINERS and not value:
             state[name] = kind()
         elif name in ("_parameters", "_buffers"):
             state[name] = {k: None if v is None else replaced(v) for k, v in value.items()}
@@ -162,6 +162,8 @@ def _filled(
             yield state, name, value
 
 
+_OF_ALL = frozenset(nn.Module().__dict__)
+"""What every module has, and none shares with another."""
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _CONSTANTS = frozenset({bool, int, float, str, type(None), torch.dtype})
 
