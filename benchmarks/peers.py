@@ -85,7 +85,7 @@ LIMIT = 100.0
 """Processor seconds after which a tool is stopped."""
 
 NOTES = """
-Median of nine rounds in processor time, then the fastest and the slowest; slow tools have fewer rounds (`2×`), after
+Median of so many rounds in processor time, then the fastest and the slowest; slow tools have fewer rounds (`2×`), after
 one untimed round in which the result must run. All start from a loaded network and an input `[1, 3, 224, 224]` and
 remove half of the channels of every space; the millions of parameters that are left stand in the order of the tools.
 Ours leaves the network as it is and returns a new one; the peers change it in place, and the copy that they get is not
@@ -201,6 +201,7 @@ class Timing:
 
     seconds: list[float] = field(default_factory=list)
     rounds: int = 1
+    wanted: int = 9
     parameters: float = math.nan
     failure: str = ""
 
@@ -213,13 +214,13 @@ class Timing:
             return "fails"
         scale, unit = (1, "s") if self.median >= 10 else (1e3, "ms")
         median, low, high = (f"{s * scale:.0f}" for s in (self.median, min(self.seconds), max(self.seconds)))
-        fewer = f"; {len(self.seconds)}×" if len(self.seconds) < 9 else ""
+        fewer = f"; {len(self.seconds)}×" if len(self.seconds) < self.wanted else ""
         return f"{median} {unit} ({low}–{high}{fewer})" if len(self.seconds) > 1 else f"{median} {unit} (1×)"
 
 
 def compare(model: nn.Module, x: Tensor, rounds: int, tools: Mapping[str, Halve] = TOOLS) -> dict[str, Timing]:
     """Time the tools on one network, in turn, after one untimed round in which the results must run."""
-    timings = {tool: Timing() for tool in tools}
+    timings = {tool: Timing(wanted=rounds) for tool in tools}
     for number in range(rounds + 1):
         for tool, halve in tools.items():
             timing = timings[tool]
@@ -415,7 +416,8 @@ def main() -> None:
         start = time.perf_counter()
         sections = [models_section(MODELS, arguments.rounds), depth_section(arguments.rounds)]
         packages = ("torchvision", "torch-pruning", "torch-kirigami")
-        line = measured("python benchmarks/peers.py", time.perf_counter() - start, *packages)
+        command = f"python benchmarks/peers.py --rounds {arguments.rounds}"
+        line = measured(command, time.perf_counter() - start, *packages)
         write_section("peers", "\n\n".join([line, *sections]))
 
 

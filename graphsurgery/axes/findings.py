@@ -81,10 +81,22 @@ class Findings:
 
     def tie(self, name: str, *axes: Axis) -> None:
         """Say that a parameter of the node's module, if it exists, has these axes."""
+        if self._is_new(name, axes):
+            path = f"{self.node.target}.{name}"
+            self.parameters[path] = ParameterType(path, axes)
+            return
         parameter = self.parameter(name)
         if parameter is not None:
             for own, axis in zip(parameter.axes, axes, strict=True):
                 ax.unify(own, axis)
+
+    def _is_new(self, name: str, axes: tuple[Axis, ...]) -> bool:
+        """Whether a vector was not met before, and can have this very axis, of one dim, for its own."""
+        path = f"{self.node.target}.{name}"
+        if len(axes) != 1 or self.canonical.get(path) != path or path in self.parameters:
+            return False
+        tensor, axis = self._tensors[path], ax.resolve(axes[0])
+        return len(axis) == len(axis[0]) == 1 and holds_numbers(tensor) and tensor.shape == (axis[0][0].size,)
 
     def writes(self, axis: Axis) -> None:
         """The node's parameters write this axis."""

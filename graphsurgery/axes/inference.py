@@ -143,7 +143,7 @@ class Inference(Findings):
 
     def call_module(self) -> Any:
         self.submodule = self._modules[str(self.node.target)]
-        if parametrize.is_parametrized(self.submodule):
+        if "parametrizations" in self.submodule._modules and parametrize.is_parametrized(self.submodule):
             return self._opaque("its weights are computed (a parametrization)", *self._given())
         kind = type(self.submodule)
         return self._apply(nn.Identity if "identity" in self.node.meta and key_of(kind) not in RULES else kind)
@@ -159,7 +159,7 @@ class Inference(Findings):
         if not has_tensors(self.value) and key is not operator.setitem:
             return self.value
         args, kwargs = self._typed(self.node.args), self._typed(self.node.kwargs)
-        if is_record(key):
+        if self.node.op == "call_function" and is_record(key):
             return held_by(key, args, kwargs)
         function = rule_of(key)
         if function is None:

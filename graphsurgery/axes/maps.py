@@ -86,7 +86,10 @@ class Widths:
 
     def size(self, axis: Axis) -> int:
         """New number of indices of the axis."""
-        return sum(prod(self.sizes.get(dim, dim.size) for dim in term) for term in resolve(axis))
+        axis = resolve(axis)
+        if len(axis) == 1 and len(axis[0]) == 1:
+            return self.sizes.get(axis[0][0], axis[0][0].size)
+        return sum(prod(self.sizes.get(dim, dim.size) for dim in term) for term in axis)
 
 
 class Edit(Widths):
@@ -95,6 +98,7 @@ class Edit(Widths):
     def __init__(self, maps: Mapping[Dim, ChannelMap | MapInGroups]) -> None:
         super().__init__({dim: len(channel_map) for dim, channel_map in maps.items()})
         self.maps = dict(maps)
+        self._has_shares = any(channel_map.share is not None for channel_map in maps.values())
         self._in_groups = any(isinstance(channel_map, MapInGroups) for channel_map in maps.values())
         self._lifted: dict[Axis, Lifted | None] = {}
 
@@ -179,6 +183,8 @@ class Edit(Widths):
 
     def share(self, axis: Axis, apart_from: Collection[Dim] = ()) -> Tensor | None:
         """The factor on what reads each new index, `[new]`, None where it is 1; some dims have no part in it."""
+        if not self._has_shares:
+            return None
         axis = resolve(axis)
         if all(self._share(dim) is None or dim in apart_from for term in axis for dim in term):
             return None

@@ -41,7 +41,7 @@ class Network(fx.GraphModule):
     def graph(self, graph: fx.Graph) -> None:
         self._graph = graph
         if type(graph) is fx.Graph:
-            graph.__class__ = _Graph
+            graph.__class__ = Nodes
         graph.owning_module = self
         for name in _ATTRIBUTES:
             self.__dict__.pop(name, None)
@@ -80,8 +80,19 @@ class Network(fx.GraphModule):
         return (_restored if _has_keywords(self._graph) else function), state
 
 
-class _Graph(fx.Graph):
+class Nodes(fx.Graph):
     """A graph that does not keep the network alive that it belongs to."""
+
+    def create_node(
+        self, op: str, target: Any, args: Any = None, kwargs: Any = None, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        """As fx does, which looks through the arguments of each call for symbolic numbers; there are none here."""
+        node = super().create_node(op, target, None, None, name, type_expr)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
 
     @property
     def owning_module(self) -> fx.GraphModule | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from graphsurgery.network.paths import modules_of
 
 _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
 
@@ -16,6 +18,11 @@ _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.i
 def meta_of(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape and dtype."""
     return torch.empty_like(tensor, device="meta")
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """As `isinstance(tensor, nn.Parameter)`, which asks a plain tensor in Python whether it is one in disguise."""
+    return type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)
 
 
 def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -73,12 +80,13 @@ class Replicas:
         self._made: dict[int, Twin] = {}
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._made:
+        found = self._made.get(id(tensor))
+        if found is None:
             new = tensor.detach().clone() if self._copy else tensor.detach()
-            if isinstance(tensor, nn.Parameter):
+            if is_parameter(tensor):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            self._made[id(tensor)] = Twin(new, tensor)
-        return self._made[id(tensor)].new
+            found = self._made[id(tensor)] = Twin(new, tensor)
+        return found.new
 
     def made(self) -> dict[int, Tensor]:
         """The new tensor of each that was met, by the id of that; it stays alive as long as this does."""
@@ -101,43 +109,74 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
     def replaced(tensor: Tensor) -> Tensor:
         if id(tensor) not in memo:
             new: Tensor = meta_of(tensor)
-            if isinstance(tensor, nn.Parameter):
+            if is_parameter(tensor):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = new
             twins[id(new)] = Twin(new, tensor)
         return memo[id(tensor)]
 
-    for module in model.modules():
-        if _is_plain(module):
-            memo[id(module)] = copy_module(module, replaced)
-        else:
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
+    return _deep_copy(model, memo, replaced)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tensor], Tensor]) -> nn.Module:
+    """What `copy.deepcopy` gives, with other parameters and buffers, and without its walk through what is empty."""
+    parts = list({id(part): part for part in modules_of(model).values()}.values())
+    asked = {kind for kind in set(map(type, parts)) if _copies_itself(kind)}
+    below = {id(p) for part in parts if type(part) in asked for p in part.modules()} if asked else ()
+    own = [part for part in parts if id(part) not in below]
+    memo.update({id(part): type(part).__new__(type(part)) for part in own})
+    for part in parts:
+        if id(part) not in memo:
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
                 if isinstance(tensor, Tensor):
                     replaced(tensor)
+    rest = [item for part in own for item in _filled(memo[id(part)].__dict__, part.__dict__, memo, replaced)]
     # Plain attributes keep their values: what the forward computes from them alone is a constant.
-    detach_attributes(model, memo)
+    for _, _, value in rest:
+        _detach(value, memo, _NESTED)
+    if len(own) < len(parts):
+        detach_attributes(model, memo)
+    for state, name, value in reversed(rest):
+        state[name] = copy.deepcopy(value, memo)
     return copy.deepcopy(model, memo)
 
 
-_OWN = frozenset(nn.Module().__dict__)
-_HOOKS = tuple(name for name, _ in _NEW_HOOKS)
+def _filled(
+    state: dict[str, Any], old: dict[str, Any], memo: dict[int, Any], replaced: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Give a new module what the old one has, but for what has to be copied deeply: that is handed out."""
+    state.update(old)
+    for name, value in old.items():
+        kind = type(value)
+        if kind in _CONSTANTS or (kind is tuple and all(type(item) in _CONSTANTS for item in value)):
+            continue
+        if name in _OF_ALL and kind in _CONTAINERS and not value:
+            state[name] = kind()
+        elif name in ("_parameters", "_buffers"):
+            state[name] = {k: None if v is None else replaced(v) for k, v in value.items()}
+        elif name == "_modules" and all(id(v) in memo for v in value.values()):
+            state[name] = {k: memo[id(v)] for k, v in value.items()}
+        elif name == "_compiled_call_impl":
+            state[name] = None
+        else:
+            yield state, name, value
+
+
+_OF_ALL = frozenset(nn.Module().__dict__)
+"""What every module has, and none shares with another."""
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _CONSTANTS = frozenset({bool, int, float, str, type(None), torch.dtype})
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is a layer of torch that holds nothing but its tensors and constants."""
-    state = module.__dict__
-    if not type(module).__module__.startswith("torch.nn.modules.") or state["_modules"]:
-        return False
-    if any(state[name] for name in _HOOKS) or not state.keys() >= _OWN:
-        return False
-    return all(_is_constant(value) for name, value in state.items() if name not in _OWN)
-
-
-def _is_constant(value: Any) -> bool:
-    return type(value) in _CONSTANTS or (
-        type(value) in (tuple, list) and all(type(item) in _CONSTANTS for item in value)
-    )
+def _copies_itself(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules has a say in how its instances are copied."""
+    if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
+        return True
+    usual = ("__reduce__", "__reduce_ex__", "__getstate__")
+    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in usual):
+        return True
+    home = str(kind.__setstate__.__module__)  # torch's layers add what older files lack; recurrent ones do more
+    return not home.startswith("torch.nn.modules.") or home == nn.RNNBase.__module__
 
 
 def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
@@ -147,12 +186,16 @@ def alias_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
         The copy, and what stands in it for each tensor of the model, by the id of that.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if isinstance(parameter, Tensor) and id(parameter) not in memo:
-                memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    detach_attributes(model, memo)
-    return copy.deepcopy(model, memo), memo
+
+    def replaced(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            new = tensor.detach()
+            memo[id(tensor)] = (
+                nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter(tensor) else new.clone()
+            )
+        return memo[id(tensor)]
+
+    return _deep_copy(model, memo, replaced), memo
 
 
 def detach_attributes(model: nn.Module, memo: dict[int, Any]) -> None:

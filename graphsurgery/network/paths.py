@@ -22,9 +22,14 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
 def _find_modules(part: nn.Module, path: str, found: dict[str, nn.Module]) -> None:
     """Not a function inside the other: one that calls itself is a cycle, which would keep the modules it has seen."""
     found[path] = part
+    before = f"{path}." if path else ""
     for name, below in part._modules.items():
-        if below is not None:
-            _find_modules(below, f"{path}.{name}" if path else name, found)
+        if below is None:
+            continue
+        if below._modules:
+            _find_modules(below, before + name, found)
+        else:
+            found[before + name] = below
 
 
 def layer_at(module: nn.Module, path: str) -> nn.Module:
@@ -36,7 +41,9 @@ def layer_at(module: nn.Module, path: str) -> nn.Module:
 
 def put(owner: nn.Module, name: str, part: Any) -> None:
     """Put a module, parameter, buffer or anything else under a name, as what it is."""
-    if isinstance(part, nn.Module):
+    if isinstance(part, nn.Module) and not (hasattr(type(owner), name) or name in vars(owner)):
+        owner._modules[name] = part  # `add_module` looks for the name in all that a module has
+    elif isinstance(part, nn.Module):
         owner.add_module(name, part)
     elif isinstance(part, nn.Parameter):
         owner.register_parameter(name, part)
@@ -88,6 +95,6 @@ def owner_of(owners: dict[str, nn.Module], path: str) -> nn.Module:
         prefix, _, name = path.rpartition(".")
         parent = owner_of(owners, prefix)
         if name not in parent._modules:
-            parent.add_module(name, nn.Module())
-        owners[path] = parent.get_submodule(name)
+            put(parent, name, nn.Module())
+        owners[path] = layer_at(parent, name)
     return owners[path]

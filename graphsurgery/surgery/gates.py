@@ -9,6 +9,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
+from graphsurgery.network.paths import modules_of
 from graphsurgery.surgery.reasons import reasons
 from graphsurgery.surgery.remapping.remap import rebuild
 
@@ -37,12 +38,12 @@ def why_nothing(graph: ModelGraph) -> str:
 
 def has_gates(graph: ModelGraph) -> bool:
     """Whether any channel of the network is gated."""
-    return any(isinstance(module, ChannelGate) for module in graph.module.modules())
+    return bool(gates(graph))
 
 
 def gates(graph: ModelGraph) -> dict[str, ChannelGate]:
     """The gate of every gated space, by the name of the space."""
-    return {module.space: module for module in graph.module.modules() if isinstance(module, ChannelGate)}
+    return {part.space: part for part in modules_of(graph.module).values() if isinstance(part, ChannelGate)}
 
 
 def gain(module: ChannelGate) -> Tensor:

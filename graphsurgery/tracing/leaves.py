@@ -28,7 +28,6 @@ _OWN_FILES = (layers.__name__, gated_layers.__name__)
 _OWN_LEAVES = frozenset({InTraining, *(path for known in operators() for path in known.foreign_modules)})
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CONSTRUCTION = frozenset(
     {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__constants__", "__repr__", "extra_repr"}
     | {"reset_parameters", "_get_name", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__"}
@@ -75,7 +74,8 @@ def torch_layer(kind: type) -> type | None:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something runs before or behind the forward of a module."""
-    return any(module.__dict__.get(name) for name in _HOOKS)
+    state = module.__dict__
+    return bool(state.get("_forward_hooks") or state.get("_forward_pre_hooks"))
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -75,6 +75,7 @@ _DROPOUTS: dict[Any, Any] = {
     F.dropout2d: nn.Dropout2d,
     F.dropout3d: nn.Dropout3d,
 }
+_STOCHASTIC_DEPTH = frozenset(spelled("stochastic_depth"))
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -104,13 +105,15 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             _as_einsum(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
-        elif key_of(node.target) in spelled("stochastic_depth"):
+        elif key_of(node.target) in _STOCHASTIC_DEPTH:
             _stochastic_depth_module(node, root, modes)
     for node in reversed(list(graph.nodes)):
+        if node.users or node.target is hold:
+            continue
         flag = node.op == "call_module" and str(node.target).endswith(FLAG)
         default = flag or (node.op == "placeholder" and not isinstance(node.meta["value"], Tensor))
         plain = node.op in ("call_function", "call_method", "get_attr") and not acts_in_place(root, node)
-        if not node.users and node.target is not hold and (default or plain):
+        if default or plain:
             graph.erase_node(node)
 
 
@@ -196,10 +199,10 @@ _BEHIND: dict[Any, Any] = {
 
 def _torch_spelling(node: fx.Node) -> None:
     """A first operand given by name is put first, NumPy's names of arguments become torch's, functions public ones."""
-    if node.op not in ("call_function", "call_method", "call_module"):
+    if node.op == "call_function" and node.target in _BEHIND:
+        node.target = _BEHIND[node.target]
+    if not node.kwargs or not node.op.startswith("call"):
         return
-    if node.op == "call_function":
-        node.target = _BEHIND.get(node.target, node.target)
     kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
     if not node.args and "input" in kwargs:
         node.args = (kwargs.pop("input"),)

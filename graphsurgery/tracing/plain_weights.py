@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from graphsurgery.network.copying import detach_attributes
+from graphsurgery.network.paths import modules_of
 
 _OLD = (WeightNorm, SpectralNorm, BasePruningMethod)
 
@@ -25,9 +26,9 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
     Parametrizations are known, the older hooks of `torch.nn.utils`, and masks of `torch.nn.utils.prune` that are not
     removed: what they mask is 0, and trains from then on where it is not trained under a `MaskSet`.
     """
-    found = {path: part for path, part in model.named_modules() if _computes(part)}
-    if not found:
+    if not any(map(_computes, modules_of(model).values())):
         return model, []
+    found = {path: part for path, part in model.named_modules() if _computes(part)}
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for part in found.values():
         # Last results stay in plain attributes, or in the lists of recurrent layers, and such tensors refuse a copy.
@@ -54,7 +55,10 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _computes(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) or any(isinstance(h, _OLD) for h in module._forward_pre_hooks.values())
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+        return True
+    hooks = module._forward_pre_hooks
+    return bool(hooks) and any(isinstance(hook, _OLD) for hook in hooks.values())
 
 
 def _parametrized(module: nn.Module, ties: dict[Any, Tensor]) -> dict[str, tuple[Tensor, str]]:

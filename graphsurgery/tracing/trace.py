@@ -93,9 +93,10 @@ def trace(
         raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
     if not any(example is not None and example.dim() for example in examples):
         raise SurgeryError("trace: example inputs are tensors [batch, ...], found none among the numbers")
-    for path, part in modules_of(model).items():
-        kind, home = type(part).__name__, type(part).__module__
-        if home.startswith("torch.ao.nn.") and "quantized" in home and kind != "FloatFunctional":
+    parts = modules_of(model)
+    integers = {kind for kind in set(map(type, parts.values())) if _holds_integers(kind)}
+    for path, part in parts.items() if integers else ():
+        if type(part) in integers:
             where = path or type(model).__name__
             raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
     model, computed = with_plain_weights(model)
@@ -106,6 +107,12 @@ def trace(
     found = {"only as in evaluation": traces.only_evaluating, "weights in another order": traces.reordered}
     record |= {name: value for name, value in found.items() if value}
     return ModelGraph(module, traces.inputs(module), (record,))
+
+
+def _holds_integers(kind: type) -> bool:
+    """Whether this is a layer of a network that torch has converted to 8 bits."""
+    home = kind.__module__
+    return home.startswith("torch.ao.nn.") and "quantized" in home and kind.__name__ != "FloatFunctional"
 
 
 @phase("comparing the trace with the network")
@@ -124,11 +131,14 @@ def _compared(
         kept: what the model has kept from former calls, and is to have forgotten.
     """
     traces = _Traces(model, examples, strict=strict, kept=kept)
-    module, names = traces.with_real_tensors(traces.both_modes(), copy=copy)
+    module, made = traces.with_real_tensors(traces.both_modes(), copy=copy)
     module.training = model.training
+    # Before weights are put in another order, and so become other tensors.
+    paths = {id(tensor): name for name, tensor in module.named_parameters()} if check else {}
     traces.reordered = unshuffle(module, shared=not copy)
     if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         try:
+            names = {real: paths[id(new)] for real, new in made.items() if id(new) in paths}
             likeness = Likeness(model, module, examples, names, spells=bool(traces.spelled_out))
             likeness.check(training=not traces.only_evaluating)
             traces.only_evaluating += [
@@ -280,16 +290,17 @@ class _Traces:
             for node, value, seen, batched in zip(nodes, values, self.ranges, self.batched, strict=True)
         )
 
-    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> tuple[fx.GraphModule, dict[int, str]]:
+    def with_real_tensors(self, graph: fx.Graph, *, copy: bool) -> tuple[fx.GraphModule, dict[int, Tensor]]:
         """A GraphModule of the graph whose leaves hold the original tensors or clones of them; ties stay ties.
 
         Returns:
-            The network, and its name for each parameter of the model that it has, by the id of that.
+            The network, and its tensor for each of the model's that it has, by the id of that.
         """
         replica = Replicas(copy=copy)
 
         def real(tensor: Tensor) -> Tensor:
-            return replica(self.twins[id(tensor)].real if id(tensor) in self.twins else tensor)
+            twin = self.twins.get(id(tensor))
+            return replica(tensor if twin is None else twin.real)
 
         owners = [modules_of(skeleton) for skeleton in self.skeletons]
         parts: dict[str, Any] = {}
@@ -300,13 +311,14 @@ class _Traces:
                 continue
             prefix, _, name = path.rpartition(".")
             # It is in the first trace that has it: a leaf module, a parameter or a constant.
-            owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
             if node.op == "get_attr":
+                owner = next(modules[prefix] for modules in owners if hasattr(modules.get(prefix), name))
                 parts[path] = real(getattr(owner, name))
                 if name in owner._non_persistent_buffers_set:
                     transient.append((prefix, name))
                 continue
-            parts[path] = plain(copy_module(getattr(owner, name), real), node.meta["value"])
+            leaf = next(modules[path] for modules in owners if path in modules)
+            parts[path] = plain(copy_module(leaf, real), node.meta["value"])
             if path in self.identities:
                 parts[path] = in_training(parts[path], node.meta["value"])
             for below, submodule in modules_of(parts[path]).items():
@@ -318,8 +330,7 @@ class _Traces:
         for path, submodule in modules_of(module).items():
             if path not in parts and not any(path.startswith(f"{leaf}.") for leaf in self.opaque):
                 submodule.__dict__["training"] = self.modes.get(path, False)
-        paths = {id(tensor): name for name, tensor in module.named_parameters()}
-        return module, {real: paths[id(new)] for real, new in replica.made().items() if id(new) in paths}
+        return module, replica.made()
 
 
 def _range(example: Tensor) -> tuple[int, int]:

@@ -147,6 +147,17 @@ def test_a_meta_copy_shares_nothing_that_a_trace_could_change():
         assert not [name for name in shared if isinstance(mine.__dict__[name], (dict, list, set, torch.Tensor))]
 
 
+@pytest.mark.parametrize("copied", [lambda model: meta_copy(model, {}), lambda model: alias_copy(model)[0]])
+def test_what_two_modules_share_is_one_in_a_copy(copied):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].board = model[1].board = {}
+    model[0].around = model[1].around = [model]
+    twin = copied(model)
+    assert twin[0].board is twin[1].board is not model[0].board
+    assert twin[0].around is twin[1].around
+    assert twin[0].around[0] is twin
+
+
 class SaysItself(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -40,8 +40,8 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
         shortened: whether the formulas of `shapes` may stand for a run of a module, function or method; they do not
             look at every argument.
     """
-    args: Any = fx.map_arg(node.args, lambda n: n.meta["value"])
-    kwargs: Any = fx.map_arg(node.kwargs, lambda n: n.meta["value"])
+    args: Any = fx.map_arg(node.args, _value)
+    kwargs: Any = fx.map_arg(node.kwargs, _value) if node.kwargs else {}
     if node.op == "output":
         return args[0]
     if is_record(node.target):
@@ -53,12 +53,25 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
         if type(module) is TrainingFlag:
             return False
         known = result_of(node.op, module, args, kwargs) if shortened(module) else None
-        return run_on_meta(module, args, kwargs) if known is None else known
+        if known is not None:
+            return known
+        with torch.no_grad():
+            return run_on_meta(module, args, kwargs)
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
     known = result_of(node.op, node.target, args, kwargs) if shortened(node.target) else None
     if known is not None:
         return known
+    with torch.no_grad():
+        return _ran(node, args, kwargs)
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta["value"]
+
+
+def _ran(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What a method or a function gives when it is run."""
     if node.op == "call_method":
         return called(node, None, args, kwargs)
     assert callable(node.target)

@@ -6,7 +6,8 @@ A criterion says how much single weights count; the score of a channel is made o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,8 @@ class Scores:
     def _sum(self, criterion: Criterion, name: str, kept: tuple[int, ...]) -> Tensor:
         key = (criterion, name, kept)
         if key not in self._sums:
-            self._sums[key] = criterion.sum(name, self._tensors[name], kept).double().cpu()
+            for axes, total in criterion.sums(name, self._tensors[name], kept).items():
+                self._sums[criterion, name, axes] = total.double().cpu()
         return self._sums[key]
 
 
@@ -114,7 +116,7 @@ def _random(space: Space, seed: int, outers: Sequence[Dim]) -> Tensor:
 def _along(values: Tensor, axis: Axis, dims: tuple[Dim, ...]) -> Tensor:
     """Sum values `[axis, ...]` to `[*dims, ...]`, over all else in the terms that hold these dims."""
     if axis == (dims,):
-        return values.reshape(*(dim.size for dim in dims), *values.shape[1:])
+        return values if len(dims) == 1 else values.reshape(*(dim.size for dim in dims), *values.shape[1:])
     total = torch.zeros(*(dim.size for dim in dims), *values.shape[1:], dtype=torch.float64)
     offset = 0
     for term in axis:
@@ -140,12 +142,16 @@ class Criterion:
         """The sums over every axis that is not kept, the others in this order."""
         raise NotImplementedError
 
+    def sums(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> dict[tuple[int, ...], Tensor]:
+        """These sums, and others that come with them, by the axes that they keep."""
+        return {kept: self.sum(name, tensor, kept)}
+
     def finish(self, total: Tensor) -> Tensor:
         """The score."""
         return total
 
 
-_BLOCK = 2**16
+_BLOCK = 2**18
 """Numbers of a weight that are summed at a time."""
 
 
@@ -159,14 +165,33 @@ class _Norm(Criterion):
         """Of |weight| ** order, at least in single precision; in blocks, for the sake of caches and memory."""
         tensor = tensor.detach()
         if kept != (1,):
-            return self._norms(tensor.movedim(kept, list(range(len(kept)))), len(kept)).double() ** self.order
-        # Whole rows are summed first, however few numbers belong to one index of axis 1.
+            first = tensor if kept == (0,) else tensor.movedim(kept, list(range(len(kept))))
+            return self._power(self._norms(first, len(kept)).double())
+        return self._second(tensor, sum(block.sum(0).double() for block in self._blocks(tensor)))
+
+    def sums(self, name: str, tensor: Tensor, kept: tuple[int, ...]) -> dict[tuple[int, ...], Tensor]:
+        """Of a large weight those of its first two axes, as both are asked for and to read it takes longest."""
+        if kept not in ((0,), (1,)) or tensor.numel() <= _BLOCK or not tensor.dim() > 1:
+            return super().sums(name, tensor, kept)
+        firsts, total = [], torch.zeros((), dtype=torch.float64, device=tensor.device)
+        for block in self._blocks(tensor.detach()):
+            firsts.append(block.sum(1))
+            total = total + block.sum(0).double()
+        return {(0,): torch.cat(firsts), (1,): self._second(tensor, total)}
+
+    def _second(self, tensor: Tensor, total: Any) -> Tensor:
+        """Whole rows were summed, however few numbers belong to one index of axis 1."""
+        return total if tensor.dim() == 2 else total.reshape(tensor.shape[1], -1).sum(1)
+
+    def _blocks(self, tensor: Tensor) -> Iterator[Tensor]:
+        """|weight| ** order, some rows at a time."""
         rows = tensor.flatten(1)
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(max(1, _BLOCK // rows.shape[1])):
+        for block in rows.split(max(1, _BLOCK // max(1, rows.shape[1]))) if tensor.numel() > _BLOCK else (rows,):
             block = block.to(_accumulated(block))
-            total += (block.abs().square() if self.order == 2 else block.abs()).sum(0)
-        return total.reshape(tensor.shape[1], -1).sum(1)
+            yield self._power(block.abs() if self.order == 1 or block.is_complex() else block)
+
+    def _power(self, numbers: Tensor) -> Tensor:
+        return numbers * numbers if self.order == 2 else numbers
 
     def _norms(self, tensor: Tensor, count: int) -> Tensor:
         """The norms over all but the first axes."""

@@ -108,8 +108,9 @@ class Nesting:
     @cached_property
     def _products(self) -> tuple[Term, ...]:
         """The free dims of every term that has several."""
-        terms = (tuple(d for d in term if not d.fixed) for _, axes in self._tensors for axis in axes for term in axis)
-        return tuple(dict.fromkeys(term for term in terms if len(term) > 1))
+        terms = (term for axis in self._graph.types.axes() for term in resolve(axis) if len(term) > 1)
+        free = (tuple(dim for dim in term if not dim.fixed) for term in terms)
+        return tuple(dict.fromkeys(term for term in free if len(term) > 1))
 
     @cached_property
     def _tensors(self) -> list[tuple[str, tuple[Axis, ...]]]:

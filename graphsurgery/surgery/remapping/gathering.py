@@ -14,7 +14,7 @@ from graphsurgery.axes.maps import Edit, Lifted
 from graphsurgery.axes.types import ParameterType
 from graphsurgery.network.layers import along
 
-_BLOCK = 2**16
+_BLOCK = 2**18
 """Numbers of a tensor that are gathered at a time: what lies between two steps stays in the cache and in few pages."""
 
 _READ = 2**22
@@ -49,8 +49,8 @@ def gather(edit: Edit, typed: ParameterType, tensor: Tensor | Stored, scaled: Ma
         tensor: its old value; of a stored one no more is in memory at a time than some rows, and the result.
         scaled: what is summed over, by the number of each axis that gets the shares; see `ParameterType.reads`.
     """
-    lifts = [(index, edit.lift_in(typed.axes, index)) for index in range(len(typed.axes))]
-    changes = [(index, lifted) for index, lifted in lifts if lifted is not None]
+    axes = range(len(typed.axes))
+    changes = [(index, lifted) for index in axes if (lifted := edit.lift_in(typed.axes, index)) is not None]
     # What depends on another axis comes last, when that axis has its new indices.
     changes.sort(key=lambda change: change[1].beside is not None)
     new = _selected(tensor, changes) if isinstance(tensor, Tensor) else _read(tensor, changes)
@@ -76,13 +76,15 @@ def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
         for index, lifted in changes:
             tensor = _select(tensor, index, lifted)
         return tensor
-    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * len(tensor) // tensor.numel()))
+    rows = first[1].source.to(tensor.device).split(max(1, _BLOCK * tensor.shape[0] // tensor.numel()))
     sizes = {index: len(lifted.source) for index, lifted in changes}
     new = tensor.new_empty([sizes.get(axis, size) for axis, size in enumerate(tensor.shape)])
     start = 0
     for block in rows:
-        new[start : start + len(block)] = _selected(tensor.index_select(0, block), changes[1:])
-        start += len(block)
+        *others, (last, lifted) = changes[1:]
+        source, stop = _selected(tensor.index_select(0, block), others), start + block.shape[0]
+        torch.index_select(source, last, lifted.source.to(tensor.device), out=new[start:stop])
+        start = stop
     return new
 
 
@@ -106,7 +108,7 @@ def _read(tensor: Stored, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
 
 def _select(tensor: Tensor, index: int, lifted: Lifted) -> Tensor:
     """One axis of a tensor at its new indices."""
-    source = lifted.source.to(tensor.device)
+    source = lifted.source if tensor.is_cpu else lifted.source.to(tensor.device)
     if lifted.beside is None:
         return tensor.index_select(index, source)
     shape = [1] * tensor.dim()

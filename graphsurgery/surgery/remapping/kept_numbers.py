@@ -11,7 +11,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from graphsurgery.axes.algebra import dims_of
 from graphsurgery.axes.types import TensorType
@@ -23,6 +23,8 @@ Argument = int | str
 
 def numbers_of(node: fx.Node, sizes: Collection[Argument] = ()) -> list[fx.Node]:
     """The numbers that a node calculates with: what it is given besides tensors and sizes."""
+    if all(isinstance(source.meta["value"], Tensor) for source in node.all_input_nodes):
+        return []
     if not has_tensors(node.meta["value"]) and not _is_of_tensors(node):
         return []
     found: dict[fx.Node, None] = {}

@@ -19,8 +19,8 @@ from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
 from graphsurgery.axes.types import ParameterType, Resize, TensorType, Typing
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph, Origin
-from graphsurgery.network.assembly import assembled
-from graphsurgery.network.copying import copy_module, laid_out_like
+from graphsurgery.network.assembly import Nodes, assembled
+from graphsurgery.network.copying import copy_module, is_parameter, laid_out_like
 from graphsurgery.network.layers import hold, pick
 from graphsurgery.network.paths import has_tensors, modules_of, place_of
 from graphsurgery.network.values.evaluation import evaluate
@@ -101,7 +101,7 @@ def rebuild(
         left: nodes that are left as they are, as the caller puts others in their place.
     """
     types = graph.types
-    nodes = fx.Graph()
+    nodes = Nodes()
     parts = _Parts(graph, resize, new_tensor, left)
     copies: dict[fx.Node, fx.Node] = {}
     originals: dict[fx.Node, fx.Node] = {}
@@ -168,8 +168,7 @@ class _Parts:
         if name not in self._tensors:
             typed = self.types.parameters.get(name)
             new = old.detach().clone() if typed is None else laid_out_like(self.new_tensor(typed, old.detach()), old)
-            parameter = isinstance(old, nn.Parameter)
-            self._tensors[name] = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
+            self._tensors[name] = nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter(old) else new
         return self._tensors[name]
 
 
@@ -178,7 +177,8 @@ def _keep_modes(old: Mapping[str, nn.Module], new: fx.GraphModule) -> None:
     for path, module in modules_of(new).items():
         if path in old:
             module.__dict__["training"] = old[path].training
-            module._non_persistent_buffers_set.update(old[path]._non_persistent_buffers_set & set(module._buffers))
+            if transient := old[path]._non_persistent_buffers_set:
+                module._non_persistent_buffers_set.update(transient & set(module._buffers))
 
 
 def _numbers(node: fx.Node) -> list[fx.Node]:
@@ -256,6 +256,9 @@ def _keep_names(graph: fx.Graph, originals: Mapping[fx.Node, fx.Node]) -> None:
 
     The names are given out anew, so that the graph knows which are taken when a pass inserts nodes.
     """
+    named = (node in originals and node.name == originals[node].name for node in graph.nodes)
+    if len(graph.nodes) == len(originals) and all(named):
+        return
     names = graph._graph_namespace = type(graph._graph_namespace)()
     made = [node for node in graph.nodes if node not in originals]
     for copy in graph.nodes:

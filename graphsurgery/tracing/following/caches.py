@@ -63,6 +63,8 @@ def attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
 
 def forget(model: nn.Module, kept: Mapping[Place, Any], whole: Iterable[str]) -> None:
     """Take what a forward has kept out of a copy of a model, in place, but for modules that a trace keeps whole."""
+    if not kept:
+        return
     modules, whole = modules_of(model), list(whole)
     for (path, name), value in kept.items():
         if path in modules and not any(path == w or path.startswith(f"{w}.") for w in whole):

@@ -59,6 +59,8 @@ def _detached(graph: fx.Graph, node: fx.Node) -> dict[fx.Node, Any]:
 
 def own_constants(graph: fx.Graph, root: nn.Module) -> None:
     """A tensor that the forward makes and then writes into is a new one in every call."""
+    if not any(str(node.target).startswith("_tensor_constant") for node in graph.find_nodes(op="get_attr")):
+        return
     written = set()
     for node in graph.nodes:
         if node.all_input_nodes and acts_in_place(root, node):

@@ -57,9 +57,10 @@ class Slope(NamedTuple):
             return cls(0.0, 0.0, (0.0, 0.0, 0.0))
         flat = gradient.detach().flatten()
         flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
-        root = math.sqrt(len(flat))
-        orders = [float(flat.norm(order)) for order in (1, 4, math.inf)]
-        return cls(float(flat.norm()), float(flat.sum()) / root, (orders[0] / root, orders[1], orders[2]))
+        root, sizes, squares = math.sqrt(len(flat)), flat.abs(), flat * flat
+        fourth = float(squares.dot(squares)) ** 0.25
+        others = float(sizes.sum()) / root, fourth, float(sizes.max())
+        return cls(math.sqrt(float(squares.sum())), float(flat.sum()) / root, others)
 
     @property
     def numbers(self) -> tuple[float, ...]:

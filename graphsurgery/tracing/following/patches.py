@@ -178,15 +178,18 @@ class _Slots(dict[str, Any]):
 @contextlib.contextmanager
 def asked_for(modules: Sequence[nn.Module], answer: Callable[[Any], Any]) -> Iterator[None]:
     """Inside the block an attribute of these modules that is a parameter or buffer is what `answer` makes of it."""
-    for module in modules:
-        for kind in ("_parameters", "_buffers"):
-            module.__dict__[kind] = _Slots(module.__dict__[kind], answer)
+    every = ((vars(module), kind) for module in modules for kind in ("_parameters", "_buffers"))
+    owned = [(state, kind, state[kind]) for state, kind in every if state[kind]]
+    for state, kind, tensors in owned:
+        state[kind] = _Slots(tensors, answer)
     try:
         yield
     finally:
-        for module in modules:
-            for kind in ("_parameters", "_buffers"):
-                module.__dict__[kind] = dict(module.__dict__[kind])
+        for state, kind, tensors in owned:
+            found = state[kind]
+            tensors.clear()
+            tensors.update(found)
+            state[kind] = tensors
 
 
 @contextlib.contextmanager

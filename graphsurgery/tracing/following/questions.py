@@ -36,7 +36,8 @@ _DATA = ("torchvision.datasets", "torchvision.io")
 """Parts of the others that only read files."""
 _FOREIGN: set[str] = set()
 """Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
-
+_NAMES: tuple[tuple[int, str], set[str]] = (0, ""), set()
+"""How many modules there were in the last trace, the last of them, and the names of those that are not foreign."""
 _PLAIN: weakref.WeakKeyDictionary[ModuleType, int] = weakref.WeakKeyDictionary()
 """How many names a module had when none of them was of those to be changed."""
 
@@ -188,12 +189,13 @@ def _asks_plainly(module: ModuleType) -> bool:
 
 def _modules() -> list[ModuleType]:
     """All files that may be part of a model."""
-    found = []
-    for name in sys.modules.keys() - _FOREIGN:
-        if name != "__main__" and (name.partition(".")[0] in _OTHERS or name.startswith(_DATA)):
-            _FOREIGN.add(name)
-            continue
-        module = sys.modules[name]
-        if type(module) is ModuleType:
-            found.append(module)
-    return found
+    global _NAMES
+    # A file that is imported comes last.
+    now = (len(sys.modules), next(reversed(sys.modules)))
+    if now != _NAMES[0] or not sys.modules.keys() >= _NAMES[1]:
+        for name in sys.modules.keys() - _FOREIGN:
+            if name != "__main__" and (name.partition(".")[0] in _OTHERS or name.startswith(_DATA)):
+                _FOREIGN.add(name)
+        _NAMES = now, sys.modules.keys() - _FOREIGN
+    found = [sys.modules[name] for name in _NAMES[1]]
+    return [module for module in found if type(module) is ModuleType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_trace
 
+from graphsurgery.network.assembly import Nodes
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.outputs.records import with_records
 from graphsurgery.network.values.evaluation import evaluate
@@ -18,7 +20,9 @@ from graphsurgery.tracing.following.effects import NO_GRADIENT
 from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
 
 _CALL = nn.Module._call_impl
-_FILLING = ("new_full", "fill_", torch.full, torch.full_like, torch.fill)
+_OF_ALL = frozenset(vars(nn.Module()))
+"""The names of what every module has, and none of which is a tensor."""
+_FILLING = frozenset({"new_full", "fill_", torch.full, torch.full_like, torch.fill})
 """What fills a tensor with one number."""
 
 
@@ -47,10 +51,14 @@ class RecordingTracer(HoldingTracer):
     def trace(self, root: nn.Module) -> fx.Graph:  # type: ignore[override]
         """As fx does, which replaces special methods of `nn.Module`: each time hundreds of classes are changed."""
         self.root, self.root_module_name = root, root._get_name()
-        self.submodule_paths = {module: path for path, module in root.named_modules()}
-        self.graph = fx.Graph(tracer_cls=type(self))
+        self.submodule_paths = {
+            module: path for path, module in reversed(self.modules.items())
+        }  # the first path counts
+        self.graph = Nodes(tracer_cls=type(self))
         attributes = [
-            (f"{path}.{name}".lstrip("."), value) for path, m in self.modules.items() for name, value in vars(m).items()
+            (f"{path}.{name}".lstrip("."), vars(m)[name])
+            for path, m in self.modules.items()
+            for name in vars(m).keys() - _OF_ALL
         ]
         self.tensor_attrs = {
             value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
@@ -59,7 +67,7 @@ class RecordingTracer(HoldingTracer):
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             space = getattr(getattr(module, "forward", module), "__globals__", {})
-            fx_trace._autowrap_check(patcher, space, self._autowrap_function_ids)
+            self._record_functions(patcher, space)
             return self.call_module(module, partial(_CALL, module), args, kwargs)
 
         tracing = fx_trace._get_is_fx_tracing()
@@ -69,11 +77,18 @@ class RecordingTracer(HoldingTracer):
                 patcher.patch_method(nn.Module, "_call_impl", call, deduplicate=False)
                 fx_trace._patch_wrapped_functions(patcher)
                 for searched in self._autowrap_search:
-                    fx_trace._autowrap_check(patcher, searched.__dict__, self._autowrap_function_ids)
+                    self._record_functions(patcher, vars(searched))
                 self.create_node("output", "output", (self.create_arg(root(*inputs)),), {})
         finally:
             fx_trace._set_is_fx_tracing(tracing)
         return self.graph
+
+    def _record_functions(self, patcher: Any, space: dict[str, Any]) -> None:
+        """As `_autowrap_check` of fx, which makes what records each function of `math` anew in every trace."""
+        if patcher.visit_once(space):
+            for name, value in space.items():
+                if id(value) in self._autowrap_function_ids and not name.startswith("_") and callable(value):
+                    patcher.patch(space, name, _recording(value))
 
     def inputs(self) -> Sequence[ValueProxy | None]:
         """An input for each example."""
@@ -96,30 +111,32 @@ class RecordingTracer(HoldingTracer):
         """Record a node and compute its value."""
         if target in _FILLING:
             args, kwargs = tuple(map(_filling, args)), {name: _filling(value) for name, value in kwargs.items()}
-        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **options)
+        named = self.create_arg(kwargs) if kwargs else {}
+        node = self.create_node(kind, target, self.create_arg(args), named, *more, **options)
         return self.proxy(node)
 
     def value_at(self, node: fx.Node) -> Any:
         """The value of a node, computed with those of all that it reads."""
         if "value" not in node.meta:
             for source in node.all_input_nodes:
-                self.value_at(source)
+                if "value" not in source.meta:
+                    self.value_at(source)
             self.evaluating = True
             try:
-                with torch.no_grad():
-                    node.meta["value"] = self._evaluate(node)
+                node.meta["value"] = self._evaluate(node)
             finally:
                 self.evaluating = False
         return node.meta["value"]
 
     def _evaluate(self, node: fx.Node) -> Any:
-        if node.op == "call_module" and str(node.target) in self.identities:
-            node.meta["identity"] = True
-            return node.args[0].meta["value"]  # type: ignore[union-attr]
-        if node.op == "call_module" and str(node.target) in self.opaque:
-            node.meta["unfollowed"] = self.opaque[str(node.target)]
-        if node.op == "call_module" and str(node.target) in self.kept_functions:
-            node.meta["unfollowed"] = self.kept_functions[str(node.target)]
+        if node.op == "call_module":
+            path = str(node.target)
+            if path in self.identities:
+                node.meta["identity"] = True
+                return node.args[0].meta["value"]  # type: ignore[union-attr]
+            for reasons in (self.opaque, self.kept_functions):
+                if path in reasons:
+                    node.meta["unfollowed"] = reasons[path]
         return evaluate(node, self._attribute)
 
     def _attribute(self, path: str) -> Any:
@@ -139,6 +156,11 @@ class RecordingTracer(HoldingTracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+
+@functools.cache
+def _recording(function: Any) -> Any:
+    return fx_trace._create_wrapped_func(function)
 
 
 def _filling(argument: Any) -> Any:

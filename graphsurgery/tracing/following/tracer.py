@@ -7,11 +7,13 @@ sizes. What was decided by a size is held.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import linecache
+import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +26,6 @@ from torch.nn.utils import rnn
 
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
-from graphsurgery.network import layers
 from graphsurgery.network.custom_gradients import KeptFunction, call_inline, has_own_gradient
 from graphsurgery.network.layers import TrainingFlag
 from graphsurgery.network.operators import operators, part_at
@@ -98,14 +99,13 @@ class ValueTracer(RecordingTracer):
         identities: Iterable[str] = (),
         symbolic: Iterable[tuple[str, str]] = (),
     ) -> None:
-        # Our own functions are operators with rules of their own.
-        own = tuple(f for f in (getattr(layers, name) for name in layers.__all__) if not isinstance(f, type))
+        # Our own functions record themselves (`layers.one_node`).
         vision = sys.modules.get("torchvision.ops")
         # Functions of torchvision with rules of their own; where it is not imported, nobody calls them.
-        whole = [] if vision is None else [part_at(path) for known in operators() for path in known.foreign_functions]
-        wrapped = (*whole, *_PACKING, *own)
+        whole = () if vision is None else _of_torchvision()
+        wrapped = (*whole, *_PACKING)
         super().__init__(opaque=opaque, identities=identities, strict=strict, autowrap_functions=wrapped)
-        self._autowrap_search += [rnn, layers] if vision is None else [vision, rnn, layers]
+        self._autowrap_search += [rnn] if vision is None else [vision, rnn]
         self.examples = list(examples)
         self.training = training
         self.symbolic = frozenset(symbolic)
@@ -126,9 +126,9 @@ class ValueTracer(RecordingTracer):
         self.names = {id(tensor): name for name, tensor in named_tensors(root).items()}
         self.modules = modules_of(root)
         self._installed = {id(module) for module in self.modules.values()}
-        parts = list(root.modules())
+        parts = list({id(part): part for part in self.modules.values()}.values())
         kept = [(dict(vars(module)), dict(module._buffers)) for module in parts]
-        followed = list(self._set_modes(root))
+        followed = self._set_modes(root)
         try:
             with (
                 torch.enable_grad(),
@@ -141,7 +141,7 @@ class ValueTracer(RecordingTracer):
                 self.decide_indices(graph)
                 for node in graph.nodes:
                     self.value_at(node)
-                    if node.target in _PACKING:
+                    if node.op == "call_function" and node.target in _PACKING:
                         # Code that names a wrapped function makes fx wrap it for good, and this name has dots.
                         node.meta.pop("is_wrapped", None)
         except Exception as error:
@@ -168,14 +168,15 @@ class ValueTracer(RecordingTracer):
             inputs.append(self.proxy(node))
         return inputs
 
-    def _set_modes(self, root: nn.Module, path: str = "") -> Iterator[nn.Module]:
-        """Let every module that is traced through answer for its mode."""
+    def _set_modes(self, root: nn.Module, path: str = "") -> list[nn.Module]:
+        """Let every module that is traced through answer for its mode; returns these."""
         root.__dict__["training"] = Mode(self, path)
-        yield root
-        for name, child in root.named_children():
+        found = [root]
+        for name, child in root._modules.items():
             below = f"{path}.{name}" if path else name
-            if not self.is_leaf_module(child, below):
-                yield from self._set_modes(child, below)
+            if child is not None and not self.is_leaf_module(child, below):
+                found += self._set_modes(child, below)
+        return found
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque or module_qualified_name in self.identities:
@@ -284,6 +285,11 @@ class ValueTracer(RecordingTracer):
         return self._leaf(path, args, kwargs)
 
 
+@functools.cache
+def _of_torchvision() -> tuple[Any, ...]:
+    return tuple(part_at(path) for known in operators() for path in known.foreign_functions)
+
+
 def _arguments(root: nn.Module, count: int) -> list[str]:
     """The names of the arguments that so many inputs are for.
 
@@ -312,11 +318,13 @@ def _check_precision(around: tuple[bool, ...]) -> None:
 
 
 def _autocast() -> tuple[bool, ...]:
-    return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def _restore(values: dict[str, Any], before: Mapping[str, Any]) -> None:
     """Take back the proxies that a forward has put into a module, such as a table for the size of the last input."""
+    if len(values) == len(before) and all(map(operator.is_, values.values(), before.values())):
+        return
     for name in [name for name, value in values.items() if isinstance(value, fx.Proxy)]:
         if name in before:
             values[name] = before[name]

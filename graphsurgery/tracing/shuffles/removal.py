@@ -31,6 +31,7 @@ from graphsurgery.tracing.shuffles.wires import (
     Movement,
     Order,
     Wiring,
+    may_reorder,
     natural_order,
     runs,
     shuffle_groups,
@@ -52,6 +53,8 @@ def unshuffle(module: fx.GraphModule, *, shared: bool = False) -> bool:
     Returns:
         Whether any were.
     """
+    if not may_reorder(module):
+        return False
     movement = Movement(module)
     if not movement.wirings or not is_functional(module):
         return False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from graphsurgery.network.aliasing import acts_in_place
-from graphsurgery.network.operators import Trait, is_a, operator_of
+from graphsurgery.network.operators import Trait, is_a, operator_of, spelled, spelling_of, spellings
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.values.evaluation import called, values_for
 
@@ -33,6 +33,14 @@ Order = tuple[int, ...]
 _TURNS = frozenset({"flip", "fliplr", "roll"})
 _INDICES = (torch.int64, torch.int32)
 _SELECTIONS = frozenset({"index_select", "gather"})
+
+
+_MAY_REORDER = frozenset({operator.getitem, *spellings(Trait.REORDERS), *spelled(*_TURNS, *_SELECTIONS)})
+
+
+def may_reorder(module: fx.GraphModule) -> bool:
+    """Whether a network runs anything that can bring channels into another order."""
+    return any(node.op.startswith("call") and spelling_of(module, node) in _MAY_REORDER for node in module.graph.nodes)
 
 
 class Movement:

@@ -154,3 +154,16 @@ def test_a_parameter_that_tells_no_group_counts_for_all_alike():
     shared = net.w.detach().abs().sum(1) / 2
     expected = net.a.weight.detach().reshape(2, 3, 4).abs().sum(2) + shared
     torch.testing.assert_close(Scores(graph, "l1").of(space, outers), expected)
+
+
+@pytest.mark.parametrize("shape", [(700, 500), (64, 128, 6, 7)])
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_a_large_weight_is_read_once_for_both_of_its_axes(criterion, shape):
+    generator = torch.Generator().manual_seed(0)
+    weight, found = torch.randn(shape, generator=generator), CHANNEL_CRITERIA[criterion]
+    sums = found.sums("weight", weight, (1,))
+    assert list(sums) == [(0,), (1,)]
+    powers = weight.double().abs() if criterion == "l1" else weight.double().square()
+    for (axis,), total in sums.items():
+        torch.testing.assert_close(total.double(), powers.transpose(0, axis).flatten(1).sum(1), rtol=1e-5, atol=0)
+        torch.testing.assert_close(total.double(), found.sum("weight", weight, (axis,)).double(), rtol=1e-5, atol=0)

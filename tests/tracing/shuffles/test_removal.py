@@ -635,3 +635,15 @@ def test_a_selection_takes_some_channels_twice():
     network.head = nn.Conv2d(10, 5, 1)
     graph = check(network)
     assert sum(space.size for space in graph.spaces) == 8
+
+
+def test_weights_that_are_shared_with_the_model_are_compared_by_their_old_names():
+    """The trace gets weights of its own where it puts them in another order; gradients are compared all the same."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ChannelShuffle(2), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    before = copy.deepcopy(network.state_dict())
+    graph = gs.trace(network, torch.randn(2, 8, 6, 6, dtype=torch.float64), copy=False)
+    x = torch.randn(3, 8, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-12, atol=1e-12)
+    assert kept(graph) == (0, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
