@@ -56,6 +56,15 @@ def spans(kind: type[ast.AST] | tuple[type[ast.AST], ...]) -> Iterator[tuple[int
                 yield lines, f"{path.relative_to(ROOT)}:{node.name}"
 
 
+def shared_names() -> list[str]:
+    """Public names that classes of two files have, each of them then a word with two senses."""
+    homes: dict[str, set[str]] = {}
+    for _, place in spans(ast.ClassDef):
+        path, _, name = place.partition(":")
+        homes.setdefault(name, set()).add(path)
+    return [name for name, found in homes.items() if len(found) > 1 and not name.startswith("_")]
+
+
 def said_by(path: Path) -> list[str]:
     """The lines of a file without indentation, docstrings, comments, and lines that are empty."""
     text = path.read_text(encoding="utf-8")
@@ -96,6 +105,7 @@ def main() -> None:
         [f"functions above {LONG} lines", str(len(long))],
         ["longest function", f"{functions[-1][0]} (`{functions[-1][1]}`)"],
         ["largest class", f"{classes[-1][0]} (`{classes[-1][1]}`)"],
+        ["public names that classes of two files have", str(len(shared_names()))],
         [f"pairs of commands that repeat {RUN} lines", str(len(repeating_commands()))],
         ["lines of product", f"{sum(len(path.read_text(encoding='utf-8').splitlines()) for path in files()):,}"],
     ]

@@ -15,9 +15,9 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.records import ends
 from graphsurgery.network.paths import place_of
 from graphsurgery.surgery.merging.apart import keep_apart, names_apart
-from graphsurgery.surgery.merging.direct_sum import Layout, layout
+from graphsurgery.surgery.merging.direct_sum import SumLayout, layout
 from graphsurgery.surgery.merging.groups import count_groups, in_groups
-from graphsurgery.surgery.merging.side_by_side import Family
+from graphsurgery.surgery.merging.side_by_side import MatchedTeachers
 from graphsurgery.surgery.remapping.remap import rebuild
 
 
@@ -47,10 +47,10 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
-    family = Family([in_groups(g) for g in graphs])
+    family = MatchedTeachers([in_groups(g) for g in graphs])
     if not layout(family, first=True).apart:
         return _direct_sum(family, graphs)
-    opened = Family([in_groups(replace(g, open_outputs=True)) for g in graphs])
+    opened = MatchedTeachers([in_groups(replace(g, open_outputs=True)) for g in graphs])
     if not layout(opened, first=True).apart and _can_be_averaged(opened):
         new = _direct_sum(opened, graphs)
         _average_outputs(opened, new)
@@ -75,12 +75,12 @@ def side_by_side(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
-    family = Family([in_groups(replace(g, open_outputs=True)) for g in graphs], agree=False)
+    family = MatchedTeachers([in_groups(replace(g, open_outputs=True)) for g in graphs], agree=False)
     return _direct_sum(family, graphs, layout(family, each=True), each=True)
 
 
 def _direct_sum(
-    family: Family, graphs: Sequence[ModelGraph], found: Layout | None = None, *, each: bool = False
+    family: MatchedTeachers, graphs: Sequence[ModelGraph], found: SumLayout | None = None, *, each: bool = False
 ) -> ModelGraph:
     """The networks of a family in one; `found` says what has to be computed for each of them."""
     first = family.graphs[0]
@@ -103,7 +103,7 @@ def _direct_sum(
     return ModelGraph(new.module, new.inputs, (record,))
 
 
-def _can_be_averaged(family: Family) -> bool:
+def _can_be_averaged(family: MatchedTeachers) -> bool:
     """Whether the networks' outputs stand side by side on axes that have a part of one size for each network."""
     first = family.graphs[0]
     found = ends(first.module.graph)
@@ -118,7 +118,7 @@ def _can_be_averaged(family: Family) -> bool:
     return True
 
 
-def _average_outputs(family: Family, new: ModelGraph) -> None:
+def _average_outputs(family: MatchedTeachers, new: ModelGraph) -> None:
     """Where something that is not linear follows the last weights, the streams stay apart up to the outputs."""
     first = family.graphs[0]
     old_ends, new_ends = (ends(g.module.graph) for g in (first, new))

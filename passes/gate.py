@@ -139,8 +139,10 @@ def _ungateable(graph: ModelGraph, batches: Mapping[str, BatchAxis | None], insi
         if access.value is None:
             continue
         for dim in set(dims_of(access.axis)) - inside:
-            places.setdefault(dim, set()).add(batches.get(access.value.name, None) is None)
-            if access.value.name not in batches or len(places[dim]) > 1:
+            place = batches.get(access.value.name)
+            places.setdefault(dim, set()).add(place is None)
+            beside = place is not None and place.axis == access.dim  # channels of all examples on one axis
+            if access.value.name not in batches or beside or len(places[dim]) > 1:
                 found.setdefault(dim, access.node.name)
     return found
 

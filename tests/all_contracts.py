@@ -313,13 +313,17 @@ def widened(subject: Subject, asked: Any) -> float:
 
 
 def widened_inside(subject: Subject, asked: Any) -> float:
-    """Every space by its name, those inside of others too, by unlike sizes; and what came of it once more."""
+    """Every space by its name, those inside of others too, by unlike sizes, at once and in turn, and once more."""
     graph, stays = subject.graph, obstacles(subject.graph)
     sizes = {s.name: s.size + 1 + i % 3 for i, s in enumerate(graph.spaces) if s.dim not in stays}
     if not sizes:
         return widened(subject, asked)
     wide = asked(lambda: widen(graph, to=sizes, init="equal", seed=subject.seed))
-    return max(subject.off(wide), subject.off(undo(wide)), subject.off(widen(wide, 1.3)))
+    after_another = graph
+    for name, size in sizes.items():
+        if name in (space.name for space in after_another.spaces if space.dim not in obstacles(after_another)):
+            after_another = widen(after_another, to={name: size}, seed=subject.seed)
+    return max(map(subject.off, (wide, undo(wide), widen(wide, 1.3), after_another)))
 
 
 def deepened(subject: Subject, asked: Any) -> float:

@@ -1,13 +1,13 @@
 """Work in two processes that are a group, over gloo, as a launcher starts them."""
 
+import functools
 import os
-import traceback
-import warnings
 
 import torch
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
 import torch.distributed.tensor
+from forked import Forked
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment."""
@@ -18,30 +18,17 @@ def in_two(work, **environment):
     store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": True, **environment}
-    children = [_forked(work, rank, shared) for rank in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    children = [Forked(functools.partial(_as_rank, work, rank, shared)) for rank in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
 
 
-def _forked(work, rank, shared):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a process with threads that forks; the child has one
-        child = os.fork()
-    if child:
-        return child
-    try:
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        from accelerate.state import AcceleratorState
+def _as_rank(work, rank, shared):
+    from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(reset_partial_state=True)  # what this process has trained before
-        os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        work(rank)
-        torch.distributed.barrier()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what this process has trained before
+    os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+    work(rank)
+    torch.distributed.barrier()
 
 
 def shard_on_cpu():

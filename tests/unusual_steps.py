@@ -873,7 +873,9 @@ def _of_all_channels(x: Tensor, layers: Any, way: int) -> Tensor:
 
 
 def _unpooled(x: Tensor, layers: Any, _: Any) -> Tensor:
-    pooled, places = F.max_pool2d(x, 2, return_indices=True)
+    # Where the numbers of a window are equal (resized maps, norms of two channels), rounding would choose between them.
+    apart = torch.arange(x.shape[2] * x.shape[3], dtype=x.dtype).view(x.shape[2:])
+    pooled, places = F.max_pool2d(x + 0.1 * apart, 2, return_indices=True)
     return x + F.max_unpool2d(layers[0](pooled), places, 2)
 
 

@@ -26,7 +26,7 @@ _FLAG = Parameter(negative="", show_default=False)
 
 @Parameter(name="*", group="Training")
 @dataclass(frozen=True)
-class Learning(TrainingPlan):
+class TicketLearning(TrainingPlan):
     """As the papers train; what the command line leaves out comes from here, and not from `TrainingPlan`."""
 
     epochs: int = 5
@@ -60,15 +60,15 @@ class Starting(Restart):
     rescaled: Annotated[bool, Parameter(parse=False)] = False
 
 
-_LEARNING, _CHOOSING, _STARTING = Learning(), Choosing(), Starting()
+_LEARNING, _CHOOSING, _STARTING = TicketLearning(), Choosing(), Starting()
 
 
 @Parameter(name="*", group="Pruning")
 @dataclass(frozen=True)
-class Drawing(LotteryPlan):
+class TicketDrawing(LotteryPlan):
     """The plan, as it is spelled on a command line."""
 
-    training: Learning = _LEARNING
+    training: TicketLearning = _LEARNING
     one_shot: Annotated[bool, _FLAG] = False
     selection: Choosing = _CHOOSING
     restart: Starting = _STARTING
@@ -78,7 +78,7 @@ class Drawing(LotteryPlan):
     control_rounds: Annotated[tuple[int, ...], _FLAG] = ()
 
 
-_DRAWING = Drawing()
+_DRAWING = TicketDrawing()
 
 
 def lottery(
@@ -87,7 +87,7 @@ def lottery(
     *,
     data: Dataset,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The folder to write; the command resumes in it.")],
-    plan: Drawing = _DRAWING,
+    plan: TicketDrawing = _DRAWING,
     writing: Writing = WRITING,
     opening: Opening = OPENING,
     dry_run: DryRun = False,

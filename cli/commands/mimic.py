@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @Parameter(name="*", group="Training")
 @dataclass(frozen=True)
-class Learning(TrainingPlan):
+class StudentLearning(TrainingPlan):
     """How the student is trained; what the command line leaves out comes from here, and not from `TrainingPlan`."""
 
     lr: float = 0.05
@@ -44,7 +44,7 @@ class Imitating(Imitation):
     mixed: Annotated[bool, Parameter(parse=False)] = False
 
 
-_LEARNING, _IMITATING = Learning(), Imitating()
+_LEARNING, _IMITATING = StudentLearning(), Imitating()
 
 
 @Parameter(name="*", group="Mimicking")
@@ -52,7 +52,7 @@ _LEARNING, _IMITATING = Learning(), Imitating()
 class Mimicking(MimicPlan):
     """The plan, as it is spelled on a command line."""
 
-    training: Learning = _LEARNING
+    training: StudentLearning = _LEARNING
     imitation: Imitating = _IMITATING
     standardise: Annotated[bool, Parameter(negative="")] = False
     keep_bottleneck: Annotated[bool, Parameter(negative="")] = False

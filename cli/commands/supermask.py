@@ -35,18 +35,18 @@ class Masking(SupermaskPlan):
 
 @Parameter(name="*", group="Training")
 @dataclass(frozen=True)
-class Learning(Execution):
+class MaskLearning(Execution):
     """How scores are trained, or the network that the criteria look at."""
 
     epochs: int = 10
     """How long."""
     lr: float | None = None
-    """Learning rate: by default 100 for learned and 0.1 for top-k (SGD), 1.2e-3 for heuristic (Adam)."""
+    """MaskLearning rate: by default 100 for learned and 0.1 for top-k (SGD), 1.2e-3 for heuristic (Adam)."""
     batch_size: int | None = None
     """By default 250 for learned, 128 for top-k and 60 for heuristic."""
 
 
-_MASKING, _LEARNING = Masking(), Learning()
+_MASKING, _LEARNING = Masking(), MaskLearning()
 
 
 def supermask(
@@ -56,7 +56,7 @@ def supermask(
     data: Dataset,
     output: Output,
     plan: Masking = _MASKING,
-    learning: Learning = _LEARNING,
+    learning: MaskLearning = _LEARNING,
     seed: Seed = 0,
     asked: Training = TRAINING,
 ) -> None:

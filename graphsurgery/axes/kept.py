@@ -21,7 +21,7 @@ from graphsurgery.axes.findings import Findings
 from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.errors import SurgeryError
-from graphsurgery.network.layers import pick, spread
+from graphsurgery.network.layers import pick, spread, weigh
 from graphsurgery.network.operators import is_in_place
 from graphsurgery.network.paths import place_of
 
@@ -125,20 +125,26 @@ def keep_size(
             rounds = rounds_of(moved.source, moved.size)
             source = _new(graph, source, moved.dim, moved.size, spread, (source, moved.dim, rounds))
         node.replace_input_with(value, source)
-    last = node
+    last, sizes = node, list(shape)
+    for earlier in _picks(node) if given else ():
+        if _INSTEAD in earlier.meta:
+            last, (_, whole) = earlier, earlier.meta.pop(_INSTEAD)
+            picked_there = [int(cast("int", picking.args[1])) for picking in _back_to(node, earlier)]
+            sizes = [whole.shape[dim] if dim in picked_there else size for dim, size in enumerate(sizes)]
     for moved in given:
         with graph.inserting_after(last):
             picked = (last, moved.dim, tuple(moved.source.tolist()), *([value] if moved.same else []))
             last = _new(graph, last, moved.dim, len(moved.source), pick, picked)
     if given:
-        last.meta[_INSTEAD] = node, _meta(node, shape)
+        last.meta[_INSTEAD] = node, _meta(node, sizes)
 
 
 def settle(graph: fx.Graph) -> None:
     """Let those that read a node which computes at an old size read what is picked of it, in place."""
     for last in [node for node in graph.nodes if _INSTEAD in node.meta]:
         node, whole = last.meta.pop(_INSTEAD)
-        node.replace_all_uses_with(last, delete_user_cb=lambda user: user.target is not pick)
+        own = _back_to(node, last)
+        node.replace_all_uses_with(last, delete_user_cb=lambda user, own=own: user not in own)
         value = whole
         for picking in _picks(node):
             node.meta["value"] = value
@@ -158,15 +164,24 @@ def _picks(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def _back_to(node: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The nodes that pick one of what the other has picked, from the last to the first, which picks of a node."""
+    found = [last]
+    while (before := found[-1].args[0]) is not node:
+        assert isinstance(before, fx.Node)
+        found.append(before)
+    return found
+
+
 def reading(node: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Where a value is read for a node, and what is read there: it may be spread in front, or picked from."""
+    """Where a value is read for a node, and what is read there: it may be spread, weighed, or picked from before."""
     for candidate in (value, *_picks(value)):
         reader = node
-        while candidate not in reader.all_input_nodes and reader.all_input_nodes[0].target is spread:
+        while candidate not in reader.all_input_nodes and reader.all_input_nodes[0].target in (spread, weigh):
             reader = reader.all_input_nodes[0]
         if candidate in reader.all_input_nodes:
             return reader, candidate
-    return node, value
+    raise AssertionError(f"{node.name} does not read {value.name}")
 
 
 def _new(graph: fx.Graph, like: fx.Node, dim: int, size: int, function: Any, args: Any) -> fx.Node:

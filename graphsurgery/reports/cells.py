@@ -22,7 +22,7 @@ UNITS = ((0.0, 1.0, ""), (1e4, 1e3, " k"), (1e5, 1e6, " M"), (1e9, 1e9, " G"), (
 
 
 @dataclass(frozen=True)
-class Column:
+class ResultColumn:
     """A column of the result table; `cells` has one text per row of the outcome.
 
     Attributes:
@@ -36,23 +36,23 @@ class Column:
     numeric: bool = True
 
 
-def columns(outcome: Outcome) -> tuple[Column, ...]:
+def columns(outcome: Outcome) -> tuple[ResultColumn, ...]:
     """The result table: name, test, validation, parameters, MACs, latency, effort, note; wholly empty ones left out."""
     rows, metric = outcome.rows, outcome.metric
     names = tuple(printable(row.name) for row in rows)
     found = (
-        Column(f"test {metric}", metric_cells(metric, [row.test.get(metric) for row in rows])),
-        Column(f"validation {metric}", metric_cells(metric, [row.validation.get(metric) for row in rows])),
-        Column("parameters", count_cells([row.parameters for row in rows])),
-        Column("MACs", count_cells([row.macs for row in rows])),
-        Column("latency (ms)", latency_cells([row.latency for row in rows])),
-        Column("epochs", tuple(MISSING if row.epochs is None else f"{row.epochs:,g}" for row in rows)),
-        Column("training MACs", count_cells([row.training_macs for row in rows])),
-        Column("CPU (s)", tuple(MISSING if row.seconds is None else f"{row.seconds:,.1f}" for row in rows)),
+        ResultColumn(f"test {metric}", metric_cells(metric, [row.test.get(metric) for row in rows])),
+        ResultColumn(f"validation {metric}", metric_cells(metric, [row.validation.get(metric) for row in rows])),
+        ResultColumn("parameters", count_cells([row.parameters for row in rows])),
+        ResultColumn("MACs", count_cells([row.macs for row in rows])),
+        ResultColumn("latency (ms)", latency_cells([row.latency for row in rows])),
+        ResultColumn("epochs", tuple(MISSING if row.epochs is None else f"{row.epochs:,g}" for row in rows)),
+        ResultColumn("training MACs", count_cells([row.training_macs for row in rows])),
+        ResultColumn("CPU (s)", tuple(MISSING if row.seconds is None else f"{row.seconds:,.1f}" for row in rows)),
     )
-    notes = Column("note", tuple(printable(row.note) for row in rows), numeric=False)
+    notes = ResultColumn("note", tuple(printable(row.note) for row in rows), numeric=False)
     kept = [column for column in found if any(cell != MISSING for cell in column.cells)]
-    return (Column("network", names, numeric=False), *kept, *([notes] if any(notes.cells) else []))
+    return (ResultColumn("network", names, numeric=False), *kept, *([notes] if any(notes.cells) else []))
 
 
 def best_rows(outcome: Outcome) -> frozenset[int]:

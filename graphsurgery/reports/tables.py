@@ -9,9 +9,8 @@ from rich import box
 from rich.text import Text
 
 from graphsurgery.errors import printable
-from graphsurgery.reports.cells import Column, allowed_text, best_rows, columns, deviation_text, verdict_text
-from graphsurgery.reports.sheet import Column as SheetColumn
-from graphsurgery.reports.sheet import Sheet
+from graphsurgery.reports.cells import ResultColumn, allowed_text, best_rows, columns, deviation_text, verdict_text
+from graphsurgery.reports.sheet import Column, Sheet
 
 if TYPE_CHECKING:
     from graphsurgery.recipes.outcome import Outcome
@@ -25,8 +24,8 @@ class OutcomeTable(Sheet):
 
     def __init__(self, outcome: Outcome) -> None:
         numbers = [column for column in columns(outcome) if column.numeric]
-        shown = (SheetColumn(_heading(c), "number", _LEFT_OUT.get(c.heading, 0)) for c in numbers)
-        super().__init__(SheetColumn("network"), *shown, box=box.SIMPLE_HEAD, header="dim")
+        shown = (Column(_heading(c), "number", _LEFT_OUT.get(c.heading, 0)) for c in numbers)
+        super().__init__(Column("network"), *shown, box=box.SIMPLE_HEAD, header="dim")
         best = best_rows(outcome)
         for i, row in enumerate(outcome.rows):
             name = Text(printable(row.name))
@@ -41,17 +40,17 @@ _LEFT_OUT = {"CPU (s)": 5, "training MACs": 4, "parameters": 3, "latency (ms)": 
 """The columns that go where there is no room; the largest number first."""
 
 
-def _heading(column: Column) -> str:
+def _heading(column: ResultColumn) -> str:
     return column.heading.replace(" ", "\n", 1)
 
 
 def checks_table(outcome: Outcome) -> Sheet:
     """The contracts that were measured: the deviation, what is allowed, PASS or FAIL."""
     table = Sheet(
-        SheetColumn("check"),
-        SheetColumn("measured", "number"),
-        SheetColumn("allowed", "number"),
-        SheetColumn("", "mark"),
+        Column("check"),
+        Column("measured", "number"),
+        Column("allowed", "number"),
+        Column("", "mark"),
         box=box.SIMPLE_HEAD,
         header="dim",
     )

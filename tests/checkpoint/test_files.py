@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE
@@ -393,37 +394,27 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
     path = tmp_path / "m.pt"
-    script = (
-        "import gc; gc.disable(); import os, sys, torch; from torch import nn, fx\n"
-        "from graphsurgery.checkpoint import save; from graphsurgery.graph import ModelGraph, InputSpec\n"
-        "module = fx.symbolic_trace(nn.Sequential(nn.Linear(1000, 1000)))\n"
-        "graph = ModelGraph(module, (InputSpec('x', (2, 1000)),))\n"
-        "while sys.stdin.readline():\n"
-        "    child = os.fork()\n"
-        "    if child:\n"
-        "        os.waitpid(child, 0)\n"
-        "        print('gone', flush=True)\n"
-        "        continue\n"
-        "    print(os.getpid(), flush=True)\n"
-        "    for i in range(10**6):\n"
-        "        nn.init.constant_(module.get_submodule('0').weight, i); save(graph, sys.argv[1]); print(i, flush=True)"
-    )
-    command = [sys.executable, "-c", script, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        for turn in range(3):
-            parent.stdin.write("start\n")
-            parent.stdin.flush()
-            saving = int(parent.stdout.readline())
+    module = fx.symbolic_trace(nn.Sequential(nn.Linear(1000, 1000)))
+    graph = ModelGraph(module, (InputSpec("x", (2, 1000)),))
+
+    def save_for_ever(writing: int) -> None:
+        for i in range(10**6):
+            nn.init.constant_(module.get_submodule("0").weight, i)
+            save(graph, path)
+            os.write(writing, b".")
+
+    for turn in range(3):
+        reading, writing = os.pipe()
+        with Forked(lambda writing=writing: save_for_ever(writing)) as saving:
             for _ in range(turn + 1):
-                assert parent.stdout.readline().strip().isdecimal()
+                assert os.read(reading, 1) == b"."
             time.sleep(0.007 * turn)
-            os.kill(saving, signal.SIGKILL)
-            assert "gone\n" in parent.stdout
-            weight = load(path).module.get_submodule("0").weight
-            assert weight.min() == weight.max()
-        parent.stdin.close()
+            saving.send_signal(signal.SIGKILL)
+            assert saving.wait() == -signal.SIGKILL
+        os.close(reading)
+        os.close(writing)
+        weight = load(path).module.get_submodule("0").weight
+        assert weight.min() == weight.max()
 
 
 # Random values and networks

@@ -4,15 +4,15 @@ import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import Forked
+from patience import PATIENCE
 from torch import nn
 
-from graphsurgery.cli import run
+from graphsurgery.cli import main, run
 
 SPEC = "paper/cnn?width=3"
 
@@ -179,50 +179,18 @@ def test_a_failed_export_leaves_the_old_file(fails, here, monkeypatch):
     assert (here / "old.onnx").read_text() == "old"
 
 
-EACH_LINE = """
-import gc, os, signal, sys
-gc.disable()  # which takes a third of the time of imports
-import sklearn.datasets, graphsurgery.recipes.train, graphsurgery.training.objectives
-from graphsurgery.cli import main
-
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        gc.enable()
-        # A background job of a shell ignores the signal, and so would its children.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(line.strip(), os.O_WRONLY | os.O_CREAT), 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where this process says how it ends
-        main(sys.argv[1:])
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""A command in a process of its own for every line, which names the file behind its standard error."""
-
-
-@pytest.fixture(scope="module")
-def forever(tmp_path_factory):
-    """A process that starts a training without an end for every line that it reads."""
-    command = [sys.executable, "-c", EACH_LINE, "train", SPEC, "--data", "digits", "-o", "x.pt", "--epochs", "100000"]
-    folder = tmp_path_factory.mktemp("forever")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
-        yield process, folder
-        process.kill()
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_is_one_line_too(forever, number, code):
-    process, folder = forever
-    errors = folder / f"{code}.txt"
-    print(errors, file=process.stdin, flush=True)
-    training = int(process.stdout.readline())
-    deadline = time.monotonic() + 60
-    while not errors.exists() or "epoch 1/" not in errors.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    os.kill(training, number)
-    assert process.stdout.readline() == f"{code}\n"
+def test_an_interrupt_is_one_line_too(here, number, code):
+    tokens = ["train", SPEC, "--data", "digits", "-o", "x.pt", "--epochs", "100000"]
+    errors = here / "errors.txt"
+    with Forked(lambda: main(tokens), os.devnull, errors) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not errors.exists() or "epoch 1/" not in errors.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        assert process.wait() == code
     assert errors.read_text().splitlines()[-1].startswith("error  interrupted")
     assert "Traceback" not in errors.read_text()
-    assert not (folder / "x.pt").exists()
+    assert not (here / "x.pt").exists()

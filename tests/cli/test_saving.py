@@ -1,13 +1,13 @@
 """What was computed is saved before it is printed, whatever becomes of the terminal and of the controls."""
 
 import io
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from forked import Forked
 from patience import PATIENCE
 
 import graphsurgery as gs
@@ -30,65 +30,31 @@ COMPARING = {
 """Commands that train controls."""
 
 
-SEVERAL = """
-import gc, json, os, sys
-gc.disable()  # which takes a third of the time
-from graphsurgery.cli import run
+def _one_after_another(*commands):
+    """Commands in this process, each with the encoding of the standard output, or None for the one that it has.
 
-given = os.dup(1)
-for tokens, output, *encoding in json.loads(sys.argv[1]):
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT) if output else given, 1)
-    for name in encoding:
-        sys.stdout.reconfigure(encoding=name)  # and strict about it, as PYTHONIOENCODING has it
-    assert run(tokens) == 0, tokens
-    sys.stdout.flush()  # as when the interpreter ends
-gc.freeze()
-"""
-"""Commands one after another, in one process that imports everything once."""
-
-
-def _several(*commands, **options):
-    """Start commands, each with the file that stands behind its standard output, or None for the one that is given.
-
-    A third entry is the encoding of the standard output from then on.
+    The encoding is strict, as PYTHONIOENCODING has it.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    command = [sys.executable, "-c", SEVERAL, json.dumps(commands)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options)
+    for tokens, encoding in commands:
+        if encoding:
+            sys.stdout.reconfigure(encoding=encoding)
+        assert run(tokens) == 0, tokens
+        sys.stdout.flush()  # as when the interpreter ends
 
 
-def _ended(process):
-    """What was written on standard error; every command has ended well."""
-    with process:
-        errors = process.stderr.read().decode()
-        assert process.wait(timeout=PATIENCE) == 0, errors
-    return errors
-
-
-def test_a_terminal_of_few_characters(here):
-    """The first encoding is that of the process, the second is set in it."""
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_of_few_characters(here, encoding):
     commands = {
         "s.pt": ["compress", "a.pt", "--keep", "0.5", "-o", "s.pt"],
         "s.onnx": ["export", "a.pt", "-o", "s.onnx"],
         "m.pt": [*COMPARING["mimic"], "--no-control", "-o", "m.pt"],
         "help": ["compress", "--help"],
     }
-    first, second = "ascii", "cp1252"
-    for encoding in (first, second):
-        (here / encoding).mkdir()
-    in_folder = {
-        (encoding, name): [f"{encoding}/{word}" if word == name else word for word in tokens]
-        for encoding in (first, second)
-        for name, tokens in commands.items()
-    }
-    started = [
-        [tokens, f"{encoding}/{name}.txt", *([second] if encoding == second else [])]
-        for (encoding, name), tokens in in_folder.items()
-    ]
-    _ended(_several(*started, env={"PYTHONIOENCODING": first}))
-    for (encoding, name), tokens in in_folder.items():
-        assert (here / encoding / f"{name}.txt").read_bytes().decode(encoding)
-        assert (here / encoding / name).exists() == ("-o" in tokens)
+    for name, tokens in commands.items():
+        with Forked(lambda tokens=tokens: _one_after_another((tokens, encoding)), f"{name}.txt", "errors") as process:
+            assert process.wait() == 0, (here / "errors").read_text()
+        assert (here / f"{name}.txt").read_bytes().decode(encoding)
+        assert (here / name).exists() == ("-o" in tokens)
 
 
 def test_an_error_with_characters_that_the_terminal_has_not(here, monkeypatch):
@@ -110,10 +76,14 @@ def test_a_reader_that_goes_away_loses_nothing(here):
     }
     forms = {"text": [], "json": ["--json"]}
     commands = {f"{name}-{form}.pt": (full[name], forms[form]) for name in full for form in forms}
-    started = [[[*tokens, "-o", name, *form], None] for name, (tokens, form) in commands.items()]
-    process = _several(*started, stdout=subprocess.PIPE)
-    process.stdout.close()
-    errors = _ended(process)
+    started = [([*tokens, "-o", name, *form], None) for name, (tokens, form) in commands.items()]
+    reading, writing = os.pipe()
+    with Forked(lambda: _one_after_another(*started), writing, "errors", closed=[reading]) as process:
+        os.close(writing)
+        os.close(reading)
+        code = process.wait()
+    errors = (here / "errors").read_text()
+    assert code == 0, errors
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     for name in commands:

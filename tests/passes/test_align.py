@@ -149,3 +149,19 @@ def test_a_parameter_that_is_read_as_it_is_can_be_compared():
     aligned = align(moved, graph, [x])
     assert deviation(aligned(x), moved(x)) < 1e-12
     assert same_weights(aligned, graph)
+
+
+def test_groups_that_are_read_the_other_way_round_are_matched_too():
+    """Activations in which the channels of a group stand in front of the groups, as behind a shuffle."""
+
+    def forward(net, x):
+        h = net.a(x)
+        turned = h.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        return net.b(h * turned.topk(2, dim=1).values.mean(1, keepdim=True))
+
+    def network():
+        return Network(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1))
+
+    graph, x, _ = typed(network(), (3, 4, 4))
+    other, *_ = typed(network(), (3, 4, 4), seed=1)
+    assert deviation(align(graph, other, [x[0]])(*x), graph(*x)) < 1e-12

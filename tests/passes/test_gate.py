@@ -139,6 +139,15 @@ def test_refuses():
     linear = gs.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(gs.SurgeryError, match="no space can be gated; all its channels are network inputs or outputs"):
         gate(linear)
+    on_one_axis = Network(
+        lambda n, x: torch.conv2d(
+            n.a(x).reshape(1, -1, 4, 4), n.kernels.repeat(x.shape[0], 1, 1, 1), groups=x.shape[0]
+        ),
+        {"kernels": torch.zeros(2, 4, 1, 1)},
+        a=nn.Conv2d(3, 4, 1),
+    )
+    with pytest.raises(gs.SurgeryError, match="conv2d reads space a where the batch is no axis of its own"):
+        gate(typed(on_one_axis, (3, 4, 4))[0], ["a"])
 
 
 def test_what_no_gate_reaches_is_named():

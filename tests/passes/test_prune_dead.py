@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
+from unusual_steps import UnusualNetwork, fill
 from zoo import NAMES, traced
 
 import graphsurgery as gs
+from graphsurgery.network.outputs.naming import run
 from graphsurgery.passes.gate import gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
 from graphsurgery.recipes.contracts.subjects import holes
-from graphsurgery.surgery.deviation import deviation
+from graphsurgery.surgery.deviation import apart, deviation
 from graphsurgery.surgery.masks.constants import constants
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
 
@@ -76,12 +78,8 @@ def test_channels_that_nothing_reads_go_from_random_networks(seed):
             assert left[space.name][1] <= space.size - space.size // 4
 
 
-@given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
-def test_what_is_called_constant_does_not_vary(seed):
-    """By other inputs; and nothing varies where weights of 0 cut the network in two."""
-    graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
-    full = holed(graph, seed, 0.5, 0.3, 0.5)
+def assert_constants(full, other):
+    """What is called constant is so for other inputs."""
     known = constants(full)
     seen = {}
 
@@ -92,10 +90,35 @@ def test_what_is_called_constant_does_not_vary(seed):
             return value
 
     with torch.no_grad():
-        Watching(full.module, garbage_collect_values=False).run(*[100 * t[:2] for t in x])
+        Watching(full.module, garbage_collect_values=False).run(*other)
     for name, varies in known.varies.items():
         if isinstance(varies, torch.Tensor) and seen[name].is_floating_point() and not varies.all():
             torch.testing.assert_close(seen[name][~varies], known.values[name][~varies], rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_what_is_called_constant_does_not_vary(seed):
+    """By other inputs; and nothing varies where weights of 0 cut the network in two."""
+    graph, x, _ = typed(RandomNetwork(seed, steps=6), (3, 4, 4), seed=seed)
+    assert_constants(holed(graph, seed, 0.5, 0.3, 0.5), [100 * t[:2] for t in x])
+
+
+WRITING = ["written in part", "written into zeros", "written tokens", "written by indices", "slice written"]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_networks_that_write_over_parts_of_tensors(seed):
+    network = UnusualNetwork(seed, 3, WRITING).double().eval()
+    fill(network, seed)
+    x = network.inputs(3, torch.Generator().manual_seed(seed))
+    graph = gs.trace(network, [t[:2] for t in x], check=False)
+    full = holed(graph, seed, 0.5, 0.3, 0.5)
+    full.module.eval()
+    assert_constants(full, network.inputs(2, torch.Generator().manual_seed(seed + 1)))
+    with torch.no_grad():
+        assert apart(run(prune_dead(full).module, x, 1), run(full.module, x, 1)) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["paper/resnet20?width=8", "paper/vgg11_bn?width=12", "paper/cnn", "mobilenet_v2"])
@@ -311,3 +334,24 @@ def test_layers_that_read_constants_of_any_rank_take_them_into_their_bias(case):
     assert small.tensors()["second.weight"].shape[1] == 1
     with torch.no_grad():
         assert deviation(small(*x), network(*x)) < 1e-12
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_written_over_part_of_a_tensor_counts(again):
+    """A channel of 0 into which something is written, by index, is not dead; what was read before saw other numbers."""
+
+    def forward(net, x):
+        tokens = net.a(x).flatten(2).transpose(1, 2).clone()
+        before = net.b(tokens[:, 1:]) if again else 0
+        tokens[:, ::2] = net.c(tokens[:, 1::2])
+        return net.b(tokens).mean(1) + (before.mean(1) if again else 0)
+
+    network = Network(forward, a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 5), c=nn.Linear(8, 8))
+    graph, x, _ = typed(network, (3, 4, 4))
+    for name, parameter in graph.module.named_parameters():
+        rows = {"a.weight": [0, 1, 2, 3], "a.bias": [0, 1, 4], "c.weight": [0, 2, 5], "c.bias": [0, 2, 5]}
+        parameter.data[rows.get(name, [])] = 0
+    small = prune_dead(graph)
+    assert sizes(small) == {"a": 7}
+    with torch.no_grad():
+        assert deviation(small(*x), graph(*x)) < 1e-12

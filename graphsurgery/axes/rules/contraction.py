@@ -100,19 +100,21 @@ def set_argument(node: torch.fx.Node, position: int, name: str, value: Any) -> N
 def resize_argument(node: torch.fx.Node, position: int, name: str, size: int) -> None:
     """Set a size in a call; one that is computed stays in proportion, so that other batches keep working."""
     old = node.args[position] if len(node.args) > position else node.kwargs[name]
+    set_argument(node, position, name, in_proportion(node, old, size))
+
+
+def in_proportion(node: torch.fx.Node, old: Any, size: int) -> Any:
+    """A size for a node: computed in front of it from a computed one, times what makes it this one in the trace."""
     while (base := _scaled_from(old)) is not None:
         old = base
     value: Any = old.meta["value"] if isinstance(old, torch.fx.Node) else 0
-    if value == size:
-        set_argument(node, position, name, old)
-    elif not value:
-        set_argument(node, position, name, size)
-    else:
-        with node.graph.inserting_before(node):
-            product = node.graph.call_function(operator.mul, (old, size))
-            scaled = node.graph.call_function(operator.floordiv, (product, value))
-        product.meta["value"], scaled.meta["value"] = value * size, size
-        set_argument(node, position, name, scaled)
+    if not value or value == size:
+        return old if value else size
+    with node.graph.inserting_before(node):
+        product = node.graph.call_function(operator.mul, (old, size))
+        scaled = node.graph.call_function(operator.floordiv, (product, value))
+    product.meta["value"], scaled.meta["value"] = value * size, size
+    return scaled
 
 
 def _scaled_from(size: Any) -> torch.fx.Node | None:

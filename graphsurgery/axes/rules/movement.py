@@ -14,7 +14,7 @@ from torch import fx, nn
 from graphsurgery.axes import algebra as ax
 from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
-from graphsurgery.axes.rules.contraction import set_argument
+from graphsurgery.axes.rules.contraction import in_proportion, set_argument
 from graphsurgery.axes.types import Resize, TensorType
 
 
@@ -37,32 +37,32 @@ def write_sizes(
         axes: what the sizes are the sizes of.
         get, put: where the sizes stand in the call.
         arguments: the same by position and name.
-        may_infer: whether the operator takes a -1, which serves where a wrong size is a product with the batch.
+        may_infer: whether the operator takes a -1, which serves where a wrong size may be a product with the batch.
     """
 
     def resize(node: fx.Node, new: Resize) -> None:
         wanted = [new.size(axis) for axis in axes]
         written = _elements(node, get(node), wanted)
-        sizes = [old if _number(old) in (-1, size) else size for old, size in zip(written, wanted, strict=True)]
-        if may_infer:
-            _infer_the_batch(sizes, written, wanted, axes)
+        inferred = not may_infer or any(_number(old) == -1 for old in written)
+        sizes = []
+        for old, size, axis in zip(written, wanted, axes, strict=True):
+            if _number(old) in (-1, size):
+                sizes.append(old)
+            elif not isinstance(old, fx.Node) or not _may_hold_the_batch(axis):
+                sizes.append(size)
+            else:
+                sizes.append(in_proportion(node, old, size) if inferred else -1)
+                inferred = True
         if sizes != list(written) or isinstance(get(node), fx.Node):
             put(node, sizes)
 
     infer.on_rebuild(resize, arguments)
 
 
-def _infer_the_batch(sizes: list[Any], written: Sequence[Any], wanted: Sequence[int], axes: Sequence[Axis]) -> None:
-    """A computed size that changes, and has a fixed factor, may be a product with the batch: it becomes the -1."""
-    changed = [i for i, (old, size) in enumerate(zip(written, sizes, strict=True)) if size is not old]
-    for index in changed:
-        fixed = any(dim.fixed for dim in ax.dims_of(axes[index]))
-        if isinstance(written[index], fx.Node) and fixed:
-            sizes[:] = [
-                size if old != -1 else wanted[i] for i, (old, size) in enumerate(zip(written, sizes, strict=True))
-            ]
-            sizes[index] = -1
-            return
+def _may_hold_the_batch(axis: Axis) -> bool:
+    """Whether an axis may be a product with the batch: by a fixed factor, or by as many repetitions of a sum."""
+    terms = ax.resolve(axis)
+    return any(dim.fixed for dim in ax.dims_of(axis)) or len(set(terms)) < len(terms)
 
 
 def _number(size: Any) -> Any:

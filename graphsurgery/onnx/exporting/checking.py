@@ -19,7 +19,15 @@ from torch import Tensor
 from graphsurgery.errors import CheckFailedError, SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.naming import tensors_of
-from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, NOT_FINITE, Judgement, Run, judge, worst_example
+from graphsurgery.onnx.exporting.judging import (
+    BLURRED,
+    CONSTANT,
+    NOT_FINITE,
+    FedOutput,
+    Judgement,
+    judge,
+    worst_example,
+)
 from graphsurgery.onnx.exporting.locating import Difference, first_difference
 from graphsurgery.onnx.exporting.probing import GIVEN, Feed, feeds
 from graphsurgery.onnx.files.storage import open_model
@@ -258,11 +266,11 @@ class _Compared:
                 f"{shapes_text(self.expected)}; only equal shapes can be compared"
             )
 
-    def run(self, number: int) -> Run:
+    def run(self, number: int) -> FedOutput:
         """One of the outputs."""
         size = len(self.feed.tensors[0])
         found, expected = self.found[number], self.expected[number]
-        return Run(self.feed.label, found, expected, size, lambda: self.rounding[number])
+        return FedOutput(self.feed.label, found, expected, size, lambda: self.rounding[number])
 
     @cached_property
     def rounding(self) -> list[Tensor]:
@@ -314,7 +322,7 @@ def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _judged(runs: Sequence[_Compared], number: int, rtol: float) -> list[Judgement]:
     """What is found of one output, by groups of feeds. A single real example is judged beside the noise."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FedOutput]] = {}
     for compared in runs:
         groups.setdefault(compared.feed.group, []).append(compared.run(number))
     alone = groups.get(GIVEN, [])

@@ -25,7 +25,7 @@ NOT_FINITE = "not finite on any input"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class FedOutput:
     """One output on one feed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Judgement:
     untested: str = ""
 
 
-def judge(runs: Sequence[Run], rtol: float) -> Judgement:
+def judge(runs: Sequence[FedOutput], rtol: float) -> Judgement:
     """Compare one output on feeds of one kind.
 
     The scale of a difference is how much the output varies from example to example, at the place of the difference:
@@ -105,7 +105,7 @@ def worst_example(found: Sequence[Tensor], expected: Sequence[Tensor], size: int
     return int(apart.argmax())
 
 
-def _by_label(runs: Sequence[Run], deviations: Sequence[float]) -> dict[str, float]:
+def _by_label(runs: Sequence[FedOutput], deviations: Sequence[float]) -> dict[str, float]:
     found: dict[str, float] = {}
     for run, value in zip(runs, deviations, strict=True):
         found[run.label] = max(found.get(run.label, 0.0), value)

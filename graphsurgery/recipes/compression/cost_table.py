@@ -41,7 +41,7 @@ Shares = Mapping[str, float]
 """By operator: the part of its time that is left."""
 
 
-class Bench(Protocol):
+class CutBench(Protocol):
     """Where networks with one space cut are measured.
 
     Attributes:
@@ -145,7 +145,9 @@ class CostTable:
         }
 
 
-def measure_table(bench: Bench, spaces: Mapping[str, int], step: int = 1, known: CostTable | None = None) -> CostTable:
+def measure_table(
+    bench: CutBench, spaces: Mapping[str, int], step: int = 1, known: CostTable | None = None
+) -> CostTable:
     """The table of these spaces, by name with their sizes.
 
     Each is measured at four sizes that are multiples of `step` (two where there are many spaces). A table that is known
@@ -212,7 +214,7 @@ class Steps:
         return {"step": self.step, "saved": saved, "spaces": list(self.spaces)}
 
 
-def find_step(bench: Bench, spaces: Mapping[str, int], *, largest: int = STEPS[0]) -> Steps:
+def find_step(bench: CutBench, spaces: Mapping[str, int], *, largest: int = STEPS[0]) -> Steps:
     """The step that the runtime rewards, by what single channels more or less cost in these spaces, by name.
 
     Each is measured at a multiple of 32 (or the largest power of two below) near a half of it, and below that by half
@@ -283,7 +285,7 @@ def _rising(values: Sequence[float]) -> tuple[float, ...]:
 
 
 class FileBench:
-    """Cuts an `.onnx` file in place and runs it; what `Bench` asks for.
+    """Cuts an `.onnx` file in place and runs it; what `CutBench` asks for.
 
     Args:
         file: the network as it runs.

@@ -19,8 +19,8 @@ from graphsurgery.progress import phase
 from graphsurgery.recipes.compression.bracket import NEAR, Bracket, Trial
 from graphsurgery.recipes.compression.cost_table import (
     STEPS,
-    Bench,
     CostTable,
+    CutBench,
     FileBench,
     Steps,
     costly,
@@ -192,7 +192,7 @@ class LatencyCut:
         }
 
 
-def rewarded_step(graph: ModelGraph, bench: Bench) -> Steps:
+def rewarded_step(graph: ModelGraph, bench: CutBench) -> Steps:
     """The step that the runtime rewards in the most expensive spaces of a network."""
     spaces = _cuttable(graph)
     return find_step(bench, costly(graph, spaces), largest=largest_step([space.size for space in spaces]))
@@ -225,7 +225,7 @@ def cut_to_latency(
     *,
     auto_step: bool = True,
     data: Data | None = None,
-    bench: Callable[[], Bench] | None = None,
+    bench: Callable[[], CutBench] | None = None,
 ) -> tuple[ModelGraph, LatencyCut]:
     """Cut a network so that the runtime takes as long as a target allows, and measure that it does.
 

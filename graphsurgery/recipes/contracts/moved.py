@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Moved:
+class OutputChange:
     """How far two networks' outputs lie apart.
 
     Attributes:
@@ -50,7 +50,7 @@ class Moved:
 
 
 @phase("measuring by how much the outputs move")
-def moved(before: ModelGraph, after: ModelGraph, *, seed: int = 0) -> Moved:
+def moved(before: ModelGraph, after: ModelGraph, *, seed: int = 0) -> OutputChange:
     """Run two networks of the same inputs and outputs in evaluation, in their own precision, on random inputs.
 
     Args:
@@ -76,7 +76,7 @@ def moved(before: ModelGraph, after: ModelGraph, *, seed: int = 0) -> Moved:
             classified = classified and first is not None and _classes(old[first])
             if classified and first is not None:
                 same += int((old[first].argmax(1) == new[first].argmax(1)).sum())
-    return Moved(deviation, inputs, same if classified else None)
+    return OutputChange(deviation, inputs, same if classified else None)
 
 
 def _classes(output: Tensor) -> bool:

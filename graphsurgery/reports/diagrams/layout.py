@@ -19,7 +19,7 @@ _MAIN = 16.0
 
 
 @dataclass(frozen=True)
-class Size:
+class BoxSize:
     """Width and height of a box, in pixels."""
 
     width: float
@@ -43,7 +43,7 @@ class Layout:
     height: float
 
 
-def lay_out(sizes: Mapping[str, Size], edges: Sequence[tuple[str, str]]) -> Layout:
+def lay_out(sizes: Mapping[str, BoxSize], edges: Sequence[tuple[str, str]]) -> Layout:
     """Place boxes so that all edges go down.
 
     An edge that skips layers gets a place of its own in each of them, shared by all long edges of its source, so that
@@ -184,7 +184,7 @@ def _spaced(
 def _placed(
     graph: nx.DiGraph,
     levels: Mapping[str, int],
-    sizes: Mapping[str, Size],
+    sizes: Mapping[str, BoxSize],
     rows: Sequence[Sequence[str]],
     x: Mapping[str, float],
 ) -> Layout:

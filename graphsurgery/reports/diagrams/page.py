@@ -12,7 +12,7 @@ from graphsurgery.graph import Space
 from graphsurgery.reports.cells import count
 from graphsurgery.reports.diagrams.colors import colors
 from graphsurgery.reports.diagrams.diagram import Box, Diagram
-from graphsurgery.reports.diagrams.layout import Layout, Size, lay_out
+from graphsurgery.reports.diagrams.layout import BoxSize, Layout, lay_out
 from graphsurgery.reports.diagrams.repeats import folded
 from graphsurgery.reports.drawing import PALETTE, shortened
 
@@ -120,14 +120,14 @@ def _lines(box: Box) -> list[str]:
     return [*map(_fitting, box.lines), *filter(None, [_cost(box)])]
 
 
-def _size(box: Box) -> Size:
+def _size(box: Box) -> BoxSize:
     lines = _lines(box)
     texts = [_TITLE * len(_fitting(box.title)), *(_LINE * len(line) for line in lines)]
     height = _LINE_HEIGHT * len(lines) + (7.0 if lines else 0.0) + (_HEAT if box.macs else 0.0)
-    return Size(round(max(texts) + 2 * _PADDING + _BAND), _TITLE_HEIGHT + height)
+    return BoxSize(round(max(texts) + 2 * _PADDING + _BAND), _TITLE_HEIGHT + height)
 
 
-def _drawn(name: str, box: Box, size: Size, layout: Layout, numbers: Mapping[str, int], most: int) -> dict[str, Any]:
+def _drawn(name: str, box: Box, size: BoxSize, layout: Layout, numbers: Mapping[str, int], most: int) -> dict[str, Any]:
     """What the template needs to know of a box; `most` are the multiply-accumulates of the most expensive one."""
     across, top = layout.places[name]
     left, top = across - size.width / 2 + _MARGIN, top + _MARGIN

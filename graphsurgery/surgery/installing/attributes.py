@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphsurgery.network.paths import modules_of
-from graphsurgery.surgery.installing.followed import Followed, Place
+from graphsurgery.surgery.installing.followed import Followed, IntegerPlace
 from graphsurgery.tracing.leaves import is_leaf
 
 _OWN = frozenset(nn.Module().__dict__)
@@ -20,7 +20,7 @@ _FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", 
 """Packages whose objects have no sizes of a model in their attributes."""
 
 
-def follow_attributes(model: nn.Module) -> dict[Place, int]:
+def follow_attributes(model: nn.Module) -> dict[IntegerPlace, int]:
     """Let every integer in the attributes of a model know its place, in place.
 
     Those of layers that a trace keeps whole are left out but for `nn.MultiheadAttention`, which it takes apart.
@@ -28,9 +28,9 @@ def follow_attributes(model: nn.Module) -> dict[Place, int]:
     Returns:
         The integer at each place. What several modules hold, such as a configuration, has one place.
     """
-    found: dict[Place, int] = {}
+    found: dict[IntegerPlace, int] = {}
 
-    def followed(place: Place, value: int) -> Followed:
+    def followed(place: IntegerPlace, value: int) -> Followed:
         found[place] = value
         return Followed.at(place, value)
 
@@ -39,46 +39,46 @@ def follow_attributes(model: nn.Module) -> dict[Place, int]:
         if id(module) in seen or (is_leaf(module) and not isinstance(module, nn.MultiheadAttention)):
             continue
         seen.add(id(module))
-        _replace(module, Place(path, ()), followed, seen)
+        _replace(module, IntegerPlace(path, ()), followed, seen)
     return found
 
 
-def put_numbers(model: nn.Module, numbers: dict[Place, int]) -> None:
+def put_numbers(model: nn.Module, numbers: dict[IntegerPlace, int]) -> None:
     """Write integers to their places in a model, in place."""
     seen: set[int] = set()
     for path, module in modules_of(model).items():
         if id(module) not in seen:
             seen.add(id(module))
-            _replace(module, Place(path, ()), lambda place, value: numbers.get(place, value), seen)
+            _replace(module, IntegerPlace(path, ()), lambda place, value: numbers.get(place, value), seen)
 
 
-def follow_object(holder: Any, name: str) -> dict[Place, int]:
+def follow_object(holder: Any, name: str) -> dict[IntegerPlace, int]:
     """The same for the attributes of one object, such as a configuration."""
-    found: dict[Place, int] = {}
+    found: dict[IntegerPlace, int] = {}
 
-    def followed(place: Place, value: int) -> Followed:
+    def followed(place: IntegerPlace, value: int) -> Followed:
         found[place] = value
         return Followed.at(place, value)
 
-    _replace(holder, Place(name, ()), followed, set())
+    _replace(holder, IntegerPlace(name, ()), followed, set())
     return found
 
 
-def put_in_object(holder: Any, name: str, numbers: dict[Place, int]) -> None:
+def put_in_object(holder: Any, name: str, numbers: dict[IntegerPlace, int]) -> None:
     """Write integers to their places in one object, in place."""
-    _replace(holder, Place(name, ()), lambda place, value: numbers.get(place, value), set())
+    _replace(holder, IntegerPlace(name, ()), lambda place, value: numbers.get(place, value), set())
 
 
-def _replace(holder: Any, place: Place, new: Callable[[Place, int], int], seen: set[int]) -> None:
+def _replace(holder: Any, place: IntegerPlace, new: Callable[[IntegerPlace, int], int], seen: set[int]) -> None:
     for name, value in list(vars(holder).items()):
         if isinstance(holder, nn.Module) and name in _OWN:
             continue
-        changed = _replaced(value, Place(place.path, (*place.keys, name)), new, seen)
+        changed = _replaced(value, IntegerPlace(place.path, (*place.keys, name)), new, seen)
         if changed is not value:
             vars(holder)[name] = changed
 
 
-def _replaced(value: Any, place: Place, new: Callable[[Place, int], int], seen: set[int]) -> Any:
+def _replaced(value: Any, place: IntegerPlace, new: Callable[[IntegerPlace, int], int], seen: set[int]) -> Any:
     """A value with other integers in it; lists, dicts and objects are changed in place."""
     if type(value) in (int, Followed):
         return new(place, int(value))
@@ -100,9 +100,11 @@ def _replaced(value: Any, place: Place, new: Callable[[Place, int], int], seen: 
     return value
 
 
-def _parts(value: Any, place: Place, new: Callable[[Place, int], int], seen: set[int]) -> Iterator[tuple[Any, Any]]:
+def _parts(
+    value: Any, place: IntegerPlace, new: Callable[[IntegerPlace, int], int], seen: set[int]
+) -> Iterator[tuple[Any, Any]]:
     for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-        yield key, _replaced(part, Place(place.path, (*place.keys, key)), new, seen)
+        yield key, _replaced(part, IntegerPlace(place.path, (*place.keys, key)), new, seen)
 
 
 def _is_plain_object(value: Any) -> bool:

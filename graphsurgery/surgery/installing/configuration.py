@@ -21,7 +21,7 @@ from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import run
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_object, put_in_object
-from graphsurgery.surgery.installing.followed import Followed, Place, Relation, following_int, solved
+from graphsurgery.surgery.installing.followed import Followed, IntegerPlace, Relation, following_int, solved
 from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs, traced_again
 from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.leaves import is_leaf
@@ -119,7 +119,7 @@ def without_weights(build: Callable[[], _Module], dtype: torch.dtype) -> _Module
     return built
 
 
-def _config(installed: nn.Module, model: nn.Module, numbers: dict[Place, int]) -> Any:
+def _config(installed: nn.Module, model: nn.Module, numbers: dict[IntegerPlace, int]) -> Any:
     """A configuration with the sizes of a model."""
     called = type(model).__name__
     followed = copy.deepcopy(model.config)
@@ -134,7 +134,7 @@ def _config(installed: nn.Module, model: nn.Module, numbers: dict[Place, int]) -
             continue
         for name, value in vars(module).items():
             wanted = vars(others[path]).get(name)
-            if name not in _OWN and (is_leaf(module) or Place(path, (name,)) in numbers):
+            if name not in _OWN and (is_leaf(module) or IntegerPlace(path, (name,)) in numbers):
                 relations += [Relation(*pair, f"{path}.{name}") for pair in _pairs(value, wanted)]
     config = copy.deepcopy(model.config)
     put_in_object(config, _NAME, solved(relations, old, f"install: the configuration of {called}"))

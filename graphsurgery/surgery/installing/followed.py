@@ -12,7 +12,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.tracing.following.questions import may_stand_in
 
 
-class Place(NamedTuple):
+class IntegerPlace(NamedTuple):
     """Where an integer stands.
 
     Attributes:
@@ -34,16 +34,18 @@ class Followed(int):
     What Python computes of it with other integers follows them too.
     """
 
-    sources: frozenset[Place]
-    formula: Callable[[Mapping[Place, int]], int]
+    sources: frozenset[IntegerPlace]
+    formula: Callable[[Mapping[IntegerPlace, int]], int]
 
     @classmethod
-    def at(cls, place: Place, value: int) -> Followed:
+    def at(cls, place: IntegerPlace, value: int) -> Followed:
         """The integer that stands at a place."""
         return cls.computed(value, frozenset({place}), lambda values: values[place])
 
     @classmethod
-    def computed(cls, value: int, sources: frozenset[Place], formula: Callable[[Mapping[Place, int]], int]) -> Followed:
+    def computed(
+        cls, value: int, sources: frozenset[IntegerPlace], formula: Callable[[Mapping[IntegerPlace, int]], int]
+    ) -> Followed:
         """The integer that a formula gives now."""
         new = cls(value)
         new.sources, new.formula = sources, formula
@@ -71,8 +73,8 @@ class Followed(int):
 class Ratio(float):
     """A quotient of such integers, of which `int` makes one again where it is followed (`FollowingInt`)."""
 
-    sources: frozenset[Place]
-    formula: Callable[[Mapping[Place, int]], float]
+    sources: frozenset[IntegerPlace]
+    formula: Callable[[Mapping[IntegerPlace, int]], float]
 
     @classmethod
     def of(cls, a: Any, b: Any) -> Any:
@@ -134,11 +136,11 @@ def _follow(name: str, *, reflected: bool) -> Callable[[Followed, Any], Any]:
     return method
 
 
-def _sources(number: int) -> frozenset[Place]:
+def _sources(number: int) -> frozenset[IntegerPlace]:
     return number.sources if isinstance(number, Followed) else frozenset()
 
 
-def _value(number: int, values: Mapping[Place, int]) -> int:
+def _value(number: int, values: Mapping[IntegerPlace, int]) -> int:
     return number.formula(values) if isinstance(number, Followed) else number
 
 
@@ -164,7 +166,7 @@ class Relation(NamedTuple):
 _MOST_TRIED = 1 << 16
 
 
-def solved(relations: Iterable[Relation], old: Mapping[Place, int], action: str) -> dict[Place, int]:
+def solved(relations: Iterable[Relation], old: Mapping[IntegerPlace, int], action: str) -> dict[IntegerPlace, int]:
     """The integers that relations ask for, so that every relation holds; as they were where they do already.
 
     One that no relation asks for is left out.
@@ -178,8 +180,8 @@ def solved(relations: Iterable[Relation], old: Mapping[Place, int], action: str)
         SurgeryError: none do, and the message names two relations that exclude each other, or the one that fails.
     """
     known = list(relations)
-    new: dict[Place, int] = {}
-    because: dict[Place, str] = {}
+    new: dict[IntegerPlace, int] = {}
+    because: dict[IntegerPlace, str] = {}
     for relation in sorted(known, key=lambda r: len(r.number.sources)):
         values = {place: new.get(place, old[place]) for place in relation.number.sources}
         if _holds(relation, values):
@@ -199,14 +201,16 @@ def solved(relations: Iterable[Relation], old: Mapping[Place, int], action: str)
     return new
 
 
-def _holds(relation: Relation, values: Mapping[Place, int]) -> bool:
+def _holds(relation: Relation, values: Mapping[IntegerPlace, int]) -> bool:
     try:
         return relation.number.formula(values) == relation.wanted
     except ArithmeticError:
         return False
 
 
-def _found(relation: Relation, values: Mapping[Place, int], place: Place) -> tuple[Place, int] | None:
+def _found(
+    relation: Relation, values: Mapping[IntegerPlace, int], place: IntegerPlace
+) -> tuple[IntegerPlace, int] | None:
     """The number at one place with which a relation holds, while the others stay; the nearest one of several."""
     most = min(_MOST_TRIED, 4 * max(abs(relation.wanted), values[place], 1) + 1)
     for trial in (relation.wanted, *range(values[place], 0, -1), *range(values[place] + 1, most)):
@@ -215,7 +219,9 @@ def _found(relation: Relation, values: Mapping[Place, int], place: Place) -> tup
     return None
 
 
-def _conflict(relation: Relation, values: Mapping[Place, int], because: Mapping[Place, str], action: str) -> str:
+def _conflict(
+    relation: Relation, values: Mapping[IntegerPlace, int], because: Mapping[IntegerPlace, str], action: str
+) -> str:
     names = ", ".join(sorted(map(str, values)))
     taken = [f"{because[p]} needs {p} to be {values[p]}" for p in sorted(values, key=str) if p in because]
     if not taken:

@@ -16,7 +16,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import Replicas, Twin, alias_copy, meta_copy
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
-from graphsurgery.surgery.installing.followed import Place, solved
+from graphsurgery.surgery.installing.followed import IntegerPlace, solved
 from graphsurgery.surgery.installing.relations import relations
 from graphsurgery.surgery.installing.without_values import check_same_graph, has_values
 from graphsurgery.tracing.calls import Call, restored
@@ -53,7 +53,7 @@ def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
     return installed_with_numbers(graph, model)[0]
 
 
-def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[Place, int]]:
+def installed_with_numbers(graph: ModelGraph, model: nn.Module) -> tuple[nn.Module, dict[IntegerPlace, int]]:
     """The same, and what every integer has to be that ends up in an argument of the network."""
     model = unwrapped(model)
     called = type(model).__name__

@@ -17,7 +17,7 @@ from torch import fx
 from graphsurgery.network.layers import hold
 from graphsurgery.network.paths import has_tensors, map_values
 from graphsurgery.network.values.evaluation import evaluate
-from graphsurgery.surgery.installing.followed import Followed, Place, Relation
+from graphsurgery.surgery.installing.followed import Followed, IntegerPlace, Relation
 
 _TENSOR, _END = "tensor", "end"
 _MARKS = (_TENSOR, _END)
@@ -137,9 +137,9 @@ def _numbers(argument: Any) -> Iterator[Any]:
         yield argument
 
 
-def _cone(node: fx.Node) -> set[Place]:
+def _cone(node: fx.Node) -> set[IntegerPlace]:
     """The attributes that the numbers depend on which a node reads."""
-    found: set[Place] = set()
+    found: set[IntegerPlace] = set()
     waiting, seen = [node], {node}
     while waiting:
         current = waiting.pop()
@@ -163,7 +163,9 @@ def _literals(argument: Any) -> Iterator[Followed]:
             yield from _literals(part)
 
 
-def _tried(node: fx.Node, other: fx.Node, others: Mapping[str, fx.Node], known: set[Place]) -> Iterator[Relation]:
+def _tried(
+    node: fx.Node, other: fx.Node, others: Mapping[str, fx.Node], known: set[IntegerPlace]
+) -> Iterator[Relation]:
     """The only value of the one unknown attribute with which a node gives the shapes of the edited one."""
     unknown = sorted(_cone(node) - known, key=str)
     if len(unknown) != 1:
@@ -189,7 +191,7 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
 
 
 def _shapes_with(
-    node: fx.Node, others: Mapping[str, fx.Node], place: Place, trial: int
+    node: fx.Node, others: Mapping[str, fx.Node], place: IntegerPlace, trial: int
 ) -> list[tuple[int, ...]] | None:
     """The shapes that a node gives in the edited network with another number at a place; None where it fails."""
     graph = fx.Graph()
@@ -219,7 +221,7 @@ def _none(path: str) -> Any:
     raise KeyError(path)
 
 
-def _with(argument: Any, place: Place, trial: int) -> Any:
+def _with(argument: Any, place: IntegerPlace, trial: int) -> Any:
     """Arguments with the number at one place replaced."""
     if isinstance(argument, Followed):
         values = dict.fromkeys(argument.sources, trial)

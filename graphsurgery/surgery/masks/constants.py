@@ -10,6 +10,7 @@ this resolution.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from torch.func import functional_call
 from graphsurgery.axes.inference import RULES
 from graphsurgery.axes.rules import contraction, movement, norms, pointwise, reductions, spatial
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.aliasing import acts_in_place, owns_memory
+from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.operators import Trait, is_a, key_of
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
@@ -108,24 +109,56 @@ class _Following(fx.Interpreter):
         self.nodes = nodes
         self.values: dict[str, Any] = {}
         self.varies: dict[str, Any] = {}
+        self.done: set[fx.Node] = set()
+        self.changed: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        written = n.all_input_nodes[0] if acts_in_place(self.module, n) and n.all_input_nodes else None
+        before = {} if written is None else self._beside(written)
         value = super().run_node(n)
+        self.done.add(n)
         self.values[n.name] = value
         self.varies[n.name] = self._varying(n, value)
-        if acts_in_place(self.module, n) and not all(owns_memory(self.module, s) for s in n.all_input_nodes[:1]):
-            self._spoil(value)
+        if written is not None:
+            self._write(n, written, before)
         for node in self.user_to_last_uses.get(n, []):
             if self.nodes is not None and node.name not in self.nodes:
                 del self.values[node.name], self.varies[node.name]
         return value
 
-    def _spoil(self, value: Any) -> None:
-        """Whatever shares memory with what was written in place counts as varying."""
-        written = {tensor.untyped_storage().data_ptr() for tensor in _tensors(value)}
-        for name, other in self.values.items():
-            if any(tensor.untyped_storage().data_ptr() in written for tensor in _tensors(other)):
-                self.varies[name] = map_values(other, _everywhere)
+    def _beside(self, written: fx.Node) -> dict[fx.Node, Any]:
+        """Copies of all values that share memory with what is about to be written over."""
+        places = {tensor.untyped_storage().data_ptr() for tensor in _tensors(self.values[written.name])}
+        return {
+            node: map_values(self.values[node.name], Tensor.clone)
+            for node in self.done
+            if any(t.untyped_storage().data_ptr() in places for t in _tensors(self.values.get(node.name)))
+        }
+
+    def _write(self, node: fx.Node, written: fx.Node, before: Mapping[fx.Node, Any]) -> None:
+        """Note what was written in place: who reads it afterwards sees other numbers, also by another view of it."""
+        value = self.values[written.name]
+        varies = self._set(node) if node.target is operator.setitem else self.varies[node.name]
+        known = isinstance(value, Tensor) and _same_shapes(varies, value)
+        for other, old in before.items():
+            if isinstance(old, Tensor):
+                self.changed[other] = self.changed.get(other, False) | (self.values[other.name] != old)
+            if other is written and known:
+                self.varies[other.name] = varies | self.changed[other]
+            elif other.users.keys() - self.done:
+                self.varies[other.name] = map_values(old, _everywhere)
+            else:  # all that read it have run
+                self.values[other.name] = old
+
+    def _set(self, node: fx.Node) -> Any:
+        """Where a tensor varies when a part of it was set."""
+        target, index, given = node.args
+        assert isinstance(target, fx.Node)
+        varies, part = self.varies[target.name].clone(), self._followed(given)
+        if any(bool(chosen.any()) for chosen in _tensors(self._followed(index))):
+            return _everywhere(varies)
+        varies[fx.map_arg(index, lambda source: self.values[source.name])] = isinstance(part, Tensor) and part
+        return varies
 
     def _varying(self, node: fx.Node, value: Any) -> Any:
         if node.op == "placeholder":

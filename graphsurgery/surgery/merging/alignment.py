@@ -153,9 +153,10 @@ class _Alignment:
         """What each place says about the channels in pairs of groups: `[groups, groups, n, n]`."""
         for evidence in self._evidence:
             found = [(term, alike) for term, alike in evidence.of(dim, self._maps) if len(term) == 2]
-            for (outer, _), alike in found:
-                alike = alike.reshape(outer.size, dim.size, outer.size, dim.size)
-                yield outer, alike.permute(0, 2, 1, 3)
+            for term, alike in found:
+                inner = term.index(dim)  # a value may have been transposed
+                sides = alike.reshape(*(d.size for d in term), *(d.size for d in term))
+                yield term[1 - inner], sides.permute(1 - inner, 3 - inner, inner, 2 + inner)
             if found:
                 return
 
@@ -364,7 +365,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n in self._watched:
-            self.seen[n] = value
+            self.seen[n] = value.clone()  # it may be written over
         return value
 
 

@@ -25,12 +25,12 @@ from graphsurgery.network.outputs.records import is_record
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import put_at
-from graphsurgery.surgery.merging.direct_sum import Layout, State
-from graphsurgery.surgery.merging.side_by_side import Family, hands_on
+from graphsurgery.surgery.merging.direct_sum import State, SumLayout
+from graphsurgery.surgery.merging.side_by_side import MatchedTeachers, hands_on
 from graphsurgery.surgery.remapping.remap import erase_unused_numbers
 
 
-def names_apart(graph: ModelGraph, layout: Layout) -> set[str]:
+def names_apart(graph: ModelGraph, layout: SumLayout) -> set[str]:
     """The first names of the parameters and buffers that every network keeps for itself."""
     found = set()
     for node in layout.apart:
@@ -43,7 +43,7 @@ def names_apart(graph: ModelGraph, layout: Layout) -> set[str]:
     return found
 
 
-def keep_apart(family: Family, layout: Layout, new: ModelGraph, *, each: bool = False) -> None:
+def keep_apart(family: MatchedTeachers, layout: SumLayout, new: ModelGraph, *, each: bool = False) -> None:
     """Put a node for each network in the place of every node that a layout keeps apart, in place.
 
     Args:
@@ -61,7 +61,7 @@ def keep_apart(family: Family, layout: Layout, new: ModelGraph, *, each: bool = 
 class _Keeping:
     """One direct sum that is put right."""
 
-    def __init__(self, family: Family, layout: Layout, new: ModelGraph, *, each: bool) -> None:
+    def __init__(self, family: MatchedTeachers, layout: SumLayout, new: ModelGraph, *, each: bool) -> None:
         self.each = each
         self.family, self.states, self.apart = family, layout.states, layout.apart
         self.types = family.graphs[0].types
@@ -264,7 +264,7 @@ class _Keeping:
 class _Belongings:
     """The modules, weights and constants of every network, which are put into the direct sum as they are asked for."""
 
-    def __init__(self, family: Family, module: fx.GraphModule, shared: Collection[str]) -> None:
+    def __init__(self, family: MatchedTeachers, module: fx.GraphModule, shared: Collection[str]) -> None:
         self.family, self.module, self.shared = family, module, shared
         self._paths: dict[tuple[int, str], str] = {}
         self._tensors: list[dict[int, Tensor]] = [{} for _ in family.graphs]

@@ -28,7 +28,7 @@ from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import setting
 from graphsurgery.surgery.grouping import groups_of
-from graphsurgery.surgery.merging.side_by_side import Family, hands_on
+from graphsurgery.surgery.merging.side_by_side import MatchedTeachers, hands_on
 
 _CONSTANT = frozenset(
     {
@@ -48,7 +48,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Layout:
+class SumLayout:
     """How the values of a direct sum are laid out.
 
     Attributes:
@@ -73,7 +73,7 @@ def separable(graph: ModelGraph, mixing: Mixing) -> bool:
     return mixing.kind in ("layer_norm", "rms_norm", "normalize")
 
 
-def layout(family: Family, *, first: bool = False, each: bool = False) -> Layout:
+def layout(family: MatchedTeachers, *, first: bool = False, each: bool = False) -> SumLayout:
     """Which values of a direct sum stand side by side, and what has to be computed for each network.
 
     Args:
@@ -85,7 +85,7 @@ def layout(family: Family, *, first: bool = False, each: bool = False) -> Layout
     while following.walk() and not first:
         pass
     order = [node for node in family.graphs[0].module.graph.nodes if node in following.apart]
-    return Layout(following.states, {node: following.apart[node] for node in order})
+    return SumLayout(following.states, {node: following.apart[node] for node in order})
 
 
 class _MixesError(Exception):
@@ -95,7 +95,7 @@ class _MixesError(Exception):
 class _Following:
     """The values of a direct sum, followed from the inputs to the outputs until nothing more has to be kept apart."""
 
-    def __init__(self, family: Family, *, each: bool) -> None:
+    def __init__(self, family: MatchedTeachers, *, each: bool) -> None:
         self.family = family
         self._ends = [node for node in family.graphs[0].module.graph.nodes if node.op == "output"] if each else []
         self.types = family.graphs[0].types

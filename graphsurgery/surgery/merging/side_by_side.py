@@ -20,7 +20,7 @@ from graphsurgery.surgery.merging.matching import match_dims, match_nodes, match
 from graphsurgery.surgery.remapping.kept_numbers import numbers_of
 
 
-class Family:
+class MatchedTeachers:
     """Teachers matched to the first; knows the size and the place of everything in their direct sum.
 
     Attributes:
@@ -228,7 +228,7 @@ class Family:
         return torch.cat(found)
 
 
-def _groups(family: Family, typed: ParameterType, tensors: list[Tensor]) -> Tensor:
+def _groups(family: MatchedTeachers, typed: ParameterType, tensors: list[Tensor]) -> Tensor:
     """The members of every network's groups, which are normalised by themselves."""
     new = tensors[0].new_zeros(family.size(typed.axes[0]), sum(tensor.shape[1] for tensor in tensors))
     start = 0

@@ -53,7 +53,8 @@ class Readers:
         while True:
             readers = self.of(current)
             read = [self._read(current, operand) for _, operand in readers]
-            if len(read) != 1 or len(set(read[0])) < len(channels) or self._joins(current, readers[0][1]):
+            each_once = len(read) == 1 and sorted(read[0]) == list(range(len(channels)))
+            if not each_once or self._joins(current, readers[0][1]):
                 order = _gathered(len(channels), read)
                 return order and tuple(channels[i] for i in order)
             reader, operand = readers[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-class Watched(Objective):
+class WatchedObjective(Objective):
     """An objective as it is, with a look at the module before each step of a stage.
 
     Args:
@@ -70,7 +70,7 @@ class Watched(Objective):
         self.done = state["done"]
 
 
-class Snapshot(Watched):
+class Snapshot(WatchedObjective):
     """Remembers the module's tensors before step `step` (from 0), for tickets that go back to there.
 
     Args:
@@ -99,7 +99,7 @@ class Snapshot(Watched):
         self.values = state["values"]
 
 
-class LossReadings(Watched):
+class LossReadings(WatchedObjective):
     """Reads the validation loss again and again, for the step at which it is lowest; training goes on as without it.
 
     Args:

@@ -27,7 +27,7 @@ _MOST = 2**13
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class OutputSlice:
     """One output in a vector.
 
     Attributes:
@@ -52,7 +52,7 @@ class Reading:
         parts: the outputs that are read.
     """
 
-    def __init__(self, parts: Iterable[Part]) -> None:
+    def __init__(self, parts: Iterable[OutputSlice]) -> None:
         self.parts = tuple(parts)
         self.width = sum(part.count for part in self.parts)
 
@@ -90,7 +90,7 @@ def reading_of(output: Any, examples: int, *, seed: int = 0) -> Reading:
             continue
         count = numbers.shape[1]
         places = torch.randperm(count, generator=generator)[:_MOST] if count > _MOST else None
-        parts.append(Part(name, number, places, scale, min(count, _MOST)))
+        parts.append(OutputSlice(name, number, places, scale, min(count, _MOST)))
     if not parts:
         shapes = (
             ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named_outputs(output).items()) or "nothing"

@@ -139,3 +139,25 @@ def test_channels_inside_of_groups_are_read_in_order_in_each():
     same = compress(graph, {inner.name: [0, 3]}, within="same")
     with torch.no_grad():
         assert deviation(same(*x), Masked(graph, {inner.name: [0, 3]}).run(*x)) < 1e-12
+
+
+def test_a_norm_of_several_axes_is_widened_along_all_of_them_at_once_and_one_after_the_other():
+    """Each axis has factors of its own in front of the norm, and picks of its own behind it."""
+
+    def forward(net, x):
+        y = net.a(x).expand(-1, -1, 4, 4) + net.b(x.expand(-1, -1, 4, 4).flatten(2)).unflatten(2, (4, 4))
+        y = torch.relu(F.normalize(y, dim=(1, 2, 3)) * 4)
+        return net.c(torch.flatten(y, 1))
+
+    layers = {"a": nn.Conv2d(8, 8, 1), "b": nn.Linear(16, 16), "c": nn.Linear(128, 5)}
+    graph, x, _ = typed(Network(forward, **layers), (8, 1, 1))
+    sizes = {space.name: space.size + 1 + i for i, space in enumerate(graph.spaces)}
+    assert len(sizes) >= 3
+    after_all, undone = widen(graph, to=sizes, init="equal"), graph
+    one_by_one = graph
+    for name, size in sizes.items():
+        one_by_one = widen(one_by_one, to={name: size}, init="equal")
+    undone = undo(after_all)
+    with torch.no_grad():
+        for wide in (after_all, one_by_one, undone):
+            assert deviation(wide(*x), graph(*x)) < 1e-12

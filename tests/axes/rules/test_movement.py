@@ -137,3 +137,35 @@ def test_a_squeeze_names_its_axes_once_channels_may_be_single():
     single = compress(graph, {"a": 1})
     assert single(*x).shape == (3, 2)
     assert any(n.target == "squeeze" and n.args[1] == (1, 3) for n in single.module.graph.nodes)
+
+
+def own_kernels(split):
+    """A convolution with kernels that each example computes, of which two halves are read apart."""
+
+    def forward(net, x):
+        h = net.a(x)
+        batch, width = h.shape[:2]
+        kernels = (torch.softmax(net.mix(h.mean((2, 3))), 1) @ net.kernels).view(batch * 6, width, 3, 3)
+        y = split(torch.conv2d(h.reshape(1, batch * width, *x.shape[2:]), kernels, padding=1, groups=batch), batch)
+        return net.b(torch.cat([y[:, :3] - y[:, 3:], y[:, 3:]], 1))
+
+    layers = {"a": nn.Conv2d(3, 4, 1), "mix": nn.Linear(4, 3), "b": nn.Conv2d(6, 5, 1)}
+    return Network(forward, {"kernels": torch.zeros(3, 6 * 4 * 9)}, **layers)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda y, batch: y.view(batch, 6, 4, 4),
+        lambda y, batch: y.view(-1, 6, 4, 4) + torch.zeros(batch * 6, 1, 1).to(y).view(-1, 6, 1, 1),
+        lambda y, batch: y.view(batch * 6, -1).view(-1, 6, 16).view(batch, -1, 4, 4),
+        lambda y, batch: y.view(1, -1, 16, 1).expand(1, batch * 6, 16, 1).reshape(batch, 6, 4, 4),
+    ],
+)
+def test_a_size_that_is_a_product_with_the_batch_follows_the_batch(split):
+    graph, _, _ = typed(own_kernels(split), (3, 4, 4))
+    for cut in (compress(graph, {"matmul": 2}), compress(graph, 0.5)):
+        for batch in (1, 2, 3, 5):
+            x = torch.randn(batch, 3, 4, 4, dtype=torch.float64)
+            alone = torch.cat([cut(x[i : i + 1]) for i in range(batch)])
+            assert deviation(cut(x), alone) < 1e-12

@@ -17,7 +17,7 @@ import graphsurgery as gs
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting import check_onnx
-from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, Run, judge
+from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, FedOutput, judge
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
@@ -229,7 +229,7 @@ def test_an_edit_of_a_network_that_gives_no_numbers():
 
 
 def runs(found, expected, rounding=0.0):
-    return [Run("a", found, expected, len(found), lambda: torch.full_like(expected, rounding).double())]
+    return [FedOutput("a", found, expected, len(found), lambda: torch.full_like(expected, rounding).double())]
 
 
 def test_rounding_is_the_scale_where_it_does_more():

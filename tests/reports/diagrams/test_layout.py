@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.reports.diagrams.layout import Size, lay_out
+from graphsurgery.reports.diagrams.layout import BoxSize, lay_out
 
 
 @st.composite
 def graphs(draw):
     count = draw(st.integers(1, 12))
     names = [f"n{i}" for i in range(count)]
-    sizes = {name: Size(draw(st.integers(20, 200)), draw(st.integers(20, 80))) for name in names}
+    sizes = {name: BoxSize(draw(st.integers(20, 200)), draw(st.integers(20, 80))) for name in names}
     pairs = list(itertools.combinations(names, 2))
     return sizes, draw(st.lists(st.sampled_from(pairs), max_size=20)) if pairs else []
 
@@ -48,12 +48,12 @@ def test_boxes_and_edges(graph):
 
 
 def test_a_chain_is_straight():
-    layout = lay_out({name: Size(50, 20) for name in "abc"}, [("a", "b"), ("b", "c")])
+    layout = lay_out({name: BoxSize(50, 20) for name in "abc"}, [("a", "b"), ("b", "c")])
     assert len({x for x, _ in layout.places.values()}) == 1
 
 
 def test_what_is_no_graph():
     with pytest.raises(SurgeryError, match="the edges form a circle"):
-        lay_out({"a": Size(1, 1), "b": Size(1, 1)}, [("a", "b"), ("b", "a")])
+        lay_out({"a": BoxSize(1, 1), "b": BoxSize(1, 1)}, [("a", "b"), ("b", "a")])
     with pytest.raises(SurgeryError, match="an edge names c, which is no box"):
-        lay_out({"a": Size(1, 1)}, [("a", "c")])
+        lay_out({"a": BoxSize(1, 1)}, [("a", "c")])

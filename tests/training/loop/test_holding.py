@@ -5,29 +5,46 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from patience import PATIENCE
+from forked import Forked
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.training.loop.holding import held
 from graphsurgery.training.loop.run import Run
-
-HOLD = (
-    "import sys\nfrom pathlib import Path\nfrom graphsurgery.training.loop.holding import held\n"
-    "run = held(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
-)
 
 
 @pytest.fixture
 def other(tmp_path):
     """Another process that works in the folder."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+    reading, writing = os.pipe()
+
+    def hold():
+        run = held(tmp_path)
+        os.write(writing, b"held")
+        signal.pause()
+        del run
+
+    with Forked(hold) as process:
+        assert os.read(reading, 4) == b"held"
         yield process
-        process.kill()
+
+
+def tried(folder):
+    """What becomes of another process that would work in the folder: nothing, or what it says."""
+
+    def hold():
+        try:
+            held(folder)
+        except SurgeryError as cause:
+            os.write(writing, str(cause).encode())
+
+    reading, writing = os.pipe()
+    with Forked(hold, closed=[reading]) as process:
+        os.close(writing)
+        assert process.wait() == 0
+    with os.fdopen(reading) as said:
+        return said.read()
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_followed(tmp_path, other):
@@ -49,12 +66,10 @@ def test_a_second_process_is_refused_and_a_dead_one_is_followed(tmp_path, other)
 def test_one_process_may_open_it_twice_and_lets_go_of_it(tmp_path):
     first, second = Run(tmp_path), Run(tmp_path)
     assert second.folder == first.folder
-    check = [sys.executable, "-c", HOLD, str(tmp_path)]
-    refused = subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE)
-    assert "another process works in it" in refused.stderr
+    assert "another process works in it" in tried(tmp_path)
     del first, second
     gc.collect()
-    assert subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE).stdout == "held\n"
+    assert not tried(tmp_path)
 
 
 def test_a_forked_child_holds_nothing(tmp_path):
@@ -69,14 +84,13 @@ def test_a_forked_child_holds_nothing(tmp_path):
     try:
         del run
         gc.collect()
-        check = [sys.executable, "-c", HOLD, str(tmp_path)]
-        assert subprocess.run(check, input="", capture_output=True, text=True, timeout=PATIENCE).stdout == "held\n"
+        assert not tried(tmp_path)
     finally:
         os.close(writing)
         os.waitpid(child, 0)
 
 
 def test_only_the_first_of_several_processes_holds_it(tmp_path, other, monkeypatch):
-    assert other.poll() is None
+    assert other.pid
     monkeypatch.setenv("RANK", "1")
     Run(tmp_path)

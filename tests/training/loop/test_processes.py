@@ -1,15 +1,15 @@
 """Training as other processes see it: killed at any moment, and shared by two."""
 
-import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from forked import Forked
 from patience import PATIENCE
+from two_processes import in_two
 
 from graphsurgery.training.loop.run import Run, read_metrics
 
@@ -44,37 +44,7 @@ history = fit(net, data, plan, objective=Slow(3), validation=data, run=Run(folde
 rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 torch.save({"weights": net.state_dict(), "train": [r.train["total"] for r in history.records],
             "validation": [r.validation for r in history.records]}, folder / f"result{rank}.pt")
-if torch.distributed.is_initialized():
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 """
-
-
-TWICE = """
-import gc, os, runpy, sys, traceback
-gc.disable()  # which takes a third of the time of imports
-import torch
-import graphsurgery.training.loop.fit, graphsurgery.training.objectives
-
-store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
-shared["TORCHELASTIC_USE_AGENT_STORE"] = True
-children = []
-for rank in range(2):
-    children.append(os.fork())
-    if not children[-1]:
-        os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        del sys.argv[0]
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-gc.freeze()
-sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
-"""
-"""A script in two processes, as `torch.distributed.run` starts them; they share the imports."""
 
 
 @pytest.fixture
@@ -84,24 +54,12 @@ def script(tmp_path):
     return path
 
 
-def start(script, folder, *options, launcher=()):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, *launcher, str(script), str(folder), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def here(script, folder, *options):
-    """The same without a process of its own."""
+def go(script, folder, *options):
+    """Run the script in this process."""
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as arguments:
         arguments.setattr(sys, "argv", [str(script), str(folder), *options])
         runpy.run_path(str(script), run_name="__main__")
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
 
 
 def result(folder, rank=0):
@@ -110,28 +68,27 @@ def result(folder, rank=0):
 
 def test_a_killed_run_resumes_to_the_same_result(script, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    killed = start(script, cut, "0.05", "norm")
-    deadline = time.monotonic() + 60
-    while not any(record["epoch"] == 1 for record in read_metrics(cut)):
-        assert time.monotonic() < deadline, killed.stderr.read()
-        time.sleep(0.02)
-    time.sleep(0.2)  # some steps into the second epoch
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    with Forked(lambda: go(script, cut, "0.05", "norm"), stderr=tmp_path / "errors") as killed:
+        deadline = time.monotonic() + PATIENCE
+        while not cut.exists() or not any(record["epoch"] == 1 for record in read_metrics(cut)):
+            assert time.monotonic() < deadline, (tmp_path / "errors").read_text()
+            time.sleep(0.02)
+        time.sleep(0.2)  # some steps into the second epoch
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
     assert not (cut / "result0.pt").exists()
     position = Run(cut).load_state("train")["position"]
     assert (position["epoch"], position["step"] > 0) == (1, True)
-    here(script, cut, "0", "norm")
-    here(script, whole, "0", "norm")
+    go(script, cut, "0", "norm")
+    go(script, whole, "0", "norm")
     torch.testing.assert_close(result(cut), result(whole), rtol=0, atol=0)
     assert [record["epoch"] for record in Run(cut).metrics()] == [1, 2, 3]
 
 
 def test_two_processes_train_as_one_does(script, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(script, two, "0", "plain", launcher=("-c", TWICE)))
-    here(script, one, "0", "plain")
+    in_two(lambda _: go(script, two, "0", "plain"))
+    go(script, one, "0", "plain")
     torch.testing.assert_close(result(two, 0), result(two, 1), rtol=0, atol=0)
     torch.testing.assert_close(result(two), result(one), rtol=1e-4, atol=1e-5)
     assert [record["epoch"] for record in Run(two).metrics()] == [1, 2, 3]
