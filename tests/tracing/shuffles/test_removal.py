@@ -629,14 +629,6 @@ def test_a_selection_takes_what_it_needs():
     assert sum(space.size for space in graph.spaces) == 8
 
 
-def test_a_selection_takes_some_channels_twice():
-    """A look-up of all channels, some of them again, is no order that the layer before could write them in."""
-    network = Turning(lambda _, x: x[:, [1, 0, 3, 5, 2, 1, 4, 6, 7, 0]])
-    network.head = nn.Conv2d(10, 5, 1)
-    graph = check(network)
-    assert sum(space.size for space in graph.spaces) == 8
-
-
 def test_weights_that_are_shared_with_the_model_are_compared_by_their_old_names():
     """The trace gets weights of its own where it puts them in another order; gradients are compared all the same."""
     torch.manual_seed(0)
@@ -647,3 +639,11 @@ def test_weights_that_are_shared_with_the_model_are_compared_by_their_old_names(
     torch.testing.assert_close(graph(x), network(x), rtol=1e-12, atol=1e-12)
     assert kept(graph) == (0, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_selection_takes_some_channels_twice():
+    """A look-up of all channels, some of them again, is no order that the layer before could write them in."""
+    network = Turning(lambda _, x: x[:, [1, 0, 3, 5, 2, 1, 4, 6, 7, 0]])
+    network.head = nn.Conv2d(10, 5, 1)
+    graph = check(network)
+    assert sum(space.size for space in graph.spaces) == 8
