@@ -886,6 +886,9 @@ def _with_losses(x: Tensor, layers: Any, way: int) -> Tensor:
     return y / (1 + loss(y, torch.tanh(x)))
 
 
+_EDGE = 0.01
+"""Not 0, which activations give: an edit whose result is rounded otherwise may give a little more, and a little less."""
+
 UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor, Any, Any], Tensor]]] = {
     # Convolutions, and weights that are computed.
     "grouped transposed": (_grouped_transposed, lambda x, n, _: n[0](x)),
@@ -971,7 +974,7 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "transformed channels": (_linear, _fft_of_channels),
     "global filter": (_global_filter, _filtered),
     "bytes and back": (_nothing, lambda x, _n, _: x.contiguous().view(torch.uint8).view(x.dtype)),
-    "integers and back": (_pointwise, lambda x, n, _: n[0](x) * (x > 0).to(x.dtype) + (x > 1).long().type_as(x)),
+    "integers and back": (_pointwise, lambda x, n, _: n[0](x) * (x > _EDGE).to(x.dtype) + (x > 1).long().type_as(x)),
     # Recurrences and attention.
     "recurrent": (_recurrent, lambda x, n, _: image_of(n[0](tokens_of(x))[0])),
     "recurrent last": (_recurrent, lambda x, n, _: n[0](tokens_of(x))[0][:, -1, :, None, None].expand(-1, -1, 4, 4)),
@@ -1019,7 +1022,7 @@ UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor
     "pool": (_pooled, lambda x, n, _: n[0](x)),
     "pool and enlarge": (_pointwise, lambda x, n, _: x + F.interpolate(n[0](F.max_pool2d(x, 2)), scale_factor=2.0)),
     "pyramid": (_pyramid, _pyramid_pool),
-    "where": (_pointwise, lambda x, n, _: torch.where(x > 0, n[0](x), x * 0.1)),
+    "where": (_pointwise, lambda x, n, _: torch.where(x > _EDGE, n[0](x), x * 0.1)),
     "masked": (_pointwise, lambda x, n, _: n[0](x).masked_fill(x < -1, 0.5)),
     "written in part": (_half, _in_place_part),
     "written into zeros": (_half, _written),
