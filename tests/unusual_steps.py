@@ -887,7 +887,7 @@ def _with_losses(x: Tensor, layers: Any, way: int) -> Tensor:
 
 
 _EDGE = 0.01
-"""Not 0, which activations give: an edit whose result is rounded otherwise may give a little more, and a little less."""
+"""Not 0, which activations give: an edit whose result is rounded otherwise may give a little more or less than that."""
 
 UNUSUAL: dict[str, tuple[Callable[[int, random.Random], Built], Callable[[Tensor, Any, Any], Tensor]]] = {
     # Convolutions, and weights that are computed.
