@@ -79,8 +79,8 @@ class FileGraph:
 
     def named(self, node: int, at: int) -> str:
         """What a node is given at an input; what could be given there, if nothing is."""
-        inputs = self.nodes[node].inputs
-        return str(inputs[at].name if at < len(inputs) else f"{self.nodes[node].name or inputs[0].name}/sizes")
+        inputs, outputs = self.nodes[node].inputs, self.nodes[node].outputs
+        return str(inputs[at].name if at < len(inputs) else f"{self.nodes[node].name or outputs[0].name}/sizes")
 
     def read(self, node: int, at: int, value: str) -> None:
         """Let an input of a node read another value; it may be the first that the node has left out."""
@@ -120,7 +120,7 @@ class FileGraph:
             self._values[value.name] = value
         own = set(map(id, self.nodes))
         for name, value in outputs.items():
-            new: Any = self._values.get(value, before.get(value))
+            new: Any = before[value] if value in before else self._values[value]
             if not new.inputs or id(new.inputs[0]) in own or new.name in outputs:
                 self.operator("Identity", [new.name], self.fresh(f"{name}/given"), {})
                 new = self._graph.nodes[-1].outputs[0]

@@ -20,7 +20,7 @@ from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.operators.unpooling import PLACES_AT, only_lead_back
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
-from graphsurgery.onnx.importing.sources import Place, Recorder, Source, placed, placed_attribute
+from graphsurgery.onnx.importing.sources import Recorder, Source, placed_attribute
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -172,8 +172,6 @@ class Runner:
         self.values: dict[str, Any] = {}
         self.inner: set[str] = set()
         """Values in which the fixed batch has become the inner part of an axis."""
-        self.sizes: dict[int, Any] = {}
-        """What the last operator was given for sizes."""
         self.places: set[str] = set()
         """Places of pools that are counted as torch does."""
 
@@ -198,32 +196,23 @@ class Runner:
         return value
 
     def _step(self, operator: Operator) -> None:
-        self.sizes = {}
         found = self.results(operator)
         self.recorder.note(operator.index, self._read(operator))
         if operator.kind != "Reshape" and any(self.plan.file.name(name) in self.inner for name in operator.inputs):
             self.inner.update(operator.outputs)
         self._note(operator, found)
         for name, value in zip(operator.outputs, found, strict=False):
-            if not name:
-                continue
-            self.values[name] = value
-            if isinstance(value, fx.Proxy):
+            if name:
+                self.values[name] = value
+            if name and isinstance(value, fx.Proxy):
                 value.node.meta["onnx"] = (*value.node.meta.get("onnx", ()), name)
 
-    def _read(self, operator: Operator) -> dict[Place, Any]:
-        """What an operator reads, by where: tensors, and sizes one by one."""
-        found: dict[Place, Any] = {}
-        for at, name in enumerate(operator.inputs if self.recorder.graph is not None else ()):
+    def _read(self, operator: Operator) -> Iterator[tuple[int, int, Any]]:
+        """What an operator reads: the number of the node, that of its input, and the value there."""
+        for at, name in enumerate(operator.inputs):
             made = self.plan.made.get((operator.index, at))
             value = self.part(made) if made else self.value(name) if name else None
-            value = self.sizes.get(at, value)
-            index, at = operator.place(at)
-            if isinstance(value, np.ndarray) and value.dtype == object:
-                found |= {Place(index, at, entry): size for entry, size in enumerate(value.reshape(-1).tolist())}
-            else:
-                found[Place(index, at)] = value
-        return found
+            yield *operator.place(at), self.recorder.sizes.get(at, value)
 
     def _note(self, operator: Operator, found: Sequence[Any]) -> None:
         """Remember the shapes that values have in the file; the first run does."""
@@ -240,8 +229,7 @@ class Runner:
             return plan.folded[operator.index]
         given = self._given(operator)
         if on_sizes(plan, operator, given):
-            symbolic = any(isinstance(value, np.ndarray) and value.dtype == object for value in given)
-            return sizes.compute(operator, self._placed(operator, given, range(len(given))) if symbolic else given)
+            return sizes.compute(operator, self.recorder.placed(operator.index, given))
         places = operators.SIZES_AT.get(operator.kind, ())
         arguments = [
             self._size(operator, value, name) if at in places else self._operand(operator, at, value)
@@ -249,13 +237,15 @@ class Runner:
         ]
         while arguments and arguments[-1] is None:
             arguments.pop()
-        arguments = self._placed(operator, arguments, places)
-        arguments = self._from_the_end(operator, self._rebatched(operator, arguments))
-        self.sizes = {at: arguments[at] for at in places if at < len(arguments)}
+        arguments = self._rebatched(operator, self.recorder.placed(operator.index, arguments, places))
+        arguments = _from_the_end(plan.file, operator, arguments)
+        self.recorder.sizes = {at: arguments[at] for at in places if at < len(arguments)}
         if operator.kind in ("MaxPool", "MaxUnpool"):
             operator = self._with_places(operator, arguments[0])
-        traced = None if self.recorder.graph is None else operator.index
-        read, rule = Watched(operator.attributes, traced), operators.OPERATORS[operator.kind]
+        read, rule = (
+            Watched(operator.attributes, self.recorder.known(operator.index)),
+            operators.OPERATORS[operator.kind],
+        )
         if not _takes(rule, len(arguments)):
             raise operators.UnlikeTorchError(f"one with {len(arguments)} inputs")
         found = as_tuple(rule(replace(operator, attributes=read), *arguments))
@@ -264,11 +254,6 @@ class Runner:
             raise operators.UnlikeTorchError(f"one with {len(operator.outputs)} results")
         self.places.update(operator.outputs[PLACES_AT:] if operator.kind == "MaxPool" else ())
         return tuple(None if value is None else _boxed(value) for value in found)
-
-    def _placed(self, operator: Operator, values: Sequence[Any], sizes_at: Collection[int]) -> list[Any]:
-        """Inputs of which those that are sizes know where their literals stand, while the network is traced."""
-        sized = sizes_at if self.recorder.graph is not None else ()
-        return [placed(value, operator.index, at) if at in sized else value for at, value in enumerate(values)]
 
     def _with_places(self, operator: Operator, x: Any) -> Operator:
         """A pool without places that nobody reads, or whose places are those of torch to all that read them."""
@@ -358,16 +343,6 @@ class Runner:
             return self.part(self.plan.made[operator.index, at])
         raise TraceError(f"{operator.name} ({operator.kind}) reads computed sizes as data, which is not followed")
 
-    def _from_the_end(self, operator: Operator, arguments: list[Any]) -> list[Any]:
-        """Indices along an inner axis that count from its end, as those that torch takes."""
-        if operator.kind != "Gather" or operators.rank(arguments[1]) != 1:
-            return arguments
-        axis = operator.attributes.get("axis", 0) % operators.rank(arguments[0])
-        known = self.plan.file.constants.get(self.plan.file.name(operator.inputs[1]))
-        if axis == 0 or (known is not None and not (known < 0).any()):
-            return arguments
-        return [arguments[0], arguments[1] % operators.size_of(arguments[0], axis)]
-
     def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Shapes that hold the batch of the file, with the batch of the input in its place."""
         fixed = self.plan.batch
@@ -381,6 +356,17 @@ class Runner:
         target, inner = freed(arguments[0], self.plan.shapes[name], name in self.inner, arguments[1], fixed)
         self.inner.update(operator.outputs if inner else ())
         return [arguments[0], target]
+
+
+def _from_the_end(file: OnnxProgram, operator: Operator, arguments: list[Any]) -> list[Any]:
+    """Indices along an inner axis that count from its end, as those that torch takes."""
+    if operator.kind != "Gather" or operators.rank(arguments[1]) != 1:
+        return arguments
+    axis = operator.attributes.get("axis", 0) % operators.rank(arguments[0])
+    known = file.constants.get(file.name(operator.inputs[1]))
+    if axis == 0 or (known is not None and not (known < 0).any()):
+        return arguments
+    return [arguments[0], arguments[1] % operators.size_of(arguments[0], axis)]
 
 
 @cache

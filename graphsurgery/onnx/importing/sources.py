@@ -7,7 +7,7 @@ of the operator does with it. A tensor, and a size that is computed, is known by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
@@ -194,27 +194,53 @@ class Recorder:
 
     Args:
         inputs: what the network is given.
+
+    Attributes:
+        sizes: what the operator that is run was given for sizes, by its inputs.
     """
 
     def __init__(self, inputs: Sequence[Any]) -> None:
+        self.sizes: dict[int, Any] = {}
         self.graph = next((x.node.graph for x in inputs if isinstance(x, fx.Proxy)), None)
         self.last = None if self.graph is None else next(iter(reversed(self.graph.nodes)))
 
-    def note(self, operator: int, read: Mapping[Place, Any]) -> None:
-        """Note of the nodes that have come since the last time that they are this operator, which reads these."""
+    def known(self, operator: int) -> int | None:
+        """The number of an operator whose attributes have to know where they stand."""
+        return None if self.graph is None else operator
+
+    def placed(self, operator: int, values: Sequence[Any], sizes_at: Collection[int] | None = None) -> list[Any]:
+        """What an operator is given, with literals that know their places in those inputs that are sizes.
+
+        By default all are, where one of them follows a size of a tensor.
+        """
+        symbolic = any(isinstance(value, np.ndarray) and value.dtype == object for value in values)
+        known = (range(len(values)) if symbolic else ()) if sizes_at is None else sizes_at
+        known = known if self.graph is not None else ()
+        return [placed(value, operator, at) if at in known else value for at, value in enumerate(values)]
+
+    def note(self, operator: int, read: Iterable[tuple[int, int, Any]]) -> None:
+        """Note of the nodes that have come since the last time that they are this operator.
+
+        Args:
+            operator: its number.
+            read: the values that it is given, each behind the number of the node that reads it and of the input there.
+        """
         if self.graph is None:
             return
+        given: dict[fx.Node, list[Place]] = {}
+        for node, at, value in read:
+            symbolic = isinstance(value, np.ndarray) and value.dtype == object
+            for entry, part in enumerate(value.reshape(-1).tolist() if symbolic else [value]):
+                if isinstance(part, fx.Proxy):
+                    given.setdefault(part.node, []).append(Place(node, at, entry if symbolic else None))
+        self.sizes = {}
         new = list(takewhile(lambda node: node is not self.last, reversed(self.graph.nodes)))[::-1]
         self.last = new[-1] if new else self.last
-        given: dict[fx.Node, list[Place]] = {}
-        for place, value in read.items():
-            if isinstance(value, fx.Proxy):
-                given.setdefault(value.node, []).append(place)
         found: dict[fx.Node, list[tuple[dict[int, tuple[Place, ...]], int]]] = {}
-        for node in new:
+        for made in new:
             places: dict[int, tuple[Place, ...]] = {}
-            node.meta[_NOTED] = operator, places
-            for number, leaf in enumerate(leaves(node)):
+            made.meta[_NOTED] = operator, places
+            for number, leaf in enumerate(leaves(made)):
                 if isinstance(leaf, fx.Node) and leaf in given:
                     found.setdefault(leaf, []).append((places, number))
         for source, readers in found.items():
