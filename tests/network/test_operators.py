@@ -27,6 +27,7 @@ from graphsurgery.network.operators import (
 )
 from graphsurgery.network.operators.record import record
 from graphsurgery.network.values.shapes import result_of
+from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.editing.writers import Writer
 from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.masks.constants import constants
@@ -276,6 +277,13 @@ def test_is_read_from_files(known, tmp_path):
     assert torch.allclose(gs.import_onnx(tmp_path / "one.onnx").graph(*inputs), torch.from_numpy(expected), atol=1e-6)
 
 
+def writing(module, opset, model=None):
+    """What writes the nodes of a network into a file, in which they have the same names."""
+    values = {node: node.name for node in module.graph.nodes}
+    file = FileGraph(onnx.ModelProto() if model is None else model)
+    return Writer(module, opset, np.dtype(np.float32), file, values.__getitem__, lambda *_: None)
+
+
 @pytest.mark.parametrize("known", [known for known in of(Trait.FLOAT) if known.onnx is not None], ids=ids)
 def test_is_written_to_files(known, tmp_path):
     """A file that gets the operator as a new node gives what PyTorch gives."""
@@ -284,17 +292,15 @@ def test_is_written_to_files(known, tmp_path):
         lambda net, x: known.call(x, net.p) if two else plainly(known, x), {"p": numbers(known, 3).float()}
     )
     module = gs.trace(network, numbers(known, 2, 3).float(), check=False).module
-    values = {node: node.name for node in module.graph.nodes}
-    writer = Writer(module, 18, np.dtype(np.float32), set(), values.__getitem__, lambda *_: None)
-    node = next(n for n in module.graph.nodes if operator_of(module, n) is known)
-    writer.write(node, output="z")
-    given = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])]
-    constants = [onnx.numpy_helper.from_array(array, name) for name, array in writer.tensors.items()]
-    if two:
-        constants.append(onnx.numpy_helper.from_array(network.p.detach().numpy(), "p"))
-    output = [helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["n", 3])]
-    graph = helper.make_graph(writer.nodes, "written", given, output, constants)
-    onnx.save(helper.make_model(graph, opset_imports=OPSET, ir_version=9), tmp_path / "w.onnx")
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in ("x", "z")]
+    constants = [onnx.numpy_helper.from_array(network.p.detach().numpy(), "p")] if two else []
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "written", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=OPSET, ir_version=9)
+    writer = writing(module, 18, model)
+    writer.write(next(n for n in module.graph.nodes if operator_of(module, n) is known), output="z")
+    assert not writer.file.put_into(model)
+    assert "Identity" not in [node.op_type for node in model.graph.node]
+    onnx.save(model, tmp_path / "w.onnx")
     x = numbers(known, 5, 3).float()
     session = onnxruntime.InferenceSession(tmp_path / "w.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": x.numpy()})
@@ -303,16 +309,14 @@ def test_is_written_to_files(known, tmp_path):
 
 def test_an_operator_that_the_opset_lacks_is_refused():
     module = gs.trace(nn.Sequential(nn.Hardswish()), torch.zeros(2, 3)).module
-    values = {node: node.name for node in module.graph.nodes}
-    writer = Writer(module, 11, np.dtype(np.float32), set(), values.__getitem__, lambda *_: None)
+    writer = writing(module, 11)
     with pytest.raises(gs.UnsupportedError, match="0 is new, and opset 11 has no HardSwish"):
         writer.write(next(n for n in module.graph.nodes if n.op == "call_module"))
 
 
 def test_a_layer_with_options_is_refused():
     module = gs.trace(nn.Sequential(nn.Softplus(beta=2.0)), torch.zeros(2, 3)).module
-    values = {node: node.name for node in module.graph.nodes}
-    writer = Writer(module, 18, np.dtype(np.float32), set(), values.__getitem__, lambda *_: None)
+    writer = writing(module, 18)
     with pytest.raises(gs.UnsupportedError, match="0 is new, and its options are not written"):
         writer.write(next(n for n in module.graph.nodes if n.op == "call_module"))
 
