@@ -23,7 +23,7 @@ from graphsurgery.onnx.editing.writers import Array, Writer, word
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.running import OnnxNetwork
-from graphsurgery.onnx.importing.sources import Origin, Place, leaves
+from graphsurgery.onnx.importing.sources import FileOrigin, FilePlace, leaves
 from graphsurgery.tracing.shuffles.removal import ADDED
 
 _SPLITS = {"chunk", "split"}
@@ -104,7 +104,7 @@ class Insertion:
         except UnsupportedError as cause:
             raise UnsupportedError(f"{self.file.path}: {cause}; write a .pt, and export that") from cause
 
-    def _compare(self, origin: Origin, old: fx.Node, new: fx.Node) -> None:
+    def _compare(self, origin: FileOrigin, old: fx.Node, new: fx.Node) -> None:
         before, after = leaves(old), leaves(new)
         tensors = isinstance(old.meta["value"], (Tensor, tuple, list))
         if tensors and not _alike(old, new):
@@ -123,7 +123,7 @@ class Insertion:
             elif isinstance(now, fx.Node) and isinstance(was, fx.Node) and not self._same(was, now, where):
                 self._read(origin.operator, where, now)
 
-    def _read(self, operator: int, places: tuple[Place, ...], now: fx.Node) -> None:
+    def _read(self, operator: int, places: tuple[FilePlace, ...], now: fx.Node) -> None:
         """Let an operator read another value; where the record does not say by which input, it is written anew."""
         if not isinstance(now.meta["value"], (Tensor, tuple, list)):
             return
@@ -132,7 +132,7 @@ class Insertion:
         if not edges or any(reads.setdefault(edge, now) is not now for edge in edges):
             self._anew.add(operator)
 
-    def _same(self, was: fx.Node, now: fx.Node, places: tuple[Place, ...]) -> bool:
+    def _same(self, was: fx.Node, now: fx.Node, places: tuple[FilePlace, ...]) -> bool:
         """Whether an argument is what the file reads; the import may have put the channels in another order."""
         if was.op == "get_attr" == now.op:
             return was.target == now.target

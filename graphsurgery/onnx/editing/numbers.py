@@ -17,7 +17,7 @@ from graphsurgery.onnx.editing.places import Edge, Places
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.recurrent import STATES_AT, is_start
-from graphsurgery.onnx.importing.sources import Place
+from graphsurgery.onnx.importing.sources import FilePlace
 
 _OF_LAYERS = {
     **dict.fromkeys(("Conv", "ConvTranspose"), ("group", "groups")),
@@ -97,7 +97,7 @@ class Numbers:
         before, after = (tuple(node.meta["value"].shape) for node in pair)
         offset = len(before) - self.places.length(operator.inputs[at])
         for axis in range(max(0, offset), len(before)):
-            place = Place(operator.index, at, axis - offset)
+            place = FilePlace(operator.index, at, axis - offset)
             if before[axis] != after[axis] and self.places.says(place) == before[axis]:
                 self.places.want(place, before[axis], after[axis])
 

@@ -12,7 +12,7 @@ import onnx
 from graphsurgery.onnx.editing.file_graph import FileGraph
 from graphsurgery.onnx.importing.importer import Imported
 from graphsurgery.onnx.importing.program import Operator
-from graphsurgery.onnx.importing.sources import Place
+from graphsurgery.onnx.importing.sources import FilePlace
 
 Edge = tuple[int, int]
 """An input of a node: the number of the node in the file, and of its input."""
@@ -50,7 +50,7 @@ class Places:
         name = self.file.name(name)
         return self.file.constants[name].size if name in self.file.constants else self.imported.lengths[name]
 
-    def want(self, place: Place, old: Any, new: int) -> None:
+    def want(self, place: FilePlace, old: Any, new: int) -> None:
         """Say what a number has to be; those that stay count where they share a place with others."""
         if isinstance(place.at, int):
             reader = (place.operator, place.at), place.entry or 0
@@ -61,7 +61,7 @@ class Places:
             given = {a.name: list(a.ints) for a in self.file.model.graph.node[place.operator].attribute}
             self.operators.attributes.setdefault((place.operator, place.at), given[place.at])[place.entry] = new
 
-    def says(self, place: Place) -> int | None:
+    def says(self, place: FilePlace) -> int | None:
         """The number that stands at a place; None where the file computes it."""
         edge, entry = self._located((place.operator, int(place.at)), place.entry or 0)
         known = self.known(self._name(edge))

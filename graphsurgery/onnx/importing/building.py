@@ -17,7 +17,7 @@ from graphsurgery.network.copying import meta_of
 from graphsurgery.network.values.shapes import ByFormula
 from graphsurgery.onnx.files.axes import axes_of
 from graphsurgery.onnx.importing import operators
-from graphsurgery.onnx.importing.inputs import Inputs
+from graphsurgery.onnx.importing.inputs import FileInputs
 from graphsurgery.onnx.importing.layers import layer_of
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import RECURRENT
@@ -32,7 +32,7 @@ _FOLDED = 2**22
 _PART = re.compile(r"[^A-Za-z0-9_]+")
 
 
-def network_of(file: OnnxProgram, inputs: Inputs, *, weights: bool = True) -> OnnxNetwork:
+def network_of(file: OnnxProgram, inputs: FileInputs, *, weights: bool = True) -> OnnxNetwork:
     """The module of a file, with its weights, in evaluation mode.
 
     A first run, with the batch of the file or with one of its own, finds the shapes, and which sizes are the same for

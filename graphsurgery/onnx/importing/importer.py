@@ -25,10 +25,10 @@ from graphsurgery.onnx.files.given import given_model
 from graphsurgery.onnx.files.model_file import lineage_in
 from graphsurgery.onnx.files.precision import passing_file
 from graphsurgery.onnx.importing.building import network_of
-from graphsurgery.onnx.importing.inputs import Inputs, plan_inputs
+from graphsurgery.onnx.importing.inputs import FileInputs, plan_inputs
 from graphsurgery.onnx.importing.program import OnnxProgram
 from graphsurgery.onnx.importing.reading import read_program
-from graphsurgery.onnx.importing.sources import Origin, Source, origins_of
+from graphsurgery.onnx.importing.sources import FileOrigin, Source, origins_of
 from graphsurgery.onnx.runtime.acceptance import complaint
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.progress import phase
@@ -60,7 +60,7 @@ class Imported:
     file: OnnxProgram
     module: nn.Module
     sources: Mapping[str, Source]
-    origins: Mapping[str, Origin]
+    origins: Mapping[str, FileOrigin]
     values: Mapping[str, str]
     layers: Mapping[int, str]
     readers: Mapping[str, int]
@@ -181,7 +181,7 @@ def _shapes_like(file: OnnxProgram, graph: ModelGraph) -> dict[str, list[int]]:
     return found
 
 
-def _described(graph: ModelGraph, inputs: Inputs, *, weights: bool) -> ModelGraph:
+def _described(graph: ModelGraph, inputs: FileInputs, *, weights: bool) -> ModelGraph:
     """With what is known of its inputs: which have a batch, and which indices the network takes."""
     specs = [replace(spec, batched=batched) for spec, batched in zip(graph.inputs, inputs.batched, strict=True)]
     graph = replace(graph, inputs=tuple(specs))

@@ -18,7 +18,7 @@ _BATCH = 2
 
 
 @dataclass(frozen=True)
-class Inputs:
+class FileInputs:
     """The inputs of a file, as they are traced.
 
     Attributes:
@@ -34,7 +34,7 @@ class Inputs:
     batch: int | None
 
 
-def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given | None) -> Inputs:
+def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given | None) -> FileInputs:
     """What the inputs of a file are traced with.
 
     The first axis is the batch where all inputs have a free one, or one of the same size, which is freed. Inputs
@@ -71,7 +71,7 @@ def plan_inputs(path: Path, inputs: Sequence[onnx.ValueInfoProto], given: Given 
     examples = traced(count, {**sizes, **own_size})
     others = {} if own_size.keys() & _held(axes, sizes) else {name: size + 1 for name, size in own_size.items()}
     again = traced(batch or count + 1, {**sizes, **others})
-    return Inputs(examples, list(again.values()), [name in having for name in axes], batch)
+    return FileInputs(examples, list(again.values()), [name in having for name in axes], batch)
 
 
 def _with_same_size(

@@ -19,7 +19,7 @@ from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
 from graphsurgery.onnx.importing.operators import shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
-from graphsurgery.onnx.importing.sources import Arrays, Layer, Part, Source, stored
+from graphsurgery.onnx.importing.sources import Arrays, Layer, RecurrentPart, Source, stored
 
 _ORDERS: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where the gates of torch stand among those of ONNX: `i f g o` in `i o f c`, and `r z n` in `z r h`."""
@@ -74,11 +74,11 @@ def _sources(kind: str, weights: Sequence[str], directions: int) -> Any:
     order = _ORDERS[kind]
     for direction in range(directions):
         suffix = "_l0" + ("_reverse" if direction else "")
-        yield f"weight_ih{suffix}", Source(weights[0], part=Part(direction, order))
-        yield f"weight_hh{suffix}", Source(weights[1], part=Part(direction, order))
+        yield f"weight_ih{suffix}", Source(weights[0], part=RecurrentPart(direction, order))
+        yield f"weight_hh{suffix}", Source(weights[1], part=RecurrentPart(direction, order))
         if weights[2]:
-            yield f"bias_ih{suffix}", Source(weights[2], part=Part(direction, order, 0, 2))
-            yield f"bias_hh{suffix}", Source(weights[2], part=Part(direction, order, 1, 2))
+            yield f"bias_ih{suffix}", Source(weights[2], part=RecurrentPart(direction, order, 0, 2))
+            yield f"bias_hh{suffix}", Source(weights[2], part=RecurrentPart(direction, order, 1, 2))
 
 
 def is_start(array: np.ndarray[Any, Any]) -> bool:

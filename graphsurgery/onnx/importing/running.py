@@ -20,7 +20,7 @@ from graphsurgery.onnx.importing import operators, sizes
 from graphsurgery.onnx.importing.operators.unpooling import PLACES_AT, only_lead_back
 from graphsurgery.onnx.importing.program import OnnxProgram, Operator
 from graphsurgery.onnx.importing.recurrent import LENGTHS_AT, RECURRENT, STATES_AT, is_start, run_recurrent
-from graphsurgery.onnx.importing.sources import Recorder, Source, placed_attribute
+from graphsurgery.onnx.importing.sources import FileRecorder, Source, placed_attribute
 
 FEW = 8
 """Up to so many floating numbers of a constant may be the factors of a resize."""
@@ -178,7 +178,7 @@ class Runner:
     def run(self, inputs: Sequence[Any]) -> Any:
         file = self.plan.file
         self.values = {value.name: x for value, x in zip(file.inputs, inputs, strict=True)}
-        self.recorder = Recorder(inputs if self.plan.recorded else ())
+        self.recorder = FileRecorder(inputs if self.plan.recorded else ())
         for operator in self.plan.operators:
             try:
                 self._step(operator)

@@ -26,7 +26,7 @@ _SIZED = frozenset(("group", "num_groups", "num_heads", "kv_num_heads", "split",
 
 
 @dataclass(frozen=True)
-class Part:
+class RecurrentPart:
     """A piece of a constant `[directions, pieces · gates · hidden, ...]` of a recurrent operator.
 
     Attributes:
@@ -64,7 +64,7 @@ class Source:
 
     constant: str
     layout: Layout = "same"
-    part: Part | None = None
+    part: RecurrentPart | None = None
 
     def read(self, array: np.ndarray[Any, Any]) -> Tensor:
         """The parameter from the constant."""
@@ -119,7 +119,7 @@ def stored(names: Sequence[str], constants: Arrays) -> bool:
     )
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """Where a file says what an argument is.
 
     Attributes:
@@ -136,16 +136,16 @@ class Place(NamedTuple):
 class Placed(int):
     """A literal that stands in the file; what is computed from it is an ordinary number."""
 
-    place: Place
+    place: FilePlace
 
     @classmethod
-    def of(cls, number: int, place: Place) -> Placed:
+    def of(cls, number: int, place: FilePlace) -> Placed:
         found = cls(number)
         found.place = place
         return found
 
 
-class Origin(NamedTuple):
+class FileOrigin(NamedTuple):
     """Which operator has become a node, and where it says each argument; nowhere is what it does not say.
 
     Attributes:
@@ -155,7 +155,7 @@ class Origin(NamedTuple):
     """
 
     operator: int
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[FilePlace, ...], ...]
 
 
 def leaves(node: fx.Node) -> list[Any]:
@@ -176,7 +176,7 @@ def placed(array: Any, operator: int, at: int) -> Any:
         return array
     found = np.empty(array.size, object)
     for entry, number in enumerate(array.reshape(-1).tolist()):
-        found[entry] = Placed.of(number, Place(operator, at, entry)) if is_literal(number) else number
+        found[entry] = Placed.of(number, FilePlace(operator, at, entry)) if is_literal(number) else number
     return found.reshape(array.shape)
 
 
@@ -185,11 +185,11 @@ def placed_attribute(value: Any, operator: int, name: str) -> Any:
     if name not in _SIZED:
         return value
     if type(value) is int:
-        return Placed.of(value, Place(operator, name))
-    return [Placed.of(number, Place(operator, name, entry)) for entry, number in enumerate(value)]
+        return Placed.of(value, FilePlace(operator, name))
+    return [Placed.of(number, FilePlace(operator, name, entry)) for entry, number in enumerate(value)]
 
 
-class Recorder:
+class FileRecorder:
     """Notes in the nodes of a trace what of the file they read; without a trace, nothing.
 
     Args:
@@ -227,18 +227,18 @@ class Recorder:
         """
         if self.graph is None:
             return
-        given: dict[fx.Node, list[Place]] = {}
+        given: dict[fx.Node, list[FilePlace]] = {}
         for node, at, value in read:
             symbolic = isinstance(value, np.ndarray) and value.dtype == object
             for entry, part in enumerate(value.reshape(-1).tolist() if symbolic else [value]):
                 if isinstance(part, fx.Proxy):
-                    given.setdefault(part.node, []).append(Place(node, at, entry if symbolic else None))
+                    given.setdefault(part.node, []).append(FilePlace(node, at, entry if symbolic else None))
         self.sizes = {}
         new = list(takewhile(lambda node: node is not self.last, reversed(self.graph.nodes)))[::-1]
         self.last = new[-1] if new else self.last
-        found: dict[fx.Node, list[tuple[dict[int, tuple[Place, ...]], int]]] = {}
+        found: dict[fx.Node, list[tuple[dict[int, tuple[FilePlace, ...]], int]]] = {}
         for made in new:
-            places: dict[int, tuple[Place, ...]] = {}
+            places: dict[int, tuple[FilePlace, ...]] = {}
             made.meta[_NOTED] = operator, places
             for number, leaf in enumerate(leaves(made)):
                 if isinstance(leaf, fx.Node) and leaf in given:
@@ -249,7 +249,7 @@ class Recorder:
                 places[number] = (given[source][count],) if each else tuple(given[source])
 
 
-def origins_of(graph: fx.Graph) -> dict[str, Origin]:
+def origins_of(graph: fx.Graph) -> dict[str, FileOrigin]:
     """The record of a traced network, by the names of its nodes; its literals are ordinary numbers afterwards."""
     found = {}
     for node in graph.nodes:
@@ -257,7 +257,7 @@ def origins_of(graph: fx.Graph) -> dict[str, Origin]:
         own = leaves(node)
         if operator is not None and node.op.startswith("call"):
             places = ((leaf.place,) if isinstance(leaf, Placed) else noted.get(at, ()) for at, leaf in enumerate(own))
-            found[node.name] = Origin(operator, tuple(places))
+            found[node.name] = FileOrigin(operator, tuple(places))
         if any(isinstance(leaf, Placed) for leaf in own):
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _plain)
     return found
