@@ -15,7 +15,7 @@ from torch import nn
 
 import graphsurgery as gs
 from graphsurgery.axes.maps import ChannelMap
-from graphsurgery.errors import SurgeryError, UnsupportedError
+from graphsurgery.errors import SurgeryError, TraceError, UnsupportedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.layers import grouped_norm
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
@@ -261,7 +261,7 @@ def test_random_networks_are_factorized_and_permuted(tmp_path_factory, seed, shu
     path = scripted(RandomNetwork(seed, 4, kinds).eval(), torch.randn(2, 3, 4, 4), folder / "m.onnx")
     try:
         graph = import_onnx(path).graph
-    except UnsupportedError:  # TorchScript writes some networks with branches or sequences
+    except (UnsupportedError, TraceError):  # TorchScript writes branches or sequences, or the size of a batch of heads
         reject()
     two = factorize(graph, rank=0.5, force=True, shape="spatial" if spatial else "channel")
     assert rewrite_onnx(path, two, folder / "two.onnx").holds
