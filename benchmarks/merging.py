@@ -107,7 +107,7 @@ _ADAMW = replace(_SGD, optimizer="adamw", lr=2e-3)
 TASKS = {
     "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits", ("auto", "plain"), stacked=True),
     "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", digits, replace(_SGD, epochs=15), 5, "digits"),
-    "digits/vit": Task(f"{_VIT}?width=32&pixels=8", digits, replace(_ADAMW, epochs=30), 5, "digits", stacked=True),
+    "digits/vit": Task(f"{_VIT}?width=32&pixels=8", digits, replace(_ADAMW, epochs=30), 5, "digits"),
     "sine/mlp": Task("paper/mlp", sine, replace(_SGD, epochs=300, lr=0.02, weight_decay=0.0), 10, "sine", stacked=True),
     "fashion/lenet-small": Task(
         "paper/lenet_300_100", _SMALL, replace(_WIDE_BATCH, epochs=30, lr=0.05), 5, "12,000 of Fashion-MNIST"
