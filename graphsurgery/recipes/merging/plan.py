@@ -141,8 +141,8 @@ class MergeWishes(Execution):
     """What changes in the default plan of some parents.
 
     Attributes:
-        by: how: distil lets the best parent learn from all of them on mixtures of examples; joint trains the parents
-            side by side, cuts the whole, and distils it into the rest; gates is the paper's recipe; average aligns
+        by: how: distil lets the best parent, of those as large as the first, learn from all of them on mixtures of
+            examples; joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the paper's recipe; average aligns
             channels and averages weights, soup averages them as they are, both without training; auto tries soup,
             average and distil (of a regression joint), and takes what is best on validation data, a parent if need be;
             with a budget it is joint.

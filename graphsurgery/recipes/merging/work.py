@@ -52,9 +52,11 @@ class Merging:
         self.books.measure("ensemble", _copied(self.parents), self.all_parents, "the parents' outputs, averaged")
 
     def best_parent(self) -> int:
-        """The number of the parent that is best on validation data."""
+        """The number of the parent that is best on validation data, of those that have the size of the first."""
         rows = [row for row in self.books.rows if row.name.startswith(PARENT)]
-        return max(range(len(rows)), key=lambda n: self.books.rank(rows[n]))
+        sizes = [[space.size for space in parent.spaces] for parent in self.parents]
+        alike = [number for number, own in enumerate(sizes) if own == sizes[0]]
+        return max(alike, key=lambda number: self.books.rank(rows[number]))
 
     @property
     def way(self) -> str:

@@ -214,12 +214,15 @@ def test_the_best_parent_learns_from_all_on_mixtures(parents, data):
     assert rows["merged"].test["loss"] != rows["control: distilled"].test["loss"]
 
 
-def test_unlike_widths_can_be_distilled(parents, data):
+@pytest.mark.parametrize("by", ["distil", "auto"])
+def test_of_unlike_widths_the_result_has_that_of_the_first(parents, data, by):
+    """Whichever is better: only parents of that size learn, or are delivered."""
     wide = train("paper/cnn?width=4", data, PLAN, reporter=SILENT).graph
-    found = merge([parents[0], wide], data, quick([parents[0], wide], "distil"), reporter=SILENT)
-    chosen = found.graph.lineage[-1]["chosen"]
-    assert found.outcome.row("merged").parameters == found.outcome.row(chosen).parameters
-    assert "control: mixed" not in [row.name for row in found.outcome.rows]
+    for both in ([parents[0], wide], [wide, parents[0]]):
+        found = merge(both, data, quick(both, by), reporter=SILENT)
+        assert found.graph.lineage[-1]["chosen"] == "parent 1"
+        assert found.outcome.row("merged").parameters == found.outcome.row("parent 1").parameters
+        assert "control: mixed" not in [row.name for row in found.outcome.rows]
 
 
 def test_averages_need_equal_sizes(parents, data):
