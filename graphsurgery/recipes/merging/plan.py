@@ -142,10 +142,10 @@ class MergeWishes(Execution):
 
     Attributes:
         by: how: distil lets the best parent, of those as large as the first, learn from all of them on mixtures of
-            examples; joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the paper's recipe; average aligns
-            channels and averages weights, soup averages them as they are, both without training; auto tries soup,
-            average and distil (of a regression joint), and takes what is best on validation data, a parent if need be;
-            with a budget it is joint.
+            examples; joint trains the parents side by side, cuts the whole, and distils it into the rest; gates is the
+            paper's recipe; average aligns channels and averages weights, soup averages them as they are, both without
+            training; auto tries soup, average and distil (of a regression joint), and takes what is best on validation
+            data, a parent if need be; with a budget it is joint.
         wide_epochs: epochs of the parents side by side: jointly, or while gates close.
         epochs: epochs of fine-tuning after the cut; distil, which cuts nothing, has those of both.
         rate: what the parents' learning rate is multiplied by; by default 2.5 with BatchNorm and SGD, else 1 (gates:
