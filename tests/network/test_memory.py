@@ -155,6 +155,28 @@ def test_a_file_goes_with_its_last_reference(tmp_path):
         gc.enable()
 
 
+def test_an_edit_of_a_file_leaves_no_weights(tmp_path):
+    """Of several commands on large files in a row each would have those of the ones before beside its own."""
+    graph = zoo.traced(SMALL)[0]
+    gs.export_onnx(graph, tmp_path / "a.onnx")
+    edits = [lambda g: compress(g, keep=0.5), lambda g: gs.factorize(g, rank=0.5, force=True), gs.deepen]
+
+    def go(edit):
+        gs.rewrite_onnx(tmp_path / "a.onnx", edit(import_onnx(tmp_path / "a.onnx").graph), tmp_path / "b.onnx")
+
+    for edit in edits:
+        go(edit)  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        for edit in edits:
+            before = held()
+            go(edit)
+            assert held() <= before
+    finally:
+        gc.enable()
+
+
 def held() -> int:
     """The bytes of all tensors that are reachable or wait to be collected; several on one storage count once."""
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]

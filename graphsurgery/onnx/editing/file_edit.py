@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
+from torch import Tensor
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
@@ -42,18 +43,38 @@ def edited(imported: Imported, graph: ModelGraph) -> onnx.ModelProto:
     return imported.file.texts.restored(imported.file.precision.restored(model, {})[0])
 
 
+class _Constants:
+    """What the constants of a file hold after an edit; apart from the edit, of which it knows nothing.
+
+    Attributes:
+        replaced: the parameters that a constant holds by now, one or all its parts, by the constant's name.
+    """
+
+    def __init__(self, imported: Imported, tensors: Mapping[str, Tensor]) -> None:
+        self.replaced: dict[str, tuple[str, ...]] = {}
+        self._sources, self._before, self._tensors = imported.sources, imported.file.constants, tensors
+
+    def of(self, name: str) -> Array:
+        """What one holds."""
+        return self.written(self.replaced[name]) if name in self.replaced else self._before[name]
+
+    def written(self, paths: Sequence[str]) -> Array:
+        """A parameter, or the parts of a constant, as the file holds them."""
+        sources = [self._sources[path] for path in paths]
+        return assembled(sources, [self._tensors[path] for path in paths], self._before[sources[0].constant])
+
+
 class FileEdit:
     """One file that is given the operators, weights and sizes of a network."""
 
     def __init__(self, imported: Imported, graph: ModelGraph) -> None:
         self.imported, self.file, self.graph = imported, imported.file, graph
         self.tensors = graph.tensors()
+        self.constants = _Constants(imported, self.tensors)
         self.operators = FileGraph(self.file.model)
         self.places = Places(imported, self.operators)
         self.numbers = Numbers(imported, graph, self.places)
-        self.insertion = Insertion(imported, graph, self.operators, self.places, self._constant)
-        self.replaced: dict[str, tuple[str, ...]] = {}
-        """The parameters that a constant holds by now, one or all its parts, by the constant's name."""
+        self.insertion = Insertion(imported, graph, self.operators, self.places, self.constants.of)
         self.arrays: dict[str, Callable[[], Array]] = {}
         """What gives the numbers of a weight that the model is left without, by its name."""
 
@@ -68,6 +89,7 @@ class FileEdit:
         model = self._built()
         if self._settle(model):
             model = self._built()
+        self.operators.let_go()
         declare_weights(model)
         self._shapes(model)
         note_lineage(model, self.graph)
@@ -111,15 +133,6 @@ class FileEdit:
             changed = True
         return changed
 
-    def _constant(self, name: str) -> Array:
-        """What a constant of the file holds after the edit."""
-        return self._written(self.replaced[name]) if name in self.replaced else self.file.constants[name]
-
-    def _written(self, paths: Sequence[str]) -> Array:
-        """A parameter, or the parts of a constant, as the file holds them."""
-        sources = [self.imported.sources[path] for path in paths]
-        return assembled(sources, [self.tensors[path] for path in paths], self.file.constants[sources[0].constant])
-
     def _weights(self) -> None:
         """The constants that are parameters; one that several layers share by chance is split where they differ."""
         found: dict[str, dict[tuple[int, bool | str], list[str]]] = {}
@@ -130,16 +143,16 @@ class FileEdit:
                 found.setdefault(source.constant, {}).setdefault(key, []).append(path)
         for constant, readers in found.items():
             first, *others = readers.values()
-            array = self._written(first)
-            if all(np.array_equal(array, self._written(paths)) for paths in others):
+            array = self.constants.written(first)
+            if all(np.array_equal(array, self.constants.written(paths)) for paths in others):
                 if not np.array_equal(array, self.file.constants[constant]):
-                    self.replaced[constant] = tuple(first)
+                    self.constants.replaced[constant] = tuple(first)
                 continue
             for paths in readers.values():
                 index = self.imported.readers[paths[0]]
                 for at, value in enumerate(self.operators.nodes[index].inputs):
                     if self.file.name(value.name) == constant:
-                        self.places.edges[index, at] = self._written(paths)
+                        self.places.edges[index, at] = self.constants.written(paths)
 
     def _computed(self) -> None:
         """Numbers that were computed once when the file was read, and are others now: constants of their readers."""
@@ -157,17 +170,17 @@ class FileEdit:
         for tensor in model.graph.initializer:
             name = tensor.name
             if name in large:
-                self.arrays[name] = partial(self._constant, name)
+                self.arrays[name] = partial(self.constants.of, name)
                 bare(tensor)
-                tensor.dims[:] = self._constant(name).shape
-            elif name in self.replaced:
-                refill(tensor, self._constant(name))
+                tensor.dims[:] = self.constants.of(name).shape
+            elif name in self.constants.replaced:
+                refill(tensor, self.constants.of(name))
         for node in model.graph.node:
-            for name in self.replaced.keys() & {*node.output}:
+            for name in self.constants.replaced.keys() & {*node.output}:
                 if node.op_type == "Constant":
-                    _fill(node, self._constant(name))
+                    _fill(node, self.constants.of(name))
                 else:
-                    self.operators.be_constant(name, self._constant(name))
+                    self.operators.be_constant(name, self.constants.of(name))
 
     def _shapes(self, model: onnx.ModelProto) -> None:
         """The shapes that a file notes beside its values; those that are no longer known go."""

@@ -154,6 +154,12 @@ class FileGraph:
                     del field[at]
         return _add([t for t in known.values() if isinstance(t, surgeon.Constant)], graph)
 
+    def let_go(self) -> None:
+        """Forget the numbers of constants: each holds itself, and would live on until Python looks for such."""
+        for value in self._values.values():
+            if isinstance(value, surgeon.Constant):
+                value.to_variable()
+
     def _value(self, name: str) -> Any:
         if not name:
             return surgeon.Variable.empty()

@@ -7,6 +7,7 @@ of its operator. An operator that does something else, or reads otherwise than i
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -63,7 +64,9 @@ class Insertion:
         self._anew: set[int] = set()
         self._reads: dict[int, dict[Edge, fx.Node]] = {}
         opset = max((operator.opset for operator in self.file.operators), default=0)
-        self.writer = Writer(self.module, opset, self._dtype, operators, self._value, self._stored)
+        own = weakref.proxy(self)  # or each would keep the other, and the network with them
+        value, stored = lambda node: own._value(node), lambda path, array: own._stored(path, array)
+        self.writer = Writer(self.module, opset, self._dtype, operators, value, stored)
         self._written: dict[str, str] = {}
 
     @cached_property
