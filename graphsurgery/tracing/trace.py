@@ -93,12 +93,7 @@ def trace(
         raise SurgeryError("trace: example inputs are tensors [batch, ...], or None where the model takes that")
     if not any(example is not None and example.dim() for example in examples):
         raise SurgeryError("trace: example inputs are tensors [batch, ...], found none among the numbers")
-    parts = modules_of(model)
-    integers = {kind for kind in set(map(type, parts.values())) if _holds_integers(kind)}
-    for path, part in parts.items() if integers else ():
-        if type(part) in integers:
-            where = path or type(model).__name__
-            raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
+    _refuse_integers(model)
     model, computed = with_plain_weights(model)
     record["model"] = type(model).__name__
     traces, module = _compared(model, examples, copy=copy, check=check)
@@ -107,6 +102,15 @@ def trace(
     found = {"only as in evaluation": traces.only_evaluating, "weights in another order": traces.reordered}
     record |= {name: value for name, value in found.items() if value}
     return ModelGraph(module, traces.inputs(module), (record,))
+
+
+def _refuse_integers(model: nn.Module) -> None:
+    parts = modules_of(model)
+    integers = {kind for kind in set(map(type, parts.values())) if _holds_integers(kind)}
+    for path, part in parts.items() if integers else ():
+        if type(part) in integers:
+            where = path or type(model).__name__
+            raise TraceError(f"{where}: its weights are int8; trace the network before it is converted")
 
 
 def _holds_integers(kind: type) -> bool:

@@ -87,8 +87,7 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     axes = [axis % rank(x) for axis in named] if named else list(range(rank(x)))
     mode = operator.attributes.get("mode", b"nearest").decode()
     grid = operator.attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
-    if operator.opset < 11:
-        grid = "asymmetric"
+    grid = "asymmetric" if operator.opset < 11 else grid
     whole = scales is not None and all(float(factor).is_integer() for factor in numbers(scales))
     if mode == "linear" and grid == "asymmetric" and not operator.attributes.get("antialias"):
         known = scales if whole and scales is not None and scales.size else None
