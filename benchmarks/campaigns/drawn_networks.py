@@ -169,7 +169,7 @@ def main() -> int:
     text = page(found)
     print(text)
     if not options.no_page:
-        command = f"python benchmarks/campaigns/drawn_networks.py --networks {len(found)}"
+        command = f"python benchmarks/campaigns/drawn_networks.py --networks {options.networks} --first {options.first}"
         seconds = sum(entry.seconds for contracts in found.values() for entry in contracts.values())
         write_section("random_networks", f"{measured(command, seconds, 'onnxruntime')}\n\n{text}", PAGE)
     return sum(e.outcome in (VIOLATED, CRASHED) for contracts in found.values() for e in contracts.values())
