@@ -125,18 +125,14 @@ def keep_size(
             rounds = rounds_of(moved.source, moved.size)
             source = _new(graph, source, moved.dim, moved.size, spread, (source, moved.dim, rounds))
         node.replace_input_with(value, source)
-    last, sizes = node, list(shape)
-    for earlier in _picks(node) if given else ():
-        if _INSTEAD in earlier.meta:
-            last, (_, whole) = earlier, earlier.meta.pop(_INSTEAD)
-            picked_there = [int(cast("int", picking.args[1])) for picking in _back_to(node, earlier)]
-            sizes = [whole.shape[dim] if dim in picked_there else size for dim, size in enumerate(sizes)]
+    assert not any(_INSTEAD in picking.meta for picking in _picks(node))  # it is kept once, and then settled
+    last = node
     for moved in given:
         with graph.inserting_after(last):
             picked = (last, moved.dim, tuple(moved.source.tolist()), *([value] if moved.same else []))
             last = _new(graph, last, moved.dim, len(moved.source), pick, picked)
     if given:
-        last.meta[_INSTEAD] = node, _meta(node, sizes)
+        last.meta[_INSTEAD] = node, _meta(node, shape)
 
 
 def settle(graph: fx.Graph) -> None:
