@@ -19,7 +19,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.passes.align import align
 from graphsurgery.recipes.contracts.edit_checks import unchanged
 from graphsurgery.recipes.merging.plan import PARENT
-from graphsurgery.recipes.merging.work import Merging
+from graphsurgery.recipes.merging.work import Merging, as_large_as_the_first
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.loop.evaluation import evaluate
@@ -98,6 +98,5 @@ def _examples(work: Merging) -> Iterator[Tensor]:
 
 def unlike_sizes(parents: Sequence[ModelGraph]) -> int | None:
     """The number of the first parent whose weights have no average with the first one's; None where all have."""
-    first = [space.size for space in parents[0].spaces]
-    others = enumerate(parents[1:], 2)
-    return next((number for number, other in others if [space.size for space in other.spaces] != first), None)
+    alike = as_large_as_the_first(parents)
+    return next((number + 1 for number in range(len(parents)) if number not in alike), None)

@@ -31,6 +31,12 @@ from graphsurgery.training.objectives.teachers import Teachers, logits_of
 GUESSES = "no better than guessing: is it trained, and on this data?"
 
 
+def as_large_as_the_first(parents: Sequence[ModelGraph]) -> list[int]:
+    """The numbers of the parents whose spaces have the sizes of the first one's, that one among them."""
+    sizes = [[space.size for space in parent.spaces] for parent in parents]
+    return [number for number, own in enumerate(sizes) if own == sizes[0]]
+
+
 class Merging:
     """One merge in progress."""
 
@@ -54,9 +60,7 @@ class Merging:
     def best_parent(self) -> int:
         """The number of the parent that is best on validation data, of those that have the size of the first."""
         rows = [row for row in self.books.rows if row.name.startswith(PARENT)]
-        sizes = [[space.size for space in parent.spaces] for parent in self.parents]
-        alike = [number for number, own in enumerate(sizes) if own == sizes[0]]
-        return max(alike, key=lambda number: self.books.rank(rows[number]))
+        return max(as_large_as_the_first(self.parents), key=lambda number: self.books.rank(rows[number]))
 
     @property
     def way(self) -> str:

@@ -75,19 +75,12 @@ def test_one_process_may_open_it_twice_and_lets_go_of_it(tmp_path):
 def test_a_forked_child_holds_nothing(tmp_path):
     run = Run(tmp_path)
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    try:
+    with Forked(lambda: os.read(reading, 1), closed=[writing]):
         del run
         gc.collect()
         assert not tried(tmp_path)
-    finally:
-        os.close(writing)
-        os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_only_the_first_of_several_processes_holds_it(tmp_path, other, monkeypatch):
