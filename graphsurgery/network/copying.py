@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of
 
 _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
 
@@ -150,7 +150,7 @@ def _filled(
         kind = type(value)
         if kind in _CONSTANTS or (kind is tuple and all(type(item) in _CONSTANTS for item in value)):
             continue
-        if name in _OF_ALL and kind in _CONTAINERS and not value:
+        if name in OF_EVERY_MODULE and kind in _CONTAINERS and not value:
             state[name] = kind()
         elif name in ("_parameters", "_buffers"):
             state[name] = {k: None if v is None else replaced(v) for k, v in value.items()}
@@ -162,8 +162,6 @@ def _filled(
             yield state, name, value
 
 
-_OF_ALL = frozenset(nn.Module().__dict__)
-"""What every module has, and none shares with another."""
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _CONSTANTS = frozenset({bool, int, float, str, type(None), torch.dtype})
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""The names of what every module has of its own, whatever its class."""
+
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     """A module and all below it, by path, shared ones under each of their paths.

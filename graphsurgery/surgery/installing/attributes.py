@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of
 from graphsurgery.surgery.installing.followed import Followed, IntegerPlace
 from graphsurgery.tracing.leaves import is_leaf
 
-_OWN = frozenset(nn.Module().__dict__)
 _DEEPEST = 4
 _FOREIGN = ("torch", "builtins", "numpy", "functools", "collections", "typing", "logging", "threading", "weakref")
 """Packages whose objects have no sizes of a model in their attributes."""
@@ -71,7 +70,7 @@ def put_in_object(holder: Any, name: str, numbers: dict[IntegerPlace, int]) -> N
 
 def _replace(holder: Any, place: IntegerPlace, new: Callable[[IntegerPlace, int], int], seen: set[int]) -> None:
     for name, value in list(vars(holder).items()):
-        if isinstance(holder, nn.Module) and name in _OWN:
+        if isinstance(holder, nn.Module) and name in OF_EVERY_MODULE:
             continue
         changed = _replaced(value, IntegerPlace(place.path, (*place.keys, name)), new, seen)
         if changed is not value:

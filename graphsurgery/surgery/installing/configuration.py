@@ -19,7 +19,7 @@ from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.modes import kept_modes
 from graphsurgery.network.outputs.naming import run
-from graphsurgery.network.paths import modules_of, named_tensors
+from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_object, put_in_object
 from graphsurgery.surgery.installing.followed import Followed, IntegerPlace, Relation, following_int, solved
 from graphsurgery.surgery.installing.install import as_traced, installed_with_numbers, placed_inputs, traced_again
@@ -27,7 +27,6 @@ from graphsurgery.surgery.installing.without_values import check_same_graph, has
 from graphsurgery.tracing.leaves import is_leaf
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_OWN = frozenset(nn.Module().__dict__)
 _NAME = "config"
 
 
@@ -134,7 +133,7 @@ def _config(installed: nn.Module, model: nn.Module, numbers: dict[IntegerPlace, 
             continue
         for name, value in vars(module).items():
             wanted = vars(others[path]).get(name)
-            if name not in _OWN and (is_leaf(module) or IntegerPlace(path, (name,)) in numbers):
+            if name not in OF_EVERY_MODULE and (is_leaf(module) or IntegerPlace(path, (name,)) in numbers):
                 relations += [Relation(*pair, f"{path}.{name}") for pair in _pairs(value, wanted)]
     config = copy.deepcopy(model.config)
     put_in_object(config, _NAME, solved(relations, old, f"install: the configuration of {called}"))

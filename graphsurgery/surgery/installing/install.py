@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import Replicas, Twin, alias_copy, meta_copy
-from graphsurgery.network.paths import modules_of, named_tensors
+from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of, named_tensors
 from graphsurgery.surgery.installing.attributes import follow_attributes, put_numbers
 from graphsurgery.surgery.installing.followed import IntegerPlace, solved
 from graphsurgery.surgery.installing.relations import relations
@@ -25,8 +25,6 @@ from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
 from graphsurgery.tracing.normal_form import lower
 from graphsurgery.tracing.plain_weights import with_plain_weights
 from graphsurgery.tracing.trace import trace, unwrapped
-
-_OWN = frozenset(nn.Module().__dict__)
 
 
 def install(graph: ModelGraph, model: nn.Module) -> nn.Module:
@@ -176,7 +174,7 @@ def _put_sizes(graph: ModelGraph, installed: nn.Module) -> None:
         called = path if path in layers else same
         for name, value in vars(layers[called]).items() if called is not None else ():
             old = vars(module).get(name)
-            if name not in _OWN and _is_sizes(old) and _is_sizes(value) and value != old:
+            if name not in OF_EVERY_MODULE and _is_sizes(old) and _is_sizes(value) and value != old:
                 vars(module)[name] = value
 
 

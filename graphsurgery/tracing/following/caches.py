@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.network.paths import modules_of
+from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of
 
 Place = tuple[str, str]
 """The path of a module, and the name of its attribute."""
-
-_OWN = frozenset(nn.Module().__dict__)
 
 
 class Forgotten:
@@ -41,7 +39,11 @@ def kept_by(run: nn.Module, model: nn.Module) -> dict[Place, Any]:
     found: dict[Place, Any] = {}
     for path, module in modules_of(run).items():
         for name, value in vars(before[path]).items() if path in before else ():
-            if name not in _OWN and not isinstance(value, nn.Module) and _differ(vars(module).get(name), value):
+            if (
+                name not in OF_EVERY_MODULE
+                and not isinstance(value, nn.Module)
+                and _differ(vars(module).get(name), value)
+            ):
                 found[path, name] = value
     return found
 

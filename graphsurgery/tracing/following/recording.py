@@ -14,14 +14,13 @@ from torch.fx import _symbolic_trace as fx_trace
 from graphsurgery.network.assembly import Nodes
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.outputs.records import with_records
+from graphsurgery.network.paths import OF_EVERY_MODULE
 from graphsurgery.network.values.evaluation import evaluate
 from graphsurgery.tracing.following.decisions import HoldingTracer
 from graphsurgery.tracing.following.effects import NO_GRADIENT
 from graphsurgery.tracing.following.proxies import ValueProxy, proxy_of
 
 _CALL = nn.Module._call_impl
-_OF_ALL = frozenset(vars(nn.Module()))
-"""The names of what every module has, and none of which is a tensor."""
 _FILLING = frozenset({"new_full", "fill_", torch.full, torch.full_like, torch.fill})
 """What fills a tensor with one number."""
 
@@ -58,7 +57,8 @@ class RecordingTracer(HoldingTracer):
         attributes = [
             (f"{path}.{name}".lstrip("."), vars(m)[name])
             for path, m in self.modules.items()
-            for name in vars(m).keys() - _OF_ALL
+            for name in vars(m)
+            if name not in OF_EVERY_MODULE
         ]
         self.tensor_attrs = {
             value: name for name, value in attributes if isinstance(value, fx_trace._constant_attribute_types)
