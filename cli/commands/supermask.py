@@ -41,7 +41,7 @@ class MaskLearning(Execution):
     epochs: int = 10
     """How long."""
     lr: float | None = None
-    """MaskLearning rate: by default 100 for learned and 0.1 for top-k (SGD), 1.2e-3 for heuristic (Adam)."""
+    """Learning rate: by default 100 for learned and 0.1 for top-k (SGD), 1.2e-3 for heuristic (Adam)."""
     batch_size: int | None = None
     """By default 250 for learned, 128 for top-k and 60 for heuristic."""
 

@@ -128,10 +128,8 @@ def default_plan(
         imitation = Imitation("kl", temperature=2.0, labels=1.0)
         return MergePlan(by, wide, trained, **{"imitation": imitation, "seed": seed, **settings})
     lr = (rate_for(parents[0], trained) if rate is None else rate) * trained.lr
-    wide, fine_tuning = (
-        _lasting(replace(trained, lr=lr, keep_best=False), JOINT),
-        _lasting(replace(trained, lr=lr), DISTILLED),
-    )
+    wide = _lasting(replace(trained, lr=lr, keep_best=False), JOINT)
+    fine_tuning = _lasting(replace(trained, lr=lr), DISTILLED)
     imitation = Imitation("kl", temperature=2.0, labels=LABELS, mixed=by in ("auto", "distil"))
     return MergePlan(by, wide, fine_tuning, **{"imitation": imitation, "seed": seed, **settings})
 
