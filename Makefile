@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 
 TESTS ?= tests
 
+# Tests that start processes do not compile the package once more in each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-portable lint types docs clean
 
 demo: $(STAMP)

@@ -8,21 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from threads import THREADS
-
-torch.set_num_threads(THREADS)
 gc.disable()  # what is imported is no garbage, until the tests begin
+
+
+def set_threads():
+    """torch is imported here, as the process that hands out the tests to others has no need of it."""
+    import torch
+    from threads import THREADS
+
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)
 def same_threads():
     """A number of threads that a command sets ends with its test."""
-    torch.set_num_threads(THREADS)
+    set_threads()
     yield
-    torch.set_num_threads(THREADS)
+    set_threads()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,6 +72,7 @@ def pytest_collection_finish():
 
     It also comes sooner, as Python waits until what is new is a quarter of what is old.
     """
+    set_threads()
     gc.collect()
     gc.freeze()
     gc.enable()
