@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from graphsurgery.checkpoint.atomic import atomic_write
@@ -34,6 +35,10 @@ from graphsurgery.onnx.files.model_file import LINEAGE
 from graphsurgery.onnx.files.storage import ONE_FILE
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.progress import phase
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_GROUPS = 6
+"""Which of their arguments is the number of groups."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def export_onnx(graph: ModelGraph, path: Path | str, *, opset: int | None = None
     except SurgeryError as cause:
         raise SurgeryError(f"{path}: the network cannot be exported: {cause}") from cause
     except Exception as cause:  # exporter and checker raise whatever their parts raise
-        raise SurgeryError(f"{path}: the network cannot be exported: {_reason(cause)}") from cause
+        reason = _computed_groups(graph.module) or _reason(cause)
+        raise SurgeryError(f"{path}: the network cannot be exported: {reason}") from cause
     content = model.SerializeToString()
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
@@ -270,6 +276,18 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def _computed_groups(module: fx.GraphModule) -> str:
+    """Which convolution has a computed size of groups, as where each example brings its own kernel, if one does."""
+    for node in module.graph.nodes:
+        if node.target in _CONVOLUTIONS:
+            groups = node.kwargs.get("groups", node.args[_GROUPS] if len(node.args) > _GROUPS else 1)
+            if isinstance(groups, fx.Node):
+                return (
+                    f"{node.name}: it has {groups.name} groups, a computed size, and an ONNX file needs a number there"
+                )
+    return ""
 
 
 def _reason(cause: BaseException) -> str:

@@ -101,6 +101,26 @@ def test_a_fixed_batch_is_refused_and_nothing_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class OwnKernels(nn.Module):
+    """Each example is convolved with a kernel that is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Linear(8, 4 * 2 * 9)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        batch, channels, *pixels = x.shape
+        kernels = self.kernels(z).reshape(batch * 4, channels, 3, 3)
+        return F.conv2d(x.reshape(1, batch * channels, *pixels), kernels, groups=batch).reshape(batch, 4, -1)
+
+
+def test_groups_that_no_file_can_say_are_named(tmp_path):
+    graph = trace(OwnKernels(), [torch.randn(2, 2, 5, 5), torch.randn(2, 8)], check=False)
+    with pytest.raises(SurgeryError, match=r"conv2d: it has \w+ groups, a computed size, and an ONNX file"):
+        export_onnx(graph, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_that_are_no_onnx(tmp_path, exported):
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(SurgeryError, match=r"m\.onnx: ONNX Runtime cannot open it"):
