@@ -63,10 +63,10 @@ def decoder(path, *, heads=4, groups=2, tokens=1, past=3, rotary=False, room=0, 
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, path)
     shapes = {"x": [1, tokens, 12], "mask": [1, past + tokens - room]}
-    return path, shapes | dict.fromkeys(("past_k", "past_v"), [1, groups, past, SIZE])
+    return path, shapes | {name: [1, groups, past, SIZE] for name in ("past_k", "past_v")}
 
 
-def drawn(path, lengths, *, tokens=1, past=3, groups=2, seed=0):
+def drawn(lengths, *, tokens=1, past=3, groups=2, seed=0):
     """Examples that have so many tokens, the new ones included."""
     generator = np.random.default_rng(seed)
     kept = [generator.normal(size=(len(lengths), groups, past, SIZE)).astype(np.float32) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_it_is_what_onnx_runtime_gives(data):
         path, shapes = decoder(Path(folder, "m.onnx"), heads=groups * each, groups=groups, past=past, rotary=rotary)
         graph = import_onnx(path, shape=shapes).graph
         assert kept_whole(graph) == []
-        inputs = drawn(path, lengths, past=past, groups=groups)
+        inputs = drawn(lengths, past=past, groups=groups)
         found = {name: x.detach().numpy() for name, x in graph.module(*map(torch.tensor, inputs.values())).items()}
         assert_alike(found, run(path, inputs), lengths)
 
@@ -113,7 +113,7 @@ def test_several_tokens_at_once(tmp_path, rotary):
     """ONNX Runtime takes them of one example."""
     path, shapes = decoder(tmp_path / "m.onnx", tokens=2, rotary=rotary, batch=1)
     graph = import_onnx(path, shape=shapes).graph
-    inputs = drawn(path, [5], tokens=2)
+    inputs = drawn([5], tokens=2)
     found = {name: x.detach().numpy() for name, x in graph.module(*map(torch.tensor, inputs.values())).items()}
     assert_alike(found, run(path, inputs), [5])
 
@@ -125,7 +125,7 @@ def test_what_does_not_reach_the_past_is_edited(tmp_path, rotary):
     assert {space.size for space in graph.spaces} >= {16, 10}
     assert rewrite_onnx(path, compress(graph, 0.5), tmp_path / "s.onnx").holds
     assert rewrite_onnx(path, widen(graph, 1.5), tmp_path / "w.onnx").holds
-    inputs = drawn(path, [4, 2])
+    inputs = drawn([4, 2])
     assert_alike(run(tmp_path / "w.onnx", inputs), run(path, inputs), [4, 2])
     assert [x.shape for x in run(tmp_path / "s.onnx", inputs).values()] == [(2, 1, 6), (2, 2, 4, 16), (2, 2, 4, 16)]
 
@@ -133,7 +133,7 @@ def test_what_does_not_reach_the_past_is_edited(tmp_path, rotary):
 def test_other_lengths_than_the_first_stay_what_they_are(tmp_path):
     path, shapes = decoder(tmp_path / "m.onnx")
     graph = import_onnx(path, shape=shapes).graph
-    inputs = drawn(path, [8, 5], past=7)
+    inputs = drawn([8, 5], past=7)
     found = {name: x.detach().numpy() for name, x in graph.module(*map(torch.tensor, inputs.values())).items()}
     assert_alike(found, run(path, inputs), [8, 5])
 
@@ -142,7 +142,7 @@ def test_a_past_that_has_become_empty_is_refused(tmp_path):
     path, shapes = decoder(tmp_path / "m.onnx")
     graph = import_onnx(path, shape=shapes).graph
     with pytest.raises(ValueError, match="finds True where the trace found False; trace the model at this input size"):
-        graph.module(*map(torch.tensor, drawn(path, [1], past=0).values()))
+        graph.module(*map(torch.tensor, drawn([1], past=0).values()))
 
 
 WHOLE = {
@@ -165,7 +165,7 @@ def attending(path, groups, **options):
     """The same with the attention of the standard: `[batch, 1, 12] → 8 → heads of 4 → 6`, and a mask for the scores."""
     heads = {"q": 4, "k": groups, "v": groups}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
-    for name, number in heads.items():
+    for name in heads:
         nodes += [
             helper.make_node("MatMul", ["r", f"w{name}"], [f"{name}_flat"]),
             helper.make_node("Reshape", [f"{name}_flat", f"{name}_shape"], [f"{name}_rows"]),
@@ -184,7 +184,7 @@ def attending(path, groups, **options):
     past = ["b", groups, "past", 4]
     inputs = {"x": ["b", 1, 12], "mask": ["b", 1, 1, "total"], "past_k": past, "past_v": past}
     path = written(path, nodes, inputs, OUTPUTS, constants, 23)
-    return path, {"x": [1, 1, 12], "mask": [1, 1, 1, 4], **dict.fromkeys(("past_k", "past_v"), [1, groups, 3, 4])}
+    return path, {"x": [1, 1, 12], "mask": [1, 1, 1, 4], "past_k": [1, groups, 3, 4], "past_v": [1, groups, 3, 4]}
 
 
 @pytest.mark.parametrize("groups", [2, 4])

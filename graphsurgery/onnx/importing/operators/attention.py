@@ -26,7 +26,7 @@ def _multi_head(operator: Operator, q: Value, k: Value, v: Value, bias: Value | 
     if bias is not None:
         width, inner = shape_of(q)[2], shape_of(v)[2]
         q, k, v = q + bias[:width], k + bias[width : 2 * width], v + bias[2 * width : 2 * width + inner]
-    parts = [x.reshape(x.shape[0], x.shape[1], heads, shape_of(x)[2] // heads).transpose(1, 2) for x in (q, k, v)]
+    parts = [_in_heads(x, heads) for x in (q, k, v)]
     causal, scale = bool(operator.attributes.get("unidirectional", 0)), operator.attributes.get("scale") or None
     y = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=causal, scale=scale).transpose(1, 2)
     return y.reshape(y.shape[0], y.shape[1], shape_of(v)[2])
@@ -52,36 +52,43 @@ def _grouped(
         past_value: their values.
         last: the last token of each example, those before included; what comes behind it nothing looks at.
         total: the number of tokens, those before included.
-        cosines: of the angles by which each half of a head is turned, `[tokens, size / 2]`.
-        sines: of the same angles.
+        cosines, sines: of the angles by which the halves of a head are turned, `[tokens, size / 2]`.
     """
     given = operator.attributes
     heads, groups = given["num_heads"], given["kv_num_heads"]
     if k is None or v is None or last is None or (past_key is None) != (past_value is None):
         raise UnlikeTorchError("an attention with packed heads")
-    if any(given.get(name, usual) != usual for name, usual in _USUAL.items()):
-        raise UnlikeTorchError("an attention with pairs that are turned, or with a cap, a window or a smooth softmax")
-    shapes = ((q, heads), (k, groups), (v, groups))
-    q, k, v = (x.reshape(x.shape[0], x.shape[1], n, shape_of(x)[2] // n).transpose(1, 2) for x, n in shapes)
+    _require_usual(operator)
+    q, k, v = (_in_heads(x, n) for x, n in ((q, heads), (k, groups), (v, groups)))
     tokens = size_of(k, 2)
     steps, last = torch.arange(tokens, device=q.device), last.reshape(-1, 1)
     before = None if past_key is None else _of_past(past_key, last + 1 - tokens)
     if given.get("do_rotary", 0):
-        places = steps if before is None else before + steps
-        q, k = (_turned(x, cosines, sines, places) for x in (q, k))
-    if before is None:
-        # Row by row what a token may look at, and for its last token what an example has at all: beyond is refused.
-        triangle = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-        mask = triangle & triangle.index_select(0, last.reshape(-1)).unsqueeze(1).unsqueeze(1)
-    else:
+        q, k = (_turned(x, cosines, sines, steps if before is None else before + steps) for x in (q, k))
+    mask = _triangle(q, tokens, last) if before is None else None
+    if before is not None:
         _require_growing(size_of(past_key, 2), tokens, total)
         k, v = _behind(past_key, k, before), _behind(past_value, v, before)
-        seen = torch.arange(size_of(k, 2), device=q.device)
-        mask = (seen <= (before + steps).unsqueeze(2)).unsqueeze(1)
+        mask = (torch.arange(size_of(k, 2), device=q.device) <= (before + steps).unsqueeze(2)).unsqueeze(1)
     scale = given.get("scale") or None
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=heads != groups)
-    y = y.transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=heads != groups).transpose(1, 2)
     return (y.reshape(y.shape[0], y.shape[1], shape_of(y)[2] * shape_of(y)[3]), k, v)[: len(operator.outputs)]
+
+
+def _require_usual(operator: Operator) -> None:
+    if any(operator.attributes.get(name, usual) != usual for name, usual in _USUAL.items()):
+        raise UnlikeTorchError("an attention with pairs that are turned, or with a cap, a window or a smooth softmax")
+
+
+def _in_heads(x: Value, heads: int) -> Value:
+    """Heads side by side as `[batch, heads, tokens, size]`."""
+    return x.reshape(x.shape[0], x.shape[1], heads, shape_of(x)[2] // heads).transpose(1, 2)
+
+
+def _triangle(q: Value, tokens: Any, last: Value) -> Value:
+    """Row by row what a token may look at, and for its last token what an example has at all: beyond is refused."""
+    triangle = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
+    return triangle & triangle.index_select(0, last.reshape(-1)).unsqueeze(1).unsqueeze(1)
 
 
 def _require_growing(kept: Any, tokens: Any, total: Sizes | None) -> None:
@@ -93,7 +100,7 @@ def _require_growing(kept: Any, tokens: Any, total: Sizes | None) -> None:
 
 
 def _of_past(past: Value, counts: Value) -> Value:
-    """How many tokens of the past each example has, `[batch, 1]`; more than there are, or less than none, is refused."""
+    """How many tokens of the past each example has, `[batch, 1]`; more than there are, or fewer than 0, is refused."""
     return torch.arange(size_of(past, 2) + 1, device=past.device).index_select(0, counts.reshape(-1)).unsqueeze(1)
 
 

@@ -9,7 +9,6 @@ from graphsurgery.onnx.importing.operators.padding import padded, per_axis, tran
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of
 from graphsurgery.onnx.importing.program import Operator
 
-
 _PRESENT = 3
 """Outputs of an attention: the result, and its keys and values with those before."""
 
@@ -72,7 +71,7 @@ def _attention(
     scale, causal = given.get("scale"), bool(given.get("is_causal", 0))
     if causal and (mask is not None or past_key is not None):
         raise UnlikeTorchError("an attention with a mask or a past that is causal besides")
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         k, v = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
     grouped = shape_of(q)[1] != shape_of(k)[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
