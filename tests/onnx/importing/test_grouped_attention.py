@@ -21,8 +21,10 @@ INT = -1
 TOKENS = 5
 
 
-def network(path, *, groups=2, outputs=("y",), options=(), total="total"):
-    """`[batch, tokens, 12] → 16 → 4 heads of 8 → 6`, beside a mask of what is no filling."""
+def network(path, *, groups=2, outputs=("y",), options=(), total="total", size=8):
+    """`[batch, tokens, 12] → 16 → 4 heads of 8 or more → 6`, beside a mask of what is no filling."""
+    angles = np.arange(TOKENS, dtype=np.float32)[:, None] * np.linspace(0.1, 1, size // 2, dtype=np.float32)
+    caches = {"cosines": np.cos(angles), "sines": np.sin(angles)} if "do_rotary" in dict(options) else {}
     nodes = [
         helper.make_node("ReduceSum", ["mask", "one"], ["sum"], keepdims=0),
         helper.make_node("Sub", ["sum", "one"], ["less"]),
@@ -34,14 +36,20 @@ def network(path, *, groups=2, outputs=("y",), options=(), total="total"):
         helper.make_node("Relu", ["h"], ["r"]),
         *(helper.make_node("MatMul", ["r", f"w{name}"], [name]) for name in "qkv"),
         helper.make_node(
-            "GroupQueryAttention", ["q", "k", "v", "", "", "last", total], ["a", "keys", "values"], "attend",
+            "GroupQueryAttention", ["q", "k", "v", "", "", "last", total, *caches], ["a", "keys", "values"], "attend",
             domain="com.microsoft", num_heads=4, kv_num_heads=groups, **dict(options),
         ),
         helper.make_node("MatMul", ["a", "wo"], ["y"]),
     ]  # fmt: skip
-    sizes = {"w": (12, 16), "wq": (16, 32), "wk": (16, 8 * groups), "wv": (16, 8 * groups), "wo": (32, 6)}
+    sizes = {
+        "w": (12, 16),
+        "wq": (16, 4 * size),
+        "wk": (16, size * groups),
+        "wv": (16, size * groups),
+        "wo": (4 * size, 6),
+    }
     constants = {name: weight(*size, seed=seed) for seed, (name, size) in enumerate(sizes.items())}
-    constants |= {"one": np.array([1]), "at": np.array(1)}
+    constants |= {"one": np.array([1]), "at": np.array(1), **caches}
     path = written(path, nodes, {"x": ["b", TOKENS, 12], "mask": (INT, ["b", TOKENS])}, outputs, constants)
     model = onnx.load(path)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -87,7 +95,9 @@ def test_with_what_torch_has_not_it_is_kept_whole_and_the_rest_is_edited(tmp_pat
     path = network(tmp_path / "m.onnx", options={option: OTHERWISE[option]}.items())
     graph = import_onnx(path).graph
     (kept,) = [part for part in graph.module.modules() if isinstance(part, OnnxOperator)]
-    assert kept.reason.startswith("attend is an attention that rotates, or with a cap, a window or a smooth softmax")
+    assert kept.reason.startswith(
+        "attend is an attention with pairs that are turned, or with a cap, a window or a smooth softmax"
+    )
     assert rewrite_onnx(path, compress(graph, 0.5), tmp_path / "s.onnx").holds
     sizes = {tensor.name: list(tensor.dims) for tensor in onnx.load(tmp_path / "s.onnx").graph.initializer}
     assert (sizes["w"], sizes["wq"], sizes["wo"]) == ([12, 8], [8, 32], [32, 6])
@@ -97,3 +107,19 @@ def test_without_the_number_of_tokens_it_is_refused(tmp_path):
     path = network(tmp_path / "m.onnx", total="less")
     with pytest.raises(TraceError, match=r"attend \(com\.microsoft\.GroupQueryAttention\): less, a size or an opt"):
         import_onnx(path)
+
+
+def test_halves_that_are_turned_are_cut_and_widened_with_their_angles(tmp_path):
+    """Heads of 32, of which 16 may stay: ONNX Runtime wants multiples of 8."""
+    turned = {"do_rotary": 1}
+    path = network(tmp_path / "m.onnx", options=turned.items(), size=32)
+    graph = import_onnx(path).graph
+    given = drawn()
+    expected = onnxruntime.InferenceSession(path).run(["y"], given)[0]
+    assert not [part for part in graph.module.modules() if isinstance(part, OnnxOperator)]
+    found = graph.module(*map(torch.tensor, given.values())).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert rewrite_onnx(path, compress(graph, 0.5), tmp_path / "s.onnx").holds
+    assert rewrite_onnx(path, widen(graph, 1.5), tmp_path / "w.onnx").holds
+    wide = onnxruntime.InferenceSession(tmp_path / "w.onnx").run(["y"], given)[0]
+    np.testing.assert_allclose(wide, expected, rtol=1e-3, atol=1e-5)

@@ -6,14 +6,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_files import written
+from onnx_files import weight, written
 
+from graphsurgery.checkpoint import load, save
 from graphsurgery.errors import TraceError
+from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting.probing import feeds
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.runtime import asked_sizes
 from graphsurgery.onnx.runtime.index_ranges import ranges_of
 from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
+from graphsurgery.passes.compress import compress
 
 INT = -1
 """The mark of integers in `written`."""
@@ -138,3 +141,30 @@ def test_what_an_embedding_reads_is_an_index(tmp_path):
     )
     graph = import_onnx(path).graph
     assert [(spec.low, spec.high) for spec in graph.inputs] == [(0, 9), (0, 0), (1, 2)]
+
+
+def test_floating_numbers_that_become_indices_are_drawn_as_such(tmp_path):
+    """A mask of the numbers themselves beside the look-up, as of networks that were exported from TensorFlow."""
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["table", "whole"], ["rows"]),
+        helper.make_node("Equal", ["ids", "none"], ["empty"]),
+        helper.make_node("Unsqueeze", ["empty", "last"], ["mask"]),
+        helper.make_node("Where", ["mask", "zero", "rows"], ["kept"]),
+        helper.make_node("MatMul", ["kept", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["y"]),
+    ]
+    constants = {"table": weight(25, 5), "w": weight(5, 8, seed=1), "v": weight(8, 3, seed=2)}
+    constants |= {"none": np.float32(0), "zero": np.float32(0), "last": np.array([2])}
+    path = written(tmp_path / "m.onnx", nodes, {"ids": ["b", 6]}, ["y"], constants)
+    graph = import_onnx(path).graph
+    assert [(spec.low, spec.high, spec.is_noise) for spec in graph.inputs] == [(0, 9, False)]
+    assert ranges_of(graph, 1).cast == {0}
+    for feed in feeds(graph, (1,)):
+        assert set(feed.tensors[0].flatten().tolist()) <= set(range(10))
+    check = rewrite_onnx(path, compress(graph, 0.5), tmp_path / "s.onnx")
+    assert check.holds
+    assert check.untested == {}
+    save(graph, tmp_path / "m.pt")
+    assert load(tmp_path / "m.pt").inputs == graph.inputs

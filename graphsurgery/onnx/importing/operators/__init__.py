@@ -21,6 +21,7 @@ from graphsurgery.onnx.importing.operators.registry import (
     rank,
     shape_of,
     size_of,
+    tensor_of,
     torch_dtype,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "rank",
     "shape_of",
     "size_of",
+    "tensor_of",
     "torch_dtype",
     "transposed_options",
 ]

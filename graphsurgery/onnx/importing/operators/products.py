@@ -9,6 +9,9 @@ from graphsurgery.onnx.importing.operators.padding import padded, per_axis, tran
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of
 from graphsurgery.onnx.importing.program import Operator
 
+_PRESENT = 3
+"""Outputs of an attention: the result, and its keys and values with those before."""
+
 
 @rule("MatMul")
 def _matmul(_: Operator, a: Value, b: Value, bias: Value | None = None) -> Value:
@@ -50,11 +53,26 @@ def _conv_transpose(operator: Operator, x: Value, weight: Value, bias: Value | N
 
 
 @rule("Attention")
-def _attention(operator: Operator, q: Value, k: Value, v: Value, mask: Value | None = None) -> Value:
+def _attention(
+    operator: Operator,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None = None,
+    past_key: Value | None = None,
+    past_value: Value | None = None,
+) -> tuple[Value, ...]:
+    """Of heads `[batch, heads, tokens, size]`; what came before stands in front of keys and values."""
     given = operator.attributes
-    if rank(q) != 4 or len(operator.outputs) > 1 or given.get("softcap") or shape_of(q)[1] != shape_of(k)[1]:
-        raise UnlikeTorchError("an attention with packed heads, a cache or a cap")
+    if rank(q) != 4 or len(operator.outputs) > _PRESENT or given.get("softcap"):
+        raise UnlikeTorchError("an attention with packed heads, its own weights or a cap")
+    if (past_key is None) != (past_value is None):
+        raise UnlikeTorchError("an attention with half a past")
     scale, causal = given.get("scale"), bool(given.get("is_causal", 0))
-    if causal and mask is not None:
-        raise UnlikeTorchError("an attention with a mask that is causal besides")
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    if causal and (mask is not None or past_key is not None):
+        raise UnlikeTorchError("an attention with a mask or a past that is causal besides")
+    if past_key is not None and past_value is not None:
+        k, v = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
+    grouped = shape_of(q)[1] != shape_of(k)[1]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return (y, k, v)[: len(operator.outputs)]

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from graphsurgery.onnx.importing.sizes import Size
+from graphsurgery.onnx.importing.sizes import Size, Sizes
 
 Value = Any
 """A tensor, or a number in its place."""
@@ -72,3 +72,11 @@ def size_of(x: Value, axis: int) -> Any:
     """One size: symbolic in a trace."""
     shape: Any = x.shape
     return shape[axis] if isinstance(x, fx.Proxy) else Size(shape[axis])
+
+
+def tensor_of(sizes: Sizes, dtype: torch.dtype) -> Value:
+    """Computed sizes as a tensor of their shape."""
+    entries = sizes.reshape(-1).tolist()
+    if len(entries) == 1:
+        return torch.full(sizes.shape, entries[0], dtype=dtype)
+    return torch.cat([torch.full((1,), entry, dtype=dtype) for entry in entries]).reshape(sizes.shape)
