@@ -141,6 +141,11 @@ def _smaller(plans: Sequence[_Plan], skipped: dict[str, str], *, force: bool) ->
     return found
 
 
+def factorizable(graph: ModelGraph, shape: str = "channel") -> list[str]:
+    """The paths of all layers that can become two."""
+    return list(_matrices(graph, None, shape)[0])
+
+
 def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> ModelGraph:
     """Multiply the two factors of layers into one again; the outputs are the same to rounding.
 
