@@ -376,13 +376,14 @@ are specs of every command; the others are traced in Python, with their inputs b
 - **trace**: followed whole, and compared with the model in evaluation, in training with gradients, and at other sizes.
 - **halve**: half of every outer space removed, and compared with the network with the removed reads masked (*exact*);
   where norms or softmax mix channels, nothing is promised but that it runs (*runs*).
-- The contracts of the other passes, as `graphsurgery doctor` measures them, in float64 with random norms. The number is
-  the largest deviation, relative to the largest output; *none*: there is nothing to do. **mean**: two networks side by
-  side give the mean of their outputs. **wide**: half as many channels more, and back. **deep**: a part repeated at every
-  place that is proposed. **factors**: every layer as two of full rank, and as one again. **slim**: as a slimmable network
-  at its whole width, and at narrow ones against `compress`. **masked**: under random masks. **aligned**: in the order of
-  another network. **stored**: saved and loaded, as it is, cut and wide. At most 1e-12 holds, 1e-10 of *factors* and of
-  narrow widths, 0 of *stored*; more where a network itself enlarges the rounding of its inputs.
+- The contracts of the other passes, as `graphsurgery doctor` measures them, in float64 with random norms. The number
+  is the largest deviation, relative to the largest output; *none*: there is nothing to do. **mean**: two networks
+  side by side give the mean of their outputs. **wide**: half as many channels more, and back. **deep**: a part
+  repeated at every place that is proposed. **factors**: every layer as two of full rank, and as one again. **slim**:
+  as a slimmable network at its whole width, and at narrow ones against `compress`. **masked**: under random masks.
+  **aligned**: in the order of another network. **stored**: saved and loaded, as it is, cut and wide. At most 1e-12
+  holds, 1e-10 of *factors* and of narrow widths, 0 of *stored*; more where a network itself enlarges the rounding of
+  its inputs.
 - **ONNX**: exported after halving, and compared in ONNX Runtime.
 - **put back**: `gs.install`: the halved weights in an instance of the library's class, compared with the network.
 - **configuration**: `gs.config_of`: the class built from changed fields gives the same outputs to the last bit.
