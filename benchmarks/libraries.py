@@ -92,11 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def lacking(name: str, document: Mapping[str, Any], wanted: Collection[str] = tuple(NEEDS)) -> list[str]:
     """The steps that a finding has not, and that nothing which it has makes impossible."""
-    if document.get("trace", "yes") != "yes":
-        return []
-    known = {step: document[step] for step in NEEDS if step in document}
-    possible = [s for s in wanted if s not in known and _good(known.get(NEEDS[s], "yes"))]
-    return [s for s in possible if s != "config" or name.startswith("hf:")]
+
+    def possible(step: str) -> bool:
+        needed = NEEDS[step]
+        return not needed or (_good(document.get(needed, "yes")) and possible(needed))
+
+    steps = [step for step in wanted if step not in document and possible(step)]
+    return [step for step in steps if step != "config" or name.startswith("hf:")]
 
 
 def _measure(
@@ -438,13 +440,14 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _reasons(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     home = re.compile(r"/\S*/(?:site-packages/|(?=small\.onnx))")
     said = [(step, found[step]) for step in NEEDS if step in found and not _good(found[step])]
-    said += [
-        (column, f"{contract['status']}: {contract['why']}")
-        for column in COLUMNS
-        for contract in _contracts(found, column)
-        if contract["status"] in ("fails", "refused")
-    ]
-    return [(what, re.sub(r"^(no|refused): ", "", home.sub("", why))) for what, why in said]
+    for column in COLUMNS:
+        for contract in _contracts(found, column):
+            if contract["status"] == "refused":
+                said.append((column, contract["why"]))
+            elif contract["status"] == "fails":
+                off = "" if contract["measured"] is None else f" by {contract['measured']:.0e}"
+                said.append((column, f"fails{off}: {contract['why']}"))
+    return [(what, home.sub("", why).removeprefix("no: ")) for what, why in said]
 
 
 if __name__ == "__main__":
