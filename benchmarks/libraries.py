@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from built_networks import BUILT
 from document import DOCS, measured, table
+from examination import smallest_side
 from library_networks import NAMES
 from surveying import Limits, survey
 from torch import nn
@@ -205,7 +206,7 @@ def _built(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     assert library is not None
     inputs = library[0].inputs(model)
     if "" in inputs:
-        return model, {"": torch.zeros(2, inputs[""].shape[1], 64, 64)}
+        return model, {"": torch.zeros(2, *smallest_side(model, tuple(inputs[""].shape[1:])))}
     return model, inputs
 
 

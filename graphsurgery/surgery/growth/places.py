@@ -165,6 +165,8 @@ def _named(module: fx.GraphModule, name: str) -> list[fx.Node]:
 
 def _end_of_stage(node: fx.Node) -> fx.Node:
     """The node where a stage ends: what joins its last layer with a skip belongs to it."""
+    if node.op == "get_attr" and len(node.users) == 1:
+        (node,) = node.users
     while len(node.users) == 1:
         (user,) = node.users
         name = getattr(user.target, "__name__", str(user.target)) if user.op != "call_module" else ""
