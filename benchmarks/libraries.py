@@ -167,7 +167,7 @@ def examined(name: str, steps: Collection[str] = tuple(NEEDS)) -> dict[str, Any]
     for step, needed in NEEDS.items():
         if step not in steps and not any(_needs(other, step) for other in steps):
             continue
-        if _good(found.get(needed, "yes")) and (step != "config" or name.startswith("hf:")):
+        if (not needed or _good(found.get(needed, "no"))) and (step != "config" or name.startswith("hf:")):
             found[step] = _tried(lambda step=step: getattr(subject, step.replace(" ", "_"))())  # type: ignore[misc]
     kept = {step: said for step, said in found.items() if step in steps}
     return {**(subject.counted if "trace" in steps else {}), **kept, "seconds": round(time.monotonic() - began, 1)}

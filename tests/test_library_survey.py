@@ -52,6 +52,13 @@ def test_what_a_step_needs_is_done_and_not_found(monkeypatch, steps):
         assert found["contracts"]["factorized at full rank = original"]["measured"] < 1e-10
 
 
+def test_a_step_that_fails_ends_those_that_need_it(monkeypatch):
+    monkeypatch.setattr(libraries, "_built", lambda _: (nn.Sequential(nn.Linear(4, 3)), {"": torch.zeros(2, 5)}))
+    found = libraries.examined(TEXT)
+    assert [step for step in libraries.NEEDS if step in found] == ["trace"]
+    assert found["trace"].startswith("no: ")
+
+
 def test_what_is_added_stands_beside_what_was_known():
     before = {"trace": "yes", "halve": "exact", "seconds": 3}
     found = libraries.completed(before, {"put back": "yes", "seconds": 1.5}, ["put back"])
