@@ -326,7 +326,8 @@ def _cell(found: Mapping[str, Any], column: str) -> str:
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page."""
     missing = len(NAMES) - len(found)
-    more = f" {missing} more are listed in `benchmarks/library_networks.py`, and were not measured." if missing else ""
+    listed = "1 more is" if missing == 1 else f"{missing} more are"
+    more = f" {listed} listed in `benchmarks/library_networks.py`, and not measured." if missing else ""
     packages = [package for package in PACKAGES if _version(package)]
     seconds = sum(float(d.get("seconds", 0)) for d in found.values())
     head = [*("network", "route", "editable", "spaces", "trace", "halve"), *COLUMNS]
