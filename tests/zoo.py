@@ -169,10 +169,19 @@ class _Written(nn.Module):
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
 
 
+class _Turned(nn.Linear):
+    """A linear layer that multiplies with its transposed weights, as Falcon's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
 class _Block(nn.Module):
     def __init__(self, drop: float) -> None:
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(8), _Written(8, 12), _Written(12, 8)
+        if not drop:
+            self.up, self.down = _Turned(8, 12, bias=False), _Turned(12, 8, bias=False)
         self.drop = nn.Dropout(drop) if drop else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +190,10 @@ class _Block(nn.Module):
 
 
 class Products(nn.Module):
-    """Two residual blocks of products with parameters, as GPT-2 has them; `[batch, 5, 6]` to `[batch, 5, 3]`."""
+    """Two residual blocks of products with parameters, as GPT-2 has them; `[batch, 5, 6]` to `[batch, 5, 3]`.
+
+    Without a dropout the blocks are as Falcon has them.
+    """
 
     def __init__(self, drop: float = 0.1) -> None:
         super().__init__()

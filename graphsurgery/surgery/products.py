@@ -22,7 +22,7 @@ class Product:
     """One product that a linear layer computes too.
 
     Attributes:
-        node: which computes it: `F.linear(x, W, b)`, `torch.addmm(b, x, W)` or `x @ W`.
+        node: which computes it: `F.linear(x, W, b)`, `torch.addmm(b, x, W)`, `x @ W` or `x @ W.T`.
         read: what is multiplied.
         weight: the node that reads the matrix.
         bias: the node that reads the bias, where there is one.
@@ -76,10 +76,12 @@ def _products(module: fx.GraphModule) -> dict[str, Product]:
     names: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         names[id(parameter)] = names.get(id(parameter), 0) + 1
+    layers = tuple(f"{node.target}." for node in module.graph.nodes if node.op == "call_module")
     found = {}
     for product in _written(module):
         alone = all(names[id(module.get_parameter(name))] == 1 for name in product.parameters)
-        if alone and all(len(_reads(module, name)) == 1 for name in product.parameters):
+        once = all(len(_reads(module, name)) == 1 and not name.startswith(layers) for name in product.parameters)
+        if alone and once:
             found[_path(module, product)] = product
     return found
 
@@ -89,7 +91,11 @@ def _written(module: fx.GraphModule) -> Iterator[Product]:
         operands = _operands(module, node)
         if operands is None:
             continue
-        read, weight, bias, transposed = operands
+        read, factor, bias, transposed = operands
+        weight = flipped(factor)
+        if weight is not factor and len(factor.users) > 1:
+            continue
+        transposed = transposed == (weight is factor)
         matrix = _parameter(module, weight)
         if isinstance(read, fx.Node) and read.op != "get_attr" and matrix is not None and matrix.dim() == 2:
             vector = _parameter(module, bias)
@@ -110,6 +116,15 @@ def _operands(module: fx.GraphModule, node: fx.Node) -> tuple[Any, Any, Any, boo
     if node.target in (torch.addmm, "addmm") and len(node.args) == 3:
         return node.args[1], node.args[2], node.args[0], True
     return None
+
+
+def flipped(node: Any) -> Any:
+    """What a matrix is the transposed of, as `W` in `W.T`; the node itself where it is none."""
+    if not isinstance(node, fx.Node) or not isinstance(node.meta.get("value"), Tensor):
+        return node
+    attribute = node.target is getattr and node.args[1] in ("T", "mT")
+    turned = node.target in ("t", torch.t, torch.transpose, "transpose", torch.swapaxes, "swapaxes")
+    return node.args[0] if node.meta["value"].dim() == 2 and (attribute or turned) and not node.kwargs else node
 
 
 def _parameter(module: fx.GraphModule, node: Any) -> nn.Parameter | None:
@@ -150,7 +165,8 @@ def _write_as_layer(module: fx.GraphModule, path: str, product: Product) -> None
     with module.graph.inserting_before(product.node):
         call = module.graph.call_module(path, (product.read,))
     product.node.replace_all_uses_with(call)
-    for node in (product.node, product.weight, product.bias):
+    factor = next(iter(product.weight.users))  # the product itself, or the transposed of the matrix
+    for node in dict.fromkeys((product.node, factor, product.weight, product.bias)):
         if node is not None:
             module.graph.erase_node(node)
 

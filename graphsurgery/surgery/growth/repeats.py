@@ -22,6 +22,7 @@ from graphsurgery.network.operators import Trait, is_a, operator_of
 from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
+from graphsurgery.surgery.products import flipped
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"
 
@@ -118,7 +119,8 @@ def has_weights(module: fx.GraphModule, node: fx.Node) -> bool:
         return isinstance(module.get_submodule(str(node.target)), (nn.Linear, *CONVOLUTIONS))
     known = operator_of(module, node)
     product = node.target is F.linear or (known is not None and known.name in _PRODUCTS)
-    return product and any(_is_parameter(module, n) and n.meta["value"].dim() > 1 for n in node.all_input_nodes)
+    factors = [flipped(source) for source in node.all_input_nodes]
+    return product and any(_is_parameter(module, factor) and factor.meta["value"].dim() > 1 for factor in factors)
 
 
 def _is_parameter(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -153,8 +155,10 @@ def _between(entry: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
     found = {candidate for candidate in order if candidate in needed}
     if exit not in found:
         return ()
-    parameters = {s for n in found for s in n.all_input_nodes if s.op == "get_attr" and set(s.users) <= found}
-    every = found | parameters
+    turned = {s for n in found for s in n.all_input_nodes if flipped(s) is not s and set(s.users) <= found}
+    readers = found | {node for node in turned if flipped(node).op == "get_attr"}
+    parameters = {s for n in readers for s in n.all_input_nodes if s.op == "get_attr" and set(s.users) <= readers}
+    every = readers | parameters
     return tuple(n for n in exit.graph.nodes if n in every)
 
 
@@ -290,6 +294,8 @@ class _Through:
             return self.zero(node.args[2] if len(node.args) > 2 else node.kwargs.get("value"))
         if node.target is either:
             return self._all(self.zero, node.args[1:])
+        if flipped(node) is not node:
+            return self.zero(flipped(node))
         if node.target is torch.cat:
             given: Any = node.args[0] if node.args else node.kwargs["tensors"]
             return self._all(self.zero, given)
