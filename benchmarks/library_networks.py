@@ -41,7 +41,7 @@ TRANSFORMERS = (
     f"CamembertModel?{_BERT}&pad_token_id=0",
     f"RoFormerModel?{_BERT}&embedding_size=32",
     f"MegatronBertModel?{_BERT}",
-    f"NystromformerModel?{_BERT}&segment_means_seq_len=9",
+    f"NystromformerModel?{_BERT}&segment_means_seq_len=9&num_landmarks=9",
     f"LayoutLMModel?{_BERT}",
     f"ConvBertModel?{_BERT}&embedding_size=32",
     f"MobileBertModel?{_BERT}&embedding_size=16&intra_bottleneck_size=16&true_hidden_size=16",

@@ -64,6 +64,25 @@ class InputSpec:
         return torch.randint(self.low, self.high + 1, shape, generator=generator).to(self.dtype)
 
 
+def draw_all(specs: Sequence[InputSpec], batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Random inputs of a network, each `[batch, ...]`, on the CPU.
+
+    Indices without a batch that may number rows of other inputs, as edges `[2, edges]` do nodes, stay below `batch`.
+    """
+    traced = next((spec.shape[0] for spec in specs if spec.batched), 1)
+    return [(_below(spec, batch) if _numbers_rows(spec, traced) else spec).draw(batch, generator) for spec in specs]
+
+
+def _numbers_rows(spec: InputSpec, batch: int) -> bool:
+    """Whether every index was one of the rows of a batch, and they are not flags, or one list for all examples."""
+    indices = not (spec.dtype.is_floating_point or spec.dtype.is_complex or spec.dtype == torch.bool)
+    return indices and not spec.batched and spec.shape[:1] not in ((), (1,)) and 1 < spec.high < batch
+
+
+def _below(spec: InputSpec, limit: int) -> InputSpec:
+    return replace(spec, low=min(spec.low, limit - 1), high=min(spec.high, limit - 1))
+
+
 def have_batch(shapes: Sequence[Sequence[int]]) -> list[bool]:
     """Which inputs of these shapes have the batch as their first axis: as many examples as the first that has several.
 
@@ -216,7 +235,7 @@ class ModelGraph:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""
         generator = torch.Generator().manual_seed(seed)
         reference = next((p for p in self.module.parameters() if p.is_floating_point()), torch.empty(0))
-        drawn = [spec.draw(batch, generator) for spec in self.inputs]
+        drawn = draw_all(self.inputs, batch, generator)
         return tuple(t.to(reference) if t.is_floating_point() else t.to(reference.device) for t in drawn)
 
 
@@ -224,7 +243,8 @@ def _summary(graph: ModelGraph) -> Iterator[str]:
     count, large = len(graph.spaces), sorted(graph.spaces, key=lambda space: -space.size)[:4]
     yield f"ModelGraph of {len(graph.module.graph.nodes)} nodes"
     for spec in graph.inputs[:2]:
-        yield f"  input   {visible(spec.name)} {['batch', *spec.shape[1:]]} {spec.dtype}".replace("'", "")
+        shape = ["batch", *spec.shape[1:]] if spec.batched else list(spec.shape)
+        yield f"  input   {visible(spec.name)} {shape} {spec.dtype}".replace("'", "")
     if len(graph.inputs) > 2:
         yield f"          … {len(graph.inputs) - 2} more inputs"
     tensors = graph.tensors().values()

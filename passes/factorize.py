@@ -12,14 +12,14 @@ from torch import fx, nn
 from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.values.evaluation import propagate
 from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.identity_layers import CONVOLUTIONS
-from graphsurgery.surgery.remapping.remap import follow, rebuild
+from graphsurgery.surgery.products import refreshed, with_layers
+from graphsurgery.surgery.remapping.remap import rebuild
 
 HOWS = ("svd", "random")
 SHAPES = ("channel", "spatial")
@@ -63,7 +63,8 @@ def factorize(
     """Replace layers by two with a linear bottleneck between them; at full rank the outputs are the same.
 
     `W [out, in]` becomes `U [out, k] V [k, in]`: a linear layer two linear layers, a convolution one with its kernel to
-    k channels and one of 1 (`channel`), or one down and one along the kernel (`spatial`, two axes only). Below full
+    k channels and one of 1 (`channel`), or one down and one along the kernel (`spatial`, two axes only). A product with
+    a matrix that is a parameter (`x @ W`, `torch.addmm`, `F.linear`) is a linear layer too. Below full
     rank it is the best approximation of the weights; a fine-tuning brings back what that does to the outputs.
 
     Args:
@@ -93,9 +94,10 @@ def factorize(
     layers = [layers] if isinstance(layers, str) else layers
     if layers is not None and not layers:
         raise SurgeryError("factorize: layers names none; leave it out for all")
-    matrices, skipped = _matrices(graph, layers, shape)
+    written = with_layers(graph)
+    matrices, skipped = _matrices(written, layers, shape)
     if target is not None:
-        plans = _meet(graph, matrices, parse_target(target) if isinstance(target, str) else target)
+        plans = _meet(written, matrices, parse_target(target) if isinstance(target, str) else target)
     else:
         plans = _ranked(matrices, rank, energy, force=force)
     plans = _smaller(plans, skipped, force=force)
@@ -107,10 +109,11 @@ def factorize(
         with torch.random.fork_rng(devices=[]):
             pairs[plan.path] = plan.matrix.split(plan.rank, None if how == "svd" else generator)
     replaced = {f"{path}.weight" for path in pairs}
-    new = rebuild(graph, Edit({}), lambda typed, t: t if typed.name in replaced else t.clone(), record)
+    base = with_layers(graph, list(pairs))
+    new = rebuild(base, Edit({}), lambda typed, t: t if typed.name in replaced else t.clone(), record)
     for path, pair in pairs.items():
         _replace(new.module, path, dict(zip((REDUCE, EXPAND), pair, strict=True)))
-    return _finished(graph, new)
+    return refreshed(graph, new)
 
 
 def _ranked(
@@ -141,6 +144,11 @@ def _smaller(plans: Sequence[_Plan], skipped: dict[str, str], *, force: bool) ->
     return found
 
 
+def factorizable(graph: ModelGraph, shape: str = "channel") -> list[str]:
+    """The paths of all layers that can become two."""
+    return list(_matrices(with_layers(graph), None, shape)[0])
+
+
 def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> ModelGraph:
     """Multiply the two factors of layers into one again; the outputs are the same to rounding.
 
@@ -165,7 +173,7 @@ def unfactorize(graph: ModelGraph, layers: Sequence[str] | None = None) -> Model
         for path in chosen:
             pair = new.module.get_submodule(path)
             _replace(new.module, path, merged(pair.get_submodule(REDUCE), pair.get_submodule(EXPAND)))
-    return _finished(graph, new)
+    return refreshed(graph, new)
 
 
 def _check(graph: ModelGraph, rank: Any, energy: float | None, target: Any, how: str, shape: str) -> None:
@@ -312,17 +320,6 @@ def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.
         with module.graph.inserting_before(node):
             reduce = module.graph.call_module(f"{path}.{REDUCE}", node.args, node.kwargs)
         node.target, node.args, node.kwargs = f"{path}.{EXPAND}", (reduce,), {}
-
-
-def _finished(graph: ModelGraph, new: ModelGraph) -> ModelGraph:
-    """The network with values at its new nodes."""
-    new.module.graph.lint()
-    new.module.recompile()
-    inputs = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in new.inputs]
-    for node in new.module.graph.nodes:
-        node.meta.pop("value", None)
-    propagate(new.module, inputs)
-    return follow(graph, ModelGraph(new.module, new.inputs, new.lineage, graph.open_outputs), Edit({}))
 
 
 def _first(reasons: Mapping[str, str]) -> str:

@@ -159,14 +159,12 @@ def _batch_axes(graph: ModelGraph) -> dict[str, BatchAxis | None]:
 
     A node is left out where it cannot be told.
     """
-    # With values, also where the network comes from a file.
-    nodes = graph.types.module.graph.nodes
-    inputs = [n.meta["value"] for n in nodes if n.op == "placeholder"]
-    old = inputs[0].shape[0]
+    graph.types  # noqa: B018  (gives every node its value, also where the network comes from a file)
+    old = graph.batch
     new = 2 * old + 1
     try:
         larger = values_for(
-            graph.module, [torch.empty((new, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs]
+            graph.module, [torch.empty(spec.sizes(new), dtype=spec.dtype, device="meta") for spec in graph.inputs]
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise SurgeryError(f"gate: the network does not take a batch of {new}: {one_line(error)}") from error

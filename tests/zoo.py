@@ -157,6 +157,54 @@ def _torchvision(name: str, **options: object) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
+class _Written(nn.Module):
+    """A layer that is written as a product, with its matrix as `[in, out]`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+
+
+class _Turned(nn.Linear):
+    """A linear layer that multiplies with its transposed weights, as Falcon's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class _Block(nn.Module):
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), _Written(8, 12), _Written(12, 8)
+        if not drop:
+            self.up, self.down = _Turned(8, 12, bias=False), _Turned(12, 8, bias=False)
+        self.drop = nn.Dropout(drop) if drop else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return x + (self.drop(y) if self.drop else y)
+
+
+class Products(nn.Module):
+    """Two residual blocks of products with parameters, as GPT-2 has them; `[batch, 5, 6]` to `[batch, 5, 3]`.
+
+    Without a dropout the blocks are as Falcon has them.
+    """
+
+    def __init__(self, drop: float = 0.1) -> None:
+        super().__init__()
+        self.embed = nn.Parameter(torch.randn(6, 8))
+        self.blocks = nn.Sequential(_Block(drop), _Block(drop))
+        self.head, self.offset = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.blocks(x @ self.embed), self.head, self.offset)
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (partial(_resnet18, 2, 2, 2, 1), (3, 32, 32)),
     "resnext": (partial(_resnext, 1, 2, 1, 1), (3, 32, 32)),

@@ -261,7 +261,7 @@ def test_doctor_fails_where_a_contract_does(capsys, monkeypatch):
     monkeypatch.setitem(contracts.TOLERANCES, "gates folded = gated", -1.0)
     assert run(["doctor", "a.pt", "--no-onnx"]) == 1
     streams = capsys.readouterr()
-    assert streams.err == "error  a.pt: 1 of 11 contracts fail: gates folded = gated\n"
+    assert streams.err == "error  a.pt: 1 of 13 contracts fail: gates folded = gated\n"
     assert "fails" in streams.out
 
 

@@ -413,3 +413,33 @@ def test_a_weight_that_is_asked_for_its_device_is_not_used_twice():
     assert [(space.size, space.scalable) for space in big.spaces] == [(12, True)]
     with torch.no_grad():
         assert deviation(big(x), _mean([graph(x) for graph in graphs])) < 1e-12
+
+
+class EndsInPlace(nn.Module):
+    """A softmax is kept apart; the last activation writes in place, and the output is a view of that memory."""
+
+    def __init__(self, *, named):
+        super().__init__()
+        self.first, self.last, self.norm, self.named = nn.Linear(4, 6), nn.Linear(6, 3), nn.BatchNorm1d(3), named
+        self.end = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.norm(self.last(self.first(x).softmax(1)))
+        z = torch.as_tensor(self.end(y))
+        return {"scores": z} if self.named else z
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_output_that_is_written_in_place_is_the_mean(named):
+    x = torch.randn(4, 4, dtype=torch.float64)
+    graphs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = EndsInPlace(named=named).double().eval()
+        randomize(network)
+        graphs.append(gs.trace(network, x))
+    both = concatenate(graphs)
+    with torch.no_grad():
+        outputs = [y["scores"] if named else y for y in (g(x) for g in (*graphs, both))]
+    assert [n.op for n in both.module.graph.nodes].count("output") == 1
+    assert deviation(outputs[2], (outputs[0] + outputs[1]) / 2) < 1e-12

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
-from zoo import FEW, NAMES, traced
+from zoo import FEW, NAMES, Products, traced
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
@@ -350,3 +350,14 @@ def test_a_network_without_a_place_says_so():
     with pytest.raises(gs.SurgeryError, match="no part of this network can be repeated as the identity; name a place"):
         deepen(graph)
     assert deepen(graph, "0").lineage[-1]["places"] == {"0": "residual"}
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_a_block_of_products_with_parameters_is_repeated(drop):
+    torch.manual_seed(0)
+    graph, x = gs.trace(Products(drop).double().eval(), torch.randn(2, 5, 6).double()), [torch.randn(3, 5, 6).double()]
+    assert [place.name for place in places(graph)] == ["blocks.1"]
+    deep = deepen(graph)
+    with torch.no_grad():
+        assert deviation(deep(*x), graph(*x)) == 0
+    assert_used(deep, x)

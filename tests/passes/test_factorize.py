@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
 from torch import nn
-from zoo import NAMES, traced
+from zoo import NAMES, Products, traced
 
 import graphsurgery as gs
 from graphsurgery.passes.compress import compress
@@ -42,6 +42,45 @@ def test_random_networks_at_full_rank(seed, shape):
     with torch.no_grad():
         assert deviation(two(*x), graph(*x)) < 1e-10
         assert deviation(unfactorize(two)(*x), graph(*x)) < 1e-10
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_products_with_parameters_are_layers_too(drop):
+    torch.manual_seed(0)
+    graph, x = gs.trace(Products(drop).double().eval(), torch.randn(2, 5, 6).double()), torch.randn(3, 5, 6).double()
+    two = factorize(graph, rank=1.0, force=True)
+    layers = ["embed", "head", *(f"blocks.{n}.{name}" for n in range(2) for name in ("up", "down"))]
+    assert sorted(two.lineage[-1]["ranks"]) == sorted(layers)
+    assert not {"blocks.0.up.weight", "blocks.0.up.bias", "offset", "head"} & set(two.tensors())
+    with torch.no_grad():
+        assert deviation(two(x), graph(x)) < 1e-12
+        assert deviation(unfactorize(two)(x), graph(x)) < 1e-12
+    some = factorize(graph, "blocks.1.up", rank=3)
+    found = {name for name in some.tensors() if name.startswith("blocks.1.up")}
+    bias = ("expand.bias",) if drop else ()
+    assert found == {f"blocks.1.up.{name}" for name in ("reduce.weight", "expand.weight", *bias)}
+    written = (12, 8) if drop else (8, 12)
+    assert some.tensors()["blocks.1.down.weight"].shape == written  # what is no factor stays as it is written
+    assert cost(some).macs == cost(graph).macs - 5 * (8 * 12 - 3 * (8 + 12))
+    assert cost(factorize(graph, target="macs=0.8x")).macs <= 0.8 * cost(graph).macs
+
+
+class TwiceRead(nn.Module):
+    """A matrix that two products read, and one whose offset is no vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.other = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+        self.offset = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        return torch.addmm(self.offset, x @ self.matrix @ self.matrix, self.other)
+
+
+def test_products_that_are_no_layers_stay():
+    graph = gs.trace(TwiceRead(), torch.randn(2, 4))
+    with pytest.raises(gs.SurgeryError, match="no layer becomes smaller"):
+        factorize(graph, rank=1.0, force=True)
 
 
 LAYERS = {

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from graphsurgery.checkpoint.files import load, save
 from graphsurgery.graph import ModelGraph
+from graphsurgery.passes.align import align
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
+from graphsurgery.passes.factorize import factorizable, factorize, unfactorize
 from graphsurgery.passes.gate import fold, gate
 from graphsurgery.passes.mask import mask
 from graphsurgery.passes.prune_dead import prune_dead
@@ -76,6 +78,8 @@ class PassContracts:
             ("gates folded", lambda: [self.folded()]),
             ("widened", self.widened),
             ("deepened", lambda: [self.deepened()]),
+            ("factorized", lambda: [self.factorized()]),
+            ("aligned", lambda: [self.aligned()]),
             ("masked", lambda: [self.masked()]),
             ("dead", lambda: [self.pruned()]),
             ("saved", lambda: [self.stored()]),
@@ -96,8 +100,7 @@ class PassContracts:
         """The mean of this network and another of its topology."""
 
         def deviation() -> float:
-            other = self.subject.copy()
-            redraw(other.module, self.seed + 1)
+            other = self._other()
             calibrate(other.module, other.inputs, self.dtype, self.seed + 1)
             expected = _mean(self.bench.outputs(self.subject), self.bench.outputs(other))
             both = concatenate([self.subject, other])
@@ -105,6 +108,12 @@ class PassContracts:
             return apart(self.bench.outputs(both), expected)
 
         return self.bench.contract("concatenated = mean of two", deviation)
+
+    def _other(self) -> ModelGraph:
+        """A network of the same topology with other weights."""
+        other = self.subject.copy()
+        redraw(other.module, self.seed + 1)
+        return other
 
     def open_gates(self) -> Contract:
         """Gates that are all open change nothing."""
@@ -159,6 +168,24 @@ class PassContracts:
             return apart(self.bench.outputs(deepen(self.subject, seed=self.seed)), self.bench.outputs(self.subject))
 
         return self.bench.contract("deepened = original", deviation)
+
+    def factorized(self) -> Contract:
+        """Every layer that has a matrix as two of full rank, and as one again."""
+
+        def deviation() -> float:
+            if not factorizable(self.subject):
+                raise NothingToCompareError("the network has no layer that can be factorized")
+            expected, two = self.bench.outputs(self.subject), factorize(self.subject, rank=1.0, force=True)
+            return max(apart(self.bench.outputs(graph), expected) for graph in (two, unfactorize(two)))
+
+        return self.bench.contract("factorized at full rank = original", deviation)
+
+    def aligned(self) -> Contract:
+        """Its channels in the order of another network's, by their weights."""
+        return self.bench.contract(
+            "aligned = original",
+            lambda: apart(self.bench.outputs(align(self.subject, self._other())), self.bench.outputs(self.subject)),
+        )
 
     def masked(self) -> Contract:
         """Weights under a mask: those of the pass are set to 0, and it computes what training under the mask does."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graphsurgery.axes.algebra import dims_of
 from graphsurgery.errors import UnsupportedError
-from graphsurgery.graph import InputSpec, ModelGraph
+from graphsurgery.graph import InputSpec, ModelGraph, draw_all
 from graphsurgery.network.copying import alias_copy, meta_of
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.strips import ConvolutionsInStrips
@@ -30,8 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def draw_inputs(specs: Sequence[InputSpec], batch: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Random inputs `[batch, ...]` on the CPU; floating ones in `dtype`, and indices in the range that was seen."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [spec.draw(batch, generator) for spec in specs]
-    return tuple(t.to(dtype) if t.is_floating_point() else t for t in drawn)
+    return tuple(t.to(dtype) if t.is_floating_point() else t for t in draw_all(specs, batch, generator))
 
 
 def light_copy(module: Network) -> Network:

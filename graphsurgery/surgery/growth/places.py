@@ -20,6 +20,7 @@ from graphsurgery.surgery.growth.identity_layers import (
     residual_pair,
 )
 from graphsurgery.surgery.growth.repeats import ZERO, Region, activation_of, has_weights, region, repeats, settled
+from graphsurgery.surgery.products import flipped
 
 _JOINS = frozenset({"add", "iadd", "mul", "imul", "cat", "concat"})
 
@@ -165,6 +166,8 @@ def _named(module: fx.GraphModule, name: str) -> list[fx.Node]:
 
 def _end_of_stage(node: fx.Node) -> fx.Node:
     """The node where a stage ends: what joins its last layer with a skip belongs to it."""
+    while (node.op == "get_attr" or flipped(node) is not node) and len(node.users) == 1:
+        (node,) = node.users
     while len(node.users) == 1:
         (user,) = node.users
         name = getattr(user.target, "__name__", str(user.target)) if user.op != "call_module" else ""

@@ -22,9 +22,11 @@ from graphsurgery.network.operators import Trait, is_a, operator_of
 from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
+from graphsurgery.surgery.products import flipped
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"
 
+_PRODUCTS = frozenset({"matmul", "addmm"})
 _AVERAGING = frozenset({"nearest", "nearest-exact", "linear", "bilinear", "trilinear"})
 _AFFINE = (
     nn.Linear, *CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *BATCH_NORMS, nn.LayerNorm,
@@ -70,7 +72,7 @@ def region(module: fx.GraphModule, entry: fx.Node, exit: fx.Node) -> Region | No
     if not _same_kind(entry, exit):
         return None
     nodes = _between(entry, exit)
-    if not nodes or not any(n.op == "call_module" and has_weights(module, n) for n in nodes):
+    if not nodes or not any(has_weights(module, n) for n in nodes):
         return None
     if _overwrites(module, entry, nodes):
         return None
@@ -112,9 +114,19 @@ def _operator(module: fx.GraphModule, node: fx.Node) -> str:
 
 
 def has_weights(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is a layer that multiplies with weights."""
-    leaf = module.get_submodule(str(node.target))
-    return isinstance(leaf, (nn.Linear, *CONVOLUTIONS))
+    """Whether a node is a layer that multiplies with weights, or a product with a matrix that is a parameter."""
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), (nn.Linear, *CONVOLUTIONS))
+    known = operator_of(module, node)
+    product = node.target is F.linear or (known is not None and known.name in _PRODUCTS)
+    factors = [flipped(source) for source in node.all_input_nodes]
+    return product and any(_is_parameter(module, factor) and factor.meta["value"].dim() > 1 for factor in factors)
+
+
+def _is_parameter(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node reads a parameter."""
+    owner, _, name = str(node.target).rpartition(".")
+    return node.op == "get_attr" and name in module.get_submodule(owner)._parameters
 
 
 def _same_kind(entry: fx.Node, exit: fx.Node) -> bool:
@@ -143,8 +155,10 @@ def _between(entry: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
     found = {candidate for candidate in order if candidate in needed}
     if exit not in found:
         return ()
-    parameters = {s for n in found for s in n.all_input_nodes if s.op == "get_attr" and set(s.users) <= found}
-    every = found | parameters
+    turned = {s for n in found for s in n.all_input_nodes if flipped(s) is not s and set(s.users) <= found}
+    readers = found | {node for node in turned if flipped(node).op == "get_attr"}
+    parameters = {s for n in readers for s in n.all_input_nodes if s.op == "get_attr" and set(s.users) <= readers}
+    every = readers | parameters
     return tuple(n for n in exit.graph.nodes if n in every)
 
 
@@ -250,7 +264,7 @@ class _Through:
             return None
         if node.op == "get_attr":
             value = node.meta["value"]
-            trained = isinstance(value, Tensor) and holds_numbers(value) and self._is_parameter(node)
+            trained = isinstance(value, Tensor) and holds_numbers(value) and _is_parameter(self.module, node)
             return (Change(str(node.target), ZERO),) if trained else None
         if node.op == "call_module":
             leaf = self.module.get_submodule(str(node.target))
@@ -270,6 +284,9 @@ class _Through:
             return self._first(self.zero(factor) for factor in factors)
         if name == "matmul":
             return self._first(self.zero(factor) for factor in node.args)
+        if name == "addmm" and len(node.args) == 3:
+            product = self._first(self.zero(factor) for factor in node.args[:0:-1])  # the weights stand last
+            return None if product is None else self._all(self.zero, [node.args[0]], product)
         if node.target is F.linear:
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
             return self._all(self.zero, [node.args[1], *([] if bias is None else [bias])])
@@ -277,14 +294,12 @@ class _Through:
             return self.zero(node.args[2] if len(node.args) > 2 else node.kwargs.get("value"))
         if node.target is either:
             return self._all(self.zero, node.args[1:])
+        if flipped(node) is not node:
+            return self.zero(flipped(node))
         if node.target is torch.cat:
             given: Any = node.args[0] if node.args else node.kwargs["tensors"]
             return self._all(self.zero, given)
         return self.zero(node.args[0]) if _keeps_zero(self.module, node) else None
-
-    def _is_parameter(self, node: fx.Node) -> bool:
-        owner, _, name = str(node.target).rpartition(".")
-        return name in self.module.get_submodule(owner)._parameters
 
     def _skip(self, kept: Any, branch: Any) -> Changes | None:
         """What lets one side of a sum carry the entry, and the other give zero."""
@@ -293,8 +308,7 @@ class _Through:
         return None if carried is None or rest is None else (*carried, *rest)
 
     @staticmethod
-    def _all(way: Callable[[Any], Changes | None], nodes: Any) -> Changes | None:
-        found: Changes = ()
+    def _all(way: Callable[[Any], Changes | None], nodes: Any, found: Changes = ()) -> Changes | None:
         for node in nodes:
             changes = way(node)
             if changes is None:

@@ -286,8 +286,9 @@ def _mixers(graph: ModelGraph, summed: Iterable[Dim]) -> dict[fx.Node, str]:
 
 
 def _tensors_of(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Those that give tensors, and those that only write into them."""
-    return [node for node in nodes if has_tensors(node.meta["value"]) or node.target is operator.setitem]
+    """Those that give tensors, and those that only write into them; what is handed on has its mean taken."""
+    own = (node for node in nodes if not hands_on(node))
+    return [node for node in own if has_tensors(node.meta["value"]) or node.target is operator.setitem]
 
 
 def _is_beside(types: Typing, name: str, summed: set[Dim]) -> bool:

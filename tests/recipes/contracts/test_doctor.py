@@ -20,7 +20,7 @@ from graphsurgery.recipes.contracts.doctor import examine
 from graphsurgery.recipes.contracts.held import EDGES, UNUSED
 from graphsurgery.recipes.contracts.subjects import calibrate, draw_inputs, light_copy, randomize, redraw, skeleton
 from graphsurgery.recipes.contracts.trace_contracts import TraceContracts
-from graphsurgery.surgery.deviation import UnlikeError, apart, deviation, double
+from graphsurgery.surgery.deviation import UnlikeError, apart, changed_by, deviation, double
 
 MIXED = "gates 0 or 1 = compressed, mixed spaces"
 SIZES = "traced = eager, another resolution"
@@ -43,6 +43,22 @@ class Transformer(nn.Module):
         y = self.norm(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
         return self.head((x + self.mlp(x)).mean(1))
+
+
+class Graphs(nn.Module):
+    """Two rounds of sums over the edges `[2, edges]` that number nodes; `[nodes, 4]` to `[nodes, 3]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, nodes, edges):
+        if edges.size(0) != 2:
+            raise ValueError("edges are pairs")
+        x = self.first(nodes).relu()
+        x = x.index_add(0, edges[1], self.second(x)[edges[0]]).relu()
+        return self.head(x)
 
 
 def statuses(report):
@@ -517,6 +533,19 @@ def test_a_network_that_enlarges_rounding_is_excused_within_bounds(monkeypatch):
     monkeypatch.setattr(pass_contracts, "widen", lambda graph, by, **kw: off(real(graph, by, **kw)))
     (contract,) = examine(steep, only=["widened = original"]).contracts[:1]
     assert contract.status == "fails"
+
+
+def test_what_numbers_nodes_stays_among_the_nodes_that_are_drawn():
+    torch.manual_seed(0)
+    edges = torch.tensor([[0, 1, 2, 3, 4, 0, 2], [1, 2, 3, 4, 5, 5, 0]])
+    graph = gs.trace(Graphs(), [torch.randn(6, 4), edges])
+    report = examine(graph, onnx=False, slim=True)
+    found = {name: status for name, status in statuses(report).items() if status != "not measured"}
+    assert found == dict.fromkeys(found, "holds")
+    assert {"widened = original", "gates open = no gates", "aligned = original"} <= set(found)
+    assert changed_by(graph, gs.widen(graph, 1.5)) < 1e-6
+    assert int(graph.example_inputs(3)[1].max()) == 2
+    assert "edges [2, 7]" in repr(graph)
 
 
 def off(graph):
