@@ -93,6 +93,7 @@ def factorize(
     layers = [layers] if isinstance(layers, str) else layers
     if layers is not None and not layers:
         raise SurgeryError("factorize: layers names none; leave it out for all")
+    graph.check_values("factorize")
     matrices, skipped = _matrices(graph, layers, shape)
     if target is not None:
         plans = _meet(graph, matrices, parse_target(target) if isinstance(target, str) else target)

@@ -268,6 +268,7 @@ def fold(graph: ModelGraph) -> ModelGraph:
 
     A reader without a weight of its own gets a factor in front. In evaluation the outputs are the same to rounding.
     """
+    graph.check_values("fold")
     base = bare(graph)
     maps = {}
     for name, module in gates(graph).items():
