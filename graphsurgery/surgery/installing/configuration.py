@@ -155,17 +155,22 @@ class _Sizes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        given = args[0] if args and isinstance(args[0], tuple | list) else args
-        if isinstance(found, Tensor) and all(isinstance(n, int) for n in given) and found.shape == tuple(given):
-            self._of[found.untyped_storage()._cdata] = found, tuple(given)
+        if isinstance(found, Tensor) and not self._given(found):
+            sizes = args[0] if args and isinstance(args[0], tuple | list) else args
+            made = all(isinstance(n, int) for n in sizes) and found.shape == tuple(sizes)
+            like = next((part for part in args if isinstance(part, Tensor) and part.shape == found.shape), None)
+            given = tuple(sizes) if made else () if like is None else self._given(like)
+            self._of[found.untyped_storage()._cdata] = found, given
         return found
+
+    def _given(self, tensor: Tensor) -> tuple[Any, ...]:
+        """The sizes that a tensor was made with, or one that it was computed from number by number."""
+        made, given = self._of.get(tensor.untyped_storage()._cdata, (tensor, ()))
+        return given if made.shape == tensor.shape else ()
 
     def relations(self, name: str, tensor: Tensor, wanted: Tensor) -> Iterator[Relation]:
         """What the numbers have to be for an axis of a tensor that has another size than it was made with."""
-        made, given = self._of.get(tensor.untyped_storage()._cdata, (tensor, ()))
-        if made.shape != tensor.shape or tensor.dim() != wanted.dim():
-            return
-        for number, size in zip(given, wanted.shape, strict=False):
+        for number, size in zip(self._given(tensor), wanted.shape, strict=False):
             if isinstance(number, Followed) and int(number) != size:
                 yield Relation(number, size, name)
 
