@@ -110,6 +110,45 @@ def _images_and_texts() -> Built:
     return model, {"image": torch.zeros(2, 3, 32, 32), "text": torch.randint(0, 50, (2, 12))}
 
 
+# sounds ---------------------------------------------------------------------------------------------------------------
+
+_WAVES = torch.linspace(0, 99, 3200).sin().reshape(2, 1600)
+_SPECTRA = torch.linspace(0, 99, 1280).sin().reshape(2, 40, 16)
+
+
+def _of_sounds(path: str, inputs: dict[str, Tensor], *given: Any, **options: Any) -> Built:
+    """One of torchaudio or speechbrain."""
+    return _class(path)(*given, **options), inputs
+
+
+def _wav2vec2() -> Built:
+    from torchaudio.models import wav2vec2_model
+
+    model = wav2vec2_model(
+        extractor_mode="layer_norm", extractor_conv_layer_config=[(16, 4, 3), (16, 3, 2)], extractor_conv_bias=False,
+        encoder_embed_dim=32, encoder_projection_dropout=0.1, encoder_pos_conv_kernel=4, encoder_pos_conv_groups=2,
+        encoder_num_layers=2, encoder_num_heads=4, encoder_attention_dropout=0.1, encoder_ff_interm_features=48,
+        encoder_ff_interm_dropout=0.1, encoder_dropout=0.1, encoder_layer_norm_first=False, encoder_layer_drop=0.0,
+        aux_num_out=7,
+    )  # fmt: skip
+    return model, {"waveforms": _WAVES}
+
+
+_SEPARATING = {
+    "enc_kernel_size": 16, "enc_num_feats": 16, "msk_kernel_size": 3, "msk_num_feats": 8, "msk_num_hidden_feats": 16,
+    "msk_num_layers": 2, "msk_num_stacks": 2,
+}  # fmt: skip
+_WAVE_RNN = {
+    "upsample_scales": [2, 2, 5], "n_classes": 12, "hop_length": 20, "n_res_block": 2, "n_rnn": 16, "n_fc": 16,
+    "kernel_size": 5, "n_freq": 8, "n_hidden": 16, "n_output": 16,
+}  # fmt: skip
+_ECAPA = {
+    "channels": [16, 16, 16, 16, 48], "kernel_sizes": [5, 3, 3, 3, 1], "dilations": [1, 2, 3, 4, 1],
+    "attention_channels": 8, "res2net_scale": 4, "se_channels": 8,
+}  # fmt: skip
+_SPEECH = {"num_layers": 2, "nhead": 4, "d_model": 32, "kernel_size": 5, "attention_type": "regularMHA"}
+_FRAMES = {"src": torch.linspace(0, 99, 640).sin().reshape(2, 10, 32)}
+
 _FEATURES = (8, 8, 16, 16, 32, 8)
 _VIT = {"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "dim_head": 8}
 _PATCHES = {**_VIT, "image_size": 32, "patch_size": 8}
@@ -181,4 +220,34 @@ BUILT: dict[str, Callable[[], Built]] = {
     "torch_geometric/GraphSAGE": partial(_of_graphs, "GraphSAGE"),
     "torch_geometric/GAT": partial(_of_graphs, "GAT", heads=2),
     "torch_geometric/GIN": partial(_of_graphs, "GIN"),
+    "torchaudio/ConvTasNet": partial(
+        _of_sounds, "torchaudio.models.ConvTasNet", {"input": _WAVES[:, None]}, num_sources=2, **_SEPARATING
+    ),
+    "torchaudio/wav2vec2": _wav2vec2,
+    "torchaudio/DeepSpeech": partial(
+        _of_sounds, "torchaudio.models.DeepSpeech", {"x": _SPECTRA[:, None]}, n_feature=16, n_hidden=24, n_class=9
+    ),
+    "torchaudio/Wav2Letter": partial(
+        _of_sounds, "torchaudio.models.Wav2Letter", {"x": _WAVES.reshape(2, 16, 100).repeat(1, 1, 2)}, num_classes=9,
+        input_type="mfcc", num_features=16,
+    ),
+    "torchaudio/WaveRNN": partial(
+        _of_sounds, "torchaudio.models.WaveRNN",
+        {"waveform": _WAVES[:, None, :120], "specgram": _SPECTRA[:, :1, :8].unsqueeze(-1).repeat(1, 1, 1, 10)},
+        **_WAVE_RNN,
+    ),
+    "speechbrain/ECAPA_TDNN": partial(
+        _of_sounds, "speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN", {"x": _SPECTRA}, 16, lin_neurons=8, **_ECAPA
+    ),
+    "speechbrain/VanillaNN": partial(
+        _of_sounds, "speechbrain.lobes.models.VanillaNN.VanillaNN", {"x": _SPECTRA}, (2, 40, 16), dnn_blocks=2,
+        dnn_neurons=16,
+    ),
+    "speechbrain/Conformer": partial(
+        _of_sounds, "speechbrain.lobes.models.transformer.Conformer.ConformerEncoder", _FRAMES, d_ffn=48, **_SPEECH
+    ),
+    "speechbrain/Branchformer": partial(
+        _of_sounds, "speechbrain.lobes.models.transformer.Branchformer.BranchformerEncoder", _FRAMES,
+        csgu_linear_units=48, **_SPEECH,
+    ),
 }  # fmt: skip

@@ -227,6 +227,19 @@ class ModelGraph:
         """Every parameter and buffer by name, as they are now."""
         return named_tensors(self.module)
 
+    def check_values(self, what: str) -> None:
+        """Refuse to look at weights that have no values, as those of a network that was built on the meta device.
+
+        Args:
+            what: wants to look at them.
+
+        Raises:
+            SurgeryError: one has none; the message names it.
+        """
+        without = next((name for name, tensor in self.tensors().items() if tensor.is_meta), None)
+        if without is not None:
+            raise SurgeryError(f"{what}: looks at the weights, and {without} has no values (it is on the meta device)")
+
     def copy(self) -> ModelGraph:
         """The same network with tensors of its own."""
         return replace(self, module=copy.deepcopy(self.module))

@@ -37,5 +37,7 @@ def align(graph: ModelGraph, like: ModelGraph, examples: Iterable[Tensor] | None
     """
     if has_gates(graph) or has_gates(like):
         raise SurgeryError("align: a network has gates; fold or compress it first")
+    for each in (graph, like):
+        each.check_values("align")
     maps = alignment(graph, like, examples)
     return remap(graph, maps, {"pass": "align", "by": "weights" if examples is None else "activations"})

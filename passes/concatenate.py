@@ -47,6 +47,8 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
+    for each in graphs:
+        each.check_values("concatenate")
     family = MatchedTeachers([in_groups(g) for g in graphs])
     if not layout(family, first=True).apart:
         return _direct_sum(family, graphs)
@@ -75,6 +77,8 @@ def side_by_side(graphs: Sequence[ModelGraph]) -> ModelGraph:
     """
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
+    for each in graphs:
+        each.check_values("concatenate")
     family = MatchedTeachers([in_groups(replace(g, open_outputs=True)) for g in graphs], agree=False)
     return _direct_sum(family, graphs, layout(family, each=True), each=True)
 

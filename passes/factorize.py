@@ -94,6 +94,7 @@ def factorize(
     layers = [layers] if isinstance(layers, str) else layers
     if layers is not None and not layers:
         raise SurgeryError("factorize: layers names none; leave it out for all")
+    graph.check_values("factorize")
     written = with_layers(graph)
     matrices, skipped = _matrices(written, layers, shape)
     if target is not None:

@@ -18,11 +18,15 @@ from graphsurgery.graph import ModelGraph, Space
 from graphsurgery.network.aliasing import versions
 from graphsurgery.network.gated_layers import GATED
 from graphsurgery.network.layers import ChannelGate, scale_axis
+from graphsurgery.network.operators import spelled
 from graphsurgery.network.values.evaluation import values_for
 from graphsurgery.surgery.gates import bare, gain, gates, has_gates, why_nothing
 from graphsurgery.surgery.growth.shares import without_place
 from graphsurgery.surgery.growth.weighted import remap_weighed
 from graphsurgery.surgery.remapping.remap import rebuild
+
+_CUTS = frozenset(spelled("split"))
+"""What gives pieces of one tensor."""
 
 
 def gate(graph: ModelGraph, spaces: Sequence[str] | None = None, *, loc: float = 1.0, seed: int = 0) -> ModelGraph:
@@ -193,7 +197,8 @@ def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, Batc
     A reshape keeps the order of elements, so the batch stays outermost where as many elements lie before it; every
     other operator hands on the axis that it is given.
     """
-    known = [(source, place) for source in node.all_input_nodes if (place := found.get(source.name)) is not None]
+    given = [part for source in node.all_input_nodes for part in _cut_from(source)]
+    known = [(source, place) for source in given if (place := found.get(source.name)) is not None]
     if not known:
         return False
     source, place = known[0]
@@ -201,6 +206,11 @@ def _is_outermost(node: fx.Node, axis: int, inner: int, found: Mapping[str, Batc
         before, after = source.meta["value"].shape[: place.axis], node.meta["value"].shape[:axis]
         return math.prod(before) == math.prod(after)
     return any(place.inner == inner for _, place in known)
+
+
+def _cut_from(source: fx.Node) -> list[fx.Node]:
+    """What a node reads: of the pieces of one tensor that tensor, else what it is given."""
+    return source.all_input_nodes if source.target in _CUTS else [source]
 
 
 def _scale_reads(
@@ -266,6 +276,7 @@ def fold(graph: ModelGraph) -> ModelGraph:
 
     A reader without a weight of its own gets a factor in front. In evaluation the outputs are the same to rounding.
     """
+    graph.check_values("fold")
     base = bare(graph)
     maps = {}
     for name, module in gates(graph).items():

@@ -40,6 +40,7 @@ def prune_dead(graph: ModelGraph) -> ModelGraph:
     """
     if has_gates(graph):
         raise SurgeryError("prune_dead: this network has gates; fold or compress it first")
+    graph.check_values("prune_dead")
     small, folded = rebuild(graph, Edit({}), lambda _, tensor: tensor.clone()), 0
     while found := _removals(small, readings := Readings(small)):
         folded += sum(removal.constant for removal in found)

@@ -295,6 +295,15 @@ def length(net, x):
     return net.b(hidden(net, x)).sum(1) / len(x.transpose(0, 1))
 
 
+def length_of_parts(net, x):
+    return net.b(hidden(net, x)).sum(1) / len(x.split(1, 1))
+
+
+def mask_as_long_as_the_batch(net, x):
+    steps = torch.arange(x.shape[1]).expand(len(x), x.shape[1])
+    return net.b(hidden(net, x)) * (steps < 3).unsqueeze(-1)
+
+
 def as_int(net, x):
     return net.b(hidden(net, x)) * int(x.shape[1] / 2)
 
@@ -751,12 +760,13 @@ RIGHT = (
     written_in_evaluation, written_in_training, noise_in_training, normal_in_training, noise_like, noise_of_fixed_shape,
     accumulated, mixed_up, shuffled_tokens, bernoulli, drawn_mask, gumbel, reparametrized, kept_or_not, drawn_rows,
     draws_in_evaluation_too, dropout_function, dropout_always, alpha_dropout, channels_dropped, random_slopes,
+    repeated_list, length, length_of_parts, mask_as_long_as_the_batch,
 )  # fmt: skip
 """The trace does the same, at every length that the module takes."""
 
 HELD = (
     over_range, over_range_by_two, over_list_of_range, over_unbound, over_split, over_split_function, over_chunks,
-    over_zip, over_enumerate, over_rows, repeated_list, length, as_int, sum_of_a_repeated_list,
+    over_zip, over_enumerate, over_rows, as_int, sum_of_a_repeated_list,
     largest, numpy_number, list_index, list_slice, key_by_percent, member_of_a_tuple, size_in_a_shape,
     shape_equals, pattern_of_a_number,
 )  # fmt: skip

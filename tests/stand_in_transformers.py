@@ -128,6 +128,29 @@ class ScaledModel(TinyModel):
         return {"logits": super().forward(input_ids, attention_mask)["logits"] * self.config.hidden_size**-0.5}
 
 
+def renames(monkeypatch, names, *, converted=None):
+    """Let the library give weights other names as it loads them, by what their names begin with, and compute one."""
+
+    class WeightRenaming:
+        pass
+
+    class WeightConverter:
+        pass
+
+    def rename_source_key(name, renamings, converters, base, known):  # noqa: ARG001
+        renamed = next((new + name.removeprefix(old) for old, new in names.items() if name.startswith(old)), name)
+        return renamed, renamed if renamed == converted else None
+
+    loading, conversion = ModuleType("transformers.core_model_loading"), ModuleType("transformers.conversion_mapping")
+    loading.__dict__.update(
+        WeightRenaming=WeightRenaming, WeightConverter=WeightConverter, rename_source_key=rename_source_key,
+        dot_natural_key=str,
+    )  # fmt: skip
+    conversion.__dict__["get_model_conversion_mapping"] = lambda module: []  # noqa: ARG005
+    for module in (loading, conversion):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
 def install(monkeypatch):
     """The library, which is found by the name of transformers as long as the fixture lasts."""
     logging = SimpleNamespace(

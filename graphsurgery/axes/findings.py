@@ -116,8 +116,9 @@ class Findings:
         if weight is None or weight.parameter is None or times > 1:
             self.readers.append(Access(self.node, axis, source, dim, weighted=False, given=times))
             return
-        self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, weight_axis)))
-        self.parameters[weight.parameter].reads[weight_axis] = axis
+        place = weight.order[weight_axis]
+        self.readers.append(Access(self.node, axis, source, dim, weight=(weight.parameter, place)))
+        self.parameters[weight.parameter].reads[place] = axis
 
     def reads_inside(self, axis: Axis, weight: TensorType, weight_axis: int) -> None:
         """The node sums over `axis` of a value of its own, where no other node can reach it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -102,9 +102,7 @@ class Inference(Findings):
         users: dict[str, set[fx.Node]] = {}
         for node in self.module.graph.nodes:
             if node.op == "get_attr" and str(node.target) in self.canonical:
-                # Who asks for the device or the size of a weight does not use its numbers.
-                using = {user for user in node.users if has_tensors(user.meta["value"]) or user.op == "output"}
-                users.setdefault(self.canonical[str(node.target)], set()).update(using)
+                users.setdefault(self.canonical[str(node.target)], set()).update(self._using(node))
             elif node.op == "call_module":
                 module = self._modules[str(node.target)]
                 names = module.named_parameters() if module._modules else module._parameters.items()
@@ -120,6 +118,16 @@ class Inference(Findings):
                 read.setdefault(access.weight, set()).add(ax.resolve(access.axis))
         torn = {weight for weight, nodes in readers.items() if users[weight[0]] != nodes or len(read[weight]) > 1}
         self.readers = [replace(a, weighted=False) if a.weight in torn else a for a in self.readers]
+
+    def _using(self, weight: fx.Node) -> Iterator[fx.Node]:
+        """Who uses the numbers of a weight, whose axes may be put in another order first."""
+        own = self.types[weight]
+        for user in weight.users:
+            typed = self.types[user]
+            if isinstance(typed, TensorType) and typed.parameter == own.parameter and typed is not own:
+                yield from self._using(user)
+            elif has_tensors(user.meta["value"]) or user.op == "output":  # and not who asks for its device or its size
+                yield user
 
     def placeholder(self) -> Any:
         return self.untyped()

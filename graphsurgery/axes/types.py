@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -13,13 +13,22 @@ from graphsurgery.axes.algebra import Axis
 
 
 class TensorType:
-    """The type of a tensor: one axis type for each of its axes."""
+    """The type of a tensor: one axis type for each of its axes.
 
-    __slots__ = ("axes", "parameter")
+    Attributes:
+        axes: these.
+        parameter: the name of the parameter that it is, if it is one, its axes perhaps in another order.
+        order: the number that each axis has in the parameter.
+    """
 
-    def __init__(self, axes: tuple[Axis, ...] | list[Axis], parameter: str | None = None) -> None:
+    __slots__ = ("axes", "order", "parameter")
+
+    def __init__(
+        self, axes: tuple[Axis, ...] | list[Axis], parameter: str | None = None, order: Sequence[int] | None = None
+    ) -> None:
         self.axes = tuple(axes)
         self.parameter = parameter
+        self.order = tuple(range(len(axes)) if order is None else order)
 
     def __getitem__(self, index: int) -> Axis:
         return self.axes[index]
@@ -32,6 +41,10 @@ class TensorType:
         axes = list(self.axes)
         axes[index] = axis
         return TensorType(axes)
+
+    def permuted(self, order: Sequence[int]) -> TensorType:
+        """The axes in another order; a parameter is still that parameter."""
+        return TensorType([self.axes[d] for d in order], self.parameter, [self.order[d] for d in order])
 
     @property
     def shape(self) -> tuple[int, ...]:

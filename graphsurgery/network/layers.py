@@ -20,6 +20,7 @@ __all__ = [
     "TrainingFlag",
     "either",
     "grouped_norm",
+    "grouped_product",
     "hold",
     "pick",
     "scale_axis",
@@ -253,6 +254,24 @@ def grouped_norm(
     shape[dim if affine is None else affine] = -1
     y = y if weight is None or affine is None else y * weight.to(x).reshape(shape)
     return y if bias is None else y + bias.to(x).reshape(shape)
+
+
+@one_node
+def grouped_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Multiply each group of rows by a matrix of its own: `F.grouped_mm` of any precision, in operators of ONNX.
+
+    Args:
+        x: `[rows, in]`, those of the first group first.
+        weight: a matrix for each group, `[groups, in, out]`.
+        offsets: where each group ends, `[groups]`; the rows behind the last group give 0.
+    """
+    if torch.compiler.is_compiling() or x.is_meta:  # where no number can be asked for
+        group = (torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= offsets).sum(1, keepdim=True)
+        each = [torch.where(group == index, x, 0.0) @ matrix for index, matrix in enumerate(weight.unbind(0))]
+        return functools.reduce(torch.add, each)
+    ends = [int(end) for end in offsets.tolist()]
+    parts = [x[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, weight.unbind(0), strict=False)]
+    return torch.cat([*parts, x.new_zeros(x.shape[0] - ends[-1], weight.shape[-1])])
 
 
 @one_node

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
-from graphsurgery.network.layers import hold
+from graphsurgery.network.layers import grouped_product, hold
 from graphsurgery.network.operators import key_of, spelled
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
@@ -88,6 +88,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
     """Bring a traced graph into normal form, in place; new modules are added to `root`."""
     for node in list(graph.nodes):
         _torch_spelling(node)
+        if node.target in _COUNTS:
+            _as_sum_of_flags(node)
         if node.op != "call_function":
             continue
         whole_quotient(node)
@@ -103,6 +105,8 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
             _distance(node)
         elif node.target is torch.tensordot:
             _as_einsum(node)
+        elif node.target in _GROUPED:
+            _grouped_product(node)
         elif node.target in _DROPOUTS:
             _dropout_module(node, root, modes)
         elif key_of(node.target) in _STOCHASTIC_DEPTH:
@@ -164,6 +168,38 @@ def _as_einsum(node: fx.Node) -> None:
     kept = [letter for side in letters for letter in side if letter not in summed]
     equation = f"{''.join(letters[0])},{''.join(letters[1])}->{''.join(kept)}"
     node.target, node.args, node.kwargs = torch.einsum, (equation, left, right), {}
+
+
+_GROUPED = (F.grouped_mm, torch._grouped_mm)
+_COUNTS = (torch.bincount, "bincount")
+
+
+def _grouped_product(node: fx.Node) -> None:
+    """A product of groups of rows becomes our own, which has any precision and ONNX operators; or one of batches."""
+    x, weight = (_argument(node, position, name, None) for position, name in ((0, "mat_a"), (1, "mat_b")))
+    offsets = _argument(node, 2, "offs", None)
+    wanted = _argument(node, 4, "out_dtype", None)
+    if wanted is not None or _argument(node, 3, "bias", None) is not None:
+        return
+    ranks = [side.meta["value"].dim() for side in (x, weight)]
+    if ranks == [2, 3] and offsets is not None:
+        node.target, node.args, node.kwargs = grouped_product, (x, weight, offsets), {}
+    elif ranks == [3, 3] and offsets is None:
+        node.target, node.args, node.kwargs = torch.bmm, (x, weight), {}
+
+
+def _as_sum_of_flags(node: fx.Node) -> None:
+    """How often each of a known number of indices occurs becomes a sum of flags, which refuses larger ones."""
+    if _argument(node, 1, "weights", None) is not None or not _argument(node, 2, "minlength", 0):
+        return
+    indices: Any = node.args[0]
+    count = _argument(node, 2, "minlength", 0)
+    with node.graph.inserting_before(node):
+        whole = node.graph.call_method("long", (indices,))
+        flags = node.graph.call_function(F.one_hot, (whole, count))
+    whole.meta["value"] = indices.meta["value"].long()
+    flags.meta["value"] = torch.empty(*whole.meta["value"].shape, count, dtype=torch.int64, device="meta")
+    node.op, node.target, node.args, node.kwargs = "call_method", "sum", (flags, 0), {}
 
 
 def _only_at_the_end(node: fx.Node) -> None:

@@ -238,7 +238,7 @@ class _Traces:
     def _follow(self, *, training: bool) -> tuple[fx.Graph, list[str]]:
         """A trace in one mode, and the lines of the model that asked for the mode.
 
-        What the model asked of sizes by `int` and `float` stays computed in a second trace, if that succeeds.
+        What the model asked of sizes by `int`, `float` and `len` stays computed in a second trace, if that succeeds.
         """
         tried: set[tuple[str, str]] = set()
         while True:

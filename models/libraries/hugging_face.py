@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.errors import CheckpointError, SpecError, near_names, one_line
+from graphsurgery.errors import CheckpointError, SpecError, UnsupportedError, near_names, one_line
 from graphsurgery.models.libraries.library import Library, Trust, dtype_of, imported, indices, made
 from graphsurgery.models.libraries.tensor_files import StoredTensor, read_json, stored_tensors
 from graphsurgery.models.spec_text import Value, parse_value
@@ -157,6 +158,34 @@ def without_weights_of(folder: Path, options: Mapping[str, Value]) -> tuple[nn.M
     if hasattr(config, "use_cache"):
         config.use_cache = False
     return module, tensors
+
+
+def names_in_class(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The name in a network's class of each tensor in its files: the library gives some another one as it loads them.
+
+    Raises:
+        UnsupportedError: it computes a tensor from those in the files, as the weights of all experts from single ones.
+    """
+    try:
+        loading = importlib.import_module("transformers.core_model_loading")
+        conversions = importlib.import_module("transformers.conversion_mapping")
+    except ModuleNotFoundError:  # of a library that takes them as they are
+        return {name: name for name in names}
+    known, base = module.state_dict(), getattr(module, "base_model_prefix", None)
+    steps = conversions.get_model_conversion_mapping(module)
+    renamings = [step for step in steps if isinstance(step, loading.WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, loading.WeightConverter)]
+    found = {}
+    for name in sorted(names, key=loading.dot_natural_key):  # a renaming may begin where another tensor was met
+        renamed, converted = loading.rename_source_key(name, renamings, converters, base, known)
+        if renamed not in known and name in known:
+            renamed, converted = name, None
+        if converted is not None:
+            raise UnsupportedError(
+                f"{type(module).__name__}: the library computes {renamed} from {name} and others as it loads them"
+            )
+        found[name] = renamed
+    return found
 
 
 def _class_in(folder: Path, options: Mapping[str, Value], trust: Trust) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from graphsurgery.axes import algebra as ax
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.models.libraries.hugging_face import HUGGING_FACE, is_folder, quiet, without_weights_of
+from graphsurgery.models.libraries.hugging_face import (
+    HUGGING_FACE,
+    is_folder,
+    names_in_class,
+    quiet,
+    without_weights_of,
+)
 from graphsurgery.models.libraries.installing import copy_others
 from graphsurgery.models.libraries.table import library_of
 from graphsurgery.models.libraries.tensor_files import (
@@ -45,6 +52,7 @@ class StoredNetwork:
         graph: its tensors have no values, but for buffers that its class computes.
         model: the instance of its class, without values too.
         tensors: what the files hold, by the names there.
+        own: the name in the class of each of these, which may be another one.
         names: the first name in the graph of each of these; of what the network does not read there is none.
     """
 
@@ -52,6 +60,7 @@ class StoredNetwork:
     graph: ModelGraph
     model: nn.Module
     tensors: dict[str, StoredTensor]
+    own: dict[str, str]
     names: dict[str, str]
 
     @property
@@ -87,36 +96,45 @@ def open_stored(spec: str) -> StoredNetwork:
             f"{spec}: is no folder of Hugging Face (hf:FOLDER), so it has no weights to be read one by one"
         )
     model, tensors = without_weights_of(folder, parse_spec(spec).options)
+    own = _names_in_class(spec, folder, model, tensors)
     try:
         graph = trace(model, HUGGING_FACE.inputs(model))
     except SurgeryError as cause:
         raise type(cause)(f"{spec}: {cause}") from cause
     for record in graph.lineage:
         if record.get("weights in another order") or record.get("weights that were computed"):
-            raise UnsupportedError(
-                f"{spec}: its trace computes weights from those in the files; open it whole: -o FILE.pt"
-            )
-    return StoredNetwork(folder, graph, model, tensors, _names(folder, graph, model, tensors))
+            raise UnsupportedError(f"{spec}: its trace computes weights from those in the files; {_WHOLE.format(spec)}")
+    return StoredNetwork(folder, graph, model, tensors, own, _names(graph, model, own))
 
 
-def _names(folder: Path, graph: ModelGraph, model: nn.Module, tensors: dict[str, StoredTensor]) -> dict[str, str]:
-    """The first name in a graph of each tensor of the files, which have to be those of a model."""
-    state, kind = model.state_dict(keep_vars=True), type(model).__name__
-    there = {id(state[name]) for name in tensors if name in state}
+_WHOLE = "open it whole: compress {0} -o FILE.pt, then install FILE.pt --into {0} -o FOLDER"
+
+
+def _names_in_class(spec: str, folder: Path, model: nn.Module, tensors: dict[str, StoredTensor]) -> dict[str, str]:
+    """The name in the class of each tensor of the files, which have to be those of a model, and no others."""
+    try:
+        own = names_in_class(model, tensors)
+    except UnsupportedError as cause:
+        raise UnsupportedError(f"{spec}: {cause}; {_WHOLE.format(spec)}") from cause
+    state = model.state_dict(keep_vars=True)
+    there = {id(state[name]) for name in own.values() if name in state}
+    twice = [name for name, count in Counter(own.values()).items() if count > 1]
     missing = [name for name, tensor in state.items() if id(tensor) not in there]
-    wrong = [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape]
-    unexpected = [name for name in tensors if name not in state]
-    if missing and unexpected:
-        raise CheckpointError(
-            f"{folder}: its files have {min(unexpected)} and {kind} has {min(missing)} ({len(missing)} weights are"
-            " missing): where the library gives weights other names as it loads them, open it whole: -o FILE.pt"
-        )
-    for what, names in {"missing": missing, "mismatched": wrong, "unexpected": unexpected}.items():
+    wrong = [name for name, mine in own.items() if mine in state and state[mine].shape != tensors[name].shape]
+    unexpected = [name for name, mine in own.items() if mine not in state]
+    for what, names in {"missing": missing, "mismatched": wrong, "unexpected": unexpected, "doubled": twice}.items():
         if names:
+            kind = type(model).__name__
             raise CheckpointError(f"{folder}: {len(names)} weights are {what} for {kind}: {min(names)}")
+    return own
+
+
+def _names(graph: ModelGraph, model: nn.Module, own: dict[str, str]) -> dict[str, str]:
+    """The first name in a graph of each tensor of the files."""
+    state = model.state_dict(keep_vars=True)
     slots = slots_of(as_traced(graph, model))
     traced = {id(getattr(*place)): name for name in graph.types.canonical for place in slots.get(name, ())}
-    known = {name: traced.get(id(state[name])) for name in tensors}
+    known = {name: traced.get(id(state[mine])) for name, mine in own.items()}
     return {name: graph.types.canonical[found] for name, found in known.items() if found is not None}
 
 
@@ -260,10 +278,11 @@ def configuration_of(network: StoredNetwork, small: ModelGraph) -> tuple[nn.Modu
         SurgeryError: the class cannot hold the edit, or not by its configuration.
     """
     built, fields = configured(small, network.model)
-    for name, tensor in built.state_dict().items():
-        if name in network.tensors and tuple(tensor.shape) != (found := edited_shape(network, small, name)):
+    state = built.state_dict()
+    for name, mine in network.own.items():
+        if tuple(state[mine].shape) != (found := edited_shape(network, small, name)):
             raise SurgeryError(
-                f"{network.folder}: the configuration gives {name} the shape {list(tensor.shape)}, and the edit"
+                f"{network.folder}: the configuration gives {mine} the shape {list(state[mine].shape)}, and the edit"
                 f" {list(found)}; cut less, or open it whole: -o FILE.pt"
             )
     return built, fields

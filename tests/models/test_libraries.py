@@ -162,6 +162,27 @@ def test_fields_of_the_configuration(folder):
     assert gs.config_of(graph, model) == {}
 
 
+class OwnWeights(TinyModel):
+    """The sizes of its weights stand nowhere but in their shapes, as those of experts in one tensor."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.up = nn.Parameter(torch.randn(config.hidden_size, 2 * config.inner) / 9)
+        self.down = nn.Parameter(torch.empty((config.inner, config.hidden_size)).normal_() / 9)
+
+    def forward(self, input_ids, attention_mask=None):  # noqa: ARG002
+        left, right = (self.words(input_ids) @ self.up).chunk(2, -1)
+        return {"logits": self.head((left.relu() * right) @ self.down)}
+
+
+def test_fields_that_stand_in_the_shapes_of_weights_alone():
+    torch.manual_seed(0)
+    model = OwnWeights(Config(hidden_size=16, layers=0, inner=10)).eval()
+    graph = gs.trace(model, torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert gs.config_of(gs.compress(graph, 0.5), model) == {"hidden_size": 8, "inner": 5}
+    assert gs.install(gs.compress(graph, 0.5), model).up.shape == (8, 10)
+
+
 def test_layers_that_are_not_alike_have_no_configuration(folder):
     model = TinyModel.from_pretrained(folder)
     graph = gs.open_model(f"hf:{folder}")

@@ -14,6 +14,7 @@ from graphsurgery.axes.algebra import Axis, Clash
 from graphsurgery.axes.inference import Inference, rule
 from graphsurgery.axes.rules.pointwise import broadcast, meet
 from graphsurgery.axes.types import TensorType
+from graphsurgery.network.layers import grouped_product
 from graphsurgery.network.operators import spelled
 
 
@@ -263,6 +264,18 @@ def _product(infer: Inference, left: TensorType, right: TensorType, first: int, 
         result = TensorType([*lead.axes, left[-2], right[-1]])
     infer.multiplies(*result.axes, inner)
     return result
+
+
+@rule(grouped_product)
+def product_of_groups(infer: Inference, x: TensorType, weight: TensorType, offsets: TensorType) -> TensorType:  # noqa: ARG001
+    """`x [rows, in]`, `weight [groups, in, out]`: which rows are of which group is data, so the groups are fixed."""
+    infer.freeze_axis("an axis of groups of rows, which data tells", weight[0], x[0])
+    infer.unify(x[1], weight[1])
+    infer.reads(0, 1, weight[1], weight, 1)
+    if weight.parameter is not None:
+        infer.writes(weight[2])
+    infer.multiplies(x[0], weight[1], weight[2])
+    return TensorType([x[0], weight[2]])
 
 
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")

@@ -236,7 +236,7 @@ def unflatten(infer: Inference, input: TensorType, dim: int, sizes: Any) -> Tens
 @rule(torch.permute, "permute")
 def permute(infer: Inference, input: TensorType, *order: Any, dims: Any = None) -> TensorType:  # noqa: ARG001
     """The axes in another order."""
-    return TensorType([input[d] for d in (_flat(order) if dims is None else dims)])
+    return input.permuted(_flat(order) if dims is None else dims)
 
 
 def _flat(numbers: Any) -> Sequence[int]:
@@ -253,37 +253,40 @@ def movedim(infer: Inference, input: TensorType, source: Any, destination: Any) 
     for old, new in zip(sources, destinations, strict=True):
         order[new] = old
     rest = iter(d for d in range(rank) if d not in sources)
-    return TensorType([input[next(rest) if d is None else d] for d in order])
+    return input.permuted([next(rest) if d is None else d for d in order])
 
 
 @rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims")
 def transpose(infer: Inference, input: TensorType, dim0: int, dim1: int) -> TensorType:  # noqa: ARG001
     """Two axes change places."""
-    axes = list(input.axes)
-    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
-    return TensorType(axes)
+    order = list(range(len(input)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return input.permuted(order)
 
 
 @rule("t", torch.t, "adjoint", torch.adjoint)
 def t(infer: Inference, input: TensorType) -> TensorType:  # noqa: ARG001
     """A matrix, or each of a batch, transposed."""
-    return TensorType([*input.axes[:-2], *input.axes[-2:][::-1]])
+    order = range(len(input))
+    return input.permuted([*order[:-2], *order[-2:][::-1]])
 
 
 _RESULTS = {"values": 0, "indices": 1, "min": 0, "max": 1}
 
 
 @rule(getattr)
-def attribute(infer: Inference, input: Any, name: str) -> TensorType:  # noqa: ARG001
+def attribute(infer: Inference, input: Any, name: str) -> TensorType:
     """A tensor seen another way, or one of several results by its name."""
     if isinstance(input, tuple):
         if name not in _RESULTS:
             raise Clash(f"the result {name}")
         result: TensorType = input[_RESULTS[name]]
         return result
-    if name in ("mT", "mH", "T", "H") and len(input) > 1:
-        return TensorType(input.axes[::-1] if name == "T" else [*input.axes[:-2], input[-1], input[-2]])
-    if name in ("T", "real", "imag", "data"):
+    if name == "T":
+        return input.permuted(range(len(input))[::-1])
+    if name in ("mT", "mH", "H") and len(input) > 1:
+        return t(infer, input)
+    if name in ("real", "imag", "data"):
         return TensorType(input.axes)
     raise Clash(f"the attribute {name} of a tensor")
 

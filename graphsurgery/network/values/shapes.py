@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphsurgery.network.gated_layers import GatedGRU, GatedLSTM, GatedRNN
+from graphsurgery.network.layers import grouped_product
 from graphsurgery.network.operators import Trait, is_in_place, key_of, modules, operators, spelled
 from graphsurgery.network.values import spatial
 from graphsurgery.network.values.recurrent_shapes import recurrent
@@ -181,6 +182,26 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
     return new(x.dtype, sizes if keepdim else [n for i, n in enumerate(sizes) if i not in reduced])
 
 
+def _grouped_product(
+    x: Tensor, weight: Tensor, *, offs: Tensor, bias: None = None, out_dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """Also where torch has no such product: on meta tensors of more than 16 bits, and in double precision."""
+    fits = is_plain(x, 2) and weight.is_meta and weight.dim() == 3 and x.shape[1] == weight.shape[1]
+    if not fits or bias is not None or x.dtype != weight.dtype or offs.shape != weight.shape[:1]:
+        return None
+    return new(out_dtype or x.dtype, (x.shape[0], weight.shape[2]))
+
+
+def _our_grouped_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor | None:
+    return _grouped_product(x, weight, offs=offsets)
+
+
+def _counts(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor | None:
+    """How often each index occurs, of which there are `minlength`; the normal form refuses others."""
+    fits = x.is_meta and x.dim() == 1 and weights is None and type(minlength) is int and minlength > 0
+    return new(torch.int64, (minlength,)) if fits else None
+
+
 # Norms and movement -----------------------------------------------------------------------------------------------
 
 
@@ -256,6 +277,9 @@ FUNCTIONS: Mapping[Any, Shape] = {
     F.max_pool2d: spatial.max_pool,
     F.avg_pool2d: spatial.average_pool,
     F.adaptive_avg_pool2d: spatial.adaptive_pool,
+    **dict.fromkeys((F.grouped_mm, torch._grouped_mm), _grouped_product),
+    grouped_product: _our_grouped_product,
+    torch.bincount: _counts,
     torch.mean: _mean,
     F.interpolate: spatial.resized,
     F.batch_norm: _batch_norm,
@@ -272,6 +296,7 @@ METHODS: Mapping[Any, Shape] = {
     **{m: _in_place if is_in_place(m) else _binary for known in operators(_ON_PAIRS) for m in known.methods},
     **{f: _comparison for f in _COMPARISONS if isinstance(f, str)},
     **dict.fromkeys(("__rsub__", "__rdiv__", "__rpow__"), _binary),
+    "bincount": _counts,
     "mean": _mean,
     "clamp": _clamp,
     "uniform_": _unary,

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from graphsurgery.network.paths import has_tensors
 
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
+_SORTS = (torch.sort, "sort", torch.argsort, "argsort")
+_HISTOGRAMS = (torch.histc, "histc")
 
 
 def make_plain(module: fx.GraphModule) -> None:
@@ -23,6 +25,7 @@ def make_plain(module: fx.GraphModule) -> None:
     - A pool to one pixel is a mean, which the exporter does not turn into a lookup of every number.
     - Bounds that a clamp reads from buffers become numbers: of several clamps of one tensor by such bounds the
       optimiser keeps the bounds of one.
+    - A stable sort is refused, though sorts of ONNX are stable; a histogram is refused, and becomes a sum of flags.
     """
     for node in module.graph.nodes:
         if node.target is F.scaled_dot_product_attention:
@@ -32,6 +35,10 @@ def make_plain(module: fx.GraphModule) -> None:
         elif node.target in _CLAMPS:
             node.args = fx.map_arg(node.args, lambda operand: _number(module, operand))
             node.kwargs = fx.map_arg(node.kwargs, lambda operand: _number(module, operand))
+        elif node.target in _SORTS:
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "stable"}
+        elif node.target in _HISTOGRAMS and _has_ends(*node.args, **node.kwargs):
+            node.op, node.target = "call_function", histogram
     module.recompile()
 
 
@@ -114,6 +121,20 @@ def _is_mean(layer: nn.Module) -> bool:
 def spatial_mean(x: Tensor) -> Tensor:
     """The mean of all pixels `[..., C, 1, 1]` of `[..., C, H, W]`."""
     return x.mean((-2, -1), keepdim=True)
+
+
+def _has_ends(input: Any, bins: Any = 100, min: Any = 0, max: Any = 0) -> bool:  # noqa: ARG001
+    """Whether the ends of a histogram are numbers of their own, and not those of the data."""
+    return all(isinstance(end, int | float) for end in (min, max)) and min < max
+
+
+def histogram(input: Tensor, bins: int, min: float, max: float) -> Tensor:
+    """`torch.histc`: how many numbers lie in each of some bins of one width, the largest in the last of them."""
+    x = input.flatten()
+    places = ((x - min) * bins / (max - min)).floor().clamp(max=bins - 1)
+    inside = ((x >= min) & (x <= max)).unsqueeze(1)
+    found = (places.unsqueeze(1) == torch.arange(bins, device=x.device)) & inside
+    return found.to(x.dtype).sum(0)
 
 
 def _number(module: fx.GraphModule, operand: fx.Node) -> Any:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
+from graphsurgery.network.layers import grouped_product
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
@@ -159,6 +160,8 @@ def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], res
         return prod(args[0].shape[:2]) * sum(p.numel() for p in target.parameters() if p.dim() == 2)
     if isinstance(target, (nn.Linear, *_CONVOLUTIONS)):
         return int(result.numel() * prod(target.weight.shape[1:]))
+    if target is grouped_product:
+        return int(result.numel() * args[0].shape[1])
     if target in _WEIGHTED:
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         return int(result.numel() * prod(weight.shape[1:]))

@@ -101,6 +101,8 @@ class Scores:
     def _sum(self, criterion: Criterion, name: str, kept: tuple[int, ...]) -> Tensor:
         key = (criterion, name, kept)
         if key not in self._sums:
+            if self._tensors[name].is_meta:
+                self._graph.check_values(f"importance {self.criterion}")
             for axes, total in criterion.sums(name, self._tensors[name], kept).items():
                 self._sums[criterion, name, axes] = total.double().cpu()
         return self._sums[key]

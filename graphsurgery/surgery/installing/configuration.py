@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
@@ -124,7 +125,8 @@ def _config(installed: nn.Module, model: nn.Module, numbers: dict[IntegerPlace, 
     followed = copy.deepcopy(model.config)
     old = follow_object(followed, _NAME)
     homes = {type(part).__module__ for part in model.modules()}
-    with torch.device("meta"), following_int(homes):
+    sizes = _Sizes()
+    with torch.device("meta"), following_int(homes), sizes:
         drawn = _built(type(model), followed, called)
     relations = []
     others = modules_of(installed)
@@ -135,9 +137,42 @@ def _config(installed: nn.Module, model: nn.Module, numbers: dict[IntegerPlace, 
             wanted = vars(others[path]).get(name)
             if name not in OF_EVERY_MODULE and (is_leaf(module) or IntegerPlace(path, (name,)) in numbers):
                 relations += [Relation(*pair, f"{path}.{name}") for pair in _pairs(value, wanted)]
+    theirs = named_tensors(installed)
+    for name, tensor in named_tensors(drawn).items():
+        if name in theirs:
+            relations += sizes.relations(name, tensor, theirs[name])
     config = copy.deepcopy(model.config)
     put_in_object(config, _NAME, solved(relations, old, f"install: the configuration of {called}"))
     return config
+
+
+class _Sizes(TorchFunctionMode):
+    """What the sizes of tensors were computed from that modules make for themselves, inside of the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and not self._given(found):
+            sizes = args[0] if args and isinstance(args[0], tuple | list) else args
+            made = all(isinstance(n, int) for n in sizes) and found.shape == tuple(sizes)
+            like = next((part for part in args if isinstance(part, Tensor) and part.shape == found.shape), None)
+            given = tuple(sizes) if made else () if like is None else self._given(like)
+            self._of[found.untyped_storage()._cdata] = found, given
+        return found
+
+    def _given(self, tensor: Tensor) -> tuple[Any, ...]:
+        """The sizes that a tensor was made with, or one that it was computed from number by number."""
+        made, given = self._of.get(tensor.untyped_storage()._cdata, (tensor, ()))
+        return given if made.shape == tensor.shape else ()
+
+    def relations(self, name: str, tensor: Tensor, wanted: Tensor) -> Iterator[Relation]:
+        """What the numbers have to be for an axis of a tensor that has another size than it was made with."""
+        for number, size in zip(self._given(tensor), wanted.shape, strict=False):
+            if isinstance(number, Followed) and int(number) != size:
+                yield Relation(number, size, name)
 
 
 def _pairs(value: Any, wanted: Any) -> list[tuple[Followed, int]]:

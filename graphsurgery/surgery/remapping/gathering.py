@@ -71,7 +71,8 @@ def _in_own_group(members: Tensor) -> Tensor:
 
 def _selected(tensor: Tensor, changes: Sequence[tuple[int, Lifted]]) -> Tensor:
     """A tensor at the new indices of some axes."""
-    first = changes[0] if len(changes) > 1 and tensor.numel() > _BLOCK else None
+    in_blocks = len(changes) > 1 and tensor.numel() > _BLOCK and not tensor.is_meta
+    first = changes[0] if in_blocks else None
     if first is None or first[0] != 0 or any(lifted.beside is not None for _, lifted in changes):
         for index, lifted in changes:
             tensor = _select(tensor, index, lifted)

@@ -30,7 +30,7 @@ class HoldingTracer(DecidingTracer):
 
     Attributes:
         spelled_out: the lines that wrote sizes into texts, where that is none.
-        conversions: the files of the model, by the names of their modules, that asked for a size by `int` or `float`.
+        conversions: the files of the model, by their modules, that asked for sizes by `int`, `float` or `len`.
     """
 
     def __init__(self, *, strict: bool = False, **options: Any) -> None:

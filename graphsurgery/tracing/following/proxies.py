@@ -96,12 +96,10 @@ class ValueProxy(fx.Proxy):
 
     def __len__(self) -> int:
         value = value_of(self)
-        if isinstance(value, Tensor):
-            if not value.dim():
-                raise TypeError("len() of a 0-d tensor")
-            self.tracer.decided(operator.getitem(self.shape, 0))
-        elif _length_may_change(self.node):
-            self.tracer.decided(self.tracer.create_proxy("call_function", len, (self,), {}))
+        length = length_of(self)
+        if isinstance(length, fx.Proxy):
+            self.tracer.converted("len", sys._getframe(1))
+            self.tracer.decided(length)
         return len(value)
 
     def __iter__(self) -> Iterator[Any]:
@@ -307,6 +305,20 @@ def converted(kind: type, *args: Any) -> Any:
     if len(args) == 1 and _is_proxy(args[0]) and _is_number(value_of(args[0])):
         return args[0].tracer.create_proxy("call_function", kind, args, {})
     return kind(*args)
+
+
+def length_of(candidate: Any) -> Any:
+    """As `len`, but of what a proxy stands for a number that follows the input, where it may be another one."""
+    if not _is_proxy(candidate):
+        return len(candidate)
+    value = value_of(candidate)
+    if isinstance(value, Tensor):
+        if not value.dim():
+            raise TypeError("len() of a 0-d tensor")
+        return operator.getitem(candidate.shape, 0)
+    if _length_may_change(candidate.node):
+        return candidate.tracer.create_proxy("call_function", len, (candidate,), {})
+    return len(value)
 
 
 def is_callable(candidate: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, type_of
+from graphsurgery.tracing.following.proxies import converted, is_callable, is_instance, length_of, type_of
 
 _MISSING: Any = object()
 _CACHED = functools._lru_cache_wrapper
@@ -102,11 +102,11 @@ class FloatOf(metaclass=_Converts):
     kind = float
 
 
-_CONVERSIONS = {"int": IntOf, "float": FloatOf}
+_CONVERSIONS = {"int": IntOf, "float": FloatOf, "len": length_of}
 
 
 def may_stand_in(module: str, name: str) -> bool:
-    """Whether a file of the model uses `int` or `float` only in ways in which something else may stand for it.
+    """Whether a file of the model uses `int`, `float` or `len` only in ways in which something else may stand for it.
 
     That is to call it, and to ask with `isinstance`: as a dtype only the type itself will do.
     """
@@ -139,7 +139,7 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     A cache would keep proxies beyond the trace, and give those of another one.
 
     Args:
-        symbolic: modules, and `int` or `float`: where these give of a size what is computed from it.
+        symbolic: modules, and `int`, `float` or `len`: where these give what is computed from a size, or a size.
     """
     plain: list[dict[str, Any]] = []
     changed: list[tuple[dict[str, Any], str, Any]] = []

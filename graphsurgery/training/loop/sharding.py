@@ -1,19 +1,22 @@
 """A network of which each process holds a part of every parameter, of its gradient and of the optimizer's state (FSDP).
 
-`accelerate launch --use_fsdp --fsdp_version 2` asks for it. A traced network is one unit: its parameters are whole
-while it runs, and lie spread over the processes between the steps.
+`accelerate launch --use_fsdp --fsdp_version 2` asks for it. Every large layer is a unit: its parameters are whole while
+it runs, forward or backward, and lie spread over the processes else. What is left of the network is one unit more.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.paths import modules_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,10 +66,55 @@ def prepared(
         called = accelerator.prepare_model(step(module))
         return called, called, accelerator.prepare_optimizer(optimizer)
     plugin = accelerator.state.fsdp_plugin
-    # The layers of a traced network have no modules of their own around them that could be units.
-    plugin.auto_wrap_policy, plugin.cpu_ram_efficient_loading = None, False
+    plugin.transformer_cls_names_to_wrap = _mark(units_of(module))
+    policy = transformer_auto_wrap_policy if plugin.transformer_cls_names_to_wrap else None
+    plugin.auto_wrap_policy, plugin.cpu_ram_efficient_loading = policy, False
     module, wrapped = accelerator.prepare(module, optimizer)
     return step(module), module, wrapped
+
+
+_LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
+"""What has all its parameters for its forward alone; a recurrent layer holds them twice."""
+_LARGE = 2**16
+"""Numbers from which on a layer is a unit: for fewer it does not pay to ask all processes."""
+
+
+def units_of(module: nn.Module) -> list[nn.Module]:
+    """The layers of a traced network that can be whole by themselves: large, called once, with tensors of their own.
+
+    Args:
+        module: a network; one that is no graph has none.
+    """
+    if not isinstance(module, fx.GraphModule):
+        return []
+    called = Counter(str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr"))
+    layers = [module.get_submodule(path) for path, count in called.items() if count == 1 and _is_layer(module, path)]
+    owners = Counter(id(p) for part in modules_of(module).values() for p in part._parameters.values() if p is not None)
+    read = {path.rpartition(".")[0] for path in called}
+    inside = {id(module.get_submodule(path)) for path in read if _is_layer(module, path)}
+    return [
+        layer
+        for layer in layers
+        if id(layer) not in inside
+        and sum(p.numel() for p in layer.parameters()) >= _LARGE
+        and all(owners[id(p)] == 1 for p in layer.parameters())
+    ]
+
+
+def _is_layer(module: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(module.get_submodule(path), _LAYERS)
+    except AttributeError:
+        return False  # a parameter
+
+
+def _mark(layers: Sequence[nn.Module]) -> list[str]:
+    """Give layers classes of their own, by whose names Accelerate knows what is a unit; these names."""
+    marked: dict[type, type] = {}
+    for layer in layers:
+        kind = type(layer)
+        layer.__class__ = marked.setdefault(kind, type(f"Unit{kind.__name__}", (kind,), {}))
+    return [kind.__name__ for kind in marked.values()]
 
 
 def is_spread(module: nn.Module) -> bool:

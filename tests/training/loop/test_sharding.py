@@ -58,6 +58,68 @@ def test_two_processes_train_as_one_does(tmp_path):
     torch.testing.assert_close(zero["state"], expected, rtol=1e-4, atol=1e-5)
 
 
+def deep(layers=4):
+    """Large layers of one size in a row, between small ones."""
+    torch.manual_seed(0)
+    inner = [part for _ in range(layers) for part in (nn.Linear(256, 256), nn.ReLU())]
+    return nn.Sequential(nn.Linear(4, 256), nn.LayerNorm(256), *inner, nn.Linear(256, 3))
+
+
+def test_one_large_layer_is_whole_at_a_time(tmp_path):
+    """Forward and backward; what else is whole is what is too small to ask for."""
+
+    def work(rank):
+        shard_on_cpu()
+        prepared = sharding.prepared
+        most = 0
+
+        def watched(*given):
+            called, module, optimizer = prepared(*given)
+
+            def look(*_):
+                nonlocal most
+                whole = [p for p in module.parameters() if not hasattr(p, "full_tensor")]
+                most = max(most, sum(p.numel() for p in whole))
+
+            for layer in module.modules():
+                layer.register_forward_hook(look)
+                layer.register_full_backward_hook(look)
+            return called, module, optimizer
+
+        sharding.prepared = watched
+        module = gs.trace(deep(), torch.zeros(2, 4)).module
+        x = torch.randn(40, 4)
+        data = TensorDataset(x, (x[:, 0] > 0).long())
+        fit(module, data, PLAN, objective=CrossEntropy(3), validation=data)
+        torch.save({"most": most, "state": module.state_dict()}, tmp_path / f"{rank}.pt")
+
+    in_two(work, **FSDP)
+    found = torch.load(tmp_path / "0.pt")
+    large, all_of_it = 256 * 257, sum(p.numel() for p in deep().parameters())
+    assert large <= found["most"] <= 2 * large + (all_of_it - 4 * large), "of four large layers two at most"
+    module = gs.trace(deep(), torch.zeros(2, 4)).module
+    torch.manual_seed(0)
+    assert set(found["state"]) == set(module.state_dict())
+
+
+def test_units_are_large_layers_that_are_called_once_and_share_nothing():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.twice = nn.Embedding(300, 256), nn.Linear(256, 256)
+            self.once, self.read, self.head = nn.Linear(256, 256), nn.Linear(256, 256), nn.Linear(256, 300, bias=False)
+            self.head.weight, self.rnn = self.words.weight, nn.GRU(256, 256, batch_first=True)
+
+        def forward(self, x):
+            x = self.twice(self.twice(self.words(x))) + self.once(self.words(x))
+            x = self.rnn(self.read(x) * self.read.bias)[0]
+            return self.head(x)
+
+    module = gs.trace(Tied(), torch.zeros(2, 3, dtype=torch.int64)).module
+    assert sharding.units_of(module) == [module.get_submodule("once")]
+    assert sharding.units_of(Tied()) == []
+
+
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path):
     def begin(rank):  # noqa: ARG001
         shard_on_cpu()

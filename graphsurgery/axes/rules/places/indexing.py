@@ -91,6 +91,8 @@ def getitem(infer: Inference, input: Any, index: Any) -> Any:
 def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -> TensorType:
     if any(isinstance(i, (TensorType, list)) for i in index):
         return _look_up(infer, input, index)
+    if all(isinstance(item, int) for item in index):
+        return _at(infer, input, len(index))
     result: list[Axis] = []
     slices: dict[int, Axis] = {}
     source = 0
@@ -113,6 +115,12 @@ def _index_tensor(infer: Inference, input: TensorType, index: tuple[Any, ...]) -
     if slices:
         infer.on_rebuild(lambda node, new: _resize_slices(node, new, index, slices))
     return TensorType([*result, *input.axes[source:]])
+
+
+def _at(infer: Inference, input: TensorType, count: int) -> TensorType:
+    """One index of each of the first axes, which that fixes; of weights in one tensor the weights of one expert."""
+    infer.freeze_axis("an axis that is indexed by a constant", *input.axes[:count])
+    return TensorType(input.axes[count:], input.parameter, input.order[count:])
 
 
 def _slice(infer: Inference, axis: Axis, item: slice, out: int) -> Axis:
