@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from graphsurgery.errors import SpecError, near_names, one_line
@@ -121,18 +121,29 @@ def told(error: BaseException) -> str:
     return words if place is None else f"{place}: {words}"
 
 
+def _is_mode(frame: FrameType) -> bool:
+    """Whether torch has called a mode, as it does for each function while the mode lasts."""
+    if frame.f_code.co_name != "__torch_function__":
+        return False
+    from torch.overrides import TorchFunctionMode
+
+    return isinstance(frame.f_locals.get("self"), TorchFunctionMode)
+
+
 def place_of(error: BaseException) -> str | None:
     """File, line and function where code of the user raised an error, or called what did.
 
-    None where no such code is on the way, or where the package went wrong after it.
+    None where no such code is on the way, or where the package went wrong after it; where a mode of torch
+    stands between that code and torch, it was that code.
     """
-    found = None
+    found, between = None, False
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__", ""))
+        between = between or _is_mode(frame)
         if name.partition(".")[0] == "graphsurgery":
-            found = None
+            found = found if between else None
         elif name.startswith(_PREFIX) or _beside(frame.f_code.co_filename):
-            found = f"{_shown(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
+            found, between = f"{_shown(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}", False
     if found is None:  # another process has raised it, of which there is the text
         for path, line, function in _IN_TEXT.findall(str(error)):
             if os.path.realpath(path) in _user_files() or _beside(path):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphsurgery import errors
 from graphsurgery.errors import SurgeryError, TraceError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import Replicas, Twin, alias_copy, meta_copy
@@ -280,6 +281,7 @@ def _compare(graph: ModelGraph, installed: nn.Module, called: str) -> None:
 
 def _where(cause: BaseException) -> str:
     """The line of the model's own code that failed."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    package = Path(errors.__file__).parent
+    own = tuple(map(str, (Path(torch.__file__).parent, package / "network", package / "surgery")))
     frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(own)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else "in torch"
