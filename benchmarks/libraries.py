@@ -40,7 +40,7 @@ from graphsurgery.errors import SurgeryError, one_line
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     *("transformers", "diffusers", "segmentation_models_pytorch", "ultralytics", "monai", "vit-pytorch"),
-    *("x-transformers", "open_clip_torch", "torch_geometric"),
+    *("x-transformers", "open_clip_torch", "torch_geometric", "torchaudio", "speechbrain"),
 )
 # What a step needs; a step that fails ends those that need it.
 NEEDS = {

@@ -7,7 +7,7 @@ two traces agree, which is nearly everywhere, there is one node.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,21 @@ def join(evaluating: fx.Graph, training: fx.Graph, skeletons: Sequence[nn.Module
     return _Join(evaluating, training, skeletons).run()
 
 
+def shared_runs(left: Sequence[Any], right: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
+    """Where two lists are alike, in order: the beginning of each run in both, and its length; last what is behind all.
+
+    The search takes the square of what it looks through, so what they begin and end with alike is left out of it.
+    """
+    least = min(len(left), len(right))
+    head = next((n for n in range(least) if left[n] != right[n]), least)
+    tail = next((n for n in range(least - head) if left[-1 - n] != right[-1 - n]), least - head)
+    yield 0, 0, head
+    within = left[head : len(left) - tail], right[head : len(right) - tail]
+    for first, second, length in difflib.SequenceMatcher(None, *within, autojunk=False).get_matching_blocks():
+        yield head + first, head + second, length
+    yield len(left) - tail, len(right) - tail, tail
+
+
 class _Join:
     def __init__(self, evaluating: fx.Graph, training: fx.Graph, skeletons: Sequence[nn.Module]) -> None:
         self.nodes = (list(evaluating.nodes), list(training.nodes))
@@ -68,9 +83,8 @@ class _Join:
 
     def run(self) -> fx.Graph:
         in_evaluation, in_training = ([(node.op, node.target) for node in nodes] for nodes in self.nodes)
-        matcher = difflib.SequenceMatcher(None, in_evaluation, in_training, autojunk=False)
         done = [0, 0]
-        for e, t, length in matcher.get_matching_blocks():
+        for e, t, length in shared_runs(in_evaluation, in_training):
             for mode, end in ((0, e), (1, t)):
                 for node in self.nodes[mode][done[mode] : end]:
                     self._alone(node, mode)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from contracts import Network, assert_contracts
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from zoo import googlenet, randomize
 
@@ -18,6 +20,7 @@ from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.passes.compress import compress
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.deviation import deviation
+from graphsurgery.tracing.modes import shared_runs
 
 
 def outputs(module, x, training):
@@ -77,6 +80,23 @@ def test_both_modes_are_in_the_graph(forward):
     assert "only as in evaluation" not in graph.lineage[0]
     if forward is not rate_by_mode:
         assert_contracts(copy.deepcopy(network).eval(), (4,))
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_runs_that_two_traces_share_are_alike_and_in_order(left, right):
+    done = [0, 0]
+    for first, second, length in shared_runs(left, right):
+        assert first >= done[0]
+        assert second >= done[1]
+        assert left[first : first + length] == right[second : second + length]
+        done = [first + length, second + length]
+    assert done == [len(left), len(right)]
+
+
+def test_what_differs_in_the_middle_is_all_that_differs():
+    both = ["a", "b"] * 20
+    runs = shared_runs([*both, "c", *both], [*both, "d", "e", *both])
+    assert [run for run in runs if run[-1]] == [(0, 0, 40), (41, 42, 40)]
 
 
 def test_every_module_has_a_mode_of_its_own():
