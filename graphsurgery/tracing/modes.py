@@ -6,7 +6,9 @@ two traces agree, which is nearly everywhere, there is one node.
 
 from __future__ import annotations
 
+import bisect
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,16 +60,33 @@ def join(evaluating: fx.Graph, training: fx.Graph, skeletons: Sequence[nn.Module
 def shared_runs(left: Sequence[Any], right: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
     """Where two lists are alike, in order: the beginning of each run in both, and its length; last what is behind all.
 
-    The search takes the square of what it looks through, so what they begin and end with alike is left out of it.
+    A search takes the square of what it looks through, so it goes from one thing to the next that both have once.
     """
-    least = min(len(left), len(right))
-    head = next((n for n in range(least) if left[n] != right[n]), least)
-    tail = next((n for n in range(least - head) if left[-1 - n] != right[-1 - n]), least - head)
-    yield 0, 0, head
-    within = left[head : len(left) - tail], right[head : len(right) - tail]
-    for first, second, length in difflib.SequenceMatcher(None, *within, autojunk=False).get_matching_blocks():
-        yield head + first, head + second, length
-    yield len(left) - tail, len(right) - tail, tail
+    begins = 0, 0
+    for ends in [*_landmarks(left, right), (len(left), len(right))]:
+        between = left[begins[0] : ends[0]], right[begins[1] : ends[1]]
+        for first, second, length in difflib.SequenceMatcher(None, *between, autojunk=False).get_matching_blocks():
+            yield begins[0] + first, begins[1] + second, length
+        yield *ends, int(ends[0] < len(left))
+        begins = ends[0] + 1, ends[1] + 1
+
+
+def _landmarks(left: Sequence[Any], right: Sequence[Any]) -> list[tuple[int, int]]:
+    """The places of what each of two lists has once: as many as can be in the order of both."""
+    counts, place = (Counter(left), Counter(right)), {item: number for number, item in enumerate(right)}
+    once = [n for n, item in enumerate(left) if counts[0][item] == counts[1][item] == 1]
+    tails: list[int] = []  # where the shortest chains of each length end in the right list
+    chains: list[Any] = []  # these: the last place, and the chain before it
+    for number in once:
+        other = place[left[number]]
+        at = bisect.bisect_left(tails, other)
+        chain = ((number, other), chains[at - 1] if at else None)
+        tails[at : at + 1], chains[at : at + 1] = [other], [chain]
+    found, rest = [], chains[-1] if chains else None
+    while rest is not None:
+        last, rest = rest
+        found.append(last)
+    return found[::-1]
 
 
 class _Join:
