@@ -140,10 +140,15 @@ class _Following:
             reader = waiting.pop()
             for source in reader.all_input_nodes:
                 mean = self.states[source] is State.MEAN
-                weight = source.op == "get_attr" and self.states[source] is State.BESIDE
+                weight = self.states[source] is State.BESIDE and self._is_weight(source)
                 if (mean or weight) and source not in self.apart:
                     self.apart[source] = f"{place_of(source)} is read by {place_of(reader)}, which is kept apart"
                     waiting.append(source)
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        """Whether a node reads a parameter, or gives one with its axes in another order."""
+        typed = self.types.types[node]
+        return node.op == "get_attr" or (isinstance(typed, TensorType) and typed.parameter is not None)
 
     def _keep_together(self) -> None:
         """All that use one parameter, or write and read one piece of memory, are kept apart together."""

@@ -164,6 +164,17 @@ def test_merges_and_grows(kind, tmp_path):
     assert torch.equal(gs.load(tmp_path / "both.pt")(*x), both(*x))
 
 
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_merges_where_the_hidden_width_is_an_output(kind):
+    """Only the read axis of a weight is summed then, and what reads it is kept apart: it is no mean of the networks'."""
+    model = network(kind)
+    model.head = nn.Identity()
+    graph, x, _ = typed(model, (7, 5))
+    other, _, _ = typed(model, (7, 5), seed=1)
+    both = gs.concatenate([graph, other])
+    torch.testing.assert_close(both(*x), (graph(*x) + other(*x)) / 2, rtol=1e-10, atol=1e-12)
+
+
 def test_gates_need_to_know_whose_rows_they_scale():
     """Which example a row belongs to is lost when rows are sorted by their experts."""
     graph = gs.trace(network(Each), torch.randn(2, 7, 5))
