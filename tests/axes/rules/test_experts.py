@@ -166,7 +166,7 @@ def test_merges_and_grows(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", SPELLINGS)
 def test_merges_where_the_hidden_width_is_an_output(kind):
-    """Only the read axis of a weight is summed then, and what reads it is kept apart: it is no mean of the networks'."""
+    """Only the read axis of a weight is summed then, and what reads it is kept apart: it is no mean of theirs."""
     model = network(kind)
     model.head = nn.Identity()
     graph, x, _ = typed(model, (7, 5))
