@@ -13,6 +13,7 @@ passes are those of `doctor`.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -50,6 +51,7 @@ NEEDS = {
     "put back": "halve",
     "config": "put back",
     "onnx": "halve",
+    "peer": "",
 }
 # Contracts of the passes by the head of their column.
 COLUMNS = {
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = options.names or NAMES
     found = {name: json.loads(place(name).read_text(encoding="utf-8")) for name in names if place(name).is_file()}
     if not options.cached:
-        wanted = [step for step in NEEDS if options.onnx or step != "onnx"]
+        left_out = {"onnx": not options.onnx, "peer": not _version("torch-pruning")}
+        wanted = [step for step in NEEDS if not left_out.get(step)]
         _measure({n: lacking(n, found.get(n, {}), wanted) for n in names}, found, place, options)
     if not options.names:
         (DOCS / "libraries.md").write_text(page({n: found[n] for n in names if n in found}), encoding="utf-8")
@@ -278,6 +281,24 @@ class Subject:
         """The halved weights in an instance of the class."""
         gs.install(self.small, self.model)
 
+    def peer(self) -> str:
+        """What Torch-Pruning leaves of it with plain settings: half of the channels of each group, by magnitude."""
+        import torch_pruning
+
+        model, inputs = copy.deepcopy(self.model), self.kwargs.get("", self.kwargs)
+        before = sum(parameter.numel() for parameter in model.parameters())
+        importance = torch_pruning.importance.MagnitudeImportance(p=2)
+        try:
+            torch_pruning.pruner.MagnitudePruner(model, inputs, importance, pruning_ratio=0.5).step()
+            with torch.no_grad():
+                model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        except Exception as cause:  # whatever another tool raises
+            raise SurgeryError(f"{type(cause).__name__}: {one_line(cause, 200)}") from cause
+        left = sum(parameter.numel() for parameter in model.parameters()) / before
+        if left == 1:
+            raise SurgeryError("removes nothing")
+        return f"{left:.2f}"
+
     def config(self) -> str:
         """The fields of its configuration that give the halved network."""
         return ", ".join(f"{name}={value}" for name, value in gs.config_of(self.small, self.model).items())
@@ -328,10 +349,10 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     missing = len(NAMES) - len(found)
     listed = "1 more is" if missing == 1 else f"{missing} more are"
     more = f" {listed} listed in `benchmarks/library_networks.py`, and not measured." if missing else ""
-    packages = [package for package in PACKAGES if _version(package)]
+    packages = [package for package in (*PACKAGES, "torch-pruning") if _version(package)]
     seconds = sum(float(d.get("seconds", 0)) for d in found.values())
     head = [*("network", "route", "editable", "spaces", "trace", "halve"), *COLUMNS]
-    head += ["ONNX", "put back", "configuration", "seconds"]
+    head += ["ONNX", "put back", "configuration", "Torch-Pruning", "seconds"]
     return _PAGE.format(
         measured=measured("python benchmarks/libraries.py", seconds, *packages),
         counts=f"Of {len(found)} networks {_counts(found.values())}.{more}",
@@ -347,7 +368,7 @@ def _counts(found: Collection[Mapping[str, Any]]) -> str:
     for step, words in _COUNTED.items():
         tried = [document[step] for document in found if step in document]
         good = sum(_good(said) for said in tried)
-        counts.append(f"{good} {words}" + (f" of {len(tried)} that were exported" if step == "onnx" else ""))
+        counts.append(f"{good} {words.format(len(tried))}")
     return f"{', '.join(counts[:-1])}, and {counts[-1]}"
 
 
@@ -367,9 +388,10 @@ def _contract_counts(found: Collection[Mapping[str, Any]]) -> str:
 _COUNTED = {
     "trace": "are followed whole",
     "halve": "are cut in half",
-    "onnx": "agree with ONNX Runtime",
+    "onnx": "agree with ONNX Runtime of {} that were exported",
     "put back": "go back into their class",
     "config": "do so by their configuration",
+    "peer": "of {} run after Torch-Pruning has taken half of their channels",
 }
 _PAGE = """# Networks of libraries
 
@@ -391,6 +413,8 @@ are specs of every command; the others are traced in Python, with their inputs b
 - **ONNX**: exported after halving, and compared in ONNX Runtime.
 - **put back**: `gs.install`: the halved weights in an instance of the library's class, compared with the network.
 - **configuration**: `gs.config_of`: the class built from changed fields gives the same outputs to the last bit.
+- **Torch-Pruning**: the share of the parameters that it leaves with plain settings (`MagnitudePruner`, half of each
+  group of channels, nothing ignored), where the rest runs on the same inputs, in whatever sizes of outputs.
 - **seconds**: on a busy machine; they say which take long, and no more. Not all rows are of one state of the code.
 
 {measured}
@@ -412,12 +436,13 @@ By reason; the names and numbers are those of the first network that is named.
 def _row(name: str, found: Mapping[str, Any]) -> list[str]:
     route = "spec" if ":" in name else "kwargs"
     words = {step: _word(found.get(step)) for step in ("trace", "halve", "onnx", "put back")}
-    fields = found.get("config")
-    config = "–" if fields is None else fields if _good(fields) else "no"
+    config, peer = (
+        "–" if found.get(step) is None else found[step] if _good(found[step]) else "no" for step in ("config", "peer")
+    )
     shown = [f"`{_short(name)}`", route, f"{found.get('editable', 0):.2f}", str(found.get("spaces", "–"))]
     cells = [_cell(found, column) for column in COLUMNS]
     return [
-        *(*shown, words["trace"], words["halve"], *cells, words["onnx"], words["put back"], config),
+        *(*shown, words["trace"], words["halve"], *cells, words["onnx"], words["put back"], config, peer),
         f"{found['seconds']:.0f}",
     ]
 

@@ -22,15 +22,15 @@ def contract(status="holds", measured=0.0, why=""):
 
 
 def test_only_steps_that_are_missing_and_possible_are_measured():
-    assert libraries.lacking(NET, {}) == ["trace", "halve", "contracts", "put back", "onnx"]
-    assert libraries.lacking(TEXT, {"trace": "yes", "halve": "runs", "onnx": "yes"}) == [
+    assert libraries.lacking(NET, {}) == ["trace", "halve", "contracts", "put back", "onnx", "peer"]
+    assert libraries.lacking(TEXT, {"trace": "yes", "halve": "runs", "onnx": "yes", "peer": "0.3"}) == [
         "contracts",
         "put back",
         "config",
     ]
     assert libraries.lacking(TEXT, {"trace": "yes", "halve": "exact"}, ["onnx"]) == ["onnx"]
-    assert libraries.lacking(TEXT, {"trace": "yes", "halve": "no: it is refused"}) == ["contracts"]
-    assert libraries.lacking(TEXT, {"trace": "no: 2 parts are kept whole"}) == []
+    assert libraries.lacking(TEXT, {"trace": "yes", "halve": "no: it is refused"}) == ["contracts", "peer"]
+    assert libraries.lacking(TEXT, {"trace": "no: 2 parts are kept whole"}) == ["peer"]
 
 
 def test_columns_are_contracts_of_the_doctor():
@@ -52,11 +52,18 @@ def test_what_a_step_needs_is_done_and_not_found(monkeypatch, steps):
         assert found["contracts"]["factorized at full rank = original"]["measured"] < 1e-10
 
 
+def test_what_another_tool_leaves_is_a_share(monkeypatch):
+    layers = [nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False)]
+    monkeypatch.setattr(libraries, "_built", lambda _: (nn.Sequential(*layers), {"": torch.zeros(2, 4)}))
+    assert libraries.examined(NET, ["peer"])["peer"] == "0.38"
+
+
 def test_a_step_that_fails_ends_those_that_need_it(monkeypatch):
     monkeypatch.setattr(libraries, "_built", lambda _: (nn.Sequential(nn.Linear(4, 3)), {"": torch.zeros(2, 5)}))
     found = libraries.examined(TEXT)
-    assert [step for step in libraries.NEEDS if step in found] == ["trace"]
+    assert [step for step in libraries.NEEDS if step in found] == ["trace", "peer"]
     assert found["trace"].startswith("no: ")
+    assert found["peer"].startswith("no: ")
 
 
 def test_what_is_added_stands_beside_what_was_known():
