@@ -15,10 +15,10 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.targets import Target, parse_target
+from graphsurgery.surgery.equivalents.products import refreshed, with_layers
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
 from graphsurgery.surgery.gates import has_gates
 from graphsurgery.surgery.growth.identity_layers import CONVOLUTIONS
-from graphsurgery.surgery.products import refreshed, with_layers
 from graphsurgery.surgery.remapping.remap import rebuild
 
 HOWS = ("svd", "random")

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.paths import place_of
+from graphsurgery.surgery.equivalents.products import flipped
 from graphsurgery.surgery.growth.identity_layers import (
     BATCH_NORMS,
     identity_layer,
@@ -20,7 +21,6 @@ from graphsurgery.surgery.growth.identity_layers import (
     residual_pair,
 )
 from graphsurgery.surgery.growth.repeats import ZERO, Region, activation_of, has_weights, region, repeats, settled
-from graphsurgery.surgery.products import flipped
 
 _JOINS = frozenset({"add", "iadd", "mul", "imul", "cat", "concat"})
 

@@ -21,8 +21,8 @@ from graphsurgery.network.layers import either, scale_axis, weigh
 from graphsurgery.network.operators import Trait, is_a, operator_of
 from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values.dtypes import holds_numbers
+from graphsurgery.surgery.equivalents.products import flipped
 from graphsurgery.surgery.growth.identity_layers import BATCH_NORMS, CONVOLUTIONS, can_be_calibrated, can_be_identity
-from graphsurgery.surgery.products import flipped
 
 IDENTITY, ZERO, CALIBRATE = "identity", "zero", "calibrate"
 

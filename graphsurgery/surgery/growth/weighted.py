@@ -17,7 +17,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import versions
 from graphsurgery.surgery.editor import weighed
-from graphsurgery.surgery.grouping import PLAIN, group, groups_of, power_of
+from graphsurgery.surgery.equivalents.grouping import PLAIN, group, groups_of, power_of
 from graphsurgery.surgery.growth.shares import keeps_size, without_place
 from graphsurgery.surgery.remapping.gathering import gather
 from graphsurgery.surgery.remapping.remap import folded, follow, rebuild, remap

@@ -27,7 +27,7 @@ from graphsurgery.network.operators import Trait, operator_of
 from graphsurgery.network.paths import has_tensors, place_of
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.editor import setting
-from graphsurgery.surgery.grouping import groups_of
+from graphsurgery.surgery.equivalents.grouping import groups_of
 from graphsurgery.surgery.merging.side_by_side import MatchedTeachers, hands_on
 
 _CONSTANT = frozenset(

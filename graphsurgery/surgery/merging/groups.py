@@ -10,7 +10,7 @@ from graphsurgery.axes.algebra import dims_of, size_of
 from graphsurgery.axes.maps import Edit
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.copying import meta_of
-from graphsurgery.surgery.grouping import PLAIN, group
+from graphsurgery.surgery.equivalents.grouping import PLAIN, group
 from graphsurgery.surgery.merging.direct_sum import separable
 from graphsurgery.surgery.remapping.remap import rebuild
 

@@ -1,0 +1,1 @@
+"""The same values by other layers: norms of groups of channels, and products as linear layers."""
