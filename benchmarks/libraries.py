@@ -460,7 +460,7 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for (what, _), of in sorted(kinds.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))):
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(name for name, _ in of))
-        lines.append(f"- **{what}**, {len(of)}: {of[0][1]} ({names})")
+        lines.append(f"- **{'Torch-Pruning' if what == 'peer' else what}**, {len(of)}: {of[0][1]} ({names})")
     return "\n".join(lines)
 
 
