@@ -45,10 +45,7 @@ def concatenate(graphs: Sequence[ModelGraph]) -> ModelGraph:
 
     Source: Pašen & Boža, "Merging of neural networks", arXiv:2204.09973, section 3.1.
     """
-    if len(graphs) < 2:
-        raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
-    for each in graphs:
-        each.check_values("concatenate")
+    _require_several(graphs)
     family = MatchedTeachers([in_groups(g) for g in graphs])
     if not layout(family, first=True).apart:
         return _direct_sum(family, graphs)
@@ -75,12 +72,16 @@ def side_by_side(graphs: Sequence[ModelGraph]) -> ModelGraph:
     Raises:
         SurgeryError: topologies or inputs differ, or the outputs are in a named tuple or a dataclass.
     """
+    _require_several(graphs)
+    family = MatchedTeachers([in_groups(replace(g, open_outputs=True)) for g in graphs], agree=False)
+    return _direct_sum(family, graphs, layout(family, each=True), each=True)
+
+
+def _require_several(graphs: Sequence[ModelGraph]) -> None:
     if len(graphs) < 2:
         raise SurgeryError(f"concatenate: needs at least two networks, got {len(graphs)}")
     for each in graphs:
         each.check_values("concatenate")
-    family = MatchedTeachers([in_groups(replace(g, open_outputs=True)) for g in graphs], agree=False)
-    return _direct_sum(family, graphs, layout(family, each=True), each=True)
 
 
 def _direct_sum(

@@ -87,9 +87,25 @@ def written(path: Path, nodes, inputs, outputs, constants=None, opset: int = 18,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-    onnx.save(model, str(path))
+    others = sorted({node.domain for node in nodes} - {""})
+    versions = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in others)]
+    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=ir), str(path))
     return path
+
+
+def before_attention():
+    """`last` and `total` of a mask, as GroupQueryAttention takes lengths, and `q`, `k` and `v` of `x`."""
+    return [
+        helper.make_node("ReduceSum", ["mask", "one"], ["sum"], keepdims=0),
+        helper.make_node("Sub", ["sum", "one"], ["less"]),
+        helper.make_node("Cast", ["less"], ["last"], to=TensorProto.INT32),
+        helper.make_node("Shape", ["mask"], ["shape"]),
+        helper.make_node("Gather", ["shape", "at"], ["length"]),
+        helper.make_node("Cast", ["length"], ["total"], to=TensorProto.INT32),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        *(helper.make_node("MatMul", ["r", f"w{name}"], [name]) for name in "qkv"),
+    ]
 
 
 def _value(name, shape):

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place, owns_memory
 from graphsurgery.network.layers import grouped_product, hold
-from graphsurgery.network.operators import key_of, spelled
+from graphsurgery.network.operators import argument_of, key_of, spelled
 from graphsurgery.network.outputs.records import ends, held_by, is_record
 from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
@@ -123,9 +123,9 @@ def normalize(graph: fx.Graph, root: nn.Module, modes: dict[str, bool]) -> None:
 
 def _distance(node: fx.Node) -> None:
     """The distance of two tensors becomes the norm of what lies between them, as torch computes it."""
-    a, b = (_argument(node, position, name, None) for position, name in ((0, "x1"), (1, "x2")))
+    a, b = (argument_of(node, position, name, None) for position, name in ((0, "x1"), (1, "x2")))
     p, eps, keepdim = (
-        _argument(node, position, name, default)
+        argument_of(node, position, name, default)
         for position, name, default in ((2, "p", 2.0), (3, "eps", 1e-6), (4, "keepdim", False))
     )
     between = a.meta["value"] - b.meta["value"]
@@ -150,8 +150,8 @@ def _by_number(node: fx.Node) -> None:
 
 def _as_einsum(node: fx.Node) -> None:
     """A product over axes that are named by numbers becomes one over letters, where the numbers are written down."""
-    left, right = (_argument(node, position, name, None) for position, name in ((0, "a"), (1, "b")))
-    dims = _argument(node, 2, "dims", 2)
+    left, right = (argument_of(node, position, name, None) for position, name in ((0, "a"), (1, "b")))
+    dims = argument_of(node, 2, "dims", 2)
     if not all(isinstance(side, fx.Node) for side in (left, right)) or node.kwargs.get("out") is not None:
         return
     ranks = [side.meta["value"].dim() for side in (left, right)]
@@ -176,10 +176,10 @@ _COUNTS = (torch.bincount, "bincount")
 
 def _grouped_product(node: fx.Node) -> None:
     """A product of groups of rows becomes our own, which has any precision and ONNX operators; or one of batches."""
-    x, weight = (_argument(node, position, name, None) for position, name in ((0, "mat_a"), (1, "mat_b")))
-    offsets = _argument(node, 2, "offs", None)
-    wanted = _argument(node, 4, "out_dtype", None)
-    if wanted is not None or _argument(node, 3, "bias", None) is not None:
+    x, weight = (argument_of(node, position, name, None) for position, name in ((0, "mat_a"), (1, "mat_b")))
+    offsets = argument_of(node, 2, "offs", None)
+    wanted = argument_of(node, 4, "out_dtype", None)
+    if wanted is not None or argument_of(node, 3, "bias", None) is not None:
         return
     ranks = [side.meta["value"].dim() for side in (x, weight)]
     if ranks == [2, 3] and offsets is not None:
@@ -190,10 +190,10 @@ def _grouped_product(node: fx.Node) -> None:
 
 def _as_sum_of_flags(node: fx.Node) -> None:
     """How often each of a known number of indices occurs becomes a sum of flags, which refuses larger ones."""
-    if _argument(node, 1, "weights", None) is not None or not _argument(node, 2, "minlength", 0):
-        return
     indices: Any = node.args[0]
-    count = _argument(node, 2, "minlength", 0)
+    count = argument_of(node, 2, "minlength", 0)
+    if argument_of(node, 1, "weights", None) is not None or not count:
+        return
     with node.graph.inserting_before(node):
         whole = node.graph.call_method("long", (indices,))
         flags = node.graph.call_function(F.one_hot, (whole, count))
@@ -246,23 +246,19 @@ def _torch_spelling(node: fx.Node) -> None:
         node.kwargs = kwargs
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _dropout_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
     """`F.dropout(x, p, training=self.training)` becomes `nn.Dropout`."""
-    owner, p = _owner(_argument(node, 2, "training", True)), _argument(node, 1, "p", 0.5)
+    owner, p = _owner(argument_of(node, 2, "training", True)), argument_of(node, 1, "p", 0.5)
     if owner is not None and isinstance(p, float):
         _as_module(node, root, modes, _DROPOUTS[node.target](p), owner)
 
 
 def _stochastic_depth_module(node: fx.Node, root: nn.Module, modes: dict[str, bool]) -> None:
-    owner, p = _owner(_argument(node, 3, "training", True)), _argument(node, 1, "p", 0.0)
+    owner, p = _owner(argument_of(node, 3, "training", True)), argument_of(node, 1, "p", 0.0)
     if owner is not None and isinstance(p, float):
         from torchvision.ops import StochasticDepth
 
-        module = StochasticDepth(p, _argument(node, 2, "mode", "row"))
+        module = StochasticDepth(p, argument_of(node, 2, "mode", "row"))
         _as_module(node, root, modes, module, owner)
 
 

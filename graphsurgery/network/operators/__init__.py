@@ -4,6 +4,7 @@ from graphsurgery.network.operators import elementwise, movement, sums, windows
 from graphsurgery.network.operators.record import (
     TorchOperator,
     Trait,
+    argument_of,
     is_a,
     is_in_place,
     key_of,
@@ -20,6 +21,7 @@ from graphsurgery.network.operators.record import (
 __all__ = [
     "TorchOperator",
     "Trait",
+    "argument_of",
     "is_a",
     "is_in_place",
     "key_of",

@@ -159,6 +159,11 @@ def operator_named(spelling: Any) -> TorchOperator | None:
     return _BY_SPELLING.get(key_of(spelling))
 
 
+def argument_of(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """What a call is given, in its place or by its name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def operator_of(module: nn.Module, node: fx.Node) -> TorchOperator | None:
     """The operator that a node runs; None for nodes that run nothing, and for what has no record."""
     return _BY_SPELLING.get(spelling_of(module, node)) if node.op.startswith("call") else None

@@ -25,6 +25,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
 from graphsurgery.network.copying import meta_of
+from graphsurgery.network.operators import argument_of
 from graphsurgery.network.outputs.records import opened
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.network.values.evaluation import values_for
@@ -37,8 +38,6 @@ from graphsurgery.onnx.runtime.kept_operators import OnnxOperator
 from graphsurgery.progress import phase
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_GROUPS = 6
-"""Which of their arguments is the number of groups."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ def _computed_groups(module: fx.GraphModule) -> str:
     """Which convolution has a computed size of groups, as where each example brings its own kernel, if one does."""
     for node in module.graph.nodes:
         if node.target in _CONVOLUTIONS:
-            groups = node.kwargs.get("groups", node.args[_GROUPS] if len(node.args) > _GROUPS else 1)
+            groups = argument_of(node, 6, "groups")
             if isinstance(groups, fx.Node):
                 return (
                     f"{node.name}: it has {groups.name} groups, a computed size, and an ONNX file needs a number there"

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from graphsurgery.network.aliasing import acts_in_place
 from graphsurgery.network.layers import either, scale_axis, weigh
-from graphsurgery.network.operators import Trait, is_a, operator_of
+from graphsurgery.network.operators import Trait, argument_of, is_a, operator_of
 from graphsurgery.network.training_only import InTraining
 from graphsurgery.network.values.dtypes import holds_numbers
 from graphsurgery.surgery.equivalents.products import flipped
@@ -288,7 +288,7 @@ class _Through:
             product = self._first(self.zero(factor) for factor in node.args[:0:-1])  # the weights stand last
             return None if product is None else self._all(self.zero, [node.args[0]], product)
         if node.target is F.linear:
-            bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+            bias = argument_of(node, 2, "bias")
             return self._all(self.zero, [node.args[1], *([] if bias is None else [bias])])
         if node.target is F.scaled_dot_product_attention:
             return self.zero(node.args[2] if len(node.args) > 2 else node.kwargs.get("value"))

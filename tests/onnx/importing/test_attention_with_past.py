@@ -6,14 +6,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
-from onnx_files import weight, written
+from onnx import helper
+from onnx_files import before_attention, weight, written
 
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
@@ -34,15 +33,7 @@ def decoder(path, *, heads=4, groups=2, tokens=1, past=3, rotary=False, room=0, 
         "attend", domain="com.microsoft", num_heads=heads, kv_num_heads=groups, do_rotary=int(rotary), **options,
     )  # fmt: skip
     nodes = [
-        helper.make_node("ReduceSum", ["mask", "one"], ["sum"], keepdims=0),
-        helper.make_node("Sub", ["sum", "one"], ["less"]),
-        helper.make_node("Cast", ["less"], ["last"], to=TensorProto.INT32),
-        helper.make_node("Shape", ["mask"], ["shape"]),
-        helper.make_node("Gather", ["shape", "at"], ["length"]),
-        helper.make_node("Cast", ["length"], ["total"], to=TensorProto.INT32),
-        helper.make_node("MatMul", ["x", "w"], ["h"]),
-        helper.make_node("Relu", ["h"], ["r"]),
-        *(helper.make_node("MatMul", ["r", f"w{name}"], [name]) for name in "qkv"),
+        *before_attention(),
         attention,
         helper.make_node("MatMul", ["a", "wo"], ["o"]),
         helper.make_node("Relu", ["o"], ["p"]),
@@ -59,9 +50,6 @@ def decoder(path, *, heads=4, groups=2, tokens=1, past=3, rotary=False, room=0, 
         "past_k": [batch, groups, "past", SIZE], "past_v": [batch, groups, "past", SIZE],
     }  # fmt: skip
     path = written(path, nodes, inputs, OUTPUTS, constants)
-    model = onnx.load(path)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, path)
     shapes = {"x": [1, tokens, 12], "mask": [1, past + tokens - room]}
     return path, shapes | {name: [1, groups, past, SIZE] for name in ("past_k", "past_v")}
 

@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
-from onnx_files import weight, written
+from onnx import helper
+from onnx_files import before_attention, weight, written
 
 from graphsurgery.errors import TraceError
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
@@ -26,15 +26,7 @@ def network(path, *, groups=2, outputs=("y",), options=(), total="total", size=8
     angles = np.arange(TOKENS, dtype=np.float32)[:, None] * np.linspace(0.1, 1, size // 2, dtype=np.float32)
     caches = {"cosines": np.cos(angles), "sines": np.sin(angles)} if "do_rotary" in dict(options) else {}
     nodes = [
-        helper.make_node("ReduceSum", ["mask", "one"], ["sum"], keepdims=0),
-        helper.make_node("Sub", ["sum", "one"], ["less"]),
-        helper.make_node("Cast", ["less"], ["last"], to=TensorProto.INT32),
-        helper.make_node("Shape", ["mask"], ["shape"]),
-        helper.make_node("Gather", ["shape", "at"], ["length"]),
-        helper.make_node("Cast", ["length"], ["total"], to=TensorProto.INT32),
-        helper.make_node("MatMul", ["x", "w"], ["h"]),
-        helper.make_node("Relu", ["h"], ["r"]),
-        *(helper.make_node("MatMul", ["r", f"w{name}"], [name]) for name in "qkv"),
+        *before_attention(),
         helper.make_node(
             "GroupQueryAttention", ["q", "k", "v", "", "", "last", total, *caches], ["a", "keys", "values"], "attend",
             domain="com.microsoft", num_heads=4, kv_num_heads=groups, **dict(options),
@@ -50,11 +42,7 @@ def network(path, *, groups=2, outputs=("y",), options=(), total="total", size=8
     }
     constants = {name: weight(*size, seed=seed) for seed, (name, size) in enumerate(sizes.items())}
     constants |= {"one": np.array([1]), "at": np.array(1), **caches}
-    path = written(path, nodes, {"x": ["b", TOKENS, 12], "mask": (INT, ["b", TOKENS])}, outputs, constants)
-    model = onnx.load(path)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, path)
-    return path
+    return written(path, nodes, {"x": ["b", TOKENS, 12], "mask": (INT, ["b", TOKENS])}, outputs, constants)
 
 
 def drawn():
