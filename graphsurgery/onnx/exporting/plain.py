@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from graphsurgery.network.operators import argument_of
 from graphsurgery.network.paths import has_tensors
 
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
@@ -101,7 +102,7 @@ def _weights_and_values(
 
 def _has_mask_of_inputs(node: fx.Node) -> bool:
     """Whether the mask of an attention is computed from what is in an input."""
-    mask: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    mask: Any = argument_of(node, 3, "attn_mask")
     waiting, met = [mask] if isinstance(mask, fx.Node) else [], set()
     while waiting:
         source = waiting.pop()

@@ -195,8 +195,8 @@ def _keeps_zero(module: fx.GraphModule, node: fx.Node) -> bool:
         return True
     if node.op != "call_module":
         if node.target is F.pad:
-            mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-            value: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+            mode = argument_of(node, 2, "mode", "constant")
+            value: Any = argument_of(node, 3, "value")
             return bool(mode == "constant" and not value)
         return is_a(module, node, Trait.KEEPS_ZERO) or node.target in (scale_axis, weigh)
     leaf = module.get_submodule(str(node.target))
@@ -291,7 +291,7 @@ class _Through:
             bias = argument_of(node, 2, "bias")
             return self._all(self.zero, [node.args[1], *([] if bias is None else [bias])])
         if node.target is F.scaled_dot_product_attention:
-            return self.zero(node.args[2] if len(node.args) > 2 else node.kwargs.get("value"))
+            return self.zero(argument_of(node, 2, "value"))
         if node.target is either:
             return self._all(self.zero, node.args[1:])
         if flipped(node) is not node:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphsurgery.network.layers import either
-from graphsurgery.network.operators import Trait, modules, spelled, spelling_of, spellings
+from graphsurgery.network.operators import Trait, argument_of, modules, spelled, spelling_of, spellings
 from graphsurgery.network.paths import has_tensors
 from graphsurgery.tracing.shuffles.wires import Order, Wiring, lays_out_positions, natural_order, runs
 
@@ -241,7 +241,7 @@ def choice(known: Known, node: fx.Node) -> Reordering | None:
 def reduce(known: Known, node: fx.Node) -> Reordering | None:
     """Over positions, keeps the order; over the channels too, it does not matter."""
     found = _operand(known, node) if isinstance(node.meta["value"], Tensor) else None
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = argument_of(node, 1, "dim")
     dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
     if found is None or not isinstance(dims, (list, tuple)) or not dims or not all(isinstance(d, int) for d in dims):
         return None
