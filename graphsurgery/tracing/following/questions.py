@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -38,8 +38,9 @@ _FOREIGN: set[str] = set()
 """Names of their modules that were met. Of several thousand modules nearly all are theirs, in every trace."""
 _NAMES: tuple[tuple[int, str], set[str]] = (0, ""), set()
 """How many modules there were in the last trace, the last of them, and the names of those that are not foreign."""
-_PLAIN: weakref.WeakKeyDictionary[ModuleType, int] = weakref.WeakKeyDictionary()
-"""How many names a module had when none of them was of those to be changed."""
+_CHANGES: weakref.WeakKeyDictionary[ModuleType, tuple[int, dict[str, Any], dict[str, Any]]]
+_CHANGES = weakref.WeakKeyDictionary()
+"""How many names a module had when it was looked at, and what of them changes: as it was (or missing), and answers."""
 
 
 class _AnswersTruly(type):
@@ -141,50 +142,49 @@ def truthful(symbolic: Collection[tuple[str, str]] = ()) -> Iterator[None]:
     Args:
         symbolic: modules, and `int`, `float` or `len`: where these give what is computed from a size, or a size.
     """
-    plain: list[dict[str, Any]] = []
-    changed: list[tuple[dict[str, Any], str, Any]] = []
+    changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for module in _modules():
-        namespace = vars(module)
-        if _asks_plainly(module):
-            plain.append(namespace)
-            namespace.update(_ANSWERS)
-            continue
-        cached = [name for name, value in list(namespace.items()) if type(value) is _CACHED]
-        answers = {name: answer for name, answer in _ANSWERS.items() if name not in namespace}
-        answers |= {name: namespace[name].__wrapped__ for name in cached}
-        answers |= {name: is_tensor for name, value in list(namespace.items()) if value is _IS_TENSOR}
-        changed += [(namespace, name, namespace.get(name, _MISSING)) for name in answers]
-        namespace.update(answers)
+        before, answers = _changes(module)
+        changed.append((vars(module), before))
+        vars(module).update(answers)
     for home, name in symbolic:
-        changed.append((vars(sys.modules[home]), name, _MISSING))
+        changed.append((vars(sys.modules[home]), {name: _MISSING}))
         vars(sys.modules[home])[name] = _CONVERSIONS[name]
     try:
         yield
     finally:
-        for namespace in plain:
-            for name in _ANSWERS:
-                del namespace[name]
-        for namespace, name, before in changed:
-            if before is _MISSING:
-                del namespace[name]
-            else:
-                namespace[name] = before
+        for namespace, before in changed:
+            for name, value in before.items():
+                if value is _MISSING:
+                    del namespace[name]
+                else:
+                    namespace[name] = value
 
 
-def _asks_plainly(module: ModuleType) -> bool:
-    """Whether a module has no cached function, no `is_tensor`, and no name like the answers': nearly all have none.
+def _changes(module: ModuleType) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What changes in a module, as it is and as it answers: of nearly all that is three names, which they lack.
 
-    One of as many names as when it was looked at is not looked at again.
+    One of as many names as when it was looked at, of which those that change are as they were, is not looked at again.
     """
     namespace = vars(module)
-    if _PLAIN.get(module) == len(namespace):
-        return True
-    values = list(namespace.values())
-    found = _CACHED not in map(type, values) and _ANSWERS.keys().isdisjoint(namespace)
-    found = found and not any(value is _IS_TENSOR for value in values)
-    if found:
-        _PLAIN[module] = len(namespace)
-    return found
+    count, before, answers = _CHANGES.get(module, (-1, {}, {}))
+    if count == len(namespace) and (answers is _ANSWERS or _still_has(namespace, before)):
+        return before, answers
+    answers = {name: answer for name, answer in _ANSWERS.items() if name not in namespace}
+    for name, value in namespace.items():
+        if type(value) is _CACHED:
+            answers[name] = value.__wrapped__
+        elif value is _IS_TENSOR:
+            answers[name] = is_tensor
+    if answers == _ANSWERS:
+        answers = _ANSWERS
+    before = {name: namespace.get(name, _MISSING) for name in answers}
+    _CHANGES[module] = len(namespace), before, answers
+    return before, answers
+
+
+def _still_has(namespace: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return all(namespace.get(name, _MISSING) is value for name, value in before.items())
 
 
 def _modules() -> list[ModuleType]:
