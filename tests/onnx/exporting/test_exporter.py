@@ -260,6 +260,42 @@ def test_what_the_exporter_notes_and_keeps_is_set_back(exported, tmp_path):
     assert (tmp_path / "m.onnx").read_bytes() == path.read_bytes()
 
 
+def test_rules_of_other_operators_are_not_tried_and_the_files_are_the_same(tmp_path, monkeypatch):
+    """A transposition behind another is one that the rules find."""
+    from onnxscript.rewriter import _rewrite_rule
+
+    tried, usual = [], _rewrite_rule.Pattern.match
+
+    def counted(*args, **options):
+        tried.append(args)
+        return usual(*args, **options)
+
+    monkeypatch.setattr(_rewrite_rule.Pattern, "match", counted)
+    own = vars(_rewrite_rule.RewriteRule)["try_rewrite"]
+    network = Network(lambda net, x: net.head(x).transpose(0, 1).transpose(0, 1).relu(), head=nn.Linear(4, 5)).eval()
+    graph = trace(network, torch.zeros(2, 4))
+    export_onnx(graph, tmp_path / "a.onnx")
+    assert vars(_rewrite_rule.RewriteRule)["try_rewrite"] is own
+    assert "Transpose" not in operators(tmp_path / "a.onnx")
+    few = len(tried)
+    monkeypatch.setattr(translations, "_MATCHES", ("onnxscript.nowhere", "RewriteRule", "try_rewrite"))
+    export_onnx(graph, tmp_path / "b.onnx")
+    assert 0 < 10 * few < len(tried) - few
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_code_that_nobody_runs_is_not_written_and_the_files_are_the_same(exported, tmp_path, monkeypatch):
+    graph, path, _ = exported
+    written, usual = [], fx.GraphModule.recompile
+    monkeypatch.setattr(fx.GraphModule, "recompile", lambda module: written.append(module) or usual(module))
+    export_onnx(graph, tmp_path / "a.onnx")
+    few = len(written)
+    monkeypatch.setattr(translations, "_CODE", ("torch.fx.nowhere", "", "_use_lazy_graph_module_flag"))
+    export_onnx(graph, tmp_path / "b.onnx")
+    assert few < len(written) - few
+    assert path.read_bytes() == (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
 def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch):
     graph, path, _ = exported
     monkeypatch.setattr(translations, "_TRANSLATIONS", ("torch.onnx.nowhere", "ONNXRegistry", "from_torchlib"))
@@ -269,6 +305,8 @@ def test_another_version_of_torch_keeps_its_ways(exported, tmp_path, monkeypatch
     monkeypatch.setattr(translations, "_PROMOTED", ("torch.onnx.nowhere", "", "insert_type_promotion_nodes"))
     monkeypatch.setattr(translations, "_RESULTS", ("torch._dynamo.config", "", "nowhere"))
     monkeypatch.setattr(translations, "_TRACES", ("torch.fx.config", "", "nowhere"))
+    monkeypatch.setattr(translations, "_CODE", ("torch.fx.nowhere", "", "_use_lazy_graph_module_flag"))
+    monkeypatch.setattr(translations, "_MATCHES", ("onnxscript.rewriter", "nowhere", "try_rewrite"))
     export_onnx(graph, tmp_path / "m.onnx")
     assert operators(tmp_path / "m.onnx") == operators(path)
     check_onnx(graph, tmp_path / "m.onnx")
