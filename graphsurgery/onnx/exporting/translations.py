@@ -32,10 +32,10 @@ def known_operators() -> Iterator[None]:
     and we bring nothing: so there is one for each opset. It also looks up all composed operators sixty times for a
     file; once is enough, and not once for all, as custom operators may be registered in between. And it runs reference
     code to find out the shapes that common operators give, see `quick_shapes`, and takes programs to pieces that need
-    it not, see `decomposing`. Its optimiser tries each of a hundred patterns at every node, step by step; now only those
-    that end in such an operator. It does not note where in Python every operator was called, which no file says, nor keep
-    the results of operators, of which it finds few again, nor write Python code for graphs that nobody runs: two
-    fifths of the time together.
+    it not, see `decomposing`. Its optimiser tries each of a hundred patterns at every node, step by step; here only
+    those that end in such an operator. It does not note where in Python every operator was called, which no file says,
+    nor keep the results of operators, of which it finds few again, nor write Python code for graphs that nobody runs:
+    two fifths of the time together.
 
     Where a version of torch works in another way, nothing is kept.
     """
