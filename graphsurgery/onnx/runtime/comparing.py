@@ -15,7 +15,7 @@ from graphsurgery.onnx.files.model_file import OnnxFile, read_onnx
 from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.onnx.runtime.latency import Latency, measure_latency
 from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
-from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.onnx.runtime.sessions import fixed_batch, open_session
 
 _TABLE = 36_000_000
 """Cells of the largest table that is filled to compare two sequences."""
@@ -110,7 +110,7 @@ def compare_latency(
     Raises:
         SurgeryError: they are fixed at unlike batch sizes, or one cannot be run on random inputs.
     """
-    fixed = {path: _fixed_batch(path) for path in (before, after)}
+    fixed = {path: fixed_batch(open_session(path, threads=1)) for path in (before, after)}
     sizes = {size for size in fixed.values() if size is not None}
     if len(sizes) > 1:
         raise SurgeryError(f"{before}, {after}: are fixed at batches of {fixed[before]} and {fixed[after]}")
@@ -205,12 +205,3 @@ def _ends(left: OnnxGraph, right: OnnxGraph) -> list[str]:
         if words[0] != words[1]:
             found.append(f"{kind}: {words[0]} → {words[1]}")
     return found
-
-
-def _fixed_batch(path: Path | str) -> int | None:
-    """The number of examples that a file is fixed at."""
-    session = open_session(path, threads=1)
-    sizes = [value.shape[0] for value in session.get_inputs() if value.shape]
-    if not all(isinstance(size, int) for size in sizes):
-        return None  # those that are fixed have no batch
-    return next(iter(sizes), None)

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from graphsurgery.errors import SurgeryError, one_line
-from graphsurgery.onnx.runtime.sessions import open_session
+from graphsurgery.onnx.runtime.sessions import fixed_batch, open_session
 from graphsurgery.progress import phase
 
 _DTYPES = {
@@ -132,7 +132,7 @@ def measure_latency(
         threads: threads that an operator may use.
         warmup: untimed runs of each file.
         runs: timed runs of each file, at least 1.
-        shapes: where a file leaves them open: of one example of each input, without the batch; or whole ones, by name.
+        shapes: where a file leaves them open: of each input, without the batch or whole; or whole ones, by name.
 
     Returns:
         The times by the same names.
@@ -228,9 +228,7 @@ def random_feed(session: onnxruntime.InferenceSession, batch: int, path: str, sh
     """
     generator = np.random.default_rng(0)
     feed = {}
-    # Where first axes differ, as of an input beside states, or some are free, those that are fixed are no batch.
-    firsts = {value.shape[0] for value in session.get_inputs() if value.shape}
-    fixed = next(iter(firsts)) if len(firsts) == 1 else None
+    fixed = fixed_batch(session)
     by_name = _by_name(session, batch, shapes)
     for value in session.get_inputs():
         shape = by_name[value.name]
@@ -239,7 +237,7 @@ def random_feed(session: onnxruntime.InferenceSession, batch: int, path: str, sh
                 f"{path}: input {value.name} has shape {value.shape} and type {value.type}; "
                 f"only the batch may be free, and tensors of numbers are timed"
             )
-        if isinstance(fixed, int) and fixed != batch and value.shape:
+        if fixed not in (None, batch) and value.shape:
             raise SurgeryError(f"{path}: input {value.name} is fixed at a batch of {value.shape[0]}, asked for {batch}")
         dtype = _DTYPES[value.type]
         real = np.issubdtype(dtype, np.floating)
@@ -260,8 +258,10 @@ def _by_name(session: onnxruntime.InferenceSession, batch: int, shapes: Shapes) 
             found[value.name] = (*first, *own[1:])
         return found
     for number, value in enumerate(inputs):
-        own = value.shape[1:]
-        given = shapes[number] if number < len(shapes) and len(shapes[number]) == len(own) else own
-        rest = [size if isinstance(size, int) else known for size, known in zip(own, given, strict=True)]
-        found[value.name] = (*(size if isinstance(size, int) else batch for size in value.shape[:1]), *rest)
+        given = tuple(shapes[number]) if number < len(shapes) else ()
+        wholes = [whole for whole in (given, (batch, *given)) if len(whole) == len(value.shape)]
+        whole = wholes[0] if wholes else (batch, *value.shape[1:])
+        found[value.name] = tuple(
+            size if isinstance(size, int) else known for size, known in zip(value.shape, whole, strict=False)
+        )
     return found

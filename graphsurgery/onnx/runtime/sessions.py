@@ -65,6 +65,16 @@ def _check_places(path: Path) -> None:
     check_outside(path, model)
 
 
+def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
+    """The number of examples that a file is fixed at; None where it is free.
+
+    Where first axes differ, as of an input beside states, or some are free, those that are fixed are no batch.
+    """
+    firsts = {value.shape[0] for value in session.get_inputs() if value.shape}
+    first = firsts.pop() if len(firsts) == 1 else None
+    return first if isinstance(first, int) else None
+
+
 def run_session(
     session: onnxruntime.InferenceSession, feed: Mapping[str, Tensor], where: str, names: Sequence[str] | None = None
 ) -> list[Tensor]:

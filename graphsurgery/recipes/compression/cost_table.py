@@ -298,7 +298,7 @@ class FileBench:
         _name_operators(self._imported.file.model)
         self._names = paired(graph, self._imported.graph)
         self._timing = timing
-        self._shapes = [spec.shape[1:] for spec in graph.inputs]
+        self._shapes = [spec.sizes(timing.batch) for spec in graph.inputs]
         found = profile([self._model({})], timing, self._shapes, seconds=1.0)[0]
         run = measure_latency(
             {"whole": file},

@@ -59,7 +59,7 @@ class NetworkFiles:
 
     def __init__(self, graph: ModelGraph, folder: Path, source: Path | str | None = None) -> None:
         self._folder, self._source = folder, source
-        self._shapes = [spec.shape[1:] for spec in graph.inputs]
+        self._inputs = graph.inputs
         if source is None:
             self.original = folder / "original.onnx"
             export_onnx(graph, self.original, check=False)
@@ -77,7 +77,7 @@ class NetworkFiles:
 
     def timed_file(self, path: Path, timing: Timing) -> Pair:
         """The original and a file of a network that was cut from it, in turn."""
-        return measure_pair(self.original, path, timing, self._shapes)
+        return measure_pair(self.original, path, timing, [spec.sizes(timing.batch) for spec in self._inputs])
 
 
 @contextmanager

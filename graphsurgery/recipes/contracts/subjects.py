@@ -167,7 +167,7 @@ def calibrate(module: nn.Module, specs: Sequence[InputSpec], dtype: torch.dtype,
 
 def _calibrating_batch(specs: Sequence[InputSpec]) -> int:
     """Examples enough that the deepest norms see more than a handful of positions, and no more than time allows."""
-    positions = max(math.prod(spec.shape[2:]) for spec in specs)
+    positions = max((math.prod(spec.shape[2:]) for spec in specs if spec.batched), default=1)
     return min(32, max(4, 32 * 64 * 64 // positions))
 
 

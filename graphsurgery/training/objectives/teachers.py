@@ -128,10 +128,11 @@ class OnnxOutputs(nn.Module):
 
     def _runs(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
         """The inputs of each run; of a file that is fixed at a batch as many examples, the last ones repeated."""
-        firsts = {value.shape[0] for value in self.session.get_inputs() if value.shape}
-        batch = next(iter(firsts)) if len(firsts) == 1 else None
+        from graphsurgery.onnx.runtime.sessions import fixed_batch
+
+        batch = fixed_batch(self.session)
         count = len(inputs[0]) if inputs[0].dim() else 1
-        if not isinstance(batch, int) or batch == count:
+        if batch in (None, count):
             return [list(inputs)]
         places = [torch.arange(start, start + batch).clamp(max=count - 1) for start in range(0, count, batch)]
         return [[x[place] for x in inputs] for place in places]

@@ -11,8 +11,9 @@ from onnx import helper
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.runtime import latency
-from graphsurgery.onnx.runtime.latency import Timing, interval, measure_latency, measure_pair
+from graphsurgery.onnx.runtime.latency import Timing, interval, measure_latency, measure_pair, random_feed
 from graphsurgery.onnx.runtime.profiling import profile
+from graphsurgery.onnx.runtime.sessions import open_session
 from tests.listening import told
 from tests.onnx_files import written
 
@@ -69,6 +70,19 @@ def test_free_axes_need_a_shape(files):
     with pytest.raises(SurgeryError, match="only the batch may be free"):
         measure_latency({"a": files[0]})
     assert measure_latency({"a": files[0]}, runs=3, shapes=[(7, 4)])["a"].runs == 3
+
+
+def test_an_input_without_a_batch_keeps_its_first_axis(tmp_path):
+    """Whole shapes say so; those of one example have the batch in front."""
+    nodes = [
+        helper.make_node("ReduceMean", ["states", "axes"], ["mean"]),
+        helper.make_node("Add", ["x", "mean"], ["y"]),
+    ]
+    path = written(tmp_path / "f.onnx", nodes, {"x": [None, 4], "states": [None, 4]}, ["y"], {"axes": np.array([0])})
+    session = open_session(path, threads=1)
+    for shapes, states in (([(3, 4), (5, 4)], (5, 4)), ([(4,), (4,)], (3, 4)), ([], (3, 4))):
+        feed = random_feed(session, 3, str(path), shapes)
+        assert (feed["x"].shape, feed["states"].shape) == ((3, 4), states)
 
 
 @pytest.mark.parametrize(
