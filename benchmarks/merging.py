@@ -68,12 +68,19 @@ class Task:
     stacked: bool = False
 
 
-def digits(seed: int) -> Data:
-    """850 digits to train, 300 to validate, 647 to test, in a split of their own."""
-    whole = load_data("digits")
-    parts = [getattr(whole, name).tensors for name in ("train", "validation", "test")]
-    together = TensorDataset(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return _split(whole, together, [850, 300, 647], seed)
+def digits(train: int, validation: int) -> Callable[[int], Data]:
+    """So many digits to train and to validate, drawn by the seed; all others of the 1,797 are the test."""
+
+    def load(seed: int) -> Data:
+        whole = load_data("digits")
+        parts = [getattr(whole, name).tensors for name in ("train", "validation", "test")]
+        together = TensorDataset(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        sizes = [train, validation, len(together) - train - validation]
+        return replace(
+            whole, **dict(zip(("train", "validation", "test"), split(together, sizes, seed=seed), strict=True))
+        )
+
+    return load
 
 
 def sine(seed: int) -> Data:
@@ -93,21 +100,24 @@ def fashion(train: int, validation: int) -> Callable[[int], Data]:
     return load
 
 
-def _split(whole: Data, together: TensorDataset, sizes: list[int], seed: int) -> Data:
-    parts = split(together, sizes, seed=seed)
-    return replace(whole, train=parts[0], validation=parts[1], test=parts[2])
-
-
 _SGD = TrainingPlan(epochs=60, batch_size=64, lr=0.1, weight_decay=5e-4, schedule="cosine", device="cpu")
 _WIDE_BATCH = replace(_SGD, batch_size=128)
 _SMALL, _WHOLE = fashion(10_000, 2_000), fashion(54_000, 6_000)
+_DIGITS, _FEW_DIGITS, _FEW_CLOTHES = digits(850, 300), digits(200, 100), fashion(1_000, 500)
 _OWN = f"{Path(__file__).parent}/"
 _VIT = f"{_OWN}small_vit.py:small_vit"
 _ADAMW = replace(_SGD, optimizer="adamw", lr=2e-3)
 TASKS = {
-    "digits/cnn": Task("paper/cnn?width=3", digits, _SGD, 12, "digits", ("auto", "plain"), stacked=True),
-    "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", digits, replace(_SGD, epochs=15), 5, "digits"),
-    "digits/vit": Task(f"{_VIT}?width=32&pixels=8", digits, replace(_ADAMW, epochs=30), 5, "digits"),
+    "few digits/cnn": Task("paper/cnn?width=3", _FEW_DIGITS, _SGD, 12, "200 digits", stacked=True),
+    "few digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", _FEW_DIGITS, _SGD, 5, "200 digits"),
+    "few digits/vit": Task(f"{_VIT}?width=32&pixels=8", _FEW_DIGITS, replace(_ADAMW, epochs=120), 5, "200 digits"),
+    "few clothes/lenet": Task(
+        "paper/lenet_300_100", _FEW_CLOTHES, replace(_SGD, lr=0.05), 5, "1,000 of Fashion-MNIST", stacked=True
+    ),
+    "few clothes/cnn": Task("paper/cnn?width=8", _FEW_CLOTHES, _SGD, 5, "1,000 of Fashion-MNIST"),
+    "digits/cnn": Task("paper/cnn?width=3", _DIGITS, _SGD, 12, "digits", ("auto", "plain"), stacked=True),
+    "digits/resnet20": Task("paper/resnet20?in_channels=1&width=8", _DIGITS, replace(_SGD, epochs=15), 5, "digits"),
+    "digits/vit": Task(f"{_VIT}?width=32&pixels=8", _DIGITS, replace(_ADAMW, epochs=30), 5, "digits"),
     "sine/mlp": Task("paper/mlp", sine, replace(_SGD, epochs=300, lr=0.02, weight_decay=0.0), 10, "sine", stacked=True),
     "fashion/lenet-small": Task(
         "paper/lenet_300_100", _SMALL, replace(_WIDE_BATCH, epochs=30, lr=0.05), 5, "12,000 of Fashion-MNIST"
@@ -174,7 +184,7 @@ DEMO = "demo"
 
 def one_demo(seed: int) -> dict[str, Any]:
     """The parents and the merged network of `graphsurgery demo --seed`, without its controls."""
-    data, silent = load_data("digits"), SilentReporter()
+    data, silent = load_data(demo.DATA), SilentReporter()
     parents = [train(demo.SPEC, data, replace(demo.PLAN, seed=2 * seed + i), reporter=silent).graph for i in (0, 1)]
     plan = MergeWishes(control=False, device="cpu").plan(parents, seed)
     outcome = merge(parents, data, plan, reporter=silent).outcome

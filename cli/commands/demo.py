@@ -11,7 +11,7 @@ from graphsurgery.cli.options import SHOWN, WRITING, Seed, Shown, Writing
 def demo(
     *,
     folder: Path = Path("demo"),
-    data: Dataset = "digits",
+    data: Dataset = "digits?train=200&validation=100",
     seed: Seed = 0,
     writing: Writing = WRITING,
     shown: Shown = SHOWN,

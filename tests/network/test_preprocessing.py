@@ -120,7 +120,10 @@ def test_the_spec_prevails_over_the_model(images):
         ("mean=1,2", "mean=1,2; give one number or three"),
         ("std=0", "std=0; give one number above 0 or three"),
         ("augment=much", "augment=much; give one of crop, flip, none"),
-        ("side=3", "has no option 'side'; accepted: split_seed, size, resize, crop, mean, std, augment, train"),
+        (
+            "side=3",
+            "has no option 'side'; accepted: split_seed, size, resize, crop, mean, std, augment, train, validation",
+        ),
     ],
 )
 def test_bad_options(images, option, message):

@@ -16,7 +16,7 @@ class DataEntry:
         form: how it is spelled.
         what: what it is.
         inputs: what a network gets of it.
-        options: the names of its options, beside `train`.
+        options: the names of its options, beside `train` and `validation`.
         folder: whether a folder may stand behind the colon, `must`, `may` or `never`.
         holds: what lies in that folder, as the end of `imagefolder:DIR with ...`.
     """
@@ -48,6 +48,9 @@ class DataOption:
 
 OPTIONS: Mapping[str, DataOption] = {
     "train": DataOption(("train=5000",), "so many training examples, by --seed", "all", images=False),
+    "validation": DataOption(
+        ("validation=500",), "so many examples to validate, the same for every seed", "all", images=False
+    ),
     "split_seed": DataOption(("split_seed=1",), "another draw of the validation part", "0", images=False),
     "size": DataOption(("size=64", "size=64x48"), "pixels of an input", "as the network says, else 224"),
     "resize": DataOption(

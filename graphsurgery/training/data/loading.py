@@ -29,12 +29,14 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
         spec: `digits`, `sine`, `fashion-mnist[:DIR]`, `cifar10[:DIR]`, `cifar100[:DIR]`, `imagefolder:DIR`,
             `arrays:DIR` (`.npz` files of inputs and labels), or `path/file.py:function`, which executes that file; what
             its function may return is said in `functions`.
-            Options: `?train=5000` takes so many training examples of a seeded shuffle, `?split_seed=1` (default 0)
-            splits validation from training. Of `imagefolder` images also `size=64` (or 64x48), the pixels of an input
-            (default 224); `resize=256`, the shorter side before the middle is cut out (default 8/7 of the size, and
-            nothing where the size fits); `crop=false` to resize them as a whole; `mean=0.5` and `std=0.5`, or three
-            with commas between them, or none (default ImageNet's); `augment=crop`, `flip` or `none`.
-        seed: draws the shuffle of `?train=`. Never the splits: models from unlike seeds share them.
+            Options: `?train=5000` takes so many training examples of a seeded shuffle, `?validation=500` so many to
+            validate (a function gives its own), `?split_seed=1` (default 0) splits validation from training. Of
+            `imagefolder` images also `size=64` (or 64x48), the pixels of an input (default 224); `resize=256`, the
+            shorter side before the middle is cut out (default 8/7 of the size, and nothing where the size fits);
+            `crop=false` to resize them as a whole; `mean=0.5` and `std=0.5`, or three with commas between them, or
+            none (default ImageNet's); `augment=crop`, `flip` or `none`.
+        seed: draws the shuffle of `?train=`. Never the splits: models from unlike seeds share them and what they are
+            validated on.
         preprocessing: what images become inputs by where the spec leaves it out.
 
     Raises:
@@ -43,14 +45,17 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
     require_function(spec)
     parsed = parse_spec(spec)
     options = dict(parsed.options)
-    train_size = options.pop("train", None)
-    if is_function_spec(parsed.name):
+    is_function = is_function_spec(parsed.name)
+    parts = ("train",) if is_function else ("train", "validation")
+    counts = {part: options.pop(part) for part in parts if part in options}
+    if is_function:
         data = data_of_function(spec, parsed.name, options)
     else:
         data = _from_source(spec, parsed.name, options, preprocessing)
-    if train_size is None:
-        return data
-    return replace(data, train=_some_of(spec, data.train, train_size, seed))
+    for part, count in counts.items():
+        some = _some_of(spec, data, part, count, seed if part == "train" else 0)
+        data = replace(data, train=some) if part == "train" else replace(data, validation=some)
+    return data
 
 
 def takes_images(spec: str) -> bool:
@@ -91,10 +96,11 @@ def check_fits(data: Data, module: nn.Module, *, name: str = "the model") -> Non
     check_output_fits(data, output, target, name=name)
 
 
-def _some_of(spec: str, dataset: Dataset[Any], count: Value, seed: int) -> Dataset[Any]:
+def _some_of(spec: str, data: Data, part: str, count: Value, seed: int) -> Dataset[Any]:
+    dataset: Dataset[Any] = getattr(data, part)
     size = size_of(dataset)
-    if not isinstance(count, int) or not 1 <= count <= size:
-        raise SpecError(f"{spec}: train={count} examples, the data have {size}; give a number from 1 to {size}")
+    if type(count) is not int or not 1 <= count <= size:
+        raise SpecError(f"{spec}: {part}={count} examples, the data have {size}; give a number from 1 to {size}")
     return split(dataset, [count], seed=seed)[0]
 
 
@@ -112,9 +118,8 @@ def _from_source(spec: str, name: str, options: dict[str, Value], preprocessing:
         )
     load, accepted = SOURCES[source]
     if unknown := sorted(set(options) - set(accepted)):
-        raise SpecError(
-            f"data spec {spec!r}: has no option {unknown[0]!r}; accepted: {', '.join((*accepted, 'train'))}"
-        )
+        known = ", ".join((*accepted, "train", "validation"))
+        raise SpecError(f"data spec {spec!r}: has no option {unknown[0]!r}; accepted: {known}")
     split_seed = options.pop("split_seed", 0)
     if type(split_seed) is not int or split_seed < 0:
         raise SpecError(f"data spec {spec!r}: split_seed={split_seed} is not a whole number from 0; give one")

@@ -68,6 +68,15 @@ def test_fewer_training_examples():
     assert len(few.test) == 360
 
 
+def test_fewer_examples_to_validate():
+    few, other = (load_data("digits?train=100&validation=50", seed=seed) for seed in (3, 4))
+    whole = load_data("digits")
+    assert [len(part) for part in (few.train, few.validation, few.test)] == [100, 50, 360]
+    torch.testing.assert_close(few.validation.tensors, other.validation.tensors, rtol=0, atol=0)
+    rows = {row.tobytes() for row in whole.validation.tensors[0].numpy()}
+    assert {row.tobytes() for row in few.validation.tensors[0].numpy()} <= rows
+
+
 def test_sine():
     data = load_data("sine")
     assert (len(data.train), data.classes, data.input_shape) == (10_000, None, (1,))
@@ -117,7 +126,9 @@ def test_a_function(tmp_path):
     ("spec", "message"),
     [
         ("digit", "unknown data 'digit'; did you mean digits"),
-        ("digits?trian=5", "has no option 'trian'; accepted: split_seed, train"),
+        ("digits?trian=5", "has no option 'trian'; accepted: split_seed, train, validation"),
+        ("digits?validation=288", "validation=288 examples, the data have 287; give a number from 1 to 287"),
+        ("digits?validation=all", "validation=all examples, the data have 287"),
         ("digits?train=2000", "train=2000 examples, the data have 1150"),
         ("digits?train=0", "give a number from 1 to 1150"),
         ("digits?split_seed=x", "split_seed=x is not a whole number"),
