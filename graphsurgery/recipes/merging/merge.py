@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from graphsurgery.recipes.outcome import Check, Outcome, Result, Row, comparison
 from graphsurgery.recipes.train import curves_of
 from graphsurgery.surgery.merging.averages import average
 from graphsurgery.surgery.merging.matching import match_nodes
-from graphsurgery.training.data.dataset import Data
+from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
@@ -154,8 +155,25 @@ def _best(work: Merging) -> ModelGraph:
     # Of equal scores no loss decides: softened answers make a network less sure, and no worse.
     row, graph = max([trained, *found], key=lambda pair: books.rank(pair[0])[0])
     note = f"{row.name}: the best of {len(found) + 1} on validation data"
-    books.rows.append(replace(row, name="merged", note=note))
+    open_ = "" if row is trained[0] else _left_open(row, trained[0], work)
+    books.rows.append(replace(row, name="merged", note=f"{note}{open_}"))
     return graph
+
+
+def _left_open(best: Row, trained: Row, work: Merging) -> str:
+    """What is said where so few examples do not tell that what was trained is worse: to one standard error.
+
+    Source: Agresti and Coull, "Approximate is better than 'exact' for interval estimation of binomial proportions",
+    1998, which adds two examples of either kind.
+    """
+    metric, count = work.books.objective.score, size_of(work.books.data.validation)
+    if metric != "accuracy":
+        return ""
+    share = (best.validation[metric] * count + 2) / (count + 4)
+    error = math.sqrt(share * (1 - share) / (count + 4))
+    if best.validation[metric] - trained.validation[metric] > error:
+        return ""
+    return f", whose {count} examples tell ±{100 * error:.1f} points; --by {work.way} takes what has learnt"
 
 
 def _measure_plain_average(work: Merging) -> None:

@@ -1,6 +1,7 @@
 """The merge recipe on networks that train in a second."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import graphsurgery as gs
-from graphsurgery.recipes.merging.merge import merge, verdict
+from graphsurgery.recipes.merging.merge import _left_open, merge, verdict
 from graphsurgery.recipes.merging.plan import MergePlan, default_plan
 from graphsurgery.recipes.outcome import Row, at_chance
 from graphsurgery.recipes.train import curves_of, train
@@ -163,6 +164,23 @@ def test_auto_delivers_a_parent_where_nothing_else_helps(parents, data):
     assert best in ("parent 1", "parent 2", "soup")
     assert found.outcome.row("merged").validation == found.outcome.row(best).validation
     assert found.graph.lineage[-1]["pass"] == "merge"
+    assert "--by" not in note, "on as many examples it is worse beyond doubt"
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "trained", "words"),
+    [
+        ("accuracy", 0.9, 0.87, ", whose 100 examples tell ±3.1 points; --by distil takes what has learnt"),
+        ("accuracy", 0.9, 0.86, ""),
+        ("accuracy", 1.0, 0.99, ", whose 100 examples tell ±1.3 points; --by distil takes what has learnt"),
+        ("mse", 0.20, 0.21, ""),
+    ],
+)
+def test_auto_says_what_few_examples_leave_open(by_auto, data, metric, best, trained, words):
+    some = replace(data, validation=TensorDataset(torch.zeros(100, 1)))
+    books = SimpleNamespace(objective=SimpleNamespace(score=metric), data=some)
+    rows = (replace(by_auto.outcome.rows[0], validation={metric: score}) for score in (best, trained))
+    assert _left_open(*rows, SimpleNamespace(books=books, way="distil")) == words
 
 
 def test_of_equal_scores_auto_delivers_what_has_been_trained(parents, data):
