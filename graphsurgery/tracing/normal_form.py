@@ -24,7 +24,10 @@ from graphsurgery.network.paths import modules_of
 from graphsurgery.network.training_only import draw_alike
 from graphsurgery.tracing.modes import FLAG
 from graphsurgery.tracing.quotients import whole_quotient
-from graphsurgery.tracing.stand_ins.attention import LoweredAttention
+from graphsurgery.tracing.stand_ins.attention import lowered_attention
+
+_HOOKS = "_hooks"
+"""In the name of every attribute in which a module keeps what is called before or behind its forward."""
 
 
 def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> None:
@@ -37,19 +40,21 @@ def lower(root: nn.Module, modes: dict[str, bool], kept: Iterable[str] = ()) -> 
     """
     for path, module in modules_of(root).items():
         lowered = None if any(path == k or path.startswith(f"{k}.") for k in kept) else _lowered(module)
-        if lowered is None or not path:
-            continue
-        parent, _, name = path.rpartition(".")
-        setattr(root.get_submodule(parent), name, lowered.eval())
-        for below, _ in lowered.named_modules():
-            modes[f"{path}.{below}" if below else path] = modes[path]
+        if lowered is not None and path:
+            parent, _, name = path.rpartition(".")
+            setattr(root.get_submodule(parent), name, lowered.eval())
+            vars(lowered).update({name: hooks for name, hooks in vars(module).items() if _HOOKS in name})
+    for path in modules_of(root):
+        modes.setdefault(path, modes[path.rpartition(".")[0]])
 
 
 def _lowered(module: nn.Module) -> nn.Module | None:
     """The plainer form of a module, if it has one."""
     kind = type(module)
     if isinstance(module, nn.MultiheadAttention):
-        return LoweredAttention(module)
+        return lowered_attention(module)
+    if "forward" in vars(module):
+        return None
     if kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct") and kind.__module__.startswith("timm."):
         return _norm_and_activation(module)
     if kind.__name__ == "DropPath" and getattr(module, "scale_by_keep", True) and not module._modules:
@@ -64,7 +69,8 @@ def _lowered(module: nn.Module) -> nn.Module | None:
 def _norm_and_activation(module: Any) -> nn.Module:
     """A BatchNorm that calls its own dropout and activation becomes three modules."""
     norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-    norm.__dict__ = {**module.__dict__, "_modules": {}}
+    state = {name: type(value)() if _HOOKS in name else value for name, value in vars(module).items()}
+    norm.__dict__ = {**state, "_modules": {}}
     parts = {"norm": norm, "drop": module.drop, "act": module.act}
     return nn.Sequential(OrderedDict((name, part) for name, part in parts.items() if type(part) is not nn.Identity))
 

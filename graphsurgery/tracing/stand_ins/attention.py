@@ -16,7 +16,24 @@ from torch.nn.modules import transformer
 
 from graphsurgery.errors import TraceError
 from graphsurgery.network.layers import TrainingFlag, either
+from graphsurgery.network.paths import put
 from graphsurgery.tracing.modes import FLAG
+
+_WEIGHTS = frozenset(
+    (
+        "in_proj_weight",
+        "in_proj_bias",
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+        "bias_k",
+        "bias_v",
+        "out_proj",
+    )
+)
+"""What torch's layer has of its own; `LoweredAttention` has them in its linear layers."""
+_LOWERED = "_lowered"
+"""Under which name a layer with a forward of its own has what torch's does for it."""
 
 
 class LoweredAttention(nn.Module):
@@ -173,7 +190,33 @@ def causal_as_said(mask: Any, is_causal: bool | None = None, size: Any = None) -
     return is_causal is True
 
 
+def lowered_attention(attention: nn.MultiheadAttention) -> LoweredAttention | None:
+    """What is followed in the place of a layer; None of one with a forward of its own, which may call torch's."""
+    lowered = LoweredAttention(attention)
+    if type(attention).forward is not _FORWARD or "forward" in vars(attention):
+        attention.add_module(_LOWERED, lowered.eval())
+        attention.add_module("out_proj", lowered.out_proj)  # torch's is of a class that only its quantisation knows
+        return None
+    for name, value in vars(attention).items():
+        if not (name.startswith("_") or hasattr(lowered, name)):
+            vars(lowered)[name] = value
+    for name, part in (*attention._parameters.items(), *attention._buffers.items(), *attention._modules.items()):
+        if name not in _WEIGHTS and part is not None:
+            put(lowered, name, part)
+    return lowered
+
+
+_FORWARD = nn.MultiheadAttention.forward
+
+
+def forward(attention: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> Any:
+    """Torch's forward, as a trace follows it, of a layer that calls it from its own."""
+    lowered = attention._modules.get(_LOWERED)
+    return _FORWARD(attention, *args, **kwargs) if lowered is None else lowered(*args, **kwargs)
+
+
 REPLACEMENTS = (
+    (nn.MultiheadAttention, "forward", forward),
     (torch.backends.mha, "get_fastpath_enabled", lambda: False),
     (F, "_none_or_dtype", lambda _: None),
     (F, "_canonical_mask", canonical_mask),

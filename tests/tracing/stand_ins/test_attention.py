@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from contracts import assert_contracts
 from torch import Tensor, nn
 
@@ -159,3 +160,89 @@ def test_saved_and_exported(form: str, tmp_path: Any) -> None:
     assert torch.equal(gs.load(tmp_path / "n.pt")(x), graph(x))
     gs.export_onnx(graph, tmp_path / "n.onnx")
     gs.check_onnx(graph, tmp_path / "n.onnx")
+
+
+class OwnProduct(nn.MultiheadAttention):
+    """Takes torch's weights, and computes something else with them."""
+
+    def forward(self, q: Tensor, _k: Tensor, _v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        a, b, c = F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        return self.out_proj(torch.relu(a) * b + c), None
+
+
+class LowRank(nn.MultiheadAttention):
+    """Torch's attention, and a low-rank product beside it, as LoRA has it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(q, k, v, need_weights=False)[0] + self.up(self.down(q)), None
+
+
+class Twice(LowRank):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(super().forward(q, k, v)[0], k, v)
+
+
+def _hooked(attention: nn.MultiheadAttention) -> nn.MultiheadAttention:
+    attention.register_forward_hook(lambda _, __, given: (3 * given[0], given[1]))
+    attention.register_forward_pre_hook(lambda _, args: (2 * args[0], *args[1:]))
+    return attention
+
+
+def _with_more(attention: Any) -> Any:
+    attention.scale, attention.inner = 2.5, nn.Linear(8, 8)
+    attention.extra = nn.Parameter(torch.randn(8))
+    attention.register_buffer("kept", torch.randn(8))
+    return attention
+
+
+OTHERS = {
+    "own product": lambda: OwnProduct(8, 2, batch_first=True),
+    "low rank": lambda: LowRank(8, 2, batch_first=True, dropout=0.2),
+    "twice": lambda: Twice(8, 2, batch_first=True),
+    "hooks": lambda: _hooked(nn.MultiheadAttention(8, 2, batch_first=True)),
+    "hooks, and a forward of its own": lambda: _hooked(LowRank(8, 2, batch_first=True)),
+    "more beside its weights": lambda: _with_more(nn.MultiheadAttention(8, 2, batch_first=True)),
+}
+
+
+class Around(nn.Module):
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.a, self.attention, self.head = nn.Linear(6, 8), attention, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        mixed = self.attention(hidden, hidden, hidden)[0]
+        if hasattr(self.attention, "scale"):
+            layer = self.attention
+            mixed = layer.inner(mixed) * layer.scale + layer.extra * layer.kept
+        return self.head(mixed)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_attention_that_does_more_than_torchs_is_followed_as_it_is(kind: str, tmp_path: Any) -> None:
+    """By itself, as nothing compares a trace of weights without values."""
+    torch.manual_seed(0)
+    model, x = Around(OTHERS[kind]()).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = gs.trace(model, x, check=False)
+    for training in (False, True):
+        model.train(training)
+        graph.module.train(training)
+        torch.manual_seed(3)
+        expected = model(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(graph(x), expected, rtol=0, atol=1e-12)
+    small = gs.compress(gs.trace(model.eval(), x), 0.5)
+    gs.save(small, tmp_path / "small.pt")
+    torch.testing.assert_close(gs.load(tmp_path / "small.pt")(x), small(x))
+
+
+def test_a_forward_that_an_attention_was_given_is_no_part_of_its_class() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    attention.forward = lambda q, k, v: (q * k + v, None)  # type: ignore[method-assign, assignment]
+    model, x = Around(attention).eval(), torch.randn(2, 5, 6)
+    torch.testing.assert_close(gs.trace(model, x, check=False)(x), model(x))
