@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +26,20 @@ def is_parameter(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor and isinstance(tensor, nn.Parameter)
 
 
+def is_compiled(forward: Any) -> bool:
+    """Whether this is what torch.compile makes of the forward of a module: it stays with that module in every copy."""
+    written = getattr(forward, "_torchdynamo_orig_callable", None)
+    return isinstance(written, MethodType) and written.__func__ is getattr(type(written.__self__), "forward", None)
+
+
 def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
     new = module.__class__.__new__(module.__class__)
     state = new.__dict__
     state.update(module.__dict__)
     state.pop("_compiled_call_impl", None)
+    if is_compiled(state.get("forward")):
+        del state["forward"]
     for name, kind in _NEW_HOOKS:
         state[name] = kind()
     state["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
@@ -138,7 +147,11 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tenso
         detach_attributes(model, memo)
     for state, name, value in reversed(rest):
         state[name] = copy.deepcopy(value, memo)
-    return copy.deepcopy(model, memo)
+    copied: nn.Module = copy.deepcopy(model, memo)
+    for part in parts:
+        if is_compiled(vars(part).get("forward")):
+            del vars(memo[id(part)])["forward"]
+    return copied
 
 
 def _filled(

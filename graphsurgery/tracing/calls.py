@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphsurgery.errors import SurgeryError, TraceError, near_names
+from graphsurgery.network.copying import is_compiled
 from graphsurgery.network.outputs.naming import field_names
 
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -57,7 +58,8 @@ class Call:
         new = kind.__new__(kind)
         new.__dict__ = dict(model.__dict__)
         given = new.__dict__.pop("forward", None)
-        forward = _forward(self, kind.forward if given is None else _unbound(given, model))
+        own = given is None or is_compiled(given)
+        forward = _forward(self, kind.forward if own else _unbound(given, model))
         new.__class__ = type(
             kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_called": kind}
         )

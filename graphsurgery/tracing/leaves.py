@@ -78,6 +78,12 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(state.get("_forward_hooks") or state.get("_forward_pre_hooks"))
 
 
+def has_given_forward(module: nn.Module) -> bool:
+    """Whether a module, or one below it, was given a forward, which goes on with other weights where it is copied."""
+    given = ((part, vars(part).get("forward")) for part in module.modules())
+    return any(forward is not None and getattr(forward, "__self__", None) is not part for part, forward in given)
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a trace keeps a module whole: torch's own layers, drop-path, and our own."""
     if isinstance(module, _CONTAINERS) or "forward" in module.__dict__:

@@ -21,7 +21,7 @@ from graphsurgery.tracing.calls import call_of, is_plain
 from graphsurgery.tracing.following.caches import Place, forget, numbers
 from graphsurgery.tracing.following.questions import may_stand_in
 from graphsurgery.tracing.following.tracer import UnfollowedError, ValueTracer
-from graphsurgery.tracing.leaves import plain
+from graphsurgery.tracing.leaves import has_given_forward, plain
 from graphsurgery.tracing.likeness import Likeness, UnlikeModuleError
 from graphsurgery.tracing.modes import ModesDifferError, join, same_graph
 from graphsurgery.tracing.normal_form import lower, normalize
@@ -263,7 +263,7 @@ class _Traces:
                 if tried:
                     self.symbolic, self.held, tried = self.symbolic - tried, self.held | tried, set()
                     continue
-                if not cause.path or training:
+                if not cause.path or training or has_given_forward(skeleton.get_submodule(cause.path)):
                     raise
                 self.opaque[cause.path] = str(cause)
                 continue

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from contracts import Network
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from zoo import EVERY, SHUFFLING, example, model, traced
 
 import graphsurgery as gs
@@ -426,6 +427,57 @@ def test_of_what_is_wrapped_the_module_inside_is_traced():
         assert torch.equal(graph(x), network(x))
         assert graph.lineage[0]["model"] == "Sequential"
         assert [space.name for space in graph.spaces] == ["0"]
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+def test_what_is_compiled_inside_is_followed_as_it_is_written(capfd):
+    """By each way to compile; also after it has run, and where the module is kept."""
+    for way in ("module", "in place", "forward", "forward of all"):
+        torch.manual_seed(0)
+        network = Network(lambda net, x: net.head(net.body(x).relu()), body=Body(), head=nn.Linear(6, 2)).eval()
+        x = torch.randn(3, 4)
+        expected = network(x)
+        if way == "module":
+            network.body = torch.compile(network.body, backend="eager")
+        elif way == "in place":
+            network.body.compile(backend="eager")
+        else:
+            part = network.body if way == "forward" else network
+            part.forward = torch.compile(part.forward, backend="eager")
+        for run in (False, True):
+            graph = gs.trace(network, x)
+            assert {space.size for space in graph.spaces} == {8, 6}, (way, run)
+            assert set(graph.tensors()) == set(network.state_dict())
+            torch.testing.assert_close(graph(x), expected)
+            torch.testing.assert_close(network(x), expected)
+    assert capfd.readouterr().err == "", "the compiler says nothing of sizes that are tried"
+
+
+def test_a_forward_that_was_given_is_not_kept_whole_as_its_copy_would_have_other_weights():
+    network = nn.Sequential(nn.Linear(4, 4), Body(), nn.Linear(6, 2)).eval()
+    body = network[1]
+    network[1].forward = lambda x: body.b(body.a(x).relu())
+    with pytest.raises(gs.TraceError, match="Linear is made in forward"):
+        gs.trace(network, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_computed_again_in_the_backward_is_followed(reentrant):
+    network = Network(
+        lambda net, x: net.b(checkpoint(net.a, x, use_reentrant=reentrant)), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
+    )
+    x = torch.randn(3, 4, requires_grad=True)
+    graph = gs.trace(network, x)
+    assert [space.size for space in graph.spaces] == [6]
+    torch.testing.assert_close(graph(x), network(x))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -127,6 +127,12 @@ class Recorder:
         return apply
 
 
+def as_written() -> contextlib.AbstractContextManager[Any]:
+    """Parts that torch.compile has been put around run as Python meanwhile; a trace inside of them is refused else."""
+    compiler = sys.modules.get("torch._dynamo.config")
+    return contextlib.nullcontext() if compiler is None else compiler.patch(error_on_nested_fx_trace=False)
+
+
 def _makes_a_layer(frame: FrameType) -> bool:
     """Whether a constructor of one of torch's layers asks, whose weights are judged when it is called."""
     return frame.f_code.co_name == "__init__" and frame.f_code.co_filename.startswith(_LAYERS)

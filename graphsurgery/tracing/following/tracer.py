@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import rnn
+from torch.utils.checkpoint import CheckpointFunction
 
 from graphsurgery import errors
 from graphsurgery.errors import TraceError
@@ -34,7 +35,7 @@ from graphsurgery.tracing.following.decisions import asking_line
 from graphsurgery.tracing.following.effects import cut_gradients, own_constants
 from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.numpy_calls import python_number
-from graphsurgery.tracing.following.patches import Recorder, asked_for, no_hidden_draws
+from graphsurgery.tracing.following.patches import Recorder, as_written, asked_for, no_hidden_draws
 from graphsurgery.tracing.following.proxies import LITERALS, ValueProxy, value_of
 from graphsurgery.tracing.following.questions import truthful
 from graphsurgery.tracing.following.recording import RecordingTracer
@@ -135,6 +136,7 @@ class ValueTracer(RecordingTracer):
                 no_hidden_draws(),
                 self._recorder.patched(),
                 truthful(self.symbolic),
+                as_written(),
                 asked_for(parts, lambda tensor: self.getattr("", tensor, self._weights)),
             ):
                 graph = self.trace(root)
@@ -267,6 +269,9 @@ class ValueTracer(RecordingTracer):
 
     def _custom(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function with a backward: followed if that is what autograd finds, else a module that is kept whole."""
+        if function is CheckpointFunction:
+            part, _, *given = args  # it runs a part of the model again in the backward
+            return part(*given)
         values = fx.node.map_aggregate((args, kwargs), lambda a: value_of(a) if isinstance(a, fx.Proxy) else a)
         self.evaluating = True  # what is drawn in order to find out is no part of the network
         try:

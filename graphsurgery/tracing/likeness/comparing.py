@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -243,8 +244,10 @@ class Likeness:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The model has given its warnings when it was traced."""
-    with warnings.catch_warnings():
+    """The model has given its warnings when it was traced; what it compiles runs as Python, as it did then."""
+    compiles = "torch._dynamo.eval_frame" in sys.modules
+    as_python = torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+    with warnings.catch_warnings(), as_python:
         warnings.simplefilter("ignore")
         yield
 
