@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.copying import deep_copy
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.randomness import seeded
 from graphsurgery.network.paths import place_of
@@ -134,7 +134,7 @@ class _Inserter:
         names = {path: _renamed(path, unit, suffix) for path in paths}
         for path in paths:
             owner, _, name = path.rpartition(".")
-            copied = copy.deepcopy(getattr(self.module.get_submodule(owner), name))
+            copied = deep_copy(getattr(self.module.get_submodule(owner), name))
             if getattr(copied, "inplace", False):
                 # What goes in may be needed behind it: in the repeat it is a value of another part.
                 copied.inplace = False

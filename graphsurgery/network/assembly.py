@@ -15,6 +15,7 @@ from torch.fx import graph_module
 from torch.fx.graph import PythonCode
 
 from graphsurgery.network.aliasing import is_harmless
+from graphsurgery.network.copying import rebind
 from graphsurgery.network.layers import either, hold
 from graphsurgery.network.outputs.records import RecordTracer, needs_tracer
 from graphsurgery.network.paths import owner_of, put
@@ -70,6 +71,11 @@ class Network(fx.GraphModule):
             self.recompile()
             return self.__dict__[name]
         return super().__getattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        copied: fx.GraphModule = super().__deepcopy__(memo)
+        rebind(copied, memo)
+        return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.recompile()

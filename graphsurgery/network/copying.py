@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from types import MethodType
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,16 @@ def is_compiled(forward: Any) -> bool:
 
 def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
-    new = module.__class__.__new__(module.__class__)
+    made: dict[int, Any] = {}
+    new = _copied(module, tensors, made)
+    if not type(module).__module__.startswith(("torch.", "graphsurgery.network.")):
+        rebind(new, made)
+    return new
+
+
+def _copied(module: nn.Module, tensors: Callable[[Tensor], Tensor], made: dict[int, Any]) -> nn.Module:
+    """The same; what was made of each module and tensor is in `made`, by the id of that."""
+    new = made[id(module)] = module.__class__.__new__(module.__class__)
     state = new.__dict__
     state.update(module.__dict__)
     state.pop("_compiled_call_impl", None)
@@ -42,9 +52,11 @@ def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Mo
         del state["forward"]
     for name, kind in _NEW_HOOKS:
         state[name] = kind()
-    state["_parameters"] = {k: None if v is None else tensors(v) for k, v in module._parameters.items()}
-    state["_buffers"] = {k: None if v is None else tensors(v) for k, v in module._buffers.items()}
-    state["_modules"] = {k: None if v is None else copy_module(v, tensors) for k, v in module._modules.items()}
+    for slots in ("_parameters", "_buffers"):
+        old: dict[str, Tensor | None] = getattr(module, slots)
+        state[slots] = {k: None if v is None else tensors(v) for k, v in old.items()}
+        made.update((id(v), state[slots][k]) for k, v in old.items() if v is not None)
+    state["_modules"] = {k: None if v is None else _copied(v, tensors, made) for k, v in module._modules.items()}
     state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     return new
 
@@ -151,6 +163,7 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tenso
     for part in parts:
         if is_compiled(vars(part).get("forward")):
             del vars(memo[id(part)])["forward"]
+    rebind(copied, memo)
     return copied
 
 
@@ -227,3 +240,100 @@ def _detach(value: Any, memo: dict[int, Any], depth: int) -> None:
     elif depth and isinstance(value, list | tuple | set | deque | Mapping):
         for item in list(value.values() if isinstance(value, Mapping) else value):
             _detach(item, memo, depth - 1)
+
+
+_DEPTH = 6
+"""How deep functions in functions and containers are looked for."""
+
+
+def deep_copy(part: Any, memo: dict[int, Any] | None = None) -> Any:
+    """As `copy.deepcopy`; functions that hold a module, such as a lambda in an attribute, hold the copy."""
+    memo = {} if memo is None else memo
+    copied = copy.deepcopy(part, memo)
+    if isinstance(copied, nn.Module):
+        rebind(copied, memo)
+    return copied
+
+
+def rebind(copied: nn.Module, made: Mapping[int, Any]) -> None:
+    """Let the functions in the attributes of a copied module hold what was made of what they held, in place.
+
+    `self.act = lambda x: x * self.scale` closes over the module that it was written in, and Python copies a function by
+    taking the same one: it would go on with the weights and the mode of the original.
+    """
+    for part in copied.modules():
+        if not type(part).__module__.startswith(("torch.", "graphsurgery.network.")):
+            own = {name: value for name, value in vars(part).items() if name not in OF_EVERY_MODULE}
+            vars(part).update({name: rebound(value, made) for name, value in own.items()})
+
+
+def rebound(value: Any, made: Mapping[int, Any], depth: int = _DEPTH) -> Any:
+    """A value in which everything that was copied is its copy; the same value where nothing was.
+
+    Args:
+        value: a function, a method, or a list, tuple or dict that may hold one; anything else stays.
+        made: what was made of modules and tensors, by the id of these.
+        depth: how deep to look.
+    """
+    if id(value) in made:
+        return made[id(value)]
+    rebind = _KINDS.get(type(value)) if depth else None
+    return value if rebind is None else rebind(value, made, depth - 1)
+
+
+def _function(function: FunctionType, made: Mapping[int, Any], depth: int) -> Any:
+    cells = function.__closure__ or ()
+    filled = [cell for cell in cells if cell != CellType()]
+    held = [*(cell.cell_contents for cell in filled), *(function.__defaults__ or ())]
+    named = function.__kwdefaults__ or {}
+    new = _each([*held, *named.values()], made, depth)
+    if new is None:
+        return function
+    contents = iter(new[: len(filled)])
+    closure = tuple(CellType(next(contents)) if cell in filled else cell for cell in cells)
+    defaults = tuple(new[len(filled) : len(held)]) or None
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+    copied.__kwdefaults__ = dict(zip(named, new[len(held) :], strict=True)) or None
+    copied.__dict__.update(function.__dict__)
+    copied.__qualname__, copied.__doc__ = function.__qualname__, function.__doc__
+    return copied
+
+
+def _method(method: MethodType, made: Mapping[int, Any], depth: int) -> Any:
+    owner = rebound(method.__self__, made, depth)
+    return method if owner is method.__self__ else MethodType(method.__func__, owner)
+
+
+def _partial(call: Any, made: Mapping[int, Any], depth: int) -> Any:
+    new = _each([call.func, *call.args, *call.keywords.values()], made, depth)
+    if new is None:
+        return call
+    count = 1 + len(call.args)
+    return partial(new[0], *new[1:count], **dict(zip(call.keywords, new[count:], strict=True)))
+
+
+def _sequence(items: Any, made: Mapping[int, Any], depth: int) -> Any:
+    new = _each(items, made, depth)
+    return items if new is None else tuple(new) if type(items) is tuple else new
+
+
+def _dict(items: dict[Any, Any], made: Mapping[int, Any], depth: int) -> Any:
+    new = _each(items.values(), made, depth)
+    return items if new is None else dict(zip(items, new, strict=True))
+
+
+def _each(items: Any, made: Mapping[int, Any], depth: int) -> list[Any] | None:
+    """All items rebound; None where all stay."""
+    old = list(items)
+    new = [rebound(item, made, depth) for item in old]
+    return None if all(a is b for a, b in zip(old, new, strict=True)) else new
+
+
+_KINDS: dict[type, Callable[[Any, Mapping[int, Any], int], Any]] = {
+    FunctionType: _function,
+    MethodType: _method,
+    partial: _partial,
+    list: _sequence,
+    tuple: _sequence,
+    dict: _dict,
+}

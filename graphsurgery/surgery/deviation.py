@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.copying import deep_copy
 from graphsurgery.network.outputs.naming import run, tensors_of
 from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 from graphsurgery.network.paths import place_of
@@ -175,7 +176,7 @@ class InDouble(fx.Interpreter):
         return super().call_method(method_in_double(target), literals_in_double(args), literals_in_double(kwargs))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
+        layer = deep_copy(self.fetch_attr(str(target))).cpu().double().eval()
         return layer(*args, **kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

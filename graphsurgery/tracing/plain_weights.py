@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from graphsurgery.network.copying import detach_attributes
+from graphsurgery.network.copying import deep_copy, detach_attributes
 from graphsurgery.network.paths import modules_of
 
 _OLD = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -35,7 +34,7 @@ def with_plain_weights(model: nn.Module) -> tuple[nn.Module, list[str]]:
         lists = (value if isinstance(value, list) else [value] for value in vars(part).values())
         shared |= {id(value): value for values in lists for value in values if isinstance(value, Tensor)}
     detach_attributes(model, shared)
-    plain = copy.deepcopy(model, shared)
+    plain = deep_copy(model, shared)
     ties: dict[Any, Tensor] = {}
     lines: dict[str, list[str]] = {}
     for path in reversed(found):  # the parts of a parametrization may be computed themselves

@@ -1,6 +1,7 @@
 """Tracing: the traced network is the model, in both modes, for other batches; what cannot be followed says where."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -461,12 +462,80 @@ def test_what_is_compiled_inside_is_followed_as_it_is_written(capfd):
     assert capfd.readouterr().err == "", "the compiler says nothing of sizes that are tried"
 
 
+GIVEN = {}
+
+
 def test_a_forward_that_was_given_is_not_kept_whole_as_its_copy_would_have_other_weights():
+    """What it works on is found nowhere in it."""
     network = nn.Sequential(nn.Linear(4, 4), Body(), nn.Linear(6, 2)).eval()
-    body = network[1]
-    network[1].forward = lambda x: body.b(body.a(x).relu())
+    GIVEN["body"] = network[1]
+    network[1].forward = lambda x: GIVEN["body"].b(GIVEN["body"].a(x).relu())
     with pytest.raises(gs.TraceError, match="Linear is made in forward"):
         gs.trace(network, torch.zeros(2, 4))
+
+
+class Holding(nn.Module):
+    """Functions in its attributes hold the model, its layers and weights, in each way that Python has."""
+
+    def __init__(self, kind, opaque):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.w, self.opaque = nn.Parameter(torch.rand(6)), opaque
+        layer, weight = self.b, self.w
+
+        def nested(x):
+            return (lambda y: self.b(y) * self.w)(x)
+
+        self.step = {
+            "lambda": lambda x: self.b(x) * self.w,
+            "what is computed from a weight": lambda x: self.b(x) * (2 * self.w),
+            "layer and weight": lambda x: layer(x) * weight,
+            "default": lambda x, layer=layer, *, weight=weight: layer(x) * weight,
+            "mode": lambda x: self.b(x) * self.w if self.training else self.b(x),
+            "method": self.method,
+            "partial": partial(Holding.method, self),
+            "function in a function": nested,
+        }[kind]
+        self.steps = {"all": [self.step, (self.b.forward, torch.relu)]}
+
+    def method(self, x):
+        return self.b(x) * self.w
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        if self.opaque and float(x.sum()) > 1e9:
+            return self.c(x)
+        x = self.steps["all"][1][1](self.steps["all"][1][0](x))
+        return self.c(self.step(self.steps["all"][0](x)))
+
+
+HOLDING = ["lambda", "what is computed from a weight", "layer and weight", "default", "mode", "method", "partial"]
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize("kind", [*HOLDING, "function in a function"])
+def test_functions_in_attributes_that_hold_the_model_hold_its_copy(kind, opaque):
+    """A part that is kept whole has them as well; all copies follow their own weights, and none the original's."""
+    torch.manual_seed(0)
+
+    def made():
+        return nn.Sequential(nn.Linear(4, 4), Holding(kind, opaque)).double()
+
+    network, x = made(), torch.randn(3, 4, dtype=torch.float64)
+    graph = gs.trace(network, x)
+    assert bool(graph.frozen) == opaque
+    other = made()
+    other.load_state_dict({name: 1.5 * tensor for name, tensor in network.state_dict().items()})
+    for copied in (graph.copy(), graph.copy().copy()):
+        with torch.no_grad():
+            for name, tensor in copied.tensors().items():
+                tensor.copy_(other.get_parameter(name))
+        for training in (False, True):
+            other.train(training), copied.module.train(training)
+            torch.testing.assert_close(copied(x), other(x), rtol=0, atol=1e-12)
+    for training in (False, True):
+        network.train(training), graph.module.train(training)
+        torch.testing.assert_close(graph(x), network(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -15,6 +14,7 @@ from graphsurgery.axes.maps import ChannelMap, Edit, MapInGroups
 from graphsurgery.axes.types import Access, TensorType, is_inside
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.copying import deep_copy
 from graphsurgery.network.layers import weigh
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import run
@@ -217,7 +217,7 @@ class _Masks:
         """A layer without what it reads of itself that is cut."""
         if path not in self.inside:
             return layer
-        layer = copy.deepcopy(layer)
+        layer = deep_copy(layer)
         with torch.no_grad():
             for name, (access, typed) in self.inside[path].items():
                 weight = getattr(layer, name)
@@ -280,7 +280,7 @@ class _Zeroed(InDouble):
         self.masks = {name: masks[first] for name, first in canonical.items() if first in masks}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = copy.deepcopy(self.fetch_attr(str(target))).cpu().double().eval()
+        layer = deep_copy(self.fetch_attr(str(target))).cpu().double().eval()
         with torch.no_grad():
             for name, parameter in layer.named_parameters(remove_duplicate=False):
                 path = f"{target}.{name}"

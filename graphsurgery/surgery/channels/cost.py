@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
+from graphsurgery.network.copying import deep_copy
 from graphsurgery.network.layers import grouped_product
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
@@ -142,7 +143,7 @@ class _Counting(fx.Interpreter):
         leaf: Any = self.fetch_attr(str(target))
         # Deep-copying with meta stand-ins already in the memo costs no memory, whatever the size of the layer.
         stand_ins = {id(tensor): _stand_in(tensor) for tensor in (*leaf.parameters(), *leaf.buffers())}
-        shadow = copy.deepcopy(leaf, stand_ins).eval()
+        shadow = deep_copy(leaf, stand_ins).eval()
         # Modules that a trace has kept whole may need values to run.
         return (_Foreign(shadow, self.counter) if is_foreign(leaf) else shadow)(*args, **kwargs)
 

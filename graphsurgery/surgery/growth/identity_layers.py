@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphsurgery.network.copying import is_laid_out, laid_out_like
+from graphsurgery.network.copying import deep_copy, is_laid_out, laid_out_like
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -111,7 +110,7 @@ def residual_pair(network: nn.Module, value: Tensor, like: nn.Module) -> Callabl
     model = next((part for part in network.modules() if type(part) is common), nn.ReLU())
 
     def layers() -> Layers:
-        activation = copy.deepcopy(model)
+        activation = deep_copy(model)
         if hasattr(activation, "inplace"):
             activation.__dict__["inplace"] = False
         second = make()
