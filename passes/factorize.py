@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -300,17 +301,30 @@ def _is_pair(module: fx.GraphModule, path: str) -> bool:
     return {source for sources in reads for source in sources} == calls and all(len(node.users) == 1 for node in calls)
 
 
+def _beside(module: fx.GraphModule, path: str) -> str:
+    """The path of a pair; another where tensors are called as if they were the layer's, as in files of attentions."""
+    owner = module.get_submodule(path)
+    if not owner._parameters and not owner._buffers:
+        return path
+    taken = {name for name, _ in module.named_modules()} | {name for name, _ in module.named_parameters()}
+    return next(place for count in itertools.count(1) if (place := f"{path}_{count}") not in taken)
+
+
 def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.Module]) -> None:
     """Put one layer in the place of two, or two in that of one, in place."""
     owner, _, name = path.rpartition(".")
     parent = module.get_submodule(owner)
     old = parent.get_submodule(name)
     if isinstance(by, nn.Module):
-        setattr(parent, name, by.train(old.training))
+        place = _beside(module, path)
+        module.add_submodule(place, by.train(old.training))
         for node in list(_calls(module, f"{path}.{EXPAND}")):
             reduce = node.all_input_nodes[0]
-            node.target, node.args = path, reduce.args
+            node.target, node.args = place, reduce.args
             module.graph.erase_node(reduce)
+        if place != path:
+            module.delete_submodule(f"{path}.{REDUCE}")
+            module.delete_submodule(f"{path}.{EXPAND}")
         return
     pair = nn.Module()
     for key, layer in by.items():

@@ -252,6 +252,20 @@ def test_layers_of_that_name_that_are_no_factors_are_left_alone(name):
         unfactorize(graph)
 
 
+def test_factors_beside_a_tensor_become_a_layer_beside_it():
+    """A file of an attention calls its first layer `0`, and the bias that it adds to the keys `0.bias_k`."""
+    layer = nn.Module()
+    layer.reduce, layer.expand, layer.bias = nn.Linear(6, 2, bias=False), nn.Linear(2, 5), nn.Parameter(torch.ones(5))
+    network = Network(lambda net, x: net.layer.expand(net.layer.reduce(x)) + net.layer.bias, layer=layer)
+    graph, x, _ = typed(network, (6,))
+    one = unfactorize(graph)
+    assert {name: tuple(tensor.shape) for name, tensor in one.tensors().items()} == {
+        "layer.bias": (5,), "layer_1.weight": (5, 6), "layer_1.bias": (5,),
+    }  # fmt: skip
+    with torch.no_grad():
+        assert deviation(one(*x), graph(*x)) < 1e-12
+
+
 def test_frozen_layers_stay_frozen_and_random_numbers_stay_the_callers():
     network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     network[0].requires_grad_(False)
