@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import fx, nn
 from graphsurgery.axes.maps import Edit
 from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
+from graphsurgery.network.paths import put
 from graphsurgery.progress import phase
 from graphsurgery.surgery.channels.cost import cost
 from graphsurgery.surgery.channels.targets import Target, parse_target
@@ -291,13 +293,20 @@ def _factorized(module: fx.GraphModule) -> list[str]:
 
 def _is_pair(module: fx.GraphModule, path: str) -> bool:
     owner = module.get_submodule(path)
-    if set(owner._modules) != {REDUCE, EXPAND} or not are_factors(
-        owner.get_submodule(REDUCE), owner.get_submodule(EXPAND)
-    ):
+    if not are_factors(owner.get_submodule(REDUCE), owner.get_submodule(EXPAND)):
         return False
     reads = [node.all_input_nodes for node in _calls(module, f"{path}.{EXPAND}")]
     calls = set(_calls(module, f"{path}.{REDUCE}"))
     return {source for sources in reads for source in sources} == calls and all(len(node.users) == 1 for node in calls)
+
+
+def _beside(module: fx.GraphModule, path: str) -> str:
+    """The path of a pair; another where something else has its place below it, as in files of attentions."""
+    owner = module.get_submodule(path)
+    if set(owner._modules) == {REDUCE, EXPAND} and not owner._parameters and not owner._buffers:
+        return path
+    taken = {name for name, _ in module.named_modules()} | {name for name, _ in module.named_parameters()}
+    return next(place for count in itertools.count(1) if (place := f"{path}_{count}") not in taken)
 
 
 def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.Module]) -> None:
@@ -306,13 +315,17 @@ def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.
     parent = module.get_submodule(owner)
     old = parent.get_submodule(name)
     if isinstance(by, nn.Module):
-        setattr(parent, name, by.train(old.training))
+        place = _beside(module, path)
+        module.add_submodule(place, by.train(old.training))
         for node in list(_calls(module, f"{path}.{EXPAND}")):
             reduce = node.all_input_nodes[0]
-            node.target, node.args = path, reduce.args
+            node.target, node.args = place, reduce.args
             module.graph.erase_node(reduce)
+        if place != path:
+            module.delete_submodule(f"{path}.{REDUCE}")
+            module.delete_submodule(f"{path}.{EXPAND}")
         return
-    pair = nn.Module()
+    pair = _rest_of(old, path, by)
     for key, layer in by.items():
         pair.add_module(key, layer.train(old.training))
     pair.training = old.training
@@ -321,6 +334,18 @@ def _replace(module: fx.GraphModule, path: str, by: nn.Module | Mapping[str, nn.
         with module.graph.inserting_before(node):
             reduce = module.graph.call_module(f"{path}.{REDUCE}", node.args, node.kwargs)
         node.target, node.args, node.kwargs = f"{path}.{EXPAND}", (reduce,), {}
+
+
+def _rest_of(layer: nn.Module, path: str, by: Collection[str]) -> nn.Module:
+    """What a layer has beside its weights, where the network may read it."""
+    rest, own = nn.Module(), {"weight", "bias", "parametrizations"}
+    parts = {**layer._parameters, **layer._buffers, **layer._modules}
+    for name, part in parts.items():
+        if name in by:
+            raise SurgeryError(f"factorize: {path} has a {name} of its own, where one of its factors would stand")
+        if name not in own and part is not None:
+            put(rest, name, part)
+    return rest
 
 
 def _first(reasons: Mapping[str, str]) -> str:

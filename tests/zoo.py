@@ -108,6 +108,18 @@ def _shufflenet_v2() -> nn.Module:
     return ShuffleNetV2([2, 3, 1], [24, 48, 96, 192, 256], num_classes=10)
 
 
+def _shallow_shufflenet_v2() -> nn.Module:
+    network = ShuffleNetV2([2, 2, 1], [24, 48, 96, 2, 64], num_classes=10)
+    network.stage4, network.conv5[0] = nn.Identity(), nn.Conv2d(96, 64, 1, bias=False)
+    return network
+
+
+def _shallow_squeezenet() -> nn.Module:
+    network = _torchvision("squeezenet1_1")
+    network.features, network.classifier[1] = network.features[:7], nn.Conv2d(256, 10, 1)
+    return network
+
+
 def _quarter(block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A convolution of Inception with a quarter of the channels; the image keeps its three."""
 
@@ -233,7 +245,12 @@ SHALLOW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shallow convnext": (partial(_convnext, 1, 1), (3, 32, 32)),
     "shallow vit": (partial(_vit, 1), (3, 32, 32)),
 }
-_BUILT = FAMILIES | WHOLE | SHALLOW
+# The same for two more, which some tests of files need: a shuffle, and a concat of what several layers read.
+_SHALLOW_TOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "shallow shufflenet_v2": (_shallow_shufflenet_v2, (3, 32, 32)),
+    "shallow squeezenet1_1": (_shallow_squeezenet, (3, 32, 32)),
+}
+_BUILT = FAMILIES | WHOLE | SHALLOW | _SHALLOW_TOO
 # Images on which a network that keeps their size for long takes a quarter of the time.
 _SMALLER = {"paper/resnet18?width=8": (3, 16, 16)}
 # Families whose trace has the values of some parameters and buffers in another order.

@@ -10,6 +10,7 @@ from torch import nn
 from zoo import NAMES, Products, traced
 
 import graphsurgery as gs
+from graphsurgery.errors import SurgeryError
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.factorize import factorize, unfactorize
 from graphsurgery.passes.gate import gate
@@ -250,6 +251,57 @@ def test_layers_of_that_name_that_are_no_factors_are_left_alone(name):
     graph, _, _ = typed(nn.Sequential(PAIRS[name]), (4 if name == "groups" else 3, 8, 8))
     with pytest.raises(gs.SurgeryError, match="no layer of this network is factorized"):
         unfactorize(graph)
+
+
+def test_factors_beside_a_tensor_become_a_layer_beside_it():
+    """A file of an attention calls its first layer `0`, and the bias that it adds to the keys `0.bias_k`."""
+    layer = nn.Module()
+    layer.reduce, layer.expand, layer.bias = nn.Linear(6, 2, bias=False), nn.Linear(2, 5), nn.Parameter(torch.ones(5))
+    network = Network(lambda net, x: net.layer.expand(net.layer.reduce(x)) + net.layer.bias, layer=layer)
+    graph, x, _ = typed(network, (6,))
+    one = unfactorize(graph)
+    assert {name: tuple(tensor.shape) for name, tensor in one.tensors().items()} == {
+        "layer.bias": (5,), "layer_1.weight": (5, 6), "layer_1.bias": (5,),
+    }  # fmt: skip
+    with torch.no_grad():
+        assert deviation(one(*x), graph(*x)) < 1e-12
+
+
+class WithMore(nn.Module):
+    """A layer that has a parameter, a buffer and a layer of its own beside its weights, which the model reads."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(8, 3)
+        layer.extra, layer.inner = nn.Parameter(torch.randn(8)), nn.Linear(8, 8)
+        layer.register_buffer("kept", torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.layer(x.mT).mT if isinstance(self.layer, nn.Conv1d) else self.layer(x)
+        return self.head(self.layer.inner(hidden.relu()) + self.layer.extra * self.layer.kept)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "computed"])
+def test_what_a_layer_has_beside_its_weights_stays(kind, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(6, 8, 1) if kind == "convolution" else nn.Linear(6, 8)
+    layer = nn.utils.parametrizations.weight_norm(layer) if kind == "computed" else layer
+    graph, x, _ = typed(WithMore(layer), (5, 6))
+    two = factorize(graph, "layer", rank=6, force=True)
+    assert {"layer.extra", "layer.kept", "layer.inner.weight", "layer.reduce.weight"} <= {*two.tensors()}
+    one = unfactorize(two)
+    gs.save(two, tmp_path / "two.pt")
+    with torch.no_grad():
+        for other in (two, one, gs.load(tmp_path / "two.pt")):
+            assert deviation(other(*x), graph(*x)) < 1e-12
+
+
+def test_a_layer_with_a_part_where_a_factor_would_stand_is_refused():
+    model = WithMore(nn.Linear(6, 8))
+    model.layer.reduce = model.layer.inner
+    graph, _, _ = typed(model, (6,))
+    with pytest.raises(SurgeryError, match="layer has a reduce of its own, where one of its factors would stand"):
+        factorize(graph, "layer", rank=2)
 
 
 def test_frozen_layers_stay_frozen_and_random_numbers_stay_the_callers():

@@ -20,7 +20,7 @@ _CHECKS = ("_assert_scalar.default", "_assert_tensor_metadata.default", "_assert
 """What the exporter takes out itself."""
 _IN_PLACE = (
     "relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "leaky_relu_", "elu_", "sigmoid_", "tanh_",
-    "dropout_", "detach_",
+    "dropout_", "detach_", "index_put_",
 )  # fmt: skip
 
 
@@ -28,8 +28,8 @@ def with_few_decomposed(usual: Decompose) -> Decompose:
     """The exporter's own way, for programs that need it.
 
     It takes every program to pieces for which it has translations, and follows it once more to do so, which is half of
-    the time of an export. Of most networks all operators have one already, but for batch norms and activations in
-    place; of these the plain operator is known.
+    the time of an export. Of most networks all operators have one already, but for batch norms, casts and activations
+    in place; of these the plain operator is known.
     """
 
     def decomposed(program: Any, registry: Any) -> Any:
@@ -148,6 +148,31 @@ def _normalise(node: fx.Node) -> None:
     node.target, node.args, node.kwargs = operator.getitem, (norm, 0), {}
 
 
+def _sort(node: fx.Node) -> None:
+    """The places that a sort gives beside the values."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    with node.graph.inserting_before(node):
+        both = node.graph.call_function(_aten.sort.default, node.args, node.kwargs)
+    both.meta = {**node.meta, "val": (x.meta["val"], node.meta["val"])}
+    node.target, node.args, node.kwargs = operator.getitem, (both, 1), {}
+
+
+def _cast(node: fx.Node) -> None:
+    """A cast, and nothing where numbers stay what they are: in a file there are no devices."""
+    x, kind = node.args[0], node.meta["val"].dtype
+    assert isinstance(x, fx.Node)
+    stays = x.meta["val"].dtype is kind
+    node.target, node.args, node.kwargs = (
+        (_aten.alias.default, (x,), {}) if stays else (_aten._to_copy.default, (x,), {"dtype": kind})
+    )
+
+
+def _lay_out(node: fx.Node) -> None:
+    """A copy, as what follows may look at it as at rows."""
+    node.target, node.kwargs = _aten.clone.default, {"memory_format": torch.contiguous_format}
+
+
 def _by(target: Any, arguments: Callable[..., tuple[Any, ...]]) -> Replacement:
     """An operator, and what it is given of the arguments of the other."""
 
@@ -155,6 +180,10 @@ def _by(target: Any, arguments: Callable[..., tuple[Any, ...]]) -> Replacement:
         node.target, node.args, node.kwargs = target, arguments(*node.args, **node.kwargs), {}
 
     return replace
+
+
+def _always(_: fx.Node) -> bool:
+    return True
 
 
 def _does_nothing(node: fx.Node) -> bool:
@@ -165,6 +194,38 @@ def _permutation(x: fx.Node, source: int, to: int) -> tuple[fx.Node, list[int]]:
     axes = list(range(_rank(x)))
     axes.insert(to % len(axes), axes.pop(source % len(axes)))
     return x, axes
+
+
+def _pieces(x: fx.Node, chunks: int, dim: int = 0) -> tuple[fx.Node, int, int]:
+    return x, -(-x.meta["val"].shape[dim] // chunks), dim
+
+
+def _has_known_size(node: fx.Node) -> bool:
+    x, _, dim, *_ = (*node.args, node.kwargs.get("dim", 0))
+    size = x.meta["val"].shape[dim]  # type: ignore[union-attr]
+    return isinstance(size, int) and size > 0
+
+
+def _transposed(  # in the order of torch's own
+    x: fx.Node, weight: fx.Node, bias: Any = None, stride: Any = 1, padding: Any = 0, more: Any = 0, groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of the operator of all convolutions, which is told that this one is transposed."""
+    axes = _rank(x) - 2
+
+    def each(given: Any) -> list[Any]:
+        numbers = list(given) if isinstance(given, list | tuple) else [given]
+        return numbers * (axes // len(numbers))
+
+    return x, weight, bias, each(stride), each(padding), each(dilation), True, each(more), groups
+
+
+def _has_a_batch(node: fx.Node) -> bool:
+    return _rank(node.args[0]) == _rank(node.args[1])
+
+
+def _keeps_its_layout(node: fx.Node) -> bool:
+    return "memory_format" not in node.kwargs
 
 
 def _is_plain_norm(node: fx.Node) -> bool:
@@ -183,7 +244,16 @@ _SUBSTITUTES: dict[str, tuple[Callable[[fx.Node], bool], Replacement]] = {
         lambda node: all(isinstance(number, int) for number in node.args[2:]),
         _by(_aten.slice.Tensor, lambda x, dim, start, length: (x, dim, start, start + length)),
     ),
-    "movedim.int": (lambda _: True, _by(_aten.permute.default, _permutation)),
-    "square.default": (lambda _: True, _by(_aten.pow.Tensor_Scalar, lambda x: (x, 2))),
+    "movedim.int": (_always, _by(_aten.permute.default, _permutation)),
+    "square.default": (_always, _by(_aten.pow.Tensor_Scalar, lambda x: (x, 2))),
+    "chunk.default": (_has_known_size, _by(_aten.split.Tensor, _pieces)),
+    "argsort.default": (_always, _sort),
+    "contiguous.default": (_keeps_its_layout, _lay_out),
+    "__and__.Tensor": (_always, _by(_aten.bitwise_and.Tensor, lambda x, y: (x, y))),
+    **{f"to.{kind}": (_keeps_its_layout, _cast) for kind in ("device", "dtype", "dtype_layout")},
+    **{
+        f"conv_transpose{kind}": (_has_a_batch, _by(_aten.convolution.default, _transposed))
+        for kind in ("1d.default", "2d.input", "3d.input")
+    },
 }
 """By operator: on which calls another computes the same, and what puts it in their place."""

@@ -55,8 +55,12 @@ class Examples:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global random state
         )
-        for batch in loader:
-            yield [t.to(self.device, non_blocking=True) for t in batch]
+        batches = iter(loader)
+        try:
+            for batch in batches:
+                yield [t.to(self.device, non_blocking=True) for t in batch]
+        finally:
+            _end_workers(batches)
 
 
 def epoch_plan(
@@ -107,6 +111,13 @@ def mixed_seed(*numbers: int) -> int:
         mixed = mixed * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         mixed ^= mixed >> 29
     return mixed >> 1
+
+
+def _end_workers(batches: Any) -> None:
+    """An error of a worker holds the loader in its traceback; as garbage, later, it would wait for them 5 seconds."""
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
 
 
 class _SeededExamples(Dataset[Any]):

@@ -127,7 +127,7 @@ def weights(path):
         ("shallow mobilenet_v3", "free 11"), ("shallow mobilenet_v3", "free 13"),
         ("shallow vit", "ours"), ("shallow vit", "free 17"), ("shallow vit", "fixed 17"),
         ("group norms", "free 9"), ("layer norms", "free 13"),
-        ("shufflenet_v2", "free 17"),
+        ("shallow shufflenet_v2", "free 17"),
     ],
 )  # fmt: skip
 def test_a_file_is_factorized_and_back(tmp_path, name, dialect):
@@ -168,7 +168,7 @@ def test_at_full_rank_the_file_computes_the_same(tmp_path):
         ("shallow vit", "ours"), ("shallow vit", "free 17"), ("shallow vit", "free 14"),
         ("shallow convnext", "free 11"), ("shallow convnext", "ours"),
         ("group norms", "ours"), ("group norms", "free 9"), ("group norms", "free 17"), ("layer norms", "free 11"),
-        ("layer norms", "free 17"), ("rms norm", "ours"), ("shufflenet_v2", "free 13"),
+        ("layer norms", "free 17"), ("rms norm", "ours"), ("shallow shufflenet_v2", "free 13"),
     ],
 )  # fmt: skip
 def test_a_file_with_norms_is_widened(tmp_path, name, dialect):
@@ -227,7 +227,7 @@ def test_the_widened_group_norm_is_exact(tmp_path):
     ("name", "dialect"),
     [
         ("shallow mobilenet_v3", "ours"), ("shallow vit", "free 17"), ("shallow vit", "ours"),
-        ("group norms", "free 17"), ("shufflenet_v2", "free 11"),
+        ("group norms", "free 17"), ("shallow shufflenet_v2", "free 11"),
     ],
 )  # fmt: skip
 def test_every_space_may_be_permuted(tmp_path, name, dialect):
@@ -244,7 +244,7 @@ def test_every_space_may_be_permuted(tmp_path, name, dialect):
 
 @pytest.mark.parametrize("dialect", ["free 17", "free 9", "fixed 17"])
 def test_channel_shuffles_are_compressed(tmp_path, dialect):
-    path = export("shufflenet_v2", tmp_path / "m.onnx", dialect)
+    path = export("shallow shufflenet_v2", tmp_path / "m.onnx", dialect)
     small = compress(import_onnx(path).graph, 0.5)
     assert rewrite_onnx(path, small, tmp_path / "small.onnx").holds
     assert_the_rest_stays(path, tmp_path / "small.onnx")

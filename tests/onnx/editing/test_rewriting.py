@@ -23,7 +23,7 @@ from graphsurgery.passes.widen import widen
 NAMES = (
     "shallow resnet18",
     "shallow mobilenet_v3",
-    "squeezenet1_1",
+    "shallow squeezenet1_1",
     "shallow resnext",
     "shallow convnext",
     "shallow vit",
@@ -37,7 +37,14 @@ def export(name, path, dialect):
 @pytest.mark.parametrize("dialect", ["free 17", "fixed 17", "ours"])
 @pytest.mark.parametrize(
     "name",
-    ["shallow resnet18", "shallow mobilenet_v3", "squeezenet1_1", "shallow resnext", "shallow convnext", "shallow vit"],
+    [
+        "shallow resnet18",
+        "shallow mobilenet_v3",
+        "shallow squeezenet1_1",
+        "shallow resnext",
+        "shallow convnext",
+        "shallow vit",
+    ],
 )
 def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
     path, out = tmp_path / "m.onnx", tmp_path / "small.onnx"

@@ -14,7 +14,7 @@ from graphsurgery.onnx.editing.places import Places
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.importing.sources import leaves
 
-NETWORKS = ["shallow mobilenet_v3", "squeezenet1_1", "shallow resnext", "shallow convnext", "shallow vit"]
+NETWORKS = ["shallow mobilenet_v3", "shallow squeezenet1_1", "shallow resnext", "shallow convnext", "shallow vit"]
 
 
 def read_at(imported, place):

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -53,6 +55,21 @@ def test_augmentation_is_a_function_of_seed_and_index(workers):
     torch.testing.assert_close(found[1], expected[0], rtol=0, atol=0)
     other = list(Examples(Noisy(), torch.device("cpu")).batches(indices, seed=4))
     assert not torch.equal(other[0][0], found[0][0])
+
+
+class Damaged(Noisy):
+    def __getitem__(self, index):
+        if index == 5:
+            raise ValueError("a damaged image")
+        return super().__getitem__(index)
+
+
+def test_no_worker_outlives_an_error_whose_traceback_is_kept():
+    batches = Examples(Damaged(), torch.device("cpu"), workers=1).batches([torch.tensor([5]), torch.tensor([1])])
+    with pytest.raises(ValueError, match="a damaged image") as kept:
+        next(batches)
+    assert kept.value.__traceback__ is not None
+    assert multiprocessing.active_children() == []
 
 
 def test_no_examples():
