@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from graphsurgery.axes.maps import Edit
 from graphsurgery.axes.positions import positions
 from graphsurgery.axes.types import Frozen, ParameterType, Typing
 from graphsurgery.errors import SurgeryError, visible
+from graphsurgery.network.copying import whole_copy
 from graphsurgery.network.paths import named_tensors, place_of
 from graphsurgery.network.values.evaluation import propagate
 
@@ -242,7 +242,7 @@ class ModelGraph:
 
     def copy(self) -> ModelGraph:
         """The same network with tensors of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
+        return replace(self, module=whole_copy(self.module))
 
     def example_inputs(self, batch: int = 2, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs `[batch, ...]` in the dtype and on the device of the network's parameters."""

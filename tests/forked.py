@@ -13,6 +13,8 @@ import torch
 class Forked:
     """A process that does `work()` and ends: with 0, with the code of a `SystemExit`, or with 1 and a traceback.
 
+    As the interpreter does, it ends with 120 where standard output cannot be written to its last character.
+
     Where its standard streams go: a file descriptor, a path that is made, or, for None, where those of the tests go;
     descriptors that it has no part in are closed there.
     """
@@ -60,7 +62,10 @@ def _code(work, stdout, stderr):
     except BaseException:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        code = 120  # as the interpreter has it
     sys.stderr.flush()
     return code
 

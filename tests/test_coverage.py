@@ -1,6 +1,7 @@
 """The survey of networks: limits, going on after a kill, the choice of inputs, and the page."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+from forked import Forked
 from torch import nn
 from torchvision.models.segmentation import lraspp
 
@@ -129,7 +131,32 @@ def int8():
 """
 
 
+class ForkedScript:
+    """As `subprocess.Popen` of the script that examines a network, without the seconds of its imports."""
+
+    def __init__(self, command, *, stdout, stderr, start_new_session):
+        assert command[:2] == [sys.executable, str(coverage.EXAMINATION)]
+        assert (stdout, start_new_session) == (surveying.subprocess.DEVNULL, True)
+        self._process = Forked(lambda: self._work(command[2:]), os.devnull, stderr.fileno())
+        self.pid, self.returncode = self._process.pid, None
+
+    @staticmethod
+    def _work(arguments):
+        os.setsid()
+        examination.main(arguments)
+
+    def poll(self):
+        if self.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self.wait()
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = self._process.wait()
+
+
 def test_the_script_measures_a_list_of_specs_and_remembers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(surveying.subprocess, "Popen", ForkedScript)
     (tmp_path / "fakes.py").write_text(FAKES)
     specs = [f"{tmp_path}/fakes.py:{name}" for name in ("small", "int8")]
     arguments = [*specs, "--no-onnx", "--jobs", "2", "--cache", str(tmp_path / "cache")]

@@ -20,6 +20,7 @@ BUILT += ["CITATION.cff", "Makefile", "constraints.txt", ".pre-commit-config.yam
 FOLDERS = ["graphsurgery", "cli", "passes", "models", "tests", "benchmarks", "docs", "examples", ".ci"]
 BUILD = "from setuptools import build_meta as b; b.build_sdist({0!r}); b.build_wheel({0!r})"
 SMOKE = """
+import gc; gc.disable()
 import torch, graphsurgery as gs
 from graphsurgery.models import build
 graph = gs.compress(gs.trace(build("paper/cnn"), torch.randn(2, 1, 8, 8)), 0.5)

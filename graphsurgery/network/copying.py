@@ -7,12 +7,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CellType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of
+
+M = TypeVar("M", bound=nn.Module)
 
 _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.items() if "_hooks" in name)
 
@@ -165,6 +167,24 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tenso
             del vars(memo[id(part)])["forward"]
     rebind(copied, memo)
     return copied
+
+
+def whole_copy(model: M) -> M:
+    """What `copy.deepcopy` gives, without its walk through what is empty in every layer: half of the time."""
+    memo: dict[int, Any] = {}
+    parts = list({id(part): part for part in modules_of(model).values()}.values())[1:]
+    asked = [part for part in parts if _copies_itself(type(part))]
+    left = {id(below) for part in asked for below in part.modules()}
+    own = [part for part in parts if id(part) not in left]
+    memo.update({id(part): type(part).__new__(type(part)) for part in own})
+    rest = [
+        item
+        for part in own
+        for item in _filled(memo[id(part)].__dict__, part.__dict__, memo, lambda tensor: copy.deepcopy(tensor, memo))
+    ]
+    for state, name, value in reversed(rest):
+        state[name] = copy.deepcopy(value, memo)
+    return copy.deepcopy(model, memo)
 
 
 def _filled(

@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.copying import deep_copy
+from graphsurgery.network.copying import deep_copy, whole_copy
 from graphsurgery.network.outputs.naming import run, tensors_of
 from graphsurgery.network.outputs.strips import ConvolutionsInStrips
 from graphsurgery.network.paths import place_of
@@ -131,7 +131,7 @@ class _Watching(fx.Interpreter):
 
 def double(graph: ModelGraph) -> ModelGraph:
     """A float64 copy in evaluation mode on the CPU, to measure contracts on."""
-    module = copy.deepcopy(graph.module).cpu().double().eval()
+    module = whole_copy(graph.module).cpu().double().eval()
     for node in module.graph.nodes:
         node.args, node.kwargs = literals_in_double(node.args), literals_in_double(node.kwargs)
         if node.op == "call_method":

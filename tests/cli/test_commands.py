@@ -1,14 +1,12 @@
 """What each command writes and prints when all goes well."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
-from patience import PATIENCE
+from forked import Forked
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
@@ -49,17 +47,18 @@ def test_train_resumes_from_its_run_folder(capsys):
     torch.testing.assert_close(gs.load("c.pt").module.state_dict(), gs.load("d.pt").module.state_dict(), rtol=0, atol=0)
 
 
-def test_train_on_two_processes_writes_once(here):
+def test_train_on_two_processes_writes_once(here, monkeypatch):
     """As README starts them: one checkpoint, one run folder, and one document on standard output."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    from accelerate.commands.launch import main as launch
+
+    launcher = ["launch", "--cpu", "--num_processes", "2"]
     command = ["-m", "graphsurgery", "train", "paper/mlp", "--data", "sine", "-o", "m.pt", "--run", "two"]
     options = ["--epochs", "1", "--batch-size", "500", "--lr", "0.01", "--device", "cpu", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *command, *options], capture_output=True, text=True, env=environment, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["files"] == {"network": "m.pt"}
+    monkeypatch.setattr(sys, "argv", [*launcher, *command, *options])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Forked(launch, "document", "errors") as process:
+        assert process.wait() == 0, (here / "errors").read_text()
+    assert json.loads((here / "document").read_text())["files"] == {"network": "m.pt"}
     assert [record["epoch"] for record in read_metrics(here / "two")] == [1]
     assert gs.load(here / "m.pt").spaces[0].size == 100
 

@@ -152,6 +152,7 @@ def test_completion_is_installed(tmp_path, monkeypatch, capsys):
     assert "--keep-space" in text
 
 
-def test_python_runs_the_package():
-    done = subprocess.run([sys.executable, "-m", "graphsurgery", "--version"], capture_output=True, text=True)
+@pytest.mark.parametrize("module", ["graphsurgery", "graphsurgery.cli"])
+def test_python_runs_the_package(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
     assert done.stdout.strip() == __version__

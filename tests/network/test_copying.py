@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 import graphsurgery as gs
-from graphsurgery.network.copying import Replicas, Twin, alias_copy, copy_module, is_laid_out, meta_copy, own_tensors
+from graphsurgery.network.copying import (
+    Replicas,
+    Twin,
+    alias_copy,
+    copy_module,
+    is_laid_out,
+    meta_copy,
+    own_tensors,
+    whole_copy,
+)
 from graphsurgery.passes import compress
 from graphsurgery.passes.concatenate import concatenate
 from graphsurgery.passes.deepen import deepen
@@ -147,7 +156,7 @@ def test_a_meta_copy_shares_nothing_that_a_trace_could_change():
         assert not [name for name in shared if isinstance(mine.__dict__[name], (dict, list, set, torch.Tensor))]
 
 
-@pytest.mark.parametrize("copied", [lambda model: meta_copy(model, {}), lambda model: alias_copy(model)[0]])
+@pytest.mark.parametrize("copied", [lambda model: meta_copy(model, {}), lambda model: alias_copy(model)[0], whole_copy])
 def test_what_two_modules_share_is_one_in_a_copy(copied):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].board = model[1].board = {}
@@ -175,6 +184,34 @@ def test_a_module_that_says_how_it_is_copied_is_asked():
     twin = meta_copy(nn.Sequential(SaysItself()), {})
     assert twin[0].copied
     assert twin[0].layer.weight.is_meta
+    model = nn.Sequential(nn.Sequential(SaysItself(), nn.LSTM(2, 2)), nn.Linear(2, 2))
+    model[1].weight = model[0][0].layer.weight
+    whole = whole_copy(model)
+    assert whole[0][0].copied
+    assert whole[1].weight is whole[0][0].layer.weight is not model[1].weight
+    assert whole[0][1]._flat_weights[0] is whole[0][1].weight_ih_l0 is not model[0][1].weight_ih_l0
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_whole_copy_is_a_deep_copy(traced):
+    model = nn.Sequential(Tied(), nn.Dropout()).eval()
+    model[0].norm.weight.requires_grad_(False)
+    model[0].twice.register_forward_pre_hook(print)
+    if traced:
+        model = gs.trace(model, torch.ones(2, 4), check=False).module
+    twin, deep = whole_copy(model), copy.deepcopy(model)
+    assert [type(m).__name__ for m in twin.modules()] == [type(m).__name__ for m in deep.modules()]
+    assert all(m.__dict__.keys() == n.__dict__.keys() for m, n in zip(twin.modules(), deep.modules(), strict=True))
+    assert [m.training for m in twin.modules()] == [m.training for m in model.modules()]
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        new = twin.state_dict(keep_vars=True)[name]
+        assert (type(new), new.requires_grad) == (type(tensor), tensor.requires_grad)
+        assert torch.equal(new, tensor)
+        assert new.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+    assert len({id(t) for t in twin.parameters()}) == len({id(t) for t in model.parameters()})
+    for mine, theirs in zip(list(twin.modules())[1:], list(model.modules())[1:], strict=True):
+        shared = [name for name, value in mine.__dict__.items() if value is theirs.__dict__[name]]
+        assert not [name for name in shared if isinstance(mine.__dict__[name], (dict, list, set, torch.Tensor))]
 
 
 def test_a_copied_module_has_hooks_of_its_own():

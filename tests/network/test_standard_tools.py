@@ -126,6 +126,7 @@ def test_networks_with_such_names_are_exported(keys, tmp_path):
 def test_torchvision_is_imported_by_those_who_have_it(tmp_path):
     """It takes as long as torch: a network without its layers is traced, typed, cut and stored without it."""
     code = """
+import gc; gc.disable()
 import sys, torch, graphsurgery as gs
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
 graph = gs.compress(gs.trace(network, torch.zeros(2, 3, 8, 8)), 0.5)

@@ -94,7 +94,7 @@ def test_random_networks(seed):
         torch.manual_seed(draw)
         network = RandomNetwork(seed, kinds=[*STEPS, *SHUFFLES, *INDEXED])
         randomize(network)
-        graphs.append(gs.trace(network.double().eval(), x))
+        graphs.append(gs.trace(network.double().eval(), x, check=not graphs))  # the others have other numbers
     with torch.no_grad():
         assert deviation(concatenate(graphs)(x), sum(graph(x) for graph in graphs) / len(graphs)) < 1e-12
 

@@ -228,6 +228,10 @@ def _keeps_its_layout(node: fx.Node) -> bool:
     return "memory_format" not in node.kwargs
 
 
+def _is_of_all(node: fx.Node) -> bool:
+    return all(size == 1 for size in node.args[1])  # type: ignore[union-attr]
+
+
 def _is_plain_norm(node: fx.Node) -> bool:
     return node.args[3] is not None and node.args[5] is False
 
@@ -236,10 +240,8 @@ _aten = torch.ops.aten
 _SUBSTITUTES: dict[str, tuple[Callable[[fx.Node], bool], Replacement]] = {
     "batch_norm.default": (_is_plain_norm, _normalise),
     "flatten.using_ints": (_does_nothing, _by(_aten.alias.default, lambda x, *_, **__: (x,))),
-    "adaptive_avg_pool2d.default": (
-        lambda node: list(node.args[1]) == [1, 1],  # type: ignore[arg-type]
-        _by(_aten.mean.dim, lambda x, _: (x, [-1, -2], True)),
-    ),
+    "adaptive_avg_pool2d.default": (_is_of_all, _by(_aten.mean.dim, lambda x, _: (x, [-1, -2], True))),
+    "adaptive_avg_pool3d.default": (_is_of_all, _by(_aten.mean.dim, lambda x, _: (x, [-1, -2, -3], True))),
     "narrow.default": (
         lambda node: all(isinstance(number, int) for number in node.args[2:]),
         _by(_aten.slice.Tensor, lambda x, dim, start, length: (x, dim, start, start + length)),
@@ -250,6 +252,7 @@ _SUBSTITUTES: dict[str, tuple[Callable[[fx.Node], bool], Replacement]] = {
     "argsort.default": (_always, _sort),
     "contiguous.default": (_keeps_its_layout, _lay_out),
     "__and__.Tensor": (_always, _by(_aten.bitwise_and.Tensor, lambda x, y: (x, y))),
+    "__or__.Tensor": (_always, _by(_aten.bitwise_or.Tensor, lambda x, y: (x, y))),
     **{f"to.{kind}": (_keeps_its_layout, _cast) for kind in ("device", "dtype", "dtype_layout")},
     **{
         f"conv_transpose{kind}": (_has_a_batch, _by(_aten.convolution.default, _transposed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -24,7 +23,7 @@ from graphsurgery.errors import SurgeryError, UnsupportedError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.aliasing import is_harmless
 from graphsurgery.network.assembly import as_evaluated, passing_sources, without_keywords
-from graphsurgery.network.copying import meta_of
+from graphsurgery.network.copying import meta_of, whole_copy
 from graphsurgery.network.operators import argument_of
 from graphsurgery.network.outputs.records import opened
 from graphsurgery.network.paths import has_tensors
@@ -124,7 +123,7 @@ def export_program(graph: ModelGraph, opset: int | None = None) -> torch.onnx.ON
     if packing is not None:
         raise SurgeryError(f"{packing.name}: ONNX has no packed sequences; give the layer padded ones, without lengths")
     # A batch of one would be taken for a constant.
-    network = ModelGraph(copy.deepcopy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
+    network = ModelGraph(whole_copy(as_evaluated(graph.module)).cpu().float().eval(), graph.inputs)
     _give_tensors(network.module, _given(graph))
     make_plain(network.module)
     without_keywords(network.module)

@@ -34,9 +34,10 @@ def more_known(net, x):
     first, second, last = x.chunk(3, 1)
     assert last.shape[1] == 1
     places = first.mean((2, 3)).argsort(1, descending=True)
-    large = (second > 0).__and__(first < 1).to(torch.int64).sum((1, 2, 3))
+    large = ((second > 0) & (first < 1) | (second > 2)).to(torch.int64).sum((1, 2, 3))
     whole = torch.zeros(4, 2).index_put_((places[0],), torch.ones(2))
     rows = F.conv_transpose1d(last[:, 0], net.rows, padding=1, dilation=2).to(torch.float64).float()
+    rows = F.adaptive_avg_pool3d(rows[..., None, None], 1).flatten(2)
     return net.head(torch.cat([rows.mean(2), large[:, None].to(x.dtype) + whole.sum(), places * 1.0], 1))
 
 
