@@ -128,18 +128,20 @@ def _compared(
     check: bool,
     strict: bool = False,
     kept: Mapping[Place, Any] = MappingProxyType({}),
+    reorder: bool = True,
 ) -> tuple[_Traces, fx.GraphModule]:
     """The traces of a model, and the network that they make, compared with the model where that is asked for.
 
     Args:
         kept: what the model has kept from former calls, and is to have forgotten.
+        reorder: whether channels may be put in another order where they are shuffled.
     """
     traces = _Traces(model, examples, strict=strict, kept=kept)
     module, made = traces.with_real_tensors(traces.both_modes(), copy=copy)
     module.training = model.training
     # Before weights are put in another order, and so become other tensors.
     paths = {id(tensor): name for name, tensor in module.named_parameters()} if check else {}
-    traces.reordered = unshuffle(module, shared=not copy)
+    traces.reordered = reorder and unshuffle(module, shared=not copy)
     if check and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         try:
             names = {real: paths[id(new)] for real, new in made.items() if id(new) in paths}
@@ -154,6 +156,9 @@ def _compared(
             if found and any(node.target is hold for node in module.graph.nodes):
                 return _without_memory(model, examples, found, copy=copy, strict=strict) or (traces, module)
         except UnlikeModuleError as cause:
+            if traces.reordered:
+                # Random numbers of training may fall on other channels where these are in another order.
+                return _compared(model, examples, copy=copy, check=check, strict=strict, kept=kept, reorder=False)
             if not traces.spelled_out or strict:
                 raise TraceError(f"{cause}; {traces.asked()}") from cause
             # Perhaps a size that the model has written into a text is a key, and not only a message.

@@ -647,3 +647,23 @@ def test_a_selection_takes_some_channels_twice():
     network.head = nn.Conv2d(10, 5, 1)
     graph = check(network)
     assert sum(space.size for space in graph.spaces) == 8
+
+
+DROPS = [nn.Dropout2d(0.5), nn.Dropout2d(0.0), nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.RReLU()]
+
+
+@pytest.mark.parametrize("drop", DROPS, ids=str)
+def test_what_training_draws_for_channels_that_are_shuffled(drop):
+    """In another order of channels the same random numbers drop others, which was refused: there the shuffle stays."""
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 8, 1), "drop": drop, "c": nn.Conv2d(8, 3, 1)}
+    model = Network(lambda net, x: net.c(net.drop(channel_shuffle(net.a(x), 2))), **layers).double()
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    graph = gs.trace(model, x)
+    for training in (False, True):
+        model.train(training)
+        graph.module.train(training)
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(graph(x), expected)
