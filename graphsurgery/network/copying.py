@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
@@ -39,7 +39,7 @@ def copy_module(module: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Mo
     """A copy of a leaf module with every parameter and buffer replaced; hooks stay behind."""
     made: dict[int, Any] = {}
     new = _copied(module, tensors, made)
-    if not type(module).__module__.startswith(("torch.", "graphsurgery.network.")):
+    if _may_hold(module):
         rebind(new, made)
     return new
 
@@ -144,10 +144,7 @@ def meta_copy(model: nn.Module, twins: dict[int, Twin]) -> nn.Module:
 def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tensor], Tensor]) -> nn.Module:
     """What `copy.deepcopy` gives, with other parameters and buffers, and without its walk through what is empty."""
     parts = list({id(part): part for part in modules_of(model).values()}.values())
-    asked = {kind for kind in set(map(type, parts)) if _copies_itself(kind)}
-    below = {id(p) for part in parts if type(part) in asked for p in part.modules()} if asked else ()
-    own = [part for part in parts if id(part) not in below]
-    memo.update({id(part): type(part).__new__(type(part)) for part in own})
+    own = _begun(parts, memo)
     for part in parts:
         if id(part) not in memo:
             for tensor in (*part._parameters.values(), *part._buffers.values()):
@@ -172,19 +169,24 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any], replaced: Callable[[Tenso
 def whole_copy(model: M) -> M:
     """What `copy.deepcopy` gives, without its walk through what is empty in every layer: half of the time."""
     memo: dict[int, Any] = {}
-    parts = list({id(part): part for part in modules_of(model).values()}.values())[1:]
-    asked = [part for part in parts if _copies_itself(type(part))]
-    left = {id(below) for part in asked for below in part.modules()}
-    own = [part for part in parts if id(part) not in left]
-    memo.update({id(part): type(part).__new__(type(part)) for part in own})
+    below = list({id(part): part for part in modules_of(model).values()}.values())[1:]
     rest = [
         item
-        for part in own
+        for part in _begun(below, memo)
         for item in _filled(memo[id(part)].__dict__, part.__dict__, memo, lambda tensor: copy.deepcopy(tensor, memo))
     ]
     for state, name, value in reversed(rest):
         state[name] = copy.deepcopy(value, memo)
     return copy.deepcopy(model, memo)
+
+
+def _begun(parts: Sequence[nn.Module], memo: dict[int, Any]) -> list[nn.Module]:
+    """The modules that have no say in how they are copied; the memo gets an empty one for each."""
+    asked = {kind for kind in set(map(type, parts)) if _copies_itself(kind)}
+    below = {id(p) for part in parts if type(part) in asked for p in part.modules()} if asked else ()
+    own = [part for part in parts if id(part) not in below]
+    memo.update({id(part): type(part).__new__(type(part)) for part in own})
+    return own
 
 
 def _filled(
@@ -282,9 +284,14 @@ def rebind(copied: nn.Module, made: Mapping[int, Any]) -> None:
     taking the same one: it would go on with the weights and the mode of the original.
     """
     for part in copied.modules():
-        if not type(part).__module__.startswith(("torch.", "graphsurgery.network.")):
+        if _may_hold(part):
             own = {name: value for name, value in vars(part).items() if name not in OF_EVERY_MODULE}
             vars(part).update({name: rebound(value, made) for name, value in own.items()})
+
+
+def _may_hold(module: nn.Module) -> bool:
+    """Whether functions in the attributes of a module may hold modules; those of torch's own layers do not."""
+    return not type(module).__module__.startswith(("torch.", "graphsurgery.network."))
 
 
 def rebound(value: Any, made: Mapping[int, Any], depth: int = _DEPTH) -> Any:
@@ -302,21 +309,24 @@ def rebound(value: Any, made: Mapping[int, Any], depth: int = _DEPTH) -> Any:
 
 
 def _function(function: FunctionType, made: Mapping[int, Any], depth: int) -> Any:
-    cells = function.__closure__ or ()
-    filled = [cell for cell in cells if cell != CellType()]
-    held = [*(cell.cell_contents for cell in filled), *(function.__defaults__ or ())]
-    named = function.__kwdefaults__ or {}
-    new = _each([*held, *named.values()], made, depth)
+    held = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+    defaults, named = function.__defaults__ or (), function.__kwdefaults__ or {}
+    new = _each([*held, *defaults, *named.values()], made, depth)
     if new is None:
         return function
-    contents = iter(new[: len(filled)])
-    closure = tuple(CellType(next(contents)) if cell in filled else cell for cell in cells)
-    defaults = tuple(new[len(filled) : len(held)]) or None
-    copied = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
-    copied.__kwdefaults__ = dict(zip(named, new[len(held) :], strict=True)) or None
+    rest = iter(new)
+    closure = tuple(cell if _is_empty(cell) else CellType(next(rest)) for cell in function.__closure__ or ())
+    usual = tuple(next(rest) for _ in defaults)
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, usual or None, closure)
+    copied.__kwdefaults__ = dict(zip(named, rest, strict=True)) or None
     copied.__dict__.update(function.__dict__)
     copied.__qualname__, copied.__doc__ = function.__qualname__, function.__doc__
     return copied
+
+
+def _is_empty(cell: CellType) -> bool:
+    """Whether a variable that a function holds has no value yet; cells are compared by what is in them."""
+    return cell == CellType()
 
 
 def _method(method: MethodType, made: Mapping[int, Any], depth: int) -> Any:

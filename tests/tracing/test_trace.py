@@ -481,7 +481,7 @@ class Holding(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
         self.w, self.opaque = nn.Parameter(torch.rand(6)), opaque
-        layer, weight = self.b, self.w
+        layer, weight, other = self.b, self.w, self.a.bias
 
         def nested(x):
             return (lambda y: self.b(y) * self.w)(x)
@@ -490,6 +490,7 @@ class Holding(nn.Module):
             "lambda": lambda x: self.b(x) * self.w,
             "what is computed from a weight": lambda x: self.b(x) * (2 * self.w),
             "layer and weight": lambda x: layer(x) * weight,
+            "two weights": lambda x: layer(x) * weight + other,
             "default": lambda x, layer=layer, *, weight=weight: layer(x) * weight,
             "mode": lambda x: self.b(x) * self.w if self.training else self.b(x),
             "method": self.method,
@@ -509,11 +510,11 @@ class Holding(nn.Module):
         return self.c(self.step(self.steps["all"][0](x)))
 
 
-HOLDING = ["lambda", "what is computed from a weight", "layer and weight", "default", "mode", "method", "partial"]
+HOLDING = ["lambda", "what is computed from a weight", "layer and weight", "two weights", "default", "mode", "method"]
 
 
 @pytest.mark.parametrize("opaque", [False, True])
-@pytest.mark.parametrize("kind", [*HOLDING, "function in a function"])
+@pytest.mark.parametrize("kind", [*HOLDING, "partial", "function in a function"])
 def test_functions_in_attributes_that_hold_the_model_hold_its_copy(kind, opaque):
     """A part that is kept whole has them as well; all copies follow their own weights, and none the original's."""
     torch.manual_seed(0)

@@ -35,17 +35,7 @@ def export(name, path, dialect):
 
 
 @pytest.mark.parametrize("dialect", ["free 17", "fixed 17", "ours"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "shallow resnet18",
-        "shallow mobilenet_v3",
-        "shallow squeezenet1_1",
-        "shallow resnext",
-        "shallow convnext",
-        "shallow vit",
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_compressed_in_place(tmp_path, name, dialect):
     path, out = tmp_path / "m.onnx", tmp_path / "small.onnx"
     export(name, path, dialect)
