@@ -49,6 +49,16 @@ def typed(network: nn.Module, *shapes: Sequence[int], seed: int = 0) -> tuple[gs
     return gs.trace(network, [t[:2] for t in x], check=False), x, network
 
 
+def assert_same_in_both_modes(graph: gs.ModelGraph, model: nn.Module, x: Tensor) -> None:
+    """In evaluation and in training, with the same random numbers."""
+    for training in (False, True):
+        outputs = []
+        for network in (graph.module.train(training), model.train(training)):
+            torch.manual_seed(1)
+            outputs.append(network(x))
+        torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+
+
 def masked(graph: gs.ModelGraph, kept: Mapping[str, Any]) -> gs.ModelGraph:
     """The network with the reads of everything but `kept` masked to 0, by hard gates."""
     gated = gate(graph, list(kept))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network
+from contracts import Network, assert_same_in_both_modes
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from zoo import EVERY, SHUFFLING, example, model, traced
@@ -531,12 +531,8 @@ def test_functions_in_attributes_that_hold_the_model_hold_its_copy(kind, opaque)
         with torch.no_grad():
             for name, tensor in copied.tensors().items():
                 tensor.copy_(other.get_parameter(name))
-        for training in (False, True):
-            other.train(training), copied.module.train(training)
-            torch.testing.assert_close(copied(x), other(x), rtol=0, atol=1e-12)
-    for training in (False, True):
-        network.train(training), graph.module.train(training)
-        torch.testing.assert_close(graph(x), network(x), rtol=0, atol=1e-12)
+        assert_same_in_both_modes(copied, other, x)
+    assert_same_in_both_modes(graph, network, x)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -42,7 +42,7 @@ def _convolved(
 ) -> Tensor:
     """What the convolution gives `[batch, channels, ...]`."""
     axes = weight.dim() - 2
-    steps, spread = _each(stride, axes), _each(dilation, axes)
+    steps, spread = each_axis(stride, axes), each_axis(dilation, axes)
     reach = [d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)]
     pads = _pads(padding, reach)
     counts = [
@@ -70,7 +70,7 @@ def _convolved(
     return torch.cat(parts)
 
 
-def _each(value: int | Sequence[int], axes: int) -> list[int]:
+def each_axis(value: int | Sequence[int], axes: int) -> list[int]:
     """An option for each axis."""
     given = [value] if isinstance(value, int) else list(value)
     return given * axes if len(given) == 1 else given
@@ -82,4 +82,4 @@ def _pads(padding: str | int | Sequence[int], reach: Sequence[int]) -> list[tupl
         return [(r // 2, r - r // 2) for r in reach]
     if isinstance(padding, str):
         return [(0, 0)] * len(reach)
-    return [(n, n) for n in _each(padding, len(reach))]
+    return [(n, n) for n in each_axis(padding, len(reach))]

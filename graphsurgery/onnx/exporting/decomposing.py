@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
+
+from graphsurgery.network.outputs.strips import each_axis
 
 Decompose = Callable[[Any, Any], Any]
 Promote = Callable[[fx.GraphModule], None]
@@ -211,12 +213,7 @@ def _transposed(  # in the order of torch's own
     dilation: Any = 1,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The arguments of the operator of all convolutions, which is told that this one is transposed."""
-    axes = _rank(x) - 2
-
-    def each(given: Any) -> list[Any]:
-        numbers = list(given) if isinstance(given, list | tuple) else [given]
-        return numbers * (axes // len(numbers))
-
+    each = partial(each_axis, axes=_rank(x) - 2)
     return x, weight, bias, each(stride), each(padding), each(dilation), True, each(more), groups
 
 

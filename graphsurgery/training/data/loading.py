@@ -52,9 +52,10 @@ def load_data(spec: str, *, seed: int = 0, preprocessing: Preprocessing | None =
         data = data_of_function(spec, parsed.name, options)
     else:
         data = _from_source(spec, parsed.name, options, preprocessing)
-    for part, count in counts.items():
-        some = _some_of(spec, data, part, count, seed if part == "train" else 0)
-        data = replace(data, train=some) if part == "train" else replace(data, validation=some)
+    if "train" in counts:
+        data = replace(data, train=_some_of(spec, data, "train", counts["train"], seed))
+    if "validation" in counts:
+        data = replace(data, validation=_some_of(spec, data, "validation", counts["validation"], 0))
     return data
 
 

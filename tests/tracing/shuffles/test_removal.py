@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network, assert_contracts, assert_permutes, typed
+from contracts import Network, assert_contracts, assert_permutes, assert_same_in_both_modes, typed
 from random_networks import SHUFFLES, STEPS, RandomNetwork
 from torch import nn
 from torchvision.models.shufflenetv2 import ShuffleNetV2, channel_shuffle
@@ -659,11 +659,4 @@ def test_what_training_draws_for_channels_that_are_shuffled(drop):
     layers = {"a": nn.Conv2d(3, 8, 1), "drop": drop, "c": nn.Conv2d(8, 3, 1)}
     model = Network(lambda net, x: net.c(net.drop(channel_shuffle(net.a(x), 2))), **layers).double()
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
-    graph = gs.trace(model, x)
-    for training in (False, True):
-        model.train(training)
-        graph.module.train(training)
-        torch.manual_seed(1)
-        expected = model(x)
-        torch.manual_seed(1)
-        torch.testing.assert_close(graph(x), expected)
+    assert_same_in_both_modes(gs.trace(model, x), model, x)
