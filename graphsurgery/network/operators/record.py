@@ -57,6 +57,8 @@ class Trait(Flag):
     """Makes shares of one whole out of the numbers along an axis: a softmax."""
     PER_CHANNEL = auto()
     """Norms each channel by its own mean and variance, and has a vector with a number for each."""
+    MULTIPLIES = auto()
+    """Multiplies matrices: what it gives does not tell what it costs."""
 
 
 @dataclass(frozen=True)

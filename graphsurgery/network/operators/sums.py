@@ -11,15 +11,16 @@ from graphsurgery.network.operators.record import Trait, record
 
 # Products ---------------------------------------------------------------------------------------------------------
 
-record("linear", nn.Linear, traits=Trait.FRESH)
+_MULTIPLIES = Trait.MULTIPLIES | Trait.FRESH
+record("linear", nn.Linear, traits=_MULTIPLIES)
 for _rank in ("1d", "2d", "3d"):
-    record(f"conv{_rank}", getattr(nn, f"Conv{_rank}"), traits=Trait.FRESH)
-    record(f"conv_transpose{_rank}", getattr(nn, f"ConvTranspose{_rank}"), traits=Trait.FRESH)
-record("matmul __matmul__ bmm mm mv", traits=Trait.FRESH, also=[operator.matmul, operator.imatmul, torch.linalg.matmul])
-record("addmm baddbmm addmv", traits=Trait.FRESH)
+    record(f"conv{_rank}", getattr(nn, f"Conv{_rank}"), traits=_MULTIPLIES)
+    record(f"conv_transpose{_rank}", getattr(nn, f"ConvTranspose{_rank}"), traits=_MULTIPLIES)
+record("matmul __matmul__ bmm mm mv", traits=_MULTIPLIES, also=[operator.matmul, operator.imatmul, torch.linalg.matmul])
+record("addmm baddbmm addmv", traits=_MULTIPLIES)
 record("outer ger", traits=Trait.FRESH)
 record("embedding", nn.Embedding, traits=Trait.FRESH)
-record("scaled_dot_product_attention", traits=Trait.FRESH)
+record("scaled_dot_product_attention", traits=_MULTIPLIES)
 
 # Norms ------------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
 from graphsurgery.network.copying import deep_copy
 from graphsurgery.network.layers import grouped_product
+from graphsurgery.network.operators import Trait, operator_named, spelled
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
@@ -95,17 +96,11 @@ def _counted(graph: ModelGraph) -> dict[fx.Node, int]:
     try:
         with torch.no_grad():
             counting.run(*inputs)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as cause:
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as cause:
         shapes = [tuple(x.shape) for x in inputs]
         raise SurgeryError(f"cost: the network does not run on inputs of shape {shapes} ({one_line(cause)})") from cause
     counts = {node.name: macs for node, macs in counting.macs.items() if macs}
     return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WEIGHTED = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
-_ASKED = frozenset({F.scaled_dot_product_attention})
-"""Of the operators with a formula for what they give, those whose products are not of a value and a weight."""
 
 
 class _Counting(fx.Interpreter):
@@ -127,16 +122,17 @@ class _Counting(fx.Interpreter):
 
     def _known(self, n: fx.Node) -> Any:
         """What a common operator gives, whose products are counted too; None where torch has to be asked."""
-        if n.op not in ("call_module", "call_function", "call_method") or n.target in _ASKED:
+        if n.op not in ("call_module", "call_function", "call_method"):
             return None
         target = self.fetch_attr(str(n.target)) if n.op == "call_module" else n.target
         if isinstance(target, nn.Module) and (target._forward_pre_hooks or target._forward_hooks):
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = result_of(n.op, target, args, kwargs)
-        if result is None:
+        products = None if result is None else _products(target, args, kwargs, result)
+        if products is None:
             return None
-        self.macs[n] = _products(target, args, kwargs, result)
+        self.macs[n] = products
         return result
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -155,18 +151,29 @@ class _Counting(fx.Interpreter):
         return super().call_function(STAND_INS.get(target, target), args, kwargs)
 
 
-def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
-    """The multiply-accumulates of an operator with a formula for what it gives."""
+_READS = frozenset(spelled("linear", "conv1d", "conv2d", "conv3d"))
+_WRITES = frozenset(spelled("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
+"""Every number that is given is multiplied with a row of the weight; every number that is read with one."""
+_GROUPED = frozenset({grouped_product, F.grouped_mm, torch._grouped_mm})
+
+
+def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int | None:
+    """The multiply-accumulates of an operator that gives this; None where it multiplies and has no formula here."""
+    kind = type(target) if isinstance(target, nn.Module) else target
     if isinstance(target, nn.RNNBase):  # every step of every example is multiplied with every matrix
         return prod(args[0].shape[:2]) * sum(p.numel() for p in target.parameters() if p.dim() == 2)
-    if isinstance(target, (nn.Linear, *_CONVOLUTIONS)):
-        return int(result.numel() * prod(target.weight.shape[1:]))
-    if target is grouped_product:
+    if kind in _GROUPED:
         return int(result.numel() * args[0].shape[1])
-    if target in _WEIGHTED:
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        return int(result.numel() * prod(weight.shape[1:]))
-    return 0
+    if kind in _READS or kind in _WRITES:
+        weight: Any = target.weight if isinstance(target, nn.Module) else _argument(args, kwargs, 1, "weight")
+        numbers = result if kind in _READS else _argument(args, kwargs, 0, "input")
+        return int(numbers.numel() * prod(weight.shape[1:]))
+    known = operator_named(kind)
+    return None if known is not None and Trait.MULTIPLIES in known.traits else 0
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs[name]
 
 
 def _operations() -> dict[Any, Any]:
@@ -175,7 +182,15 @@ def _operations() -> dict[Any, Any]:
     def of_weight(x: Any, weight: Any, *others: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
         return 2 * prod(out_shape) * prod(weight[1:])
 
-    known = {torch.ops.aten._trilinear: of_weight}
+    def of_vector(matrix: Any, *others: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
+        return 2 * prod(matrix)
+
+    def added(x: Any, *factors: Any, out_shape: Any, **options: Any) -> int:  # noqa: ARG001
+        return 2 * prod(factors[0]) * (factors[1][-1] if len(factors[1]) > 1 else 1)
+
+    aten = torch.ops.aten
+    known: dict[Any, Any] = {aten._trilinear: of_weight, aten.addmv: added, aten.addbmm: added}
+    known |= dict.fromkeys((aten.mv, aten.dot, aten.vdot), of_vector)
     if "torchvision" in sys.modules:  # it registers its operators when it is imported
         known[torch.ops.torchvision.deform_conv2d] = of_weight
     return known

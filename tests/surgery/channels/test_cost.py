@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import graphsurgery as gs
 from graphsurgery.errors import SurgeryError
 from graphsurgery.graph import InputSpec, ModelGraph
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.network.operators import Trait, spellings
+from graphsurgery.network.values.shapes import FUNCTIONS, METHODS, MODULES
+from graphsurgery.surgery.channels.cost import _READS, _WRITES, cost
 from graphsurgery.surgery.deviation import deviation
 
 
@@ -61,6 +64,60 @@ def test_cost_of_recurrent_layers_is_what_torch_counts(layer):
     with FlopCounterMode(display=False) as counter:
         network.to("meta")(torch.empty(1, 5, 3, device="meta"))
     assert cost(graph).macs == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.ConvTranspose1d(6, 4, 3, stride=2), (6, 5)),
+        (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), (6, 5, 4)),
+        (nn.ConvTranspose2d(6, 9, 2, groups=3, dilation=2), (6, 5, 4)),
+        (nn.ConvTranspose3d(2, 4, 2), (2, 3, 4, 5)),
+        (nn.Conv2d(6, 9, 3, groups=3, dilation=2), (6, 5, 6)),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
+)
+def test_cost_of_convolutions_is_what_torch_counts(layer, shape):
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.zeros(1, *shape))
+    assert cost(graph_of(nn.Sequential(layer), 2, *shape)).macs == counter.get_total_flops() // 2 > 0
+
+
+class Calls(nn.Module):
+    """A function of an input and of parameters."""
+
+    def __init__(self, function, **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("network", "macs"),
+    [
+        (Calls(lambda m, x: x @ m.v, v=(6,)), 5 * 6),
+        (Calls(lambda m, x: m.v @ x.mT, v=(6,)), 5 * 6),
+        (Calls(lambda m, x: torch.addmv(m.b, x[0], m.v), v=(6,), b=(5,)), 5 * 6),
+        (Calls(lambda m, x: torch.addbmm(m.b, x.mT, x), b=(6, 6)), 5 * 6 * 6),
+        (Calls(lambda m, x: x * torch.dot(m.v, m.w), v=(4,), w=(4,)), 4),
+        (Calls(lambda m, x: F.conv_transpose1d(input=x, weight=m.w, stride=2), w=(5, 3, 2)), 5 * 6 * 3 * 2),
+        (Calls(lambda m, x: F.linear(input=x, weight=m.w), w=(3, 6)), 5 * 6 * 3),
+    ],
+)
+def test_cost_of_functions_by_hand(network, macs):
+    assert cost(gs.trace(network, torch.zeros(2, 5, 6), check=False)).macs == macs
+
+
+def test_every_operator_that_multiplies_has_a_count_where_its_shape_is_known():
+    multiplying = set(spellings(Trait.MULTIPLIES)) & {*MODULES, *FUNCTIONS, *METHODS}
+    counted = {nn.Linear, *(getattr(nn, f"Conv{way}{rank}d") for way in ("", "Transpose") for rank in (1, 2, 3))}
+    assert counted < multiplying
+    for operator in multiplying - {F.scaled_dot_product_attention}:  # which torch counts
+        assert operator in _READS or operator in _WRITES
 
 
 def test_cost_of_a_network_that_makes_tensors():
