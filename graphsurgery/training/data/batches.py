@@ -78,7 +78,7 @@ def epoch_plan(
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     order = torch.randperm(size, generator=generator)
     shares = processes * accumulation
-    batches = torch.tensor_split(order, math.ceil(size / batch_size))
+    batches = evenly(order, batch_size)
     if len(batches[-1]) < shares:
         raise SurgeryError(
             f"batch of {len(batches[-1])} examples: cannot be shared by {processes} processes and {accumulation} "
@@ -89,6 +89,14 @@ def epoch_plan(
         parts = list(torch.tensor_split(batch, shares))
         plan.append([parts[start : start + processes] for start in range(0, shares, processes)])
     return plan
+
+
+def evenly(order: Tensor, batch_size: int) -> list[Tensor]:
+    """All indices, in as few batches as `batch_size` allows, of nearly equal size.
+
+    So what is a mean over batches is one over examples, and none is left that BatchNorm could not normalise.
+    """
+    return list(torch.tensor_split(order, max(1, math.ceil(len(order) / batch_size))))
 
 
 def in_order(size: int, batch_size: int, *, rank: int = 0, processes: int = 1) -> list[Tensor]:

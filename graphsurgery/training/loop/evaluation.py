@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.progress import phase
-from graphsurgery.training.data.batches import Examples, in_order
+from graphsurgery.training.data.batches import Examples, evenly, in_order
 from graphsurgery.training.devices import choose_device, device_of, placed, process_rank
 from graphsurgery.training.loop.sharding import is_spread
 from graphsurgery.training.objectives.tasks import Objective
@@ -90,7 +90,7 @@ def recalibrate(
         module: changed in place.
         dataset: training examples; those used are drawn by `seed`.
         images: examples to use, at most all of them.
-        batch_size: examples per forward pass; the statistics are those of batches of this size.
+        batch_size: examples per forward pass, at most; the statistics are those of batches of nearly this size.
         device: where to run; None means where the module is. The module comes back after it.
         seed: draws the examples.
         run: runs the module on the inputs of a batch, where these are not its only input.
@@ -103,7 +103,7 @@ def recalibrate(
     chosen = device_of(module) if device is None else choose_device(device)
     examples = Examples(dataset, chosen)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:images]
-    indices = [part for part in order.split(batch_size) if len(part) > 1 or len(order) == 1]
+    indices = evenly(order, batch_size)
     momenta = [norm.momentum for norm in norms]
     with placed(module, chosen), evaluating(module), torch.no_grad():
         try:

@@ -57,5 +57,15 @@ def test_recalibrate(blobs, make_net):
     assert torch.equal(net[0].weight, weights)
 
 
+@pytest.mark.parametrize("examples", [24, 25, 26, 52, 90])
+def test_recalibrating_counts_every_example_alike(examples):
+    x = 5 * torch.randn(examples, 4, generator=torch.Generator().manual_seed(0)) + 3
+    norm = nn.BatchNorm1d(4)
+    recalibrate(norm, TensorDataset(x, torch.zeros(examples)), batch_size=25)
+    # Batches of 22 and 23 examples, or of 17 and 18, differ a little.
+    torch.testing.assert_close(norm.running_mean, x.mean(0), rtol=0.01, atol=0.05)
+    torch.testing.assert_close(norm.running_var, x.var(0), rtol=0.1, atol=0)
+
+
 def test_recalibrate_without_norms(blobs):
     assert recalibrate(nn.Linear(4, 3), blobs) == 0
