@@ -28,12 +28,14 @@ class Deviation(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        output, target = output.detach().float(), target.detach().float()
-        self.squares += (output - target).square().sum()
+        # Two large sums are subtracted in the end: single precision would leave nothing of the spread around a mean.
+        wide = torch.float32 if target.device.type == "mps" else torch.float64
+        output, target = output.detach().to(wide), target.detach().to(wide)
+        self.squares = self.squares + (output - target).square().sum()
         if self.total.dim() == 0:
             self.total = self.total + torch.zeros_like(target[0])
         self.total = self.total + target.sum(0)
-        self.total_squares += target.square().sum()
+        self.total_squares = self.total_squares + target.square().sum()
         self.count += len(target)
 
     def compute(self) -> Tensor:

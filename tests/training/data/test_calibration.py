@@ -111,15 +111,17 @@ def test_images_for_a_network_that_takes_none(tmp_path):
         read_calibration(tmp_path, (64,))
 
 
-def test_agreement_and_deviation_over_batches():
+@pytest.mark.parametrize("mean", [3, 30_000])
+def test_agreement_and_deviation_over_batches(mean):
     generator = torch.Generator().manual_seed(0)
-    target = torch.randn(40, 5, generator=generator) + 3
+    target = torch.randn(40, 5, generator=generator) + mean
     output = target + 0.5 * torch.randn(40, 5, generator=generator)
     same, deviation = SameClass(), Deviation()
     for part in range(0, 40, 16):
         same.update(output[part : part + 16], target[part : part + 16])
         deviation.update(output[part : part + 16], target[part : part + 16])
     assert float(same.compute()) == pytest.approx(float((output.argmax(1) == target.argmax(1)).float().mean()))
+    output, target = output.double(), target.double()
     expected = (output - target).square().sum() / (target - target.mean(0)).square().sum()
     assert float(deviation.compute()) == pytest.approx(float(expected.sqrt()), rel=1e-5)
     deviation.reset()
