@@ -107,7 +107,7 @@ class SeveralTasks(CrossEntropy):
                 share = self.imitation.labels
                 loss = share * loss + (1 - share) * imitation_loss(self.imitation, logits[own], teacher)
             named[f"task {number + 1}"] = loss
-        shares = [(tasks == number).to(x.dtype).mean() for number in range(len(self.by_task))]
+        shares = [(tasks == number).float().mean() for number in range(len(self.by_task))]
         total = torch.stack([share * loss for share, loss in zip(shares, named.values(), strict=True)]).sum()
         return {"total": total, **named}
 

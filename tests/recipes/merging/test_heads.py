@@ -80,7 +80,7 @@ def test_each_head_has_a_loss_of_its_own():
     x, labels, tasks = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
     first, second = torch.randn(6, 3), torch.randn(6, 2)
     heads.forward = lambda _: (first, second)
-    losses = SeveralTasks([3, 2]).loss(heads, (x, labels, tasks))
+    losses = SeveralTasks([3, 2]).loss(heads, (x.long(), labels, tasks))  # tokens
     expected = nn.functional.cross_entropy(first[:3], labels[:3]), nn.functional.cross_entropy(second[3:], labels[3:])
     torch.testing.assert_close(losses["task 1"], expected[0])
     torch.testing.assert_close(losses["task 2"], expected[1])
