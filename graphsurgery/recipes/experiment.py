@@ -147,11 +147,6 @@ class Experiment:
         """A row of what `scored` found, without sizes: of a form that a network has for the time being."""
         self.rows.append(Row(name, found["test"], found["validation"], note=note))
 
-    @property
-    def sign(self) -> float:
-        """What a score is multiplied by so that higher is better."""
-        return 1.0 if self.objective.higher_is_better else -1.0
-
     def scores(self) -> dict[str, float]:
         """The test score of every row by its name."""
         return {row.name: row.test[self.objective.score] for row in self.rows}

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from graphsurgery.errors import CheckFailedError
 from graphsurgery.graph import ModelGraph
 from graphsurgery.training.loop.run import EpochRecord
-from graphsurgery.training.objectives.tasks import Objective
+from graphsurgery.training.objectives.tasks import Objective, rank_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
     def rank(self, metric: str, *, higher_is_better: bool) -> tuple[float, float]:
         """Its place among others on validation data, higher is better; of equal scores the smaller loss counts."""
         score, loss = self.validation[metric], self.validation.get("loss", 0.0)
-        return (score if higher_is_better else -score, -loss)
+        return rank_of(score, higher_is_better=higher_is_better), rank_of(loss, higher_is_better=False)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 import graphsurgery as gs
+from graphsurgery.recipes.outcome import Row
 from graphsurgery.recipes.train import curves_of, train
 from graphsurgery.training.data import load_data
 from graphsurgery.training.loop.plan import TrainingPlan
@@ -35,3 +37,9 @@ def test_what_has_no_curves_gives_none(trained, curve):
     record = {**trained.graph.lineage[-1], "curve": curve}
     assert curves_of(replace(trained.graph, lineage=(record,)), "x") == ()
     assert curves_of(replace(trained.graph, lineage=()), "x") == ()
+
+
+def test_a_row_that_is_no_number_is_behind_all_others():
+    rows = [Row(str(loss), {}, {"mse": loss, "loss": loss}) for loss in (math.nan, 2.0, 1.0, math.nan)]
+    best = max(rows, key=lambda row: row.rank("mse", higher_is_better=False))
+    assert best.name == "1.0"

@@ -42,7 +42,7 @@ from graphsurgery.training.data.loading import check_fits, recorded
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.loop.snapshots import LossReadings, Snapshot
-from graphsurgery.training.objectives.tasks import Objective
+from graphsurgery.training.objectives.tasks import Objective, rank_of
 
 _CONTRACT = "dead weights = what the mask makes of them"
 
@@ -229,7 +229,7 @@ class _Seed:
         history = self.books.fit(self.graph.module, self.training, stage, objective=readings)
         measured = self.books.scored(self.graph.module)
         losses = readings.losses | {self.steps * r.epoch: r.validation["loss"] for r in history.records}
-        stop = min(losses, key=lambda step: losses[step], default=0)
+        stop = max(losses, key=lambda step: rank_of(losses[step], higher_is_better=False), default=0)
         self.points.append(Point(self.number, number, name, masks.density, **measured, stop=stop))
 
     def _check(self, start: Start) -> None:

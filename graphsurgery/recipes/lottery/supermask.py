@@ -7,7 +7,6 @@ is delivered: one fixed network, with the rescaling folded into its weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from graphsurgery.training.loop.evaluation import evaluate, recalibrate
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
 from graphsurgery.training.objectives.learned_masks import BernoulliMask, TopKMask
+from graphsurgery.training.objectives.tasks import rank_of
 
 DRAWS = 10
 """How many sampled scores are averaged."""
@@ -202,8 +202,7 @@ class _Masking:
         """On validation data, higher is better."""
         objective = self.books.objective
         found = evaluate(module, self.data.validation, objective, device=self.books.device)
-        score = self.books.sign * found[objective.score]
-        return -math.inf if math.isnan(score) else score
+        return rank_of(found[objective.score], higher_is_better=objective.higher_is_better)
 
     def _row(self, name: str, module: nn.Module, note: str = "") -> None:
         self.books.write(name, self.books.scored(module), note)

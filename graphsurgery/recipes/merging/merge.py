@@ -28,7 +28,7 @@ from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.data.loading import check_fits
 from graphsurgery.training.loop.progress import Reporter
 from graphsurgery.training.loop.run import Run
-from graphsurgery.training.objectives.tasks import Objective
+from graphsurgery.training.objectives.tasks import Objective, rank_of
 
 _WAYS = {"distil": by_distilling, "joint": by_joint, "gates": by_gates, "average": by_average, "soup": by_soup}
 
@@ -187,12 +187,13 @@ def _measure_plain_average(work: Merging) -> None:
 
 def verdict(rows: Sequence[Row], objective: Objective) -> str:
     """One plain sentence on whether merging paid, by the test metric: the best parent, and the strongest control."""
-    sign, metric = (1.0 if objective.higher_is_better else -1.0), objective.score
+    metric = objective.score
+
+    def score(row: Row) -> float:
+        return rank_of(row.test[metric], higher_is_better=objective.higher_is_better)
 
     def strongest(kind: str) -> Row | None:
-        return max(
-            (row for row in rows if row.name.startswith(kind)), key=lambda row: sign * row.test[metric], default=None
-        )
+        return max((row for row in rows if row.name.startswith(kind)), key=score, default=None)
 
     merged = next(row for row in rows if row.name == "merged")
     parent, control = strongest(PARENT), strongest(CONTROL)

@@ -24,7 +24,7 @@ from graphsurgery.surgery.channels.targets import Target
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import Data
 from graphsurgery.training.devices import device_of
-from graphsurgery.training.objectives.tasks import objective_for
+from graphsurgery.training.objectives.tasks import objective_for, rank_of
 
 TIMED = 5
 """Widths that are timed in turn: first over the whole range, then between the two where the target lies."""
@@ -188,7 +188,7 @@ def _score(slimmable: Slimmable, sizes: Mapping[str, int], batch: Sequence[Any],
     """The negative loss of a configuration on one batch, with its statistics."""
     slimmable.graph.module.train()
     with torch.no_grad():
-        return -float(objective.loss(_Runs(slimmable, sizes), batch)["total"])
+        return rank_of(float(objective.loss(_Runs(slimmable, sizes), batch)["total"]), higher_is_better=False)
 
 
 class _Runs(nn.Module):

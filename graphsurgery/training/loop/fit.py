@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from graphsurgery.training.loop.progress import Reporter, SilentReporter, defaul
 from graphsurgery.training.loop.resuming import Position, check_same_stage, process_states, restore_process_state
 from graphsurgery.training.loop.run import EpochRecord, History, Run
 from graphsurgery.training.loop.tracking import folder_of, tracked, values_of
-from graphsurgery.training.objectives.tasks import Batch, Objective
+from graphsurgery.training.objectives.tasks import Batch, Objective, rank_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -169,6 +170,11 @@ class _Stage:
 
     def finish(self) -> History:
         """Put the best weights in place where the plan asks for them."""
+        if self.plan.keep_best and self.at.records and self.at.best_epoch is None:
+            raise SurgeryError(
+                f"{self.stage}: validation {self.objective.score} is no number in any epoch, so that none is the best; "
+                "look for NaN in the validation data, or set keep_best=False"
+            )
         if self.best_weights is not None or self.shards:
             self.whole.load_state_dict(self.best_weights or sharding.whole(self.module))
         return History(tuple(self.at.records), self.at.best_epoch)
@@ -289,8 +295,9 @@ class _Stage:
                 f"{self.stage}: keep_best needs the metric {self.objective.score!r}, the objective gives "
                 f"{', '.join(record.validation) or 'none'}; set its score"
             )
-        sign = 1.0 if self.objective.higher_is_better else -1.0
-        if self.at.best_score is None or sign * score > sign * self.at.best_score:
+        higher, best = self.objective.higher_is_better, self.at.best_score
+        lowest = -math.inf if best is None else rank_of(best, higher_is_better=higher)
+        if rank_of(score, higher_is_better=higher) > lowest:
             self.at.best_score, self.at.best_epoch = score, record.epoch
             self.best_weights = sharding.whole(self.module)
 

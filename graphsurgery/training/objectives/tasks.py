@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from graphsurgery.training.data.dataset import Data
 
 Batch = Sequence[Tensor]
+
+
+def rank_of(score: float, *, higher_is_better: bool) -> float:
+    """A score among others, higher is better: what is no number comes after all that are."""
+    if math.isnan(score):
+        return -math.inf
+    return score if higher_is_better else -score
 
 
 class Objective(ABC):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +120,33 @@ def test_keep_best_restores_the_best_weights(blobs, make_net):
     assert evaluate(net, blobs, CrossEntropy(3))["accuracy"] == best
     with pytest.raises(SurgeryError, match="keep_best needs validation data"):
         trained(net, blobs, plan(keep_best=True))
+
+
+class Breaking(CrossEntropy):
+    """Its validation score is no number in some epochs."""
+
+    def __init__(self, *broken):
+        super().__init__(3)
+        self.broken, self.epoch = broken, 0
+
+    def metrics(self):
+        self.epoch += 1
+        return super().metrics()
+
+    def predict(self, module, batch):
+        output, target = super().predict(module, batch)
+        return output * math.nan if self.epoch in self.broken else output, target
+
+    score, higher_is_better = "loss", False
+
+
+def test_what_is_no_number_is_never_the_best(blobs, make_net):
+    _, history = trained(make_net(), blobs, plan(keep_best=True), objective=Breaking(1), validation=blobs)
+    losses = [record.validation["loss"] for record in history.records]
+    assert math.isnan(losses[0])
+    assert losses[history.best_epoch - 1] == min(losses[1:])
+    with pytest.raises(SurgeryError, match="train: validation loss is no number in any epoch"):
+        trained(make_net(), blobs, plan(keep_best=True), objective=Breaking(1, 2, 3), validation=blobs)
 
 
 def test_a_special_group_and_the_objectives_hooks(blobs, make_net):
