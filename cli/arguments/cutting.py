@@ -126,9 +126,11 @@ class Tuning(Execution):
                 )
             if self.recover is not None:
                 raise SurgeryError(f"compress: --recover {self.recover} needs examples; give --data or --calib")
-        if not self.epochs and self.calib is None and (self.tracker != "none" or self.mixed_precision != "no"):
+        of_tuning = ("lr", "recover", "tracker", "mixed_precision")
+        if not self.epochs and self.calib is None and any(getattr(self, n) != getattr(TUNING, n) for n in of_tuning):
             raise SurgeryError(
-                "compress: --tracker and --mixed-precision are of fine-tuning; give --data with --epochs, or --calib"
+                "compress: --lr, --recover, --tracker and --mixed-precision are of fine-tuning; give --data with "
+                "--epochs, or --calib"
             )
 
 

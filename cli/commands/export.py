@@ -82,6 +82,8 @@ def export(
         raise SurgeryError("export: --int8 needs examples to calibrate on; give --calib DATA")
     if not quantisation.int8 and quantisation != _QUANTISATION:
         raise SurgeryError("export: --calib, --calib-examples and --scheme belong to --int8; give it too")
+    if quantisation.int8 and data is not None and width is None and target is None:
+        raise SurgeryError("export: --int8 compares on the examples of --calib; leave out --data")
     screen = Screen(shown)
     real = None if data is None else opening.data(data, model)
     calibration = None if quantisation.calib is None else opening.data(quantisation.calib, model)

@@ -180,6 +180,8 @@ BAD = {
     "bad step": (["--keep", "0.5", "--round-to", "often"], "often"),
     "dead": (["--dead", "--calib", "digits"], "--dead changes no output"),
     "two files": (["--keep", "0.5", "--onnx", "b.onnx"], "small.onnx is an ONNX file already; leave out --onnx"),
+    "learns nothing": (["--keep", "0.5", "--data", "digits", "--recover", "mimic"], "--recover, --tracker and"),
+    "no rate": (["--keep", "0.5", "--data", "digits", "--lr", "0.1"], "--lr, --recover, --tracker and"),
     "tracks nothing": (["--keep", "0.5", "--mixed-precision", "bf16"], "--mixed-precision are of fine-tuning; give"),
 }
 

@@ -166,6 +166,7 @@ def large():
     [
         (["--int8"], "--int8 needs examples to calibrate on; give --calib DATA"),
         (["--calib", "digits"], "belong to --int8; give it too"),
+        (["--int8", "--calib", "digits", "--data", "digits"], "--int8 compares on the examples of --calib; leave out"),
         (["--scheme", "u8u8"], "--calib, --calib-examples and --scheme belong to --int8; give it too"),
         (["--int8", "--calib", "digits", "--scheme", "s8s8"], "s8s8"),
         (["--int8", "--calib", "data.py:empty"], "train has no examples; give at least one"),

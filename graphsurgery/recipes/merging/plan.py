@@ -76,10 +76,12 @@ class MergePlan:
             raise SurgeryError(
                 f"merge: budget is {self.budget:g}, expected a multiple of the first parent's size above 0"
             )
-        if self.by in ("auto", "distil") and self.budget != 1:
+        if self.by not in ("joint", "gates") and self.budget != 1:
             raise SurgeryError(
                 f"merge: budget is {self.budget:g}, --by {self.by} keeps a parent's size; use --by joint"
             )
+        if not self.gate_lr > 0:
+            raise SurgeryError(f"merge: gate_lr is {self.gate_lr:g}; it must be above 0")
         if unknown := [name for name in self.controls if name not in CONTROLS]:
             raise SurgeryError(f"merge: unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
 
@@ -113,7 +115,7 @@ def default_plan(
         parents: whose lineage tells how they were trained; else the plan has the defaults of `TrainingPlan`.
         seed: of everything that is drawn.
         by: see `MergePlan`; where a `budget` is set, `auto` is `joint`, as no other way but `gates` has one.
-        rate: instead of that factor.
+        rate: instead of that factor; of the paper's recipe it is 1.
         settings: other fields of `MergePlan`.
 
     Raises:
@@ -124,6 +126,7 @@ def default_plan(
     record = training_record(parents[0])
     trained = TrainingPlan(epochs=20, lr=0.03) if record is None else recorded_plan(record)
     if by == "gates":
+        trained = trained if rate is None else replace(trained, lr=rate * trained.lr)
         wide = replace(trained, lr=0.3 * trained.lr, schedule="constant", warmup=0.0, keep_best=False)
         imitation = Imitation("kl", temperature=2.0, labels=1.0)
         return MergePlan(by, wide, trained, **{"imitation": imitation, "seed": seed, **settings})

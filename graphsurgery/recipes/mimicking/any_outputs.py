@@ -88,15 +88,9 @@ def mimic_outputs(
 
 def _check_plan(plan: MimicPlan) -> None:
     """Refuse what is said of logits and labels."""
-    usual = MimicPlan(plan.training)
-    loss = replace(plan.imitation, loss=usual.imitation.loss)
-    named = {"--labels": loss.labels, "--standardise": plan.standardise, "--copies": plan.copies}
-    asked = [option for option, value in named.items() if value]
-    if plan.imitation.loss != usual.imitation.loss:
-        asked.append("--loss")
-    if plan.bottleneck is not None:
-        asked.append("--bottleneck")
-    if asked:
+    plan.check_not_of_classes("--calib gives examples without labels")
+    named = {"--labels": plan.imitation.labels, "--copies": plan.copies, "--bottleneck": plan.bottleneck is not None}
+    if asked := [option for option, value in named.items() if value]:
         raise SurgeryError(f"mimic: {asked[0]} is of logits with labels; leave it out beside --calib")
 
 

@@ -75,6 +75,8 @@ def mimic(
     """
     if not teachers:
         raise SurgeryError("mimic: no teacher; give one or more")
+    if data.classes is None:
+        plan.check_not_of_classes(f"{data.name} has no classes")
     check_fits(data, student.module, name="the student")
     for name, teacher in teachers.items():
         check_fits(data, teacher, name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from graphsurgery.errors import SurgeryError
 from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.loop.plan import TrainingPlan
 
@@ -33,6 +34,19 @@ class MimicPlan:
     copies: int = 0
     control: bool = True
     margin: float = 0.0
+
+    def check_not_of_classes(self, why: str) -> None:
+        """Refuse what is said of the logits of classes.
+
+        Args:
+            why: there are none.
+
+        Raises:
+            SurgeryError: something is.
+        """
+        asked = {"--loss": self.imitation.loss != Imitation().loss, "--standardise": self.standardise}
+        if options := [option for option, wanted in asked.items() if wanted]:
+            raise SurgeryError(f"mimic: {options[0]} is of the logits of classes, and {why}; leave it out")
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed training must share with its beginning."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from graphsurgery.errors import SurgeryError
 from graphsurgery.training.loop.plan import TrainingPlan
 
 
@@ -34,6 +35,13 @@ class SlimPlan:
     warmup: float = 0.5
     sort: bool = True
     switchable: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.training.keep_best:
+            raise SurgeryError(
+                "slim: keep_best is not for it: until it is trained, the statistics of BatchNorms are those of all "
+                "widths together, and no validation score says which epoch is best; leave it out"
+            )
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed training must share with its beginning."""

@@ -68,7 +68,7 @@ def train_slimmable(
         distil=plan.distil,
         warmup=plan.warmup,
     )
-    books.fit(slimmable.trained_module(), replace(plan.training, keep_best=False), "slim", objective=objective)
+    books.fit(slimmable.trained_module(), plan.training, "slim", objective=objective)
     books.require(check_narrow(slimmable, plan.training.seed))
     statistics = Statistics(slimmable)
     widths = _measure(books, statistics, usual_widths(slimmable))

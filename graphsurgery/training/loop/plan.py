@@ -105,6 +105,10 @@ class TrainingPlan(Execution):
                 raise SurgeryError(
                     f"training plan: {name} is {getattr(self, name)}; it must be finite and not negative"
                 )
+        if not 0 <= self.momentum < 1:
+            raise SurgeryError(f"training plan: momentum is {self.momentum}; it must be 0 or more, and below 1")
+        if self.clip is not None and not self.clip > 0:
+            raise SurgeryError(f"training plan: clip is {self.clip}; it must be above 0")
         rate_factor(self.schedule, 0.0)
 
     def calmer(self) -> dict[str, float]:

@@ -355,13 +355,18 @@ def test_default_plans():
         assert default_plan([parent, parent], budget=0.5).by == "joint"
         assert (auto.imitation.mixed, distil.imitation.mixed, joint.imitation.mixed) == (True, True, False)
         assert default_plan([parent, parent], rate=2).wide.lr == pytest.approx(2 * plan.lr)
+        gates = default_plan([parent, parent], rate=2, by="gates")
+        assert (gates.wide.lr, gates.fine_tuning.lr) == pytest.approx((0.6 * plan.lr, 2 * plan.lr))
 
 
 def test_refuses(parents, data):
     with pytest.raises(gs.SurgeryError, match="budget is 0, expected a multiple"):
         MergePlan(budget=0.0)
-    with pytest.raises(gs.SurgeryError, match="budget is 2, --by distil keeps a parent's size; use --by joint"):
-        MergePlan(by="distil", budget=2.0)
+    for by in ("distil", "average", "soup"):
+        with pytest.raises(gs.SurgeryError, match=f"budget is 2, --by {by} keeps a parent's size; use --by joint"):
+            MergePlan(by=by, budget=2.0)
+    with pytest.raises(gs.SurgeryError, match="gate_lr is 0; it must be above 0"):
+        MergePlan(by="gates", gate_lr=0.0)
     with pytest.raises(gs.SurgeryError, match="by is 'luck'; choose from auto, distil, joint, gates, average, soup"):
         MergePlan(by="luck")
     with pytest.raises(gs.SurgeryError, match="unknown control 'luck'; choose from longer, faster"):

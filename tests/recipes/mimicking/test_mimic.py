@@ -102,5 +102,9 @@ def test_bad_requests_are_refused(digits, teachers):
         mimic(student, {"large": nn.Sequential(nn.Flatten(), nn.Linear(100, 10))}, digits, MimicPlan(PLAN))
     with pytest.raises(gs.SurgeryError, match="rank of fc2 is 101, expected 1 to its full rank 100"):
         mimic(student, teachers, digits, MimicPlan(PLAN, bottleneck=101, control=False))
+    regression = replace(digits, classes=None)
+    for settings, option in ({"imitation": Imitation("kl")}, "--loss"), ({"standardise": True}, "--standardise"):
+        with pytest.raises(gs.SurgeryError, match=f"{option} is of the logits of classes, and digits has no classes"):
+            mimic(student, teachers, regression, MimicPlan(PLAN, **settings))
     with pytest.raises(gs.SurgeryError, match="recover is 'luck'; choose from labels, mimic"):
         recovery("luck", digits, [student])

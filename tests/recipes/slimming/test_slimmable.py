@@ -159,6 +159,8 @@ def test_bad_requests_are_refused(digits, trained, tmp_path):
         width_for(trained, parse_target("params=0.001x"))
     with pytest.raises(gs.SurgeryError, match="a target of width is not possible"):
         width_for(trained, parse_target("width=0.5"))
+    with pytest.raises(gs.SurgeryError, match="slim: keep_best is not for it"):
+        SlimPlan(TrainingPlan(keep_best=True))
     with pytest.raises(gs.SurgeryError, match="step is 1, expected a share"):
         search(trained, digits, parse_target("macs=0.5x"), step=1.0)
     with pytest.raises(gs.SurgeryError, match=r"the search ends at"):

@@ -33,6 +33,8 @@ def test_warmup_grows_linearly():
         ({"schedule": "step:2"}, "unknown schedule 'step:2'"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"lr": float("nan")}, "lr is nan; it must be finite"),
+        ({"clip": -1.0}, "clip is -1.0; it must be above 0"),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be 0 or more, and below 1"),
         ({"mixed_precision": "fp8"}, "unknown mixed_precision 'fp8'"),
     ],
 )
