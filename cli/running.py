@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,15 @@ class Running:
     resume: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Go on with the last run of the same command under runs/ (or with --run), which may have had fewer --epochs."""
 
-    def open(self, screen: Screen, config: Mapping[str, Any], *, trains: bool = True) -> Run | None:
+    def open(
+        self, screen: Screen, config: Mapping[str, Any], *, reads: Iterable[str | None] = (), trains: bool = True
+    ) -> Run | None:
         """The folder of this run, made or found again; None where nothing is trained and no folder is named.
 
         Args:
             screen: where to say from which epoch it goes on.
             config: what fixes the result, with the name of the `command`.
+            reads: what the command opens; files among it are known by their contents.
             trains: whether there is something to keep.
 
         Raises:
@@ -64,7 +68,7 @@ class Running:
         """
         from graphsurgery.training.loop.run import Run
 
-        named = self.run
+        named, config = self.run, {**config, **contents_of(reads)}
         if named is not None:
             _refuse_foreign(named)
             if self.resume and not (named / "config.json").exists():
@@ -89,6 +93,16 @@ class Running:
 
 
 RUNNING = Running()
+
+
+def contents_of(reads: Iterable[str | None]) -> dict[str, dict[str, str]]:
+    """What fixes a result beside the names of files: what is in them."""
+    files = {name: Path(name) for name in reads if name is not None and Path(name).is_file()}
+    found = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"contents": found} if found else {}
 
 
 def tidy() -> None:

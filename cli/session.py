@@ -74,10 +74,12 @@ class TrainingSession(Session):
 
     Attributes:
         asked: its options.
+        reads: what the command opens.
         follows: what is trained when the network is there, such as `the controls`; empty where nothing is.
     """
 
     asked: Training = TRAINING
+    reads: tuple[str | None, ...] = ()
     follows: str = ""
 
     @classmethod
@@ -92,8 +94,9 @@ class TrainingSession(Session):
         Raises:
             SurgeryError: as for `Writing.allow`.
         """
+        reads, written = tuple(reads), {name: path for name, path in files.items() if path is not None}
         asked.writing.allow(reads=reads, in_place=None, **files)
-        return cls(asked.shown, files={name: path for name, path in files.items() if path is not None}, asked=asked)
+        return cls(asked.shown, files=written, asked=asked, reads=reads)
 
     def begin(self, command: str, settings: Mapping[str, Any], follows: str = "") -> dict[str, Any]:
         """Open the run folder; what a recipe takes of it, by the names of its arguments.
@@ -105,7 +108,8 @@ class TrainingSession(Session):
         """
         self.follows = follows
         reporter: Reporter = self.screen.reporter()
-        return {"run": self.asked.run.open(self.screen, {"command": command, **settings}), "reporter": reporter}
+        run = self.asked.run.open(self.screen, {"command": command, **settings}, reads=self.reads)
+        return {"run": run, "reporter": reporter}
 
     def keep(self, graph: ModelGraph) -> None:
         """Save a network before anything else is done."""

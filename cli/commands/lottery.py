@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from graphsurgery.cli.arguments.sources import Dataset, Model
 from graphsurgery.cli.options import OPENING, SHOWN, WRITING, DryRun, Opening, Shown, Writing
+from graphsurgery.cli.running import contents_of
 from graphsurgery.cli.session import Session
 from graphsurgery.recipes.lottery.plans import LotteryPlan
 from graphsurgery.surgery.masks.plans import Restart, Selection
@@ -121,9 +121,7 @@ def lottery(
         _show_weights(session, start or fresh(model, examples, plan.training.seed), plan)
         session.would(f"train {plan.trainings} times for {plan.training.epochs} epochs and write {output}")
         return
-    settings = {**session.document, "command": "lottery", "plan": plan.what_fixes_the_result()}
-    if start is not None:
-        settings["start"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    settings = {**session.document, "command": "lottery", "plan": plan.what_fixes_the_result(), **contents_of([model])}
     run = Run(output / "states", config=settings)
     clean_parts(output)
     reporter = session.screen.reporter()

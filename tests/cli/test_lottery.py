@@ -53,7 +53,7 @@ def test_lottery_takes_a_checkpoint_and_refuses_to_go_on_with_another(here, caps
     (here / "mine.pt").write_bytes((here / "b.pt").read_bytes())
     capsys.readouterr()
     assert run(command) == 2
-    assert "holds a run with start = " in capsys.readouterr().err
+    assert "holds a run with contents.mine.pt = " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

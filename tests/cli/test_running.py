@@ -102,6 +102,26 @@ def test_a_run_is_extended_by_more_epochs(capsys):
     assert json.loads(Path("runs/train-0001/config.json").read_text())["plan"]["epochs"] == 4
 
 
+RESUMED = {
+    "merge": ["merge", "a.pt", "mine.pt", "--data", "digits", "--by", "joint", "--no-control"],
+    "grow": ["grow", "mine.pt", "--by", "2x", "--data", "digits", "--no-control"],
+    "mimic": ["mimic", "--teacher", "mine.pt", "--student", "paper/mlp", "--data", "digits", "--no-control"],
+    "slim": ["slim", "mine.pt", "--data", "digits"],
+    "compress": ["compress", "mine.pt", "--keep", "0.5", "--data", "digits"],
+}
+
+
+@pytest.mark.parametrize("command", RESUMED)
+def test_a_run_is_of_the_contents_of_files(here, fails, command):
+    """A finished stage is loaded, and would be what another network became."""
+    tokens = [*RESUMED[command], "--epochs", "1", "--run", "kept", "-o", "x.pt", "--overwrite"]
+    (here / "mine.pt").write_bytes((here / "a.pt").read_bytes())
+    assert run([*tokens, "--quiet"]) in (0, 1)
+    assert run([*tokens, "--quiet"]) in (0, 1)
+    (here / "mine.pt").write_bytes((here / "b.pt").read_bytes())
+    assert "run folder kept: holds a run with contents.mine.pt = " in fails(*tokens)[1]
+
+
 def test_what_cannot_be_resumed(fails, here):
     resume = [*TRAIN, "--epochs", "2", "-o", "x.pt", "--resume"]
     assert "runs: holds no run of train to resume" in fails(*resume)[1]

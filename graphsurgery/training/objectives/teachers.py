@@ -20,6 +20,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.modes import evaluating
 from graphsurgery.network.outputs.naming import one_output
 from graphsurgery.network.outputs.randomness import seeded
+from graphsurgery.network.paths import named_tensors
 from graphsurgery.progress import phase
 from graphsurgery.training.data.batches import Examples, in_order
 from graphsurgery.training.devices import choose_device, placed
@@ -55,7 +56,7 @@ class Teachers(nn.Module):
                 continue
             # The graph says how layers are called, the module what their settings are.
             found.update(f"{getattr(member, 'graph', '')}\n{member}".encode())
-            for name, tensor in member.state_dict().items():
+            for name, tensor in named_tensors(member).items():  # those that are not stored, too
                 found.update(name.encode() + _bytes(tensor))
         return found.hexdigest()
 

@@ -289,6 +289,14 @@ def test_a_teacher_in_a_file_says_what_the_network_says(tmp_path):
         OnnxTeacher(tmp_path / "missing.onnx")
 
 
+def test_a_teacher_is_known_by_tensors_that_no_file_has():
+    teachers = [nn.Linear(4, 3) for _ in range(2)]
+    teachers[1].load_state_dict(teachers[0].state_dict())
+    for mean, teacher in enumerate(teachers):
+        teacher.register_buffer("mean", torch.tensor(float(mean)), persistent=False)
+    assert len({Teachers([teacher]).digest() for teacher in teachers}) == 2
+
+
 def test_copies_are_shifted_and_noisy_and_have_no_labels():
     images = torch.zeros(20, 1, 9, 9)
     images[:, :, 4, 4] = 10.0
