@@ -201,12 +201,19 @@ def _arrays(paths: Sequence[Path], shape: tuple[int, ...], dtype: torch.dtype) -
 
 
 def _images(paths: Sequence[Path], channels: int, made: Preprocessing, *, own: bool) -> Dataset[Any]:
-    """All images, in memory where there is room for them."""
+    """All images, in memory where there is room for them; else their own deviation is that of as many as have room."""
     found = _Images(paths, channels, made)
-    if len(found) * 4 * channels * made.height * made.width > _IN_MEMORY:
+    room = max(1, _IN_MEMORY // (4 * channels * made.height * made.width))
+    if len(found) > room and not own:
         return found
-    x = torch.stack([found[number][0] for number in range(len(found))])
-    return _together((x - x.mean()) / x.std().clamp_min(1e-6) if own else x)
+    chosen = torch.linspace(0, len(found) - 1, min(room, len(found))).long().tolist()
+    x = torch.stack([found[number][0] for number in chosen])
+    if not own:
+        return _together(x)
+    mean, deviation = x.mean(), x.std().clamp_min(1e-6)
+    if len(found) > room:
+        return _Images(paths, channels, made, mean, deviation)
+    return _together((x - mean) / deviation)
 
 
 def _together(x: Tensor) -> TensorDataset:
@@ -214,10 +221,18 @@ def _together(x: Tensor) -> TensorDataset:
 
 
 class _Images(Dataset[Any]):
-    """Images that are read when they are asked for."""
+    """Images that are read when they are asked for; a mean and a deviation of all of them normalise what is made."""
 
-    def __init__(self, paths: Sequence[Path], channels: int, made: Preprocessing) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        channels: int,
+        made: Preprocessing,
+        mean: Tensor | float = 0.0,
+        deviation: Tensor | float = 1.0,
+    ) -> None:
         self.paths, self.channels, self.made = paths, channels, made
+        self.mean, self.deviation = mean, deviation
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -231,4 +246,4 @@ class _Images(Dataset[Any]):
                 image = opened.convert("RGB" if self.channels == 3 else "L")
         except (OSError, ValueError, SyntaxError) as error:
             raise SpecError(f"{path}: cannot be read as an image ({one_line(error, 100)})") from error
-        return self.made(image), torch.tensor(UNLABELLED)
+        return (self.made(image) - self.mean) / self.deviation, torch.tensor(UNLABELLED)

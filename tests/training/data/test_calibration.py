@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import graphsurgery as gs
-from graphsurgery.training.data import load_data
+from graphsurgery.training.data import calibration, load_data
 from graphsurgery.training.data.calibration import calibration_of, read_calibration
 from graphsurgery.training.objectives.agreement_metrics import Deviation, SameClass
 
@@ -44,13 +44,15 @@ def test_images_of_the_right_size_are_not_resampled(tmp_path):
     assert float(distance.min(1).values.max()) < 1e-6
 
 
-def test_grey_images_are_normalised_by_themselves(tmp_path):
+@pytest.mark.parametrize(("room", "close"), [(2**30, 1e-5), (3 * 4 * 64, 0.2)], ids=["in memory", "of three"])
+def test_grey_images_are_normalised_by_themselves(tmp_path, monkeypatch, room, close):
+    monkeypatch.setattr(calibration, "_IN_MEMORY", room)
     for number in range(5):
         picture(tmp_path / f"{number}.png", seed=number)
     found = read_calibration(tmp_path, (1, 8, 8))
-    x = torch.cat([part.tensors[0] for part in (found.train, found.held)])
-    assert float(x.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(x.std()) == pytest.approx(1, abs=1e-5)
+    x = torch.stack([part[number][0] for part in (found.train, found.held) for number in range(len(part))])
+    assert float(x.mean()) == pytest.approx(0, abs=close)
+    assert float(x.std()) == pytest.approx(1, abs=close)
 
 
 def test_arrays_are_taken_as_they_are(tmp_path):
