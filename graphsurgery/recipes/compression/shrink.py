@@ -219,6 +219,9 @@ def with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGra
     """A copy whose parameters have the gradient of the mean loss on a few training examples."""
     module = copy.deepcopy(graph.module)
     module.zero_grad()
+    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     objective = objective_for(data)
     examples = Examples(data.train, device_of(module))
     count = min(images, len(examples))
@@ -226,4 +229,6 @@ def with_gradients(graph: ModelGraph, data: Data, images: int = 512) -> ModelGra
         for batch in examples.batches(in_order(count, 64)):
             loss = objective.loss(module, batch)["total"] * (len(batch[0]) / count)
             loss.backward()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return replace(graph, module=module)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import graphsurgery as gs
-from graphsurgery.recipes.compression.shrink import Cut, recovery, shrink
+from graphsurgery.recipes.compression.shrink import Cut, recovery, shrink, with_gradients
 from graphsurgery.recipes.mimicking.mimic import hopeless, mimic
 from graphsurgery.recipes.mimicking.plan import MimicPlan
 from graphsurgery.recipes.outcome import Row
@@ -90,6 +90,16 @@ def test_a_cut_network_learns_from_what_it_was(digits):
         )
         accuracy[recover] = outcome.row("fine-tuned").test["accuracy"]
     assert accuracy["mimic"] > 0.6 > 0.3 > accuracy["labels"]
+
+
+def test_gradients_are_found_of_frozen_weights_too(digits):
+    graph = fresh(STUDENT, digits, 0)
+    expected = with_gradients(graph, digits).tensors()
+    layer = next(name for name, tensor in graph.tensors().items() if tensor.requires_grad)
+    graph.tensors()[layer].requires_grad_(False)
+    found = with_gradients(graph, digits).tensors()
+    assert not found[layer].requires_grad
+    torch.testing.assert_close(found[layer].grad, expected[layer].grad)
 
 
 def test_bad_requests_are_refused(digits, teachers):
