@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphsurgery.errors import SpecError
+from graphsurgery.errors import SpecError, one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
 Value = int | float | bool | str | None
@@ -169,6 +171,24 @@ class Preprocessing:
         if self.augment != "none":
             image = transforms.RandomHorizontalFlip()(image)
         return self.normalised(image)
+
+
+def read_image(path: Path | str, mode: str = "RGB") -> Image:
+    """The image in a file, in 8 bits: `RGB`, or `L` for grey.
+
+    Raises:
+        SpecError: it cannot be read, or its pixels have more bits, of which only what lies below 256 would be left.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            if opened.mode[0] not in "IF":
+                return opened.convert(mode)
+            deep = opened.mode
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SpecError(f"{path}: cannot be read as an image ({one_line(error, 100)})") from error
+    raise SpecError(f"{path}: has pixels of more than 8 bits ({deep}); give images of 8 bits, or arrays")
 
 
 def find(lineage: Sequence[Mapping[str, Any]], source: str) -> Preprocessing | None:

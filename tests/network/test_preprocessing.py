@@ -157,3 +157,16 @@ def test_calibration_sees_what_the_network_says(images):
         read_calibration(f"{images}?sides=3", (3, 12, 12))
     with pytest.raises(SpecError, match="size=8x8, the network takes 12x12"):
         read_calibration(f"{images}?size=8", (3, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif"), (np.float32, "tif")]
+)
+def test_pixels_of_more_than_8_bits_are_refused(images, kind, ending):
+    """Whatever is above 255 would become white."""
+    Image.fromarray((np.arange(144).reshape(12, 12) * 100).astype(kind)).save(images / "dog" / f"deep.{ending}")
+    with pytest.raises(SpecError, match=rf"deep\.{ending}: has pixels of more than 8 bits .*; give images of 8 bits"):
+        read_calibration(images, (1, 12, 12))
+    data = load_data(f"imagefolder:{images}?size=12")
+    with pytest.raises(SpecError, match=rf"deep\.{ending}: has pixels of more than 8 bits"):
+        [part[number] for part in (data.train, data.validation, data.test) for number in range(len(part))]

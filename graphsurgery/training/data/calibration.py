@@ -16,7 +16,7 @@ from graphsurgery.errors import SpecError, one_line
 from graphsurgery.graph import InputSpec
 from graphsurgery.models.spec_text import Value, parse_spec
 from graphsurgery.network.outputs.modes import evaluating
-from graphsurgery.network.preprocessing import OPTIONS, Preprocessing
+from graphsurgery.network.preprocessing import OPTIONS, Preprocessing, read_image
 from graphsurgery.training.data.array_files import read_vectors
 from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import UNLABELLED, Data, size_of, split
@@ -238,12 +238,5 @@ class _Images(Dataset[Any]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        from PIL import Image
-
-        path = self.paths[index]
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SpecError(f"{path}: cannot be read as an image ({one_line(error, 100)})") from error
+        image = read_image(self.paths[index], "RGB" if self.channels == 3 else "L")
         return (self.made(image) - self.mean) / self.deviation, torch.tensor(UNLABELLED)

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SpecError
 from graphsurgery.models.sources.downloads import require_reachable
-from graphsurgery.network.preprocessing import Preprocessing
+from graphsurgery.network.preprocessing import Preprocessing, read_image
 from graphsurgery.training.data.array_files import arrays
 from graphsurgery.training.data.catalogue import DATA
 from graphsurgery.training.data.dataset import Data, split
@@ -113,7 +113,7 @@ def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preproc
 
     def images(part: Path, transform: Callable[..., Any]) -> Any:
         try:
-            return ImageFolder(str(part), transform)
+            return ImageFolder(str(part), transform, loader=read_image)
         except FileNotFoundError as error:
             raise SpecError(
                 f"{part}: has no class folders with images; give imagefolder:DIR with DIR/CLASS/"
