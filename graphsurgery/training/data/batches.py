@@ -49,7 +49,7 @@ class Examples:
             return
         lists = [chosen.tolist() for chosen in indices]
         loader = DataLoader(
-            _SeededExamples(self.dataset, seed),
+            SeededExamples(self.dataset, seed),
             batch_sampler=lists,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -128,10 +128,14 @@ def _end_workers(batches: Any) -> None:
         end()
 
 
-class _SeededExamples(Dataset[Any]):
-    """A data set whose random transforms (torch's) are a function of seed and index."""
+class SeededExamples(Dataset[Any]):
+    """A data set whose random transforms (torch's) are a function of seed and index.
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    With the usual seed its examples are those that `Examples.batches` gives without another: what was computed of them
+    is of these.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
-from graphsurgery.training.data.batches import mixed_seed
+from graphsurgery.training.data.batches import SeededExamples, mixed_seed
 from graphsurgery.training.data.dataset import no_label
 
 SHIFT, NOISE = 2, 0.1
@@ -31,10 +31,13 @@ class Unlabelled(Dataset[Any]):
 
 
 class Answered(Dataset[Any]):
-    """Examples `(x, label)` with what the teachers say about each: `(x, label, logits)`."""
+    """Examples `(x, label)` with what the teachers say about each: `(x, label, logits)`.
+
+    Of examples that are augmented these are the ones that the teachers saw, in every epoch.
+    """
 
     def __init__(self, dataset: Dataset[Any], logits: Tensor) -> None:
-        self.dataset, self.logits = dataset, logits
+        self.dataset, self.logits = SeededExamples(dataset), logits
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Tensor]:
         x, label = self.dataset[index][:2]

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.outputs.naming import named_outputs
+from graphsurgery.training.data.batches import SeededExamples
 from graphsurgery.training.data.dataset import Data, size_of
 from graphsurgery.training.imitation import Imitation
 from graphsurgery.training.objectives.imitation import imitation_loss
@@ -30,7 +31,9 @@ class TasksInOne(Dataset[Any]):
     """
 
     def __init__(self, datasets: Sequence[Dataset[Any]], answers: Tensor | None = None) -> None:
-        self.datasets, self.answers = datasets, answers
+        # What teachers said is said of examples as they were augmented then.
+        self.datasets = datasets if answers is None else [SeededExamples(part) for part in datasets]
+        self.answers = answers
         self.places = [(task, index) for task, part in enumerate(datasets) for index in range(size_of(part))]
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:

@@ -11,11 +11,13 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import graphsurgery as gs
+from graphsurgery.training.data.batches import Examples
 from graphsurgery.training.data.dataset import UNLABELLED
 from graphsurgery.training.data.transfer import SHIFT, answered, augmented, unlabelled
 from graphsurgery.training.imitation import LOSSES, Imitation
 from graphsurgery.training.objectives import CrossEntropy
 from graphsurgery.training.objectives.imitation import Mimicry, imitation_loss
+from graphsurgery.training.objectives.several_tasks import TasksInOne
 from graphsurgery.training.objectives.teachers import OnnxTeacher, Teachers, logits_of
 
 
@@ -271,6 +273,23 @@ def test_data_that_are_not_in_memory_have_answers_too(tmp_path):
     assert (float(x[0]), label) == (7.0, 1)
     assert torch.equal(answer, found[7])
     assert int(unlabelled(Squares())[7][1]) == UNLABELLED
+
+
+def test_what_a_teacher_says_is_said_of_what_the_student_sees():
+    class Augmented(Dataset):
+        def __getitem__(self, index):
+            return torch.randn(4) + index, index % 3
+
+        def __len__(self):
+            return 30
+
+    teacher = nn.Linear(4, 3)
+    found = logits_of(Teachers([teacher]), Augmented(), device="cpu")
+    several = TasksInOne([Augmented(), Augmented()], torch.cat([found, found]))
+    for dataset in answered(Augmented(), found), several:
+        for seed in (1, 2):
+            x, *_, answers = next(Examples(dataset, torch.device("cpu")).batches([torch.arange(30)], seed))
+            torch.testing.assert_close(teacher(x).detach(), answers)
 
 
 def test_a_teacher_of_another_kind_is_refused(examples):
