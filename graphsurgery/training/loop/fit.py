@@ -176,7 +176,7 @@ class _Stage:
                 "look for NaN in the validation data, or set keep_best=False"
             )
         if self.best_weights is not None or self.shards:
-            self.whole.load_state_dict(self.best_weights or sharding.whole(self.module))
+            sharding.give(self.whole, self.best_weights or sharding.whole(self.module))
         return History(tuple(self.at.records), self.at.best_epoch)
 
     def save(self) -> None:

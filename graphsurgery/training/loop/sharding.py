@@ -122,27 +122,53 @@ def is_spread(module: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
+def _unstored(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that `state_dict` leaves out; what training writes into them is a part of where it is."""
+    stored = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name not in stored}
+
+
 def whole(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module with whole tensors, on the CPU; every process has to ask."""
-    found = module.state_dict()
+    """The state of a module with whole tensors and with all buffers, on the CPU; every process has to ask."""
+    found = {**module.state_dict(), **_unstored(module)}
     full = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in found.items()}
     return {name: tensor.detach().cpu().clone() for name, tensor in full.items()}
+
+
+def give(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `whole` has given, in place; or of the buffers that are not stored what is there."""
+    others = _unstored(module)
+    stored = {name: tensor for name, tensor in tensors.items() if name not in others}
+    if stored:
+        module.load_state_dict(stored)
+    for name, buffer in others.items():
+        if name not in tensors or torch.equal(tensors[name].to(buffer), buffer):
+            continue  # most are never written, and some lie in memory that cannot be
+        if buffer.shape == tensors[name].shape:
+            buffer.copy_(tensors[name])
+        else:  # a table that has grown
+            path, _, own = name.rpartition(".")
+            module.get_submodule(path)._buffers[own] = tensors[name].to(buffer)
 
 
 def states(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The states of a module and its optimizer, whole in the first process; every process has to ask."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
+    buffers = _unstored(module)
     if not is_spread(module):
-        return {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "sharded": False}
-    found = get_optimizer_state_dict(module, optimizer, options=_options())
-    return {"model": whole(module), "optimizer": found, "sharded": True}
+        found = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "sharded": False}
+        return {**found, "buffers": buffers}
+    model = {name: tensor for name, tensor in whole(module).items() if name not in buffers}
+    own = get_optimizer_state_dict(module, optimizer, options=_options())
+    return {"model": model, "optimizer": own, "sharded": True, "buffers": buffers}
 
 
 def give_states(module: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
     """Take back what `states` has given, in place."""
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
+    give(module, found.get("buffers", {}))
     if not is_spread(module):
         module.load_state_dict(found["model"])
         optimizer.load_state_dict(found["optimizer"])

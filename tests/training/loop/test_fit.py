@@ -179,6 +179,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, blobs, make_net, sa
     assert [record.train for record in resumed.records] == [record.train for record in history.records]
 
 
+class Clocked(nn.Module):
+    """Has a buffer that no state_dict has, and that training moves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+        return self.layer(x) / (1 + 0.1 * self.steps)
+
+
+def test_what_no_state_dict_has_is_resumed_and_restored_too(tmp_path, blobs):
+    _, history = trained(best := Clocked(), blobs, plan(keep_best=True), objective=Breaking(3), validation=blobs)
+    assert history.best_epoch < 3
+    assert best.steps == 7 * history.best_epoch
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(Clocked(), blobs, plan(lr=5.0), objective=Counting(fail_at=12), run=Run(tmp_path, save_every=2))
+    trained(found := Clocked(), blobs, plan(lr=5.0), objective=Counting(), run=Run(tmp_path, save_every=2))
+    trained(whole := Clocked(), blobs, plan(lr=5.0), objective=Counting())
+    same(found.state_dict(), whole.state_dict())
+    assert found.steps == whole.steps == 21
+
+
 def timeless(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
