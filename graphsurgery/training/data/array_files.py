@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from graphsurgery.errors import SpecError, one_line
+from graphsurgery.training.data.classes import class_count
 from graphsurgery.training.data.dataset import Data, split
 from graphsurgery.training.data.several_inputs import PackedInputs
 
@@ -95,8 +96,11 @@ def arrays(folder: str | None, split_seed: int = 0) -> Data:
         tenth = max(1, len(train) // 10)
         rest, held = split(train, [len(train) - tenth, tenth], seed=split_seed)
         train, parts[key] = rest, held  # type: ignore[assignment]
-    labels = [part.tensors[1] for part in (train, *parts.values())]
-    classes = None if labels[0].is_floating_point() else 1 + max(int(each.max()) for each in labels)
+    whole = {"train": train, **parts}
+    regression = train.tensors[1].is_floating_point()
+    if any(part.tensors[1].is_floating_point() != regression for part in whole.values()):
+        raise SpecError(f"{folder}: some of its labels are whole numbers and some are not; make them alike")
+    classes = None if regression else class_count(folder, whole)
     return Data(train, parts["validation"], parts["test"], tuple(train.tensors[0].shape[1:]), classes, "")
 
 

@@ -170,3 +170,15 @@ def test_folders_that_hold_nothing_are_named(tmp_path):
     np.savez(tmp_path / "b.npz", x=IMAGES[:, :2], y=np.zeros(4))
     with pytest.raises(gs.SpecError, match=r"its files have inputs and labels of several shapes or kinds"):
         load_data(f"arrays:{tmp_path}")
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+    """A loss would leave those of -100 out, and an accuracy would not."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 4)), y=np.arange(30) % 3 - 100)
+    with pytest.raises(gs.SpecError, match=r"train has the label -100; labels are numbers from 0"):
+        load_data(f"arrays:{tmp_path}")
+    (tmp_path / "val").mkdir()
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 4)), y=np.arange(30) % 3)
+    np.savez(tmp_path / "val" / "b.npz", x=np.zeros((30, 4)), y=np.zeros(30))
+    with pytest.raises(gs.SpecError, match="some of its labels are whole numbers and some are not; make them alike"):
+        load_data(f"arrays:{tmp_path}")
