@@ -96,7 +96,7 @@ class SeveralTasks(CrossEntropy):
         self.by_task, self.imitation = tuple(classes), imitation
 
     def loss(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`total`, and the loss of each task, a mean over its examples; tasks count by how many there are of each."""
+        """`total`, the mean over all examples, and the part of it that the examples of each task give."""
         x, labels, tasks = batch[:3]
         named = {}
         for number, (logits, classes) in enumerate(zip(self._heads(module(x)), self.by_task, strict=True)):
@@ -109,10 +109,8 @@ class SeveralTasks(CrossEntropy):
                 teacher = batch[3][own][:, :classes].to(logits)
                 share = self.imitation.labels
                 loss = share * loss + (1 - share) * imitation_loss(self.imitation, logits[own], teacher)
-            named[f"task {number + 1}"] = loss
-        shares = [(tasks == number).float().mean() for number in range(len(self.by_task))]
-        total = torch.stack([share * loss for share, loss in zip(shares, named.values(), strict=True)]).sum()
-        return {"total": total, **named}
+            named[f"task {number + 1}"] = own.float().mean() * loss
+        return {"total": torch.stack(list(named.values())).sum(), **named}
 
     def predict(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits of each example's own task, `[batch, most classes]`, and its label."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import graphsurgery as gs
-from graphsurgery.recipes.merging.heads import merge_heads
+from graphsurgery.recipes.merging.heads import OwnHeads, merge_heads
 from graphsurgery.recipes.merging.plan import MergeWishes, default_plan
 from graphsurgery.training.data import load_data
 from graphsurgery.training.imitation import Imitation
@@ -82,8 +82,8 @@ def test_each_head_has_a_loss_of_its_own():
     heads.forward = lambda _: (first, second)
     losses = SeveralTasks([3, 2]).loss(heads, (x.long(), labels, tasks))  # tokens
     expected = nn.functional.cross_entropy(first[:3], labels[:3]), nn.functional.cross_entropy(second[3:], labels[3:])
-    torch.testing.assert_close(losses["task 1"], expected[0])
-    torch.testing.assert_close(losses["task 2"], expected[1])
+    torch.testing.assert_close(losses["task 1"], expected[0] / 2)
+    torch.testing.assert_close(losses["task 2"], expected[1] / 2)
     torch.testing.assert_close(losses["total"], (expected[0] + expected[1]) / 2)
     answers = torch.zeros(6, 3)
     answers[:3], answers[3:, :2] = first[:3], second[3:]
@@ -138,3 +138,17 @@ def test_wishes_name_the_data_of_the_others():
         MergeWishes(tasks="a").further_tasks(2)
     with pytest.raises(gs.SurgeryError, match="--by gates keeps one head, use joint"):
         MergeWishes(heads="both", tasks="a", by="gates").further_tasks(2)
+
+
+def test_the_losses_of_an_epoch_do_not_depend_on_who_is_in_a_batch():
+    """A rare task is in few batches."""
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(60, 4, generator=generator), torch.arange(60) % 2
+    whole = TensorDataset(x, labels, (torch.arange(60) >= 54).long())
+    network = OwnHeads([nn.Linear(4, 2), nn.Linear(4, 2)])
+    plan = TrainingPlan(epochs=1, batch_size=5, lr=0.0, device="cpu")
+    (record,) = fit(network, whole, plan, objective=SeveralTasks([2, 2])).records
+    heads = network(x)
+    for task, own in enumerate((slice(0, 54), slice(54, 60))):
+        expected = nn.functional.cross_entropy(heads[task][own], labels[own], reduction="sum") / 60
+        assert record.train[f"task {task + 1}"] == pytest.approx(expected.item(), rel=1e-5)
