@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from graphsurgery.errors import SpecError, one_line
 from graphsurgery.training.data.classes import class_count
-from graphsurgery.training.data.dataset import Data, split
+from graphsurgery.training.data.dataset import Data, split, split_folder
 from graphsurgery.training.data.several_inputs import PackedInputs
 
 LABELS = ("label", "labels", "target", "targets", "y")
@@ -77,7 +77,7 @@ def _stacks(path: Path, inputs: PackedInputs) -> list[Tensor]:
 
 
 def arrays(folder: str | None, split_seed: int = 0) -> Data:
-    """Labelled examples in the `.npz` files of `DIR/train`, with `DIR/val` or `DIR/validation` and `DIR/test`.
+    """Labelled examples in the `.npz` files of `DIR/train`, with `DIR/val` and `DIR/test`; see `split_folder`.
 
     A file has an array of inputs `[n, ...]`, by any name, and one of labels `[n, ...]`, called `labels`, `targets` or
     `y`: classes where they are whole numbers. A missing validation or test part is a tenth split off the training part;
@@ -86,10 +86,10 @@ def arrays(folder: str | None, split_seed: int = 0) -> Data:
     if folder is None or not Path(folder).is_dir():
         raise SpecError(f"{folder or 'DIR'}: is not a folder; give arrays:DIR with .npz files")
     root = Path(folder)
-    train = _labelled(root / "train" if (root / "train").is_dir() else root)
+    train = _labelled(split_folder(root, "train") or root)
     parts: dict[str, TensorDataset] = {}
-    for key, names in (("validation", ("val", "validation")), ("test", ("test",))):
-        place = next((root / name for name in names if (root / name).is_dir()), None)
+    for key in ("validation", "test"):
+        place = split_folder(root, key)
         if place is not None:
             parts[key] = _labelled(place)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -76,6 +77,28 @@ def _select(dataset: Dataset[Any], indices: Tensor) -> Dataset[Any]:
 def size_of(dataset: Dataset[Any]) -> int:
     """How many examples there are."""
     return len(cast(Sized, dataset))
+
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""The splits, and what they are called, in small letters or capitals."""
+
+
+def split_folder(root: Path, name: str) -> Path | None:
+    """The folder of a split, by any of its names; None where there is none.
+
+    Raises:
+        SpecError: there are several.
+    """
+    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name.lower() in SPLITS[name])
+    if len(found) > 1:
+        raise SpecError(
+            f"{root}: has {' and '.join(folder.name for folder in found)}, two folders of one part; give one"
+        )
+    return found[0] if found else None
 
 
 UNLABELLED = -1

@@ -33,14 +33,8 @@ from graphsurgery.models.sources.user_files import load_function, place_of, told
 from graphsurgery.models.spec_text import Value
 from graphsurgery.models.specs import called
 from graphsurgery.training.data.classes import class_count, number_of
-from graphsurgery.training.data.dataset import Data, size_of, split
+from graphsurgery.training.data.dataset import SPLITS, Data, size_of, split
 
-_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-"""The splits, and what they are called in a dict."""
 _EXPECTED = (
     "a Data, or (train, validation, test), or a dict of these, each a data set, a DataLoader, a list of examples or a "
     "pair (inputs, targets) of tensors"
@@ -80,16 +74,16 @@ def _splits(spec: str, result: Any) -> dict[str, Any]:
         raise SpecError(f"{spec}: returned {_kind(result)}, expected {_EXPECTED}")
     if not 1 <= len(result) <= 3:
         raise SpecError(f"{spec}: returned {_kind(result)} of {len(result)}, expected {_EXPECTED}")
-    names = {1: ("train",), 2: ("train", "test"), 3: tuple(_NAMES)}[len(result)]
+    names = {1: ("train",), 2: ("train", "test"), 3: tuple(SPLITS)}[len(result)]
     return dict(zip(names, result, strict=True))
 
 
 def _named(spec: str, result: Mapping[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in result.items():
-        name = next((name for name, others in _NAMES.items() if str(key).lower() in others), None)
+        name = next((name for name, others in SPLITS.items() if str(key).lower() in others), None)
         if name is None:
-            advice = near_names(str(key), _NAMES)
+            advice = near_names(str(key), SPLITS)
             raise SpecError(f"{spec}: returned a dict with {key!r}, which is no split; {advice}")
         if name in found:
             raise SpecError(f"{spec}: returned a dict with two splits for {name}; give one")
@@ -178,7 +172,7 @@ def _in_words(parts: Mapping[str, Dataset[Any]], given: Collection[str]) -> str:
     """How many examples each split has, where some were not given."""
     if len(given) == len(parts):
         return ""
-    sizes = [f"{size_of(parts[name])} {name}{'' if name in given else ' (split off train)'}" for name in _NAMES]
+    sizes = [f"{size_of(parts[name])} {name}{'' if name in given else ' (split off train)'}" for name in SPLITS]
     return ", ".join(sizes)
 
 

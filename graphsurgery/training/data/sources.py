@@ -23,7 +23,7 @@ from graphsurgery.models.sources.downloads import require_reachable
 from graphsurgery.network.preprocessing import Preprocessing, read_image
 from graphsurgery.training.data.array_files import arrays
 from graphsurgery.training.data.catalogue import DATA
-from graphsurgery.training.data.dataset import Data, split
+from graphsurgery.training.data.dataset import SPLITS, Data, split, split_folder
 
 _FASHION_FILES = {
     "train-images": "train-images-idx3-ubyte",
@@ -98,7 +98,7 @@ def cifar100(folder: str | None, split_seed: int = 0) -> Data:
 
 
 def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preprocessing | None = None) -> Data:
-    """Images in `DIR/train/CLASS/`, with `DIR/val` or `DIR/validation` and `DIR/test` where they exist.
+    """Images in `DIR/train/CLASS/`, with `DIR/val` and `DIR/test` where they exist; see `split_folder`.
 
     A missing validation or test part is a tenth split off the training part; without `DIR/train`, `DIR/CLASS/` itself
     is the training part. Inputs are `[3, height, width]`, made by `preprocessing`; training images are augmented.
@@ -119,26 +119,35 @@ def image_folder(folder: str | None, split_seed: int = 0, preprocessing: Preproc
                 f"{part}: has no class folders with images; give imagefolder:DIR with DIR/CLASS/"
             ) from error
 
-    train_root = root / "train" if (root / "train").is_dir() else root
-    train: Dataset[Any] = images(train_root, augmented)
-    still = images(train_root, made)
+    places = _image_folders(root)
+    train: Dataset[Any] = images(places["train"], augmented)
+    still = images(places["train"], made)
     classes = still.classes
     order = torch.randperm(len(still), generator=torch.Generator().manual_seed(split_seed))
     tenth = max(1, len(order) // 10)
     parts: dict[str, Dataset[Any]] = {}
-    for key, names in (("validation", ("val", "validation")), ("test", ("test",))):
-        found = next((root / name for name in names if train_root != root and (root / name).is_dir()), None)
-        if found is not None:
-            part = images(found, made)
-            if part.classes != classes:
-                raise SpecError(
-                    f"{found}: has classes {part.classes[:3]}…, train has {classes[:3]}…; make them the same"
-                )
-            parts[key] = part
-        else:
+    for key in ("validation", "test"):
+        if key not in places:
             parts[key], order = Subset(still, order[:tenth].tolist()), order[tenth:]
+            continue
+        part = parts[key] = images(places[key], made)
+        if part.classes != classes:
+            raise SpecError(
+                f"{places[key]}: has classes {part.classes[:3]}…, train has {classes[:3]}…; make them the same"
+            )
     shape = (3, made.height, made.width)
     return Data(Subset(train, order.tolist()), parts["validation"], parts["test"], shape, len(classes), "", made)
+
+
+def _image_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits that there are; where none is for training, it is this one, with those of classes."""
+    places = {name: place for name in SPLITS if (place := split_folder(root, name)) is not None}
+    if "train" in places:
+        return places
+    for place in places.values():  # a class may be called so
+        if any(part.is_dir() for part in place.iterdir()):
+            raise SpecError(f"{root}: has {place.name} with folders in it, and no train; name the training part so")
+    return {"train": root}
 
 
 _LOADERS: Mapping[str, Callable[..., Data]] = {

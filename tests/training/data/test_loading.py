@@ -107,6 +107,23 @@ def test_image_folder_without_parts(images):
     assert [len(part) for part in (data.train, data.validation, data.test)] == [16, 2, 2]
 
 
+@pytest.mark.parametrize(("train", "val"), [("Train", "valid"), ("training", "Validation"), ("train", "dev")])
+def test_parts_go_by_their_usual_names(images, train, val):
+    (images / "train").rename(images / train)
+    (images / "val").rename(images / val)
+    data = load_data(f"imagefolder:{images}?size=14")
+    assert ([len(part) for part in (data.train, data.validation, data.test)], data.classes) == ([18, 6, 2], 2)
+    (images / "VAL").mkdir()
+    with pytest.raises(SpecError, match=r"has .* and .*, two folders of one part; give one"):
+        load_data(f"imagefolder:{images}?size=14")
+
+
+def test_parts_are_no_classes(images):
+    (images / "train").rename(images / "learning")
+    with pytest.raises(SpecError, match="has val with folders in it, and no train; name the training part so"):
+        load_data(f"imagefolder:{images}?size=14")
+
+
 def test_a_function(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
