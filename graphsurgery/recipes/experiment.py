@@ -28,7 +28,7 @@ class Effort:
 
     Attributes:
         epochs: passes over the training data.
-        macs: multiply-adds of all forward passes.
+        macs: multiply-adds of all forward passes of what learns; what teachers answer is not counted.
         seconds: of the processor, in this process.
     """
 

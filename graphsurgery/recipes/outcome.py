@@ -24,7 +24,7 @@ class Row:
         parameters, macs: its size, and multiply-adds per example; None where several networks run.
         latency: ONNX Runtime milliseconds for one example, where measured.
         epochs: training epochs spent on it so far, with those of everything that it is made of.
-        training_macs: multiply-adds of all forward passes of that training.
+        training_macs: multiply-adds of all forward passes of what learnt then, without what teachers answered.
         seconds: of the processor, for what of that training was done in this run.
         note: what a reader should know.
         train: the metrics on the training data, where they were measured.

@@ -28,8 +28,8 @@ class PackedInputs:
         self.shapes = [spec.shape[1:] if spec.batched else spec.shape for spec in self.inputs]
         """Of one example."""
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        whole = all(spec.dtype.is_floating_point for spec in self.inputs)
-        self.dtype = torch.float32 if whole else torch.float64  # which holds indices of 53 bits
+        narrow = all(spec.dtype.is_floating_point and spec.dtype.itemsize <= 4 for spec in self.inputs)
+        self.dtype = torch.float32 if narrow else torch.float64  # which holds indices of 53 bits
 
     def packed(self, tensors: Sequence[Tensor]) -> Tensor:
         """The vectors `[examples, numbers]` of inputs, each `[examples, ...]`."""

@@ -49,6 +49,12 @@ def test_names_as_the_file_has_them_are_found(tmp_path):
     assert PackedInputs([IMAGE, WORDS]).unpacked(vectors)[1].tolist() == [[0, 1, 2, 3, 4]]
 
 
+def test_double_precision_stays():
+    packed = PackedInputs([IMAGE, InputSpec("time", (2, 1), torch.float64)])
+    time = torch.rand(3, 1, dtype=torch.float64) + 1e9
+    assert torch.equal(packed.unpacked(packed.packed([torch.zeros(3, 3, 4, 4), time]))[1], time)
+
+
 def test_large_indices_stay_exact():
     packed = PackedInputs([IMAGE, WORDS])
     words = torch.full((2, 5), 2**40 + 1)
