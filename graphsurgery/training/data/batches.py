@@ -19,7 +19,7 @@ _RESIDENT_BYTES = 2 << 30
 
 
 class Examples:
-    """A data set as batches of chosen indices on one device.
+    """A data set as batches of chosen indices on one device; classes are in 64 bits, as losses take them.
 
     Tensors in memory (`TensorDataset`) are indexed directly; any other map-style data set goes through a DataLoader,
     where each example's random augmentation is drawn from (seed, index) and so does not depend on workers.
@@ -34,7 +34,7 @@ class Examples:
             raise SurgeryError("data set: has no examples; give at least one")
         self.tensors: tuple[Tensor, ...] | None = None
         if type(dataset) is TensorDataset:
-            self.tensors = dataset.tensors
+            self.tensors = tuple(_with_classes(dataset.tensors))
             if sum(t.nbytes for t in self.tensors) <= _RESIDENT_BYTES:
                 self.tensors = tuple(t.to(device) for t in self.tensors)
 
@@ -58,9 +58,14 @@ class Examples:
         batches = iter(loader)
         try:
             for batch in batches:
-                yield [t.to(self.device, non_blocking=True) for t in batch]
+                yield [t.to(self.device, non_blocking=True) for t in _with_classes(batch)]
         finally:
             _end_workers(batches)
+
+
+def _with_classes(example: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs, labels and what else there is; labels that are whole numbers of any kind are classes."""
+    return [t.long() if place == 1 and not t.is_floating_point() else t for place, t in enumerate(example)]
 
 
 def epoch_plan(

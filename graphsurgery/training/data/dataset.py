@@ -106,5 +106,7 @@ UNLABELLED = -1
 
 
 def no_label(like: Tensor) -> Tensor:
-    """The marks of examples without labels, in the shape and dtype of some labels."""
-    return torch.full_like(like, math.nan if like.is_floating_point() else UNLABELLED)
+    """The marks of examples without labels, in the shape of some labels, and of their kind."""
+    if like.is_floating_point():
+        return torch.full_like(like, math.nan)
+    return torch.full_like(like, UNLABELLED, dtype=torch.int64)

@@ -2,10 +2,12 @@ import multiprocessing
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.training.data.batches import Examples, epoch_plan
+from graphsurgery.training.data.dataset import UNLABELLED
+from graphsurgery.training.data.transfer import unlabelled
 
 
 def flat(plan):
@@ -75,3 +77,14 @@ def test_no_worker_outlives_an_error_whose_traceback_is_kept():
 def test_no_examples():
     with pytest.raises(SurgeryError, match="has no examples"):
         Examples(TensorDataset(torch.empty(0, 2)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8, torch.bool])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_labels_of_any_kind_are_classes(kind, in_memory):
+    dataset = TensorDataset(torch.zeros(6, 2), torch.tensor([0, 1, 1, 0, 1, 0]).to(kind))
+    examples = Examples(dataset if in_memory else Subset(dataset, range(6)), torch.device("cpu"))
+    (batch,) = examples.batches([torch.arange(6)])
+    assert batch[1].dtype == torch.int64
+    assert batch[1].tolist() == [0, 1, 1, 0, 1, 0]
+    assert set(unlabelled(dataset).tensors[1].tolist()) == {UNLABELLED}
