@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,14 +13,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
-from graphsurgery.network.copying import deep_copy
+from graphsurgery.network.copying import deep_copy, meta_of
 from graphsurgery.network.layers import grouped_product
+from graphsurgery.network.operators import Trait, is_a
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
@@ -102,10 +104,10 @@ def _counted(graph: ModelGraph) -> dict[fx.Node, int]:
     return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
 
 
+_NO_PRODUCTS = (Trait.MOVES, Trait.ELEMENTWISE, Trait.BROADCAST, Trait.REDUCES, Trait.SHARES, Trait.POSITIONS)
+"""What operators do that multiply no matrices; to count such a call loads torch's compiler, in more than a second."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHTED = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
-_ASKED = frozenset({F.scaled_dot_product_attention})
-"""Of the operators with a formula for what they give, those whose products are not of a value and a weight."""
 
 
 class _Counting(fx.Interpreter):
@@ -120,14 +122,15 @@ class _Counting(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = self._known(n)
         if result is None:
-            with self.counter, torch.device("meta"):  # which counts from 0
+            counts = n.op.startswith("call") and not is_a(self.module, n, *_NO_PRODUCTS)
+            with self.counter if counts else nullcontext(), torch.device("meta"):  # which counts from 0
                 result = super().run_node(n)
-            self.macs[n] = self.counter.get_total_flops() // 2
+            self.macs[n] = self.counter.get_total_flops() // 2 if counts else 0
         return result
 
     def _known(self, n: fx.Node) -> Any:
         """What a common operator gives, whose products are counted too; None where torch has to be asked."""
-        if n.op not in ("call_module", "call_function", "call_method") or n.target in _ASKED:
+        if n.op not in ("call_module", "call_function", "call_method"):
             return None
         target = self.fetch_attr(str(n.target)) if n.op == "call_module" else n.target
         if isinstance(target, nn.Module) and (target._forward_pre_hooks or target._forward_hooks):
@@ -149,7 +152,7 @@ class _Counting(fx.Interpreter):
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = super().get_attr(target, args, kwargs)
-        return _stand_in(value) if isinstance(value, torch.Tensor) else value
+        return _stand_in(value) if isinstance(value, Tensor) else value
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().call_function(STAND_INS.get(target, target), args, kwargs)
@@ -166,7 +169,14 @@ def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], res
     if target in _WEIGHTED:
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         return int(result.numel() * prod(weight.shape[1:]))
+    if target is F.scaled_dot_product_attention:
+        return _scores(*args, **kwargs)
     return 0
+
+
+def _scores(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> int:  # noqa: ARG001
+    """The products of queries with keys, and of their shares with values."""
+    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _operations() -> dict[Any, Any]:
@@ -199,7 +209,7 @@ class _Foreign(nn.Module):
             return run_on_numbers(self.leaf, args, kwargs)
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+def _stand_in(tensor: Tensor) -> Tensor:
     """A tensor of the same kind, shape and dtype that holds no values, and of which no gradients are asked."""
-    empty = torch.empty_like(tensor, device="meta")
+    empty = meta_of(tensor)
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
