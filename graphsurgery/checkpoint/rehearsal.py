@@ -2,9 +2,10 @@
 
 A description may name only what the vocabulary has and still be no network: a `padding` of the wrong length, integers
 for weights, a call with too many arguments. torch finds these when it runs them. So every node is run on tensors
-without data, as `propagate` does when types are asked for, and keeps its value for them; nothing is shortened by the
-formulas of `shapes`, which do not look at every argument. What torch does not check on meta tensors is whether the
-operands of a product have one dtype: that is checked here.
+without data, as `propagate` does when types are asked for, and keeps its value for them. Only such formulas of `shapes`
+stand for a run that look at every argument: with those alone torch's compiler is not loaded, which its reference code
+would do, in more than a second. What torch does not check on meta tensors is whether the operands of a product have one
+dtype: that is checked here.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def rehearse(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
         examples = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in inputs]
         # A factory in the graph need not make tensors with data, which may be as large as the file likes.
         with torch.device("meta"):
-            propagate(module, examples, shortened=_is_checked)
+            propagate(module, examples, strict=True)
     except Exception as cause:  # the graph may be anything, so anything may be wrong with it
         failed = next((node for node in module.graph.nodes if "value" not in node.meta), None)
         raise SurgeryError(
@@ -80,11 +81,6 @@ def _rehearse_training(node: fx.Node, layer: InTraining) -> None:
         raise SurgeryError(f"{node}: cannot be run in training ({type(cause).__name__}: {one_line(cause)})") from cause
     if not isinstance(found, Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
         raise SurgeryError(f"{node}: gives something else in training than a tensor like the one that it is given")
-
-
-def _is_checked(target: Any) -> bool:
-    """A BatchNorm, whose run on meta tensors takes milliseconds; its settings are checked here."""
-    return type(target) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _check_batch_norm(path: str, layer: _NormBase) -> None:

@@ -10,7 +10,11 @@ from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import (
+    Tensor,
+    empty,  # a name of our own, as tracing replaces `torch.empty`
+    nn,
+)
 
 from graphsurgery.network.paths import OF_EVERY_MODULE, modules_of
 
@@ -21,6 +25,8 @@ _NEW_HOOKS = tuple((name, type(value)) for name, value in nn.Module().__dict__.i
 
 def meta_of(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape and dtype."""
+    if tensor.layout is torch.strided and tensor.is_contiguous():
+        return empty(tensor.shape, dtype=tensor.dtype, device="meta")  # `empty_like` would load torch's compiler
     return torch.empty_like(tensor, device="meta")
 
 

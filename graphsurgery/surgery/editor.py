@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphsurgery.graph import ModelGraph
-from graphsurgery.network.layers import (
-    weigh,
-)
+from graphsurgery.network.copying import meta_of
+from graphsurgery.network.layers import weigh
 from graphsurgery.network.paths import put
 
 
@@ -34,7 +32,7 @@ def new_buffer(wide: ModelGraph, name: str, values: Tensor) -> fx.Node:
     tensor = values.to(like)
     wide.module.register_buffer(path, tensor)
     node = wide.module.graph.get_attr(path)
-    node.meta["value"] = torch.empty_like(tensor, device="meta")
+    node.meta["value"] = meta_of(tensor)
     return node
 
 
@@ -55,7 +53,7 @@ def vector(wide: ModelGraph, node: fx.Node, name: str, position: int) -> fx.Node
     if tensor is None:
         return None
     read = wide.module.graph.get_attr(path)
-    read.meta["value"] = torch.empty_like(tensor, device="meta")
+    read.meta["value"] = meta_of(tensor)
     return read
 
 

@@ -21,24 +21,17 @@ from graphsurgery.network.paths import map_values
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
 
-Shortened = Callable[[Any], bool]
 DRAWS: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal})
 """Functions that make random tensors of a shape."""
 
 
-def always(target: Any) -> bool:  # noqa: ARG001
-    """The formulas may stand for every call."""
-    return True
-
-
-def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Shortened = always) -> Any:
+def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, strict: bool = False) -> Any:
     """The value of one node from the values of its inputs.
 
     Args:
         node: any node but a placeholder; its inputs carry their values.
         attribute: the meta tensor or the module (with meta parameters) of a qualified name.
-        shortened: whether the formulas of `shapes` may stand for a run of a module, function or method; they do not
-            look at every argument.
+        strict: whether only those formulas of `shapes` may stand for a run that look at every argument.
     """
     args: Any = fx.map_arg(node.args, _value)
     kwargs: Any = fx.map_arg(node.kwargs, _value) if node.kwargs else {}
@@ -52,14 +45,14 @@ def evaluate(node: fx.Node, attribute: Callable[[str], Any], *, shortened: Short
         module = attribute(str(node.target))
         if type(module) is TrainingFlag:
             return False
-        known = result_of(node.op, module, args, kwargs) if shortened(module) else None
+        known = result_of(node.op, module, args, kwargs, strict=strict)
         if known is not None:
             return known
         with torch.no_grad():
             return run_on_meta(module, args, kwargs)
     if node.op == "call_method" and node.target in ("cpu", "cuda"):
         return args[0]
-    known = result_of(node.op, node.target, args, kwargs) if shortened(node.target) else None
+    known = result_of(node.op, node.target, args, kwargs, strict=strict)
     if known is not None:
         return known
     with torch.no_grad():
@@ -143,13 +136,13 @@ def _filled(tensor: Tensor) -> Tensor:
     return torch.rand(tensor.shape).to(tensor.dtype)
 
 
-def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, shortened: Shortened = always) -> None:
+def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, strict: bool = False) -> None:
     """Give every node of a graph its value; for graphs that come from a file rather than from a trace.
 
     Args:
         module: the network.
         inputs: meta tensors.
-        shortened: as for `evaluate`.
+        strict: as for `evaluate`.
     """
     tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     cache: dict[str, Any] = {}
@@ -165,7 +158,7 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Tensor], *, shortened: Sh
             if node.op == "placeholder":
                 node.meta["value"] = meta_of(next(remaining))
             else:
-                node.meta["value"] = evaluate(node, attribute, shortened=shortened)
+                node.meta["value"] = evaluate(node, attribute, strict=strict)
 
 
 def values_for(module: fx.GraphModule, inputs: Sequence[Tensor], *, checked: bool = True) -> dict[fx.Node, Any]:

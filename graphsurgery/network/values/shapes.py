@@ -8,7 +8,6 @@ A result may be one of the operands, as a value is never written.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,19 +26,31 @@ from graphsurgery.network.values.spatial import is_plain, new
 Shape = Callable[..., Any]
 
 
-def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a call gives; for `call_module` the target is the module. None where torch has to be asked."""
+def result_of(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, strict: bool = False) -> Any:
+    """What a call gives; for `call_module` the target is the module. None where torch has to be asked.
+
+    A strict answer looks at all that is given, as torch does: where torch would refuse the call, it is None.
+    """
     if op == "call_module":
         found = MODULES.get(key_of(type(target)))
         args = (target, *args)
     else:
         found = (METHODS if op == "call_method" else FUNCTIONS).get(key_of(target))
-    if found is None:
+    if found is None or (strict and not _sees_all(found, args, kwargs)):
         return None
     try:
         return found(*args, **kwargs)
-    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError):
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         return None  # not a call of the common form
+
+
+def _sees_all(formula: Shape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a formula looks at all that it is given."""
+    if formula is _unary_module:
+        return type(args[0]) in _WITHOUT_SETTINGS
+    if formula is _unary:
+        return len(args) == 1 and not kwargs
+    return formula in _STRICT
 
 
 class ByFormula(TorchFunctionMode):
@@ -75,6 +86,14 @@ def _unary(x: Tensor, *options: Any, **named: Any) -> Tensor | None:  # noqa: AR
 
 def _unary_module(module: nn.Module, x: Tensor) -> Tensor | None:  # noqa: ARG001
     return _unary(x)
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor | None:
+    return _unary(x) if approximate in ("none", "tanh") else None
+
+
+def _gelu_module(module: Any, x: Tensor) -> Tensor | None:
+    return _gelu(x, approximate=module.approximate)
 
 
 def _binary(a: Any, b: Any) -> Tensor | None:
@@ -154,10 +173,12 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,  # noqa: ARG001
+    dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,  # noqa: ARG001
+    scale: float | None = None,
 ) -> Tensor | None:
+    if type(is_causal) is not bool or not all(type(number) in (int, float) for number in (dropout_p, scale or 0.0)):
+        return None
     alike = query.dtype == key.dtype == value.dtype and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
     meta = query.is_meta and key.is_meta and value.is_meta and query.is_floating_point()
@@ -171,9 +192,10 @@ def _attention(
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
-    if not (x.is_meta and x.is_floating_point()) or dim is None or isinstance(dim, bool):
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    known = x.is_meta and x.is_floating_point() and type(keepdim) is bool
+    if not known or not all(type(d) is int for d in dims):
         return None
-    dims = [operator.index(d) for d in ((dim,) if isinstance(dim, int) else dim)]
     rank = x.dim()
     reduced = {d % rank for d in dims if -rank <= d < rank}
     if len(reduced) != len(dims) or not reduced:
@@ -205,8 +227,14 @@ def _counts(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Ten
 # Norms and movement -----------------------------------------------------------------------------------------------
 
 
-def _batch_norm_module(module: Any, x: Tensor) -> Tensor | None:
+def _instance_norm_module(module: Any, x: Tensor) -> Tensor | None:
     return _unary(x) if x.shape[1] == module.num_features else None
+
+
+def _batch_norm_module(module: Any, x: Tensor) -> Tensor | None:
+    known = module.momentum is None or type(module.momentum) in (int, float)
+    known &= type(module.eps) in (int, float) and module.eps >= 0 and x.dim() in _BATCHED[type(module)]
+    return _instance_norm_module(module, x) if known else None
 
 
 def _batch_norm(x: Tensor, mean: Tensor, variance: Tensor, *options: Any, **named: Any) -> Tensor | None:  # noqa: ARG001
@@ -214,12 +242,17 @@ def _batch_norm(x: Tensor, mean: Tensor, variance: Tensor, *options: Any, **name
 
 
 def _layer_norm_module(module: Any, x: Tensor) -> Tensor | None:
-    return _layer_norm(x, module.normalized_shape)
+    parameters = module._parameters
+    return _layer_norm(x, module.normalized_shape, parameters["weight"], parameters["bias"], module.eps)
 
 
-def _layer_norm(x: Tensor, normalized_shape: Any, *vectors: Any, **options: Any) -> Tensor | None:  # noqa: ARG001
+def _layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | None:
     normalized = tuple(normalized_shape)
-    if not x.is_meta or not x.is_floating_point() or not normalized or tuple(x.shape[-len(normalized) :]) != normalized:
+    fits = bool(normalized) and tuple(x.shape[-len(normalized) :]) == normalized and type(eps) in (int, float)
+    fits &= all(vector is None or vector.shape == normalized for vector in (weight, bias))
+    if not (fits and x.is_meta and x.is_floating_point()):
         return None
     return x if x.is_contiguous() else new(x.dtype, x.shape)
 
@@ -231,7 +264,10 @@ def _group_norm_module(module: Any, x: Tensor) -> Tensor | None:
 def _concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     rank = first.dim()
-    if not all(is_plain(t, rank) and t.dtype == first.dtype for t in tensors) or not -rank <= dim < rank:
+    known = first.is_meta and first.is_floating_point() and all(t.is_meta for t in tensors)
+    # Of images those that lie with their channels last stay so.
+    alike = all(t.dtype == first.dtype and t.dim() == rank and (rank < 4 or t.is_contiguous()) for t in tensors)
+    if not (known and alike) or type(dim) is not int or not -rank <= dim < rank:
         return None
     dim %= rank
     shapes = [list(t.shape) for t in tensors]
@@ -247,10 +283,27 @@ def _roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor | None:
     return x if is_plain(x) and in_range and all(isinstance(shift, int) for shift in shifts) else None
 
 
+_BATCHED: Mapping[type, Sequence[int]] = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+}
+"""How many axes their inputs have."""
+
+_WITHOUT_SETTINGS = frozenset(
+    {
+        *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid),
+        *(nn.LogSigmoid, nn.Softsign, nn.Tanhshrink),
+    }
+)
+"""Activations that have nothing to be set, but that they may write in place."""
+
 MODULES: Mapping[Any, Shape] = {
     **dict.fromkeys(modules(Trait.ELEMENTWISE), _unary_module),
     **{path: _unary_module for known in operators(Trait.ELEMENTWISE) for path in known.foreign_modules},
-    **dict.fromkeys(modules(Trait.PER_CHANNEL), _batch_norm_module),
+    nn.GELU: _gelu_module,
+    **dict.fromkeys(modules(Trait.PER_CHANNEL), _instance_norm_module),
+    **dict.fromkeys(_BATCHED, _batch_norm_module),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), spatial.convolution_module),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), spatial.transposed_module),
     nn.Linear: _linear_module,
@@ -261,6 +314,29 @@ MODULES: Mapping[Any, Shape] = {
     nn.GroupNorm: _group_norm_module,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN, GatedLSTM, GatedGRU, GatedRNN), recurrent),
 }
+
+_STRICT = frozenset(
+    {
+        *(
+            _gelu,
+            _gelu_module,
+            _binary,
+            _in_place,
+            _comparison,
+            _clamp,
+            _where,
+            _linear,
+            _linear_module,
+            _attention,
+            _mean,
+            _concatenation,
+        ),
+        *(_batch_norm_module, _layer_norm, _layer_norm_module),
+        *(spatial.convolution_module, spatial.max_pool, spatial.pool_module),
+        *(spatial.adaptive_pool, spatial.adaptive_pool_module),
+    }
+)
+"""Formulas that look at all that they are given."""
 
 _ON_EACH = Trait.ELEMENTWISE | Trait.FLOAT
 _ON_PAIRS = Trait.BROADCAST | Trait.FLOAT
@@ -273,6 +349,7 @@ FUNCTIONS: Mapping[Any, Shape] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), spatial.convolution),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), spatial.transposed),
     F.linear: _linear,
+    F.gelu: _gelu,
     F.scaled_dot_product_attention: _attention,
     F.max_pool2d: spatial.max_pool,
     F.avg_pool2d: spatial.average_pool,

@@ -28,13 +28,18 @@ def is_plain(x: Any, rank: int | None = None) -> bool:
     return right and (rank is None or x.dim() == rank)
 
 
-def _sizes(value: Any, count: int) -> Sequence[int]:
+def _sizes(value: Any, count: int, least: int = 1) -> Sequence[int]:
     """An option that is one number for all spatial axes, or a number for each."""
-    if isinstance(value, int):
-        return (value,) * count
-    if len(value) != count:
-        raise ValueError(f"{len(value)} numbers for {count} axes")
-    return value
+    sizes: Sequence[int] = (value,) * count if isinstance(value, int) else value
+    if len(sizes) != count or not all(type(size) is int and size >= least for size in sizes):
+        raise ValueError(f"{value} is not a number of at least {least} for each of {count} axes")
+    return sizes
+
+
+def _whole(groups: Any) -> int:
+    if type(groups) is not int or groups < 1:
+        raise ValueError(f"{groups} groups")
+    return groups
 
 
 def convolution_module(module: Any, x: Tensor) -> Tensor | None:
@@ -55,10 +60,10 @@ def convolution(
     groups: int = 1,
 ) -> Tensor | None:
     rank = weight.dim()
-    fits = is_plain(x, rank) and weight.dtype == x.dtype and x.shape[1] == weight.shape[1] * groups
+    fits = is_plain(x, rank) and weight.dtype == x.dtype and x.shape[1] == weight.shape[1] * _whole(groups)
     if not fits or weight.shape[0] % groups or (bias is not None and bias.shape != weight.shape[:1]):
         return None
-    options = (_sizes(option, rank - 2) for option in (stride, padding, dilation))
+    options = (_sizes(stride, rank - 2), _sizes(padding, rank - 2, 0), _sizes(dilation, rank - 2))
     spatial = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], *options, strict=True)
@@ -85,11 +90,12 @@ def transposed(
     dilation: Any = 1,
 ) -> Tensor | None:
     """A transposed convolution, whose weight is `[input, output / groups, ...]`."""
-    rank, outputs = weight.dim(), weight.shape[1] * groups
+    rank, outputs = weight.dim(), weight.shape[1] * _whole(groups)
     fits = is_plain(x, rank) and weight.dtype == x.dtype and x.shape[1] == weight.shape[0] and not x.shape[1] % groups
     if not fits or (bias is not None and bias.shape != (outputs,)):
         return None
-    options = [_sizes(option, rank - 2) for option in (stride, padding, output_padding, dilation)]
+    given = ((stride, 1), (padding, 0), (output_padding, 0), (dilation, 1))
+    options = [_sizes(option, rank - 2, least) for option, least in given]
     places = list(zip(x.shape[2:], weight.shape[2:], *options, strict=True))
     spatial = [(n - 1) * s - 2 * p + d * (k - 1) + more + 1 for n, k, s, p, more, d in places]
     certain = all(more < max(s, d) for _, _, s, _, more, d in places) and min(spatial, default=1) > 0
@@ -124,7 +130,9 @@ def resized(
 
 
 def pool_module(module: Any, x: Tensor) -> Tensor | None:
-    if getattr(module, "return_indices", False):
+    average = type(getattr(module, "count_include_pad", False)) is bool
+    average &= getattr(module, "divisor_override", None) is None
+    if getattr(module, "return_indices", False) or not average:
         return None
     dilation = getattr(module, "dilation", 1)
     return _pool(x, module.kernel_size, module.stride, module.padding, dilation, module.ceil_mode)
@@ -155,11 +163,12 @@ def average_pool(
 
 def _pool(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Tensor | None:
     """Pooling of `[batch, channel, height, width]`."""
-    if not is_plain(x, 4):
+    if not is_plain(x, 4) or type(ceil_mode) is not bool:
         return None
     stride = kernel if stride is None or stride == [] else stride
+    options = (_sizes(kernel, 2), _sizes(stride, 2), _sizes(padding, 2, 0), _sizes(dilation, 2))
     spatial = []
-    for n, *option in zip(x.shape[2:], *(_sizes(o, 2) for o in (kernel, stride, padding, dilation)), strict=True):
+    for n, *option in zip(x.shape[2:], *options, strict=True):
         k, s, p, d = option
         reach = n + 2 * p - d * (k - 1) - 1
         size = -(-reach // s) + 1 if ceil_mode else reach // s + 1
@@ -176,8 +185,8 @@ def adaptive_pool_module(module: Any, x: Tensor) -> Tensor | None:
 
 
 def adaptive_pool(x: Tensor, output_size: Any) -> Tensor | None:
-    if not is_plain(x, 4):
+    if not is_plain(x, 4) or output_size is None:
         return None
     asked = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-    height, width = (n if size is None else size for size, n in zip(asked, x.shape[2:], strict=True))
-    return new(x.dtype, (*x.shape[:2], height, width))
+    spatial = _sizes([n if size is None else size for size, n in zip(asked, x.shape[2:], strict=True)], 2)
+    return new(x.dtype, (*x.shape[:2], *spatial))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from graphsurgery.network.outputs.naming import tensors_of
 from graphsurgery.onnx.exporting.judging import (
     BLURRED,
     CONSTANT,
+    EFFORTS,
     NOT_FINITE,
     FedOutput,
     Judgement,
@@ -265,39 +267,44 @@ class _Compared:
                 f"{runtime.path}: {feed.label}: outputs have shapes {shapes_text(self.found)} and "
                 f"{shapes_text(self.expected)}; only equal shapes can be compared"
             )
+        pairs = zip(self.found, runtime.resolved, strict=True)
+        self._moved = [torch.full(t.shape, least, dtype=torch.float64) for t, least in pairs]
+        self._efforts = 0
 
     def run(self, number: int) -> FedOutput:
         """One of the outputs."""
         size = len(self.feed.tensors[0])
         found, expected = self.found[number], self.expected[number]
-        return FedOutput(self.feed.label, found, expected, size, lambda: self.rounding[number])
+        return FedOutput(self.feed.label, found, expected, size, lambda effort: self.rounding(effort)[number])
 
-    @cached_property
-    def rounding(self) -> list[Tensor]:
-        """How far the values of each output move when only the rounding differs."""
+    def rounding(self, effort: int) -> list[Tensor]:
+        """How far the values of each output move when only the rounding differs, after at least so many efforts."""
+        while self._efforts < effort:
+            self._efforts += 1
+            for left, right in self._rounded(self._efforts):
+                for at, (a, b) in enumerate(zip(left, right, strict=True)):
+                    if a.shape == b.shape:
+                        moved = (a.double() - b.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
+                        self._moved[at] = torch.maximum(self._moved[at], moved)
+        return self._moved
+
+    def _rounded(self, effort: int) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """What is given, and with other roundings: of inputs, then of operators, of weights, of the network."""
         runtime, feed = self.runtime, self.feed
-        generator = torch.Generator().manual_seed(0)
-        given = zip(feed.tensors, self.network.inputs, strict=True)
-        nudged = [_nudged(x, generator) if spec.is_noise else x for x, spec in given]
-        apart = [(self.found, runtime.run(nudged, feed.label))]
-        if not runtime.is_large:
-            apart.append((self.found, runtime.run(feed.tensors, feed.label, optimised=False)))
-        feed_by_name = dict(zip(runtime.inputs, feed.tensors, strict=True))
-        for session in runtime.nudged:
-            apart.append((self.found, run_session(session, feed_by_name, f"{runtime.path}: {feed.label}")))
-        try:
-            with torch.no_grad():
-                apart.append((self.expected, tensors_of(InDouble(self.network)(*feed.tensors), numbers=False)))
-        except Exception:  # an operator that there is in float32 alone; the others have to do
-            pass
-        pairs = zip(self.found, runtime.resolved, strict=True)
-        found = [torch.full(t.shape, least, dtype=torch.float64) for t, least in pairs]
-        for left, right in apart:
-            for at, (a, b) in enumerate(zip(left, right, strict=True)):
-                if a.shape == b.shape:
-                    moved = (a.double() - b.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
-                    found[at] = torch.maximum(found[at], moved)
-        return found
+        if effort == 1:
+            generator = torch.Generator().manual_seed(0)
+            given = zip(feed.tensors, self.network.inputs, strict=True)
+            nudged = [_nudged(x, generator) if spec.is_noise else x for x, spec in given]
+            yield self.found, runtime.run(nudged, feed.label)
+        elif effort == 2 and not runtime.is_large:
+            yield self.found, runtime.run(feed.tensors, feed.label, optimised=False)
+        elif effort == 3:
+            feed_by_name = dict(zip(runtime.inputs, feed.tensors, strict=True))
+            for session in runtime.nudged:
+                yield self.found, run_session(session, feed_by_name, f"{runtime.path}: {feed.label}")
+        elif effort == EFFORTS:
+            with torch.no_grad(), suppress(Exception):  # an operator that there is in float32 alone
+                yield self.expected, tensors_of(InDouble(self.network)(*feed.tensors), numbers=False)
 
 
 def _makers(path: Path) -> dict[str, onnx.NodeProto]:

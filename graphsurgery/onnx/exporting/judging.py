@@ -19,6 +19,9 @@ _CONSTANT = 8 * torch.finfo(torch.float32).eps
 _BLURRED = 0.5
 """Where rounding makes up this share of what an output varies by, nothing can be said of the output."""
 
+EFFORTS = 4
+"""Ways to see what rounding does, the quickest first."""
+
 CONSTANT = "the same on all inputs"
 BLURRED = "changed by rounding as much as by the inputs"
 NOT_FINITE = "not finite on any input"
@@ -32,15 +35,16 @@ class FedOutput:
         label: of the feed.
         found, expected: what ONNX Runtime gives and what PyTorch gives, of one shape.
         batch: number of examples of the feed.
-        rounding: how far apart the values of this output are when only the rounding differs; asked for where a
-            comparison needs it.
+        rounding: how far apart the values of this output are when only the rounding differs, after so many of the
+            `EFFORTS` ways to see it; asked for where a comparison needs it, and for the next one where that explains
+            too little.
     """
 
     label: str
     found: Tensor
     expected: Tensor
     batch: int
-    rounding: Callable[[], Tensor]
+    rounding: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,18 @@ def judge(runs: Sequence[FedOutput], rtol: float) -> Judgement:
     constant = not expected.numel() or float(variation.max()) <= (0 if exact else _CONSTANT * magnitude)
     scale = torch.full_like(variation, magnitude) if constant else _by_part(variation, _LEAST_SHARE)
     untested = CONSTANT if constant else ""
-    deviations = [_ratio(d.amax(0), scale) for d in differences]
-    if rtol > 0 and any(float(ratio.max()) > rtol for ratio in deviations if ratio.numel()):
-        rounding = torch.cat(_aligned([run.rounding() for run in runs], [run.batch for run in runs]))
+    largest = [d.amax(0) for d in differences]
+    deviations = [_ratio(d, scale) for d in largest]
+    effort = 0
+    while rtol > 0 and effort < EFFORTS and any(float(ratio.max()) > rtol for ratio in deviations if ratio.numel()):
+        effort += 1
+        rounding = torch.cat(_aligned([run.rounding(effort) for run in runs], [run.batch for run in runs]))
         allowed = _ROUNDINGS * _by_part(rounding.amax(0), _LEAST_ROUNDING)
         if not constant and float(allowed.max()) > _BLURRED * float(variation.max()):
             untested = BLURRED
         deviations = [
-            torch.where(d.amax(0) <= allowed, ratio.clamp(max=rtol), ratio)
-            for d, ratio in zip(differences, deviations, strict=True)
+            torch.where(d <= allowed, ratio.clamp(max=rtol), ratio)
+            for d, ratio in zip(largest, deviations, strict=True)
         ]
     return Judgement(_by_label(runs, [float(d.max()) if d.numel() else 0.0 for d in deviations]), untested)
 

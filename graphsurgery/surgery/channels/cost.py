@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,15 +13,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphsurgery.errors import SurgeryError, one_line
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.assembly import as_evaluated
-from graphsurgery.network.copying import deep_copy
+from graphsurgery.network.copying import deep_copy, meta_of
 from graphsurgery.network.layers import grouped_product
-from graphsurgery.network.operators import Trait, operator_named, spelled
+from graphsurgery.network.operators import Trait, is_a, operator_named, spelled
 from graphsurgery.network.values.evaluation import is_foreign, run_on_numbers
 from graphsurgery.network.values.packing import STAND_INS
 from graphsurgery.network.values.shapes import result_of
@@ -103,6 +104,10 @@ def _counted(graph: ModelGraph) -> dict[fx.Node, int]:
     return {node: counts[node.name] for node in module.graph.nodes if node.name in counts}
 
 
+_NO_PRODUCTS = (Trait.MOVES, Trait.ELEMENTWISE, Trait.BROADCAST, Trait.REDUCES, Trait.SHARES, Trait.POSITIONS)
+"""What operators do that multiply no matrices; to count such a call loads torch's compiler, in more than a second."""
+
+
 class _Counting(fx.Interpreter):
     """Runs a network node by node and counts: by formulas, or by torch's counter where there are none."""
 
@@ -115,9 +120,10 @@ class _Counting(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = self._known(n)
         if result is None:
-            with self.counter, torch.device("meta"):  # which counts from 0
+            counts = n.op.startswith("call") and not is_a(self.module, n, *_NO_PRODUCTS)
+            with self.counter if counts else nullcontext(), torch.device("meta"):  # which counts from 0
                 result = super().run_node(n)
-            self.macs[n] = self.counter.get_total_flops() // 2
+            self.macs[n] = self.counter.get_total_flops() // 2 if counts else 0
         return result
 
     def _known(self, n: fx.Node) -> Any:
@@ -145,7 +151,7 @@ class _Counting(fx.Interpreter):
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = super().get_attr(target, args, kwargs)
-        return _stand_in(value) if isinstance(value, torch.Tensor) else value
+        return _stand_in(value) if isinstance(value, Tensor) else value
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().call_function(STAND_INS.get(target, target), args, kwargs)
@@ -168,12 +174,19 @@ def _products(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], res
         weight: Any = target.weight if isinstance(target, nn.Module) else _argument(args, kwargs, 1, "weight")
         numbers = result if kind in _READS else _argument(args, kwargs, 0, "input")
         return int(numbers.numel() * prod(weight.shape[1:]))
+    if target is F.scaled_dot_product_attention:
+        return _scores(*args, **kwargs)
     known = operator_named(kind)
     return None if known is not None and Trait.MULTIPLIES in known.traits else 0
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
     return args[position] if len(args) > position else kwargs[name]
+
+
+def _scores(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> int:  # noqa: ARG001
+    """The products of queries with keys, and of their shares with values."""
+    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _operations() -> dict[Any, Any]:
@@ -214,7 +227,7 @@ class _Foreign(nn.Module):
             return run_on_numbers(self.leaf, args, kwargs)
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+def _stand_in(tensor: Tensor) -> Tensor:
     """A tensor of the same kind, shape and dtype that holds no values, and of which no gradients are asked."""
-    empty = torch.empty_like(tensor, device="meta")
+    empty = meta_of(tensor)
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

@@ -13,7 +13,7 @@ import linecache
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,7 @@ from graphsurgery.network.operators import operators, part_at
 from graphsurgery.network.paths import modules_of, named_tensors
 from graphsurgery.tracing.following.decisions import asking_line
 from graphsurgery.tracing.following.effects import cut_gradients, own_constants
+from graphsurgery.tracing.following.importing import left_to_import
 from graphsurgery.tracing.following.made_layers import without_fresh_weights
 from graphsurgery.tracing.following.numpy_calls import python_number
 from graphsurgery.tracing.following.patches import Recorder, as_written, asked_for, no_hidden_draws
@@ -121,6 +122,11 @@ class ValueTracer(RecordingTracer):
         self._recorder = Recorder(self._recorded, self._custom, lambda: self.evaluating)
         self._precision = _autocast()
 
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        with self._recorder.patched(), truthful(self.symbolic):
+            yield
+
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
         self._arguments = _arguments(root, len(self.examples))
@@ -134,8 +140,7 @@ class ValueTracer(RecordingTracer):
             with (
                 torch.enable_grad(),
                 no_hidden_draws(),
-                self._recorder.patched(),
-                truthful(self.symbolic),
+                left_to_import(self._patched),
                 as_written(),
                 asked_for(parts, lambda tensor: self.getattr("", tensor, self._weights)),
             ):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.network.paths import modules_of
@@ -65,6 +64,8 @@ def prepared(
     if not shards(accelerator):
         called = accelerator.prepare_model(step(module))
         return called, called, accelerator.prepare_optimizer(optimizer)
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy  # here, as it loads torch's compiler
+
     plugin = accelerator.state.fsdp_plugin
     plugin.transformer_cls_names_to_wrap = _mark(units_of(module))
     policy = transformer_auto_wrap_policy if plugin.transformer_cls_names_to_wrap else None

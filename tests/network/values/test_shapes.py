@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 
 import pytest
 import torch
@@ -300,3 +301,62 @@ def test_every_method(name):
     known = operator_named(name)
     pairs = name.startswith("__r") or (known is not None and Trait.BROADCAST in known.traits)
     check(name, x, *{"mean": ((2, 3),), "clamp": (0,), "uniform_": ()}.get(name, (x,) if pairs else ()))
+
+
+ODD = st.sampled_from([None, True, False, "x", "tanh", 1.5, -1, 0, 1, 2, 3, (1, 2), [1, 1], (2,), (), torch.float64])
+"""What a file may give where a setting belongs."""
+CALLS = [
+    *(F.relu, F.gelu, F.linear, F.layer_norm, F.scaled_dot_product_attention, torch.cat, torch.mean, torch.clamp),
+    *(F.conv2d, F.max_pool2d, F.adaptive_avg_pool2d, torch.add, torch.mul, torch.where, operator.iadd),
+    *("mean", "clamp", "add", "mul_", "relu_"),
+]
+LAYERS = [
+    *(nn.ReLU, nn.GELU, partial(nn.Conv2d, 4, 4, 1), partial(nn.Linear, 5, 4), partial(nn.BatchNorm2d, 4)),
+    *(partial(nn.BatchNorm1d, 4), partial(nn.LayerNorm, 5), partial(nn.AdaptiveAvgPool2d, 1)),
+    *(partial(nn.MaxPool2d, 2), partial(nn.AvgPool2d, 2)),
+]
+
+
+def strictly(op: str, target, args, kwargs) -> None:
+    """A strict answer is that of torch; where torch refuses the call there is none."""
+    found = result_of(op, target, args, kwargs, strict=True)
+    if found is not None:
+        with torch.no_grad(), torch.device("meta"):
+            expected = getattr(args[0], target)(*args[1:], **kwargs) if op == "call_method" else target(*args, **kwargs)
+        assert (found.shape, found.dtype, strides(found)) == (expected.shape, expected.dtype, strides(expected))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_strict_answer_looks_at_every_argument_of_a_call(data):
+    target = data.draw(st.sampled_from(CALLS))
+    x = meta(*data.draw(st.sampled_from([(2, 4, 5, 5), (2, 4, 5), (5, 5), (5,)])))
+    given = st.one_of(st.sampled_from([x, meta(4, 4, 1, 1), meta(5, 5), meta(5)]), ODD)
+    args = [x, *data.draw(st.lists(given, max_size=4))]
+    if target is torch.cat:
+        args[0] = [x, data.draw(given)]
+    names = [
+        "dim",
+        "keepdim",
+        "approximate",
+        "is_causal",
+        "scale",
+        "dropout_p",
+        "eps",
+        "padding",
+        "groups",
+        "ceil_mode",
+    ]
+    kwargs = data.draw(st.dictionaries(st.sampled_from(names), ODD, max_size=1))
+    strictly("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_strict_answer_looks_at_every_setting_of_a_layer(data):
+    layer = data.draw(st.sampled_from(LAYERS))()
+    settings_of = sorted(layer.__constants__)
+    for name in data.draw(st.lists(st.sampled_from(settings_of), max_size=2)) if settings_of else ():
+        setattr(layer, name, data.draw(ODD))
+    x = meta(*data.draw(st.sampled_from([(2, 4, 5, 5), (2, 4, 5), (4, 5)])))
+    strictly("call_module", layer.to("meta").eval(), [x], {})

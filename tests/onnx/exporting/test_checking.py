@@ -17,7 +17,7 @@ import graphsurgery as gs
 from graphsurgery.errors import CheckFailedError, SurgeryError
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting import check_onnx
-from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, FedOutput, judge
+from graphsurgery.onnx.exporting.judging import BLURRED, CONSTANT, EFFORTS, FedOutput, judge
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
 from graphsurgery.passes.widen import widen
@@ -229,7 +229,7 @@ def test_an_edit_of_a_network_that_gives_no_numbers():
 
 
 def runs(found, expected, rounding=0.0):
-    return [FedOutput("a", found, expected, len(found), lambda: torch.full_like(expected, rounding).double())]
+    return [FedOutput("a", found, expected, len(found), lambda _: torch.full_like(expected, rounding).double())]
 
 
 def test_rounding_is_the_scale_where_it_does_more():
@@ -238,6 +238,19 @@ def test_rounding_is_the_scale_where_it_does_more():
     assert judge(runs(found, expected), 1e-4).deviations["a"] == pytest.approx(1e-3, rel=1e-3)
     assert judge(runs(found, expected, 2e-4), 1e-4).deviations["a"] <= 1e-4
     assert judge(runs(found, expected, 5e-5), 1e-4).deviations["a"] > 1e-4
+
+
+@pytest.mark.parametrize("enough", [1, 3, EFFORTS, EFFORTS + 1])
+def test_rounding_is_measured_until_it_explains_the_difference(enough):
+    expected, asked = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), []
+
+    def rounding(effort):
+        asked.append(effort)
+        return torch.full_like(expected, 2e-4 if effort >= enough else 1e-6).double()
+
+    found = judge([FedOutput("a", expected + 1e-3, expected, 2, rounding)], 1e-4)
+    assert (found.deviations["a"] <= 1e-4) == (enough <= EFFORTS)
+    assert asked == list(range(1, min(enough, EFFORTS) + 1))
 
 
 def test_what_rounding_blurs_is_said():

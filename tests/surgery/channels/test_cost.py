@@ -116,7 +116,7 @@ def test_every_operator_that_multiplies_has_a_count_where_its_shape_is_known():
     multiplying = set(spellings(Trait.MULTIPLIES)) & {*MODULES, *FUNCTIONS, *METHODS}
     counted = {nn.Linear, *(getattr(nn, f"Conv{way}{rank}d") for way in ("", "Transpose") for rank in (1, 2, 3))}
     assert counted < multiplying
-    for operator in multiplying - {F.scaled_dot_product_attention}:  # which torch counts
+    for operator in multiplying - {F.scaled_dot_product_attention}:  # which has a formula of its own
         assert operator in _READS or operator in _WRITES
 
 
