@@ -155,7 +155,8 @@ class Masked(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         whole = dict(self.env)
-        self.env.update({value: whole[value] * mask for (node, value), mask in self.masks.items() if node is n})
+        read = {value: whole[value] * mask for (node, value), mask in self.masks.items() if node is n}
+        self.env.update({value: masked.to(whole[value].dtype) for value, masked in read.items()})
         result = super().run_node(n)
         self.env.update({value: whole[value] for node, value in self.masks if node is n})
         return result

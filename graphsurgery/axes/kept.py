@@ -68,6 +68,9 @@ def computes_at_size(
     if not isinstance(value, fx.Node) or given.count(value) > 1 or is_in_place(node.target):
         infer.freeze_axis(reason, *(input[dim] for dim in free))
         return
+    if _is_whole(value.meta["value"]):
+        infer.freeze_axis(f"{reason}, of whole numbers, which have no shares", *(input[dim] for dim in free))
+        return
     for dim in free:
         infer.reads(value, dim, input[dim], None, 0)
 
@@ -90,6 +93,12 @@ def computes_at_size(
         keep_size(copy, source, read, given, shape)
 
     infer.on_rebuild(keep)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a tensor of whole numbers; flags are none."""
+    numbers = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    return numbers and value.dtype != torch.bool
 
 
 def _moved(node: fx.Node, axes: Sequence[Axis], dim: int, new: Resize) -> Moved | None:

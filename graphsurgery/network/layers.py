@@ -184,7 +184,7 @@ def scale_axis(
     shape[dim] = factor.shape[1]
     if batch is not None:
         shape[batch] = -1
-    return x * (factor if batch is None or batch < dim else factor.t()).reshape(shape)
+    return _times(x, (factor if batch is None or batch < dim else factor.t()).reshape(shape))
 
 
 @one_node
@@ -277,7 +277,12 @@ def grouped_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 @one_node
 def weigh(x: Tensor, dim: int, factors: Tensor) -> Tensor:
     """Multiply axis `dim` of `x` by one factor for each index, `factors [n]`, in each group of n of them."""
-    return x * along(x, dim, factors)
+    return _times(x, along(x, dim, factors))
+
+
+def _times(x: Tensor, factors: Tensor) -> Tensor:
+    """A product; of flags those are off that are taken 0 times."""
+    return x & (factors != 0) if x.dtype == torch.bool else x * factors
 
 
 def along(x: Tensor, dim: int, factors: Tensor) -> Tensor:

@@ -283,9 +283,13 @@ def test_statistics_of_positions_keep_their_space_and_say_so():
     network = between(lambda _, h: F.batch_norm(h.mT.transpose(1, 3), None, None, training=True).transpose(1, 3).mT)
     network(torch.zeros(1, 3, 4, 4))
     graph, _, _ = typed(network, (3, 4, 4))
-    with pytest.raises(gs.SurgeryError, match=r"no space would grow; stem: a statistics at batch_norm would change"):
+    with pytest.raises(
+        gs.SurgeryError, match=r"no space would grow; stem: a mean and variance at batch_norm would change"
+    ):
         widen(graph, 2.0)
-    with pytest.raises(gs.SurgeryError, match=r"space stem cannot grow: a statistics at batch_norm would change"):
+    with pytest.raises(
+        gs.SurgeryError, match=r"space stem cannot grow: a mean and variance at batch_norm would change"
+    ):
         widen(graph, to={"stem": 9})
 
 

@@ -16,7 +16,7 @@ from graphsurgery.axes.rules.contraction import resize_argument, set_argument
 from graphsurgery.axes.rules.movement import write_sizes
 from graphsurgery.axes.types import Resize, TensorType
 from graphsurgery.network.layers import ChannelGate, grouped_norm, weigh
-from graphsurgery.network.operators import Trait, modules, spelled
+from graphsurgery.network.operators import Trait, argument_of, modules, spelled
 
 
 @rule(*modules(Trait.PER_CHANNEL))
@@ -33,15 +33,15 @@ def batch_norm(infer: Inference, input: TensorType) -> TensorType:
         infer.tie(name, input[1])
     infer.tie("num_batches_tracked")
     infer.attribute("num_features", input[1])
-    if infer.submodule.running_mean is None:
-        _mixes_positions(infer, input)
+    stored = infer.submodule.running_mean is not None
+    _mixes_positions(infer, input, "mean and variance of training" if stored else "mean and variance")
     return TensorType(input.axes)
 
 
-def _mixes_positions(infer: Inference, input: TensorType) -> None:
+def _mixes_positions(infer: Inference, input: TensorType, kind: str = "mean and variance") -> None:
     """Statistics over the axes behind the channels mix those that are no mere positions."""
     for axis in input.axes[2:]:
-        infer.mixes(axis, "statistics")
+        infer.mixes(axis, kind)
 
 
 @rule(*spelled("frozen_batch_norm"))
@@ -65,8 +65,10 @@ def batch_norm_function(infer: Inference, input: TensorType, *vectors: Any, **op
     elif infer.node.target is F.instance_norm:
         _mixes_positions(infer, input)
     elif given.get("training", False) is not False or given.get("running_mean") is None:
-        infer.mixes(input[0], "statistics")
+        infer.mixes(input[0], "mean and variance")
         _mixes_positions(infer, input)
+    elif isinstance(argument_of(infer.node, 5, "training"), fx.Node):
+        _mixes_positions(infer, input, "mean and variance of training")
     return TensorType(input.axes)
 
 

@@ -77,6 +77,35 @@ def test_channels_are_cut_and_copied(name, tmp_path):
         torch.testing.assert_close(gs.load(tmp_path / "m.pt")(*x), wide(*x), rtol=0, atol=0)
 
 
+FLAGS = {
+    "summed up": lambda flags: flags.cummax(1)[0],
+    "rolled": lambda flags: flags.roll((1, 1), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_stay_flags(name):
+    """Of the copies of a flag one is enough; where a channel is gone it is off."""
+
+    def forward(net, x):
+        return net.b(torch.tanh(net.c(x)).masked_fill(FLAGS[name](net.a(x) > 0), 0.5))
+
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(3, 8, 1)}
+    assert_kept(Network(forward, **layers), (3, 4, 4))
+
+
+def test_whole_numbers_have_no_shares():
+    """The copies of a number would be summed up by parts of it."""
+
+    def forward(net, x):
+        return net.b(torch.tanh(net.c(x)) * (10 * net.a(x)).long().cumsum(1))
+
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(3, 8, 1)}
+    graph, _, _ = typed(Network(forward, **layers), (3, 4, 4))
+    assert not graph.spaces
+    assert any("whole numbers, which have no shares" in frozen.reason for frozen in graph.frozen)
+
+
 LAST = {
     "looked up": lambda h: h[..., INDEX],
     "looked up by a list": lambda h: h[:, :, INDEX.tolist()] * 2,

@@ -49,6 +49,36 @@ def test_batch_norm_of_vectors_and_frozen_and_functional():
     assert [s.size for s in graph.spaces] == [8]
 
 
+def over_channels(kind="module"):
+    """A batch norm of tokens, whose statistics in training are taken over the channels, too."""
+
+    def forward(net, x):
+        h = torch.tanh(net.a(x))
+        norm = net.n
+        if kind == "module":
+            return net.b(norm(h))
+        rest = norm.weight, norm.bias, net.training
+        return net.b(F.batch_norm(h, norm.running_mean, norm.running_var, *rest))
+
+    return Network(forward, a=nn.Linear(3, 8), n=nn.BatchNorm1d(5), b=nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_statistics_of_training_over_channels(kind):
+    """Copies would weigh in them, which shows in training alone: what reads them cannot undo it."""
+    graph, x, _ = typed(over_channels(kind), (5, 3))
+    (space,) = graph.spaces
+    assert space.size == 8
+    assert "mean and variance" in space.mixed[0]
+    with pytest.raises(gs.SurgeryError, match=r"a cannot grow: a mean and variance.* at (n|batch_norm) would change"):
+        widen(graph, to={"a": 10})
+    second, _, _ = typed(over_channels(kind), (5, 3), seed=1)
+    both = concatenate([graph, second])
+    for training in (False, True):
+        one, other, sides = (copy.deepcopy(g.module).train(training) for g in (graph, second, both))
+        assert deviation(sides(*x), (one(*x) + other(*x)) / 2) < 1e-12
+
+
 def assert_mean(make, *shapes):
     """Two networks side by side give the mean of their outputs."""
     (first, x, _), (second, _, _) = (typed(make(), *shapes, seed=seed) for seed in range(2))

@@ -89,5 +89,5 @@ def test_a_weight_standardised_by_batch_norm_mixes_what_it_reads():
         b=nn.Conv2d(6, 2, 1),
     )
     graph = assert_contracts(network, (3, 4, 4))
-    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ("statistics at batch_norm",)), (6, ())]
+    assert [(s.size, s.mixed) for s in graph.spaces] == [(8, ("mean and variance at batch_norm",)), (6, ())]
     assert not graph.frozen

@@ -89,7 +89,7 @@ class Unbatched(nn.Module):
 
 def test_an_instance_norm_of_one_example_mixes_what_lies_behind_its_first_axis():
     graph, _, _ = typed(Unbatched(), (3, 4, 4))
-    assert [space.mixed for space in graph.spaces] == [("statistics at norm",)]
+    assert [space.mixed for space in graph.spaces] == [("mean and variance at norm",)]
 
 
 def test_indices_whose_rows_are_summed_up_are_as_many_as_they_were():
