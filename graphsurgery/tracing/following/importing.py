@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
@@ -31,6 +32,7 @@ class _Finder:
     def __init__(self, patches: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._patches = patches
         self._entered = contextlib.ExitStack()
+        self._thread = threading.get_ident()
 
     def enter(self) -> None:
         self._entered.enter_context(self._patches())
@@ -43,7 +45,8 @@ class _Finder:
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         found = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
-        if found is not None and hasattr(found.loader, "exec_module"):
+        is_of_the_trace = threading.get_ident() == self._thread  # another thread must not end what is patched
+        if found is not None and is_of_the_trace and hasattr(found.loader, "exec_module"):
             found.loader = _Leaving(found.loader, self)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -94,3 +95,18 @@ def test_a_file_that_cannot_be_imported_is_the_error_of_the_model(helper, tmp_pa
     with pytest.raises(gs.errors.SurgeryError, match="no_such_file"):
         gs.trace(Importing("no_such_file").eval(), torch.randn(2, 4), check=False)
     assert (list(sys.meta_path), torch.zeros, torch.finfo) == before
+
+
+def test_a_file_that_another_thread_imports_ends_no_trace(helper):
+    class Threaded(Importing):
+        def forward(self, x):
+            thread = threading.Thread(target=importlib.import_module, args=[self.name])
+            thread.start()
+            thread.join()
+            return self.last(self.first(x) + torch.zeros(x.shape[0], 6) + torch.finfo(x.dtype).eps)
+
+    model = Threaded(helper).eval()
+    graph = gs.trace(model, torch.randn(2, 4), check=False)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(graph(x), model(x))
+    assert helper in sys.modules
