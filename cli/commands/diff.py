@@ -137,6 +137,7 @@ def _cells(pair: NodePair) -> list[str]:
     # Other shapes have other values without saying.
     if "weights" in pair.changes and "parameters" not in pair.changes:
         others.append("values")
+    others += ["inputs"] if "inputs" in pair.changes else []
     return [_SIGNS[pair.kind], *cells, ", ".join(others)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,11 @@ def axes_of(value: onnx.ValueInfoProto, path: Path) -> list[Axis]:
         known = size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None
         found.append(Axis(known, size.dim_param or f"{value.name}[{place}]", not size.dim_param))
     return found
+
+
+def has_free_sizes(inputs: Iterable[onnx.ValueInfoProto], path: Path) -> bool:
+    """Whether a file leaves sizes of its inputs free that are not their first."""
+    return any(axis.size is None for value in inputs for axis in axes_of(value, path)[1:])
 
 
 def example(name: str, own: Sequence[Axis]) -> str:

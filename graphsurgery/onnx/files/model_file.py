@@ -41,14 +41,20 @@ class OnnxFile:
             CheckpointError: the bytes of a weight do not fit its shape.
         """
         found = {}
-        for tensor in self.model.graph.initializer:
+        graph = self.model.graph
+        sparse = [
+            (each.values.name, (each.values, each.indices), tuple(each.dims)) for each in graph.sparse_initializer
+        ]
+        dense = [(tensor.name, (tensor,), tuple(tensor.dims)) for tensor in graph.initializer]
+        for name, tensors, shape in (*dense, *sparse):
             try:
-                array = numpy_helper.to_array(tensor, str(self.path.parent))
+                arrays = [numpy_helper.to_array(tensor, str(self.path.parent)) for tensor in tensors]
             except Exception as cause:  # of a damaged tensor
-                raise CheckpointError(f"{self.path}: weight {tensor.name} is damaged: {one_line(cause)}") from cause
-            digest = hashlib.blake2b(f"{tensor.data_type} {array.shape}".encode(), digest_size=16)
-            digest.update(array.tobytes())
-            found[tensor.name] = digest.hexdigest()
+                raise CheckpointError(f"{self.path}: weight {name} is damaged: {one_line(cause)}") from cause
+            digest = hashlib.blake2b(f"{tensors[0].data_type} {shape}".encode(), digest_size=16)
+            for array in arrays:
+                digest.update(array.tobytes())
+            found[name] = digest.hexdigest()
         return found
 
 

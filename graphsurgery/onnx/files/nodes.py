@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import onnx
 
 from graphsurgery.errors import CheckpointError, one_line
@@ -63,6 +64,7 @@ class OnnxGraph:
         outputs: the same of the outputs.
         parameters: learnt numbers, as `Parameters` counts them.
         batch: the examples that the file is fixed at; 1 where it is free.
+        types: of the inputs and outputs, such as `float`, by name.
     """
 
     nodes: tuple[OnnxNode, ...]
@@ -70,6 +72,7 @@ class OnnxGraph:
     outputs: Mapping[str, Shape | None]
     parameters: int
     batch: int = 1
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def macs(self) -> int:
@@ -123,6 +126,7 @@ def _read_nodes(file: OnnxFile, sizes: Mapping[str, int], known: Mapping[str, Sh
         outputs={value.name: _declared(value) for value in graph.output},
         parameters=learnt.total(graph.node) + inside,
         batch=fixed_batch([value for value in graph.input if value.name not in weights]),
+        types={value.name: _type(value) for value in (*graph.input, *graph.output)},
     )
 
 
@@ -180,8 +184,8 @@ def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Shape
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which large weights have shapes alone."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(light.graph, field).extend(getattr(model.graph, field))
+    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, name).extend(getattr(model.graph, name))
     light.graph.name = model.graph.name or "graph"
     for tensor in model.graph.initializer:
         small = math.prod(tensor.dims) <= SMALL
@@ -197,12 +201,18 @@ def _declared(value: onnx.ValueInfoProto) -> Shape | None:
     return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in sizes)
 
 
+def _type(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type.elem_type
+    return onnx.TensorProto.DataType.Name(kind).lower() if kind else str(value.type.WhichOneof("value") or "?")
+
+
 def _text(attribute: onnx.AttributeProto) -> str:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         text = value.decode(errors="replace")
     elif isinstance(value, int | float):
-        text = f"{value:g}" if isinstance(value, float) else str(value)
+        # As many digits as tell one from its neighbours.
+        text = str(np.float32(value)).removesuffix(".0") if isinstance(value, float) else str(value)
     elif attribute.ints or attribute.floats:
         text = str(list(value))
     else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from graphsurgery.errors import one_line
 from graphsurgery.network.copying import meta_of
 from graphsurgery.network.values.shapes import ByFormula
-from graphsurgery.onnx.files.axes import axes_of
+from graphsurgery.onnx.files.axes import has_free_sizes
 from graphsurgery.onnx.importing import operators
 from graphsurgery.onnx.importing.inputs import FileInputs
 from graphsurgery.onnx.importing.layers import layer_of
@@ -48,10 +48,10 @@ def network_of(file: OnnxProgram, inputs: FileInputs, *, weights: bool = True) -
     """
     joined = _with_biases(file)
     plan = RunPlan(file, joined, inputs.batch)
-    if inputs.batch is not None or _only_batch_free(file):
+    if inputs.batch is not None or not has_free_sizes(file.inputs, file.path):
         rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, joined, None)))
         rehearsal.build(inputs.again)
-        plan.shapes, plan.seen = rehearsal.shapes, rehearsal.seen if _only_batch_free(file) else {}
+        plan.shapes, plan.seen = rehearsal.shapes, rehearsal.seen if not has_free_sizes(file.inputs, file.path) else {}
     network = OnnxNetwork(plan)
     builder = _Builder(network)
     builder.build(list(inputs.examples.values()))
@@ -68,11 +68,6 @@ def computed_sizes(file: OnnxProgram, examples: Sequence[Tensor]) -> dict[str, n
     rehearsal = _Rehearsal(OnnxNetwork(RunPlan(file, _with_biases(file), None)))
     rehearsal.build(examples)
     return rehearsal.seen
-
-
-def _only_batch_free(file: OnnxProgram) -> bool:
-    """Whether a file states all sizes of its inputs but the batch."""
-    return all(axis.size is not None for value in file.inputs for axis in axes_of(value, file.path)[1:])
 
 
 class _Builder(Runner):

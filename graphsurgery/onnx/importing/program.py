@@ -30,6 +30,7 @@ class Operator:
         index: of the node in the file.
         moved: the inputs that other nodes of the file read, where two have become one: the number of the node, and of
             the input there.
+        free: whether the file leaves more sizes of its inputs free than the batch.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Operator:
     opset: int
     index: int
     moved: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    free: bool = False
 
     def place(self, at: int) -> tuple[int, int]:
         """The node in the file that reads an input, and which one it is there."""

@@ -14,6 +14,7 @@ import onnx.version_converter
 from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.onnx.files.axes import has_free_sizes
 from graphsurgery.onnx.files.dequantizing import dequantise
 from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
 from graphsurgery.onnx.files.precision import in_single
@@ -70,6 +71,7 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
     opset = max((versions[domain] for domain in _STANDARD if domain in versions), default=OLDEST_OPSET)
     constants = {i.name: _array(i, path, weights) for i in model.graph.initializer}
     aliases: dict[str, str] = {}
+    free = has_free_sizes([value for value in model.graph.input if value.name not in constants], path)
     operators = []
     for index, node in enumerate(model.graph.node):
         kind = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
@@ -82,7 +84,7 @@ def program_of(model: onnx.ModelProto, weights: Weights, path: Path) -> OnnxProg
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             name = node.name or node.output[0]
             read = (*node.input, *read_outside(node))
-            operators.append(Operator(name, kind, read, tuple(node.output), attributes, opset, index))
+            operators.append(Operator(name, kind, read, tuple(node.output), attributes, opset, index, free=free))
     for operator in operators:
         _check_settings(operator, constants, path)
     _check_order(model, path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from torch import fx
 
 from graphsurgery.onnx.importing.program import Operator
 
@@ -113,8 +114,19 @@ def _clip(operator: Operator, a: Sizes, low: Sizes | None = None, high: Sizes | 
 
 @rule("Div")
 def _div(_: Operator, a: Sizes, b: Sizes) -> Any:
-    whole = a.dtype.kind in "iuO" and b.dtype.kind in "iuO" and not _has_fractions(a, b)
-    return np.floor_divide(a, b) if whole else np.true_divide(a, b)
+    if not (a.dtype.kind in "iuO" and b.dtype.kind in "iuO") or _has_fractions(a, b):
+        return np.true_divide(a, b)
+    left, right = np.broadcast_arrays(a, b)
+    pairs = zip(left.reshape(-1).tolist(), right.reshape(-1).tolist(), strict=True)
+    found = np.empty(left.shape, dtype=object)
+    found.reshape(-1)[:] = [_quotient(*pair) for pair in pairs]
+    return found if object in (a.dtype, b.dtype) else found.astype(np.result_type(a, b))
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """Without its fraction, also below 0, where Python's is the next lower number; a size keeps its sign."""
+    signs = [(n.node.meta["value"] if isinstance(n, fx.Proxy) else n) < 0 for n in (a, b)]
+    return 0 - (0 - a) // b if signs[0] != signs[1] else a // b
 
 
 def _has_fractions(*arrays: Sizes) -> bool:
@@ -122,8 +134,10 @@ def _has_fractions(*arrays: Sizes) -> bool:
 
 
 @rule("Mod")
-def _mod(_: Operator, a: Sizes, b: Sizes) -> Any:
-    return np.mod(a, b)
+def _mod(operator: Operator, a: Sizes, b: Sizes) -> Any:
+    if operator.attributes.get("fmod") and object in (a.dtype, b.dtype):
+        raise NotImplementedError("a rest of a size that has its sign")
+    return (np.fmod if operator.attributes.get("fmod") else np.mod)(a, b)
 
 
 @rule("Pow")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from graphsurgery.errors import SurgeryError
 from graphsurgery.onnx.files.axes import Given
-from graphsurgery.onnx.files.model_file import OnnxFile, read_onnx
+from graphsurgery.onnx.files.model_file import OnnxFile, read_onnx, read_outside
 from graphsurgery.onnx.files.nodes import OnnxGraph, OnnxNode, shape_text
 from graphsurgery.onnx.runtime.latency import Latency, measure_latency
 from graphsurgery.onnx.runtime.measured_shapes import counted_nodes
@@ -27,8 +28,9 @@ class NodePair:
 
     Attributes:
         before, after: the node.
-        changes: what differs: `operator`, `shapes`, `parameters`, `macs`, `weights` (their values or shapes), and
-            names of attributes as `attribute NAME`; empty where nothing does, and of removed and inserted nodes.
+        changes: what differs: `operator`, `shapes`, `parameters`, `macs`, `weights` (their values or shapes), `inputs`
+            (they are what another node gives, or in another order), and names of attributes as `attribute NAME`; empty
+            where nothing does, and of removed and inserted nodes.
     """
 
     before: OnnxNode | None
@@ -62,7 +64,7 @@ class OnnxDiff:
     Attributes:
         before, after: the files.
         pairs: all nodes of both, in the order in which they run.
-        ends: inputs and outputs of the network that differ, in words.
+        ends: inputs and outputs of the network that differ, and the opsets, in words.
     """
 
     before: Side
@@ -89,12 +91,18 @@ def compare_onnx(before: Path | str, after: Path | str, shapes: Given | None = N
     files = read_onnx(before), read_onnx(after)
     left, right = (counted_nodes(file, shapes) for file in files)
     values = [file.digests() for file in files]
+    places = aligned(left.nodes, right.nodes)
+    partners = {i: j for i, j in places if i is not None and j is not None}
+    wires = _Wires(files[0].model.graph, partners), _Wires(files[1].model.graph, {j: j for j in partners.values()})
     pairs = []
-    for i, j in aligned(left.nodes, right.nodes):
+    for i, j in places:
         old, new = None if i is None else left.nodes[i], None if j is None else right.nodes[j]
         changes = () if old is None or new is None else _changes(old, new, values[0], values[1])
+        if i is not None and j is not None and _differ(wires[0].of(i), wires[1].of(j)):
+            changes = (*changes, "inputs")
         pairs.append(NodePair(old, new, changes))
-    return OnnxDiff(_side(files[0], left), _side(files[1], right), tuple(pairs), tuple(_ends(left, right)))
+    ends = (*_ends(left, right), *_given(left, right, wires), *_versions(files))
+    return OnnxDiff(_side(files[0], left), _side(files[1], right), tuple(pairs), ends)
 
 
 def compare_latency(
@@ -192,16 +200,80 @@ def _changes(old: OnnxNode, new: OnnxNode, before: dict[str, str], after: dict[s
     return tuple(changes)
 
 
+_UNKNOWN = "what only one of the files has"
+
+
+class _Wires:
+    """What the nodes of a file read, in words that two files have in common.
+
+    Args:
+        graph: of the file.
+        partners: the number by which a node is known in both files; those without are in one alone.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, partners: Mapping[int, int]) -> None:
+        self.nodes = graph.node
+        weights = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+        self._sources: dict[str, Hashable] = {"": "nothing", **dict.fromkeys(weights, "a weight")}
+        inputs = [value.name for value in graph.input if value.name not in self._sources]
+        self._sources |= {name: ("input", number) for number, name in enumerate(inputs)}
+        for number, node in enumerate(graph.node):
+            made = partners.get(number, _UNKNOWN)
+            self._sources |= {
+                name: made if made == _UNKNOWN else (made, at) for at, name in enumerate(node.output) if name
+            }
+
+    def of(self, number: int) -> list[Hashable]:
+        """What a node reads, with what the graphs inside of it do; what is left out at the end is nothing."""
+        node = self.nodes[number]
+        found = [self.source(name) for name in (*node.input, *read_outside(node))]
+        while found and found[-1] == "nothing":
+            found.pop()
+        return found
+
+    def source(self, name: str) -> Hashable:
+        """What gives a value."""
+        return self._sources.get(name, _UNKNOWN)
+
+
+def _differ(before: Sequence[Hashable], after: Sequence[Hashable]) -> bool:
+    """Whether two nodes read otherwise; what came or went in front of them is told by itself."""
+    known = all(_UNKNOWN not in pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
+    return (known and len(before) != len(after)) or any(
+        a != b and _UNKNOWN not in (a, b) for a, b in zip(before, after, strict=False)
+    )
+
+
+def _given(left: OnnxGraph, right: OnnxGraph, wires: tuple[_Wires, _Wires]) -> list[str]:
+    """Outputs of both files that other nodes give."""
+    pairs = zip(left.outputs, right.outputs, strict=False)
+    moved = [b for a, b in pairs if _differ([wires[0].source(a)], [wires[1].source(b)])]
+    return [f"outputs: {', '.join(moved)} given by another node"] if moved else []
+
+
+def _versions(files: tuple[OnnxFile, OnnxFile]) -> list[str]:
+    """Opsets, by which one operator means several things."""
+    words = [
+        ", ".join(sorted(f"{entry.domain} {entry.version}".strip() for entry in file.model.opset_import))
+        for file in files
+    ]
+    return [f"opset: {words[0]} → {words[1]}"] if words[0] != words[1] else []
+
+
 def _side(file: OnnxFile, graph: OnnxGraph) -> Side:
     return Side(file.path, len(graph.nodes), graph.parameters, graph.macs, file.bytes, graph.uncounted)
 
 
 def _ends(left: OnnxGraph, right: OnnxGraph) -> list[str]:
-    """Inputs and outputs that differ in name or shape."""
+    """Inputs and outputs that differ in name, type or shape."""
     found = []
     for kind in ("inputs", "outputs"):
-        before, after = getattr(left, kind), getattr(right, kind)
-        words = [", ".join(f"{name} {shape_text(shape)}" for name, shape in end.items()) for end in (before, after)]
+        ends = [(getattr(graph, kind), graph.types) for graph in (left, right)]
+        typed = any(a != b for a, b in zip(*([types[name] for name in end] for end, types in ends), strict=False))
+        words = [
+            ", ".join(f"{name} {types[name] + ' ' if typed else ''}{shape_text(end[name])}" for name in end)
+            for end, types in ends
+        ]
         if words[0] != words[1]:
             found.append(f"{kind}: {words[0]} → {words[1]}")
     return found

@@ -11,6 +11,7 @@ import operator
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Movement:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.indices = _constant_indices(module)
-        self._larger: dict[fx.Node, Any] = {}
+        self._larger: list[dict[fx.Node, Any]] = []
         self.origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self.wirings: dict[fx.Node, Wiring] = {}
         self.layouts: set[fx.Node] = set()
@@ -70,8 +71,8 @@ class Movement:
             if self._reorders(node) or any(source in reordered for source in sources):
                 reordered.add(node)
         if any(self._shuffles(node) for node in self.origins if node in reordered):
-            self._larger = _at_twice_the_size(module)
-        if self._larger and any(self._shuffles(node) for node in self.origins if node in reordered):
+            self._larger = _at_twice_the_sizes(module)
+        if any(self._shuffles(node) for node in self.origins if node in reordered):
             for node in self.origins:
                 wiring = self._wiring(node, past_layouts=True) or self._wiring(node, past_layouts=False)
                 if wiring is not None:
@@ -157,11 +158,10 @@ class Movement:
 
     def _are_channels(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether axis 1 holds channels in both, not positions such as the tokens of a window: at another size too."""
-        larger: list[Any] = [self._larger.get(n) for n in (node, source)]
-        if not all(isinstance(value, Tensor) for value in larger):
-            return True
-        stays = all(v.shape[1] == n.meta["value"].shape[1] for n, v in zip((node, source), larger, strict=True))
-        return stays and _alike(*larger)
+        pairs = [(values[node], values[source]) for values in self._larger]
+        known = [pair for pair in pairs if all(isinstance(value, Tensor) for value in pair)]
+        sizes = (node.meta["value"].shape[1], source.meta["value"].shape[1])
+        return all(_alike(*pair) and (pair[0].shape[1], pair[1].shape[1]) == sizes for pair in known)
 
     def _run(self, node: fx.Node, grid: _Coordinates, past_layouts: bool) -> Any:
         """The node on coordinates of the nearest tensors whose channels are known."""
@@ -262,18 +262,16 @@ def _turned(node: fx.Node) -> set[int]:
     return {axis % rank for axis in axes} if all(isinstance(axis, int) for axis in axes) else set()
 
 
-def _at_twice_the_size(module: fx.GraphModule) -> dict[fx.Node, Any]:
-    """What every node gives at twice the height and width; the values that it has where the network takes one size."""
-    values = {node: node.meta["value"] for node in module.graph.nodes}
-    inputs = [
-        torch.empty((*x.shape[:2], *(2 * size for size in x.shape[2:])), dtype=x.dtype, device="meta")
-        for node, x in values.items()
-        if node.op == "placeholder"
-    ]
-    try:
-        return values_for(module, inputs, checked=False)
-    except Exception:  # whatever an operator raises on sizes that do not fit
-        return values
+def _at_twice_the_sizes(module: fx.GraphModule) -> list[dict[fx.Node, Any]]:
+    """What every node gives at twice the height and width, and at twice axis 1; without those that do not fit."""
+    found = []
+    given = [node.meta["value"] for node in module.graph.nodes if node.op == "placeholder"]
+    for doubled in (lambda axis: axis > 1, lambda axis: axis == 1):
+        shapes = [[2 * n if doubled(axis) else n for axis, n in enumerate(x.shape)] for x in given]
+        inputs = [torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, given, strict=True)]
+        with suppress(Exception):  # whatever an operator raises on sizes that do not fit
+            found.append(values_for(module, inputs, checked=False))
+    return found
 
 
 def _alike(a: Any, b: Any) -> bool:

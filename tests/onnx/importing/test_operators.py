@@ -13,6 +13,7 @@ from onnx_files import written
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
+from graphsurgery.passes.widen import widen
 
 node = helper.make_node
 
@@ -269,3 +270,67 @@ def test_a_resize_from_the_first_pixel_is_edited(tmp_path, factor):
         rewrite_onnx(path, compress(graph, 0.5), tmp_path / "small.onnx")
         kinds = [each.op_type for each in onnx.load(tmp_path / "small.onnx").graph.node]
         assert kinds == ["Conv", "Resize", "Conv"]
+
+
+_TOKENS, _PIXELS = ((4, 3), [(5, 3), (6, 3), (9, 3)]), ((3, 8, 8), [(3, 9, 7), (3, 10, 11)])
+_LENGTH = [
+    node("Shape", ["r"], ["shape"]),
+    node("Gather", ["shape", "one"], ["length"]),
+    node("Mul", ["length", "minus"], ["below"]),
+    node("Div", ["below", "two"], ["half"]),
+    node("Mul", ["half", "minus"], ["end"]),
+    node("Unsqueeze", ["end", "first"], ["ends"]),
+    node("Slice", ["r", "first", "ends", "axis"], ["q"]),
+]
+_BACK = [node("Slice", ["r", "start", "past", "axis", "back"], ["q"])]
+_BACKWARDS = {"past": whole(-(2**63) + 1), "axis": whole(1), "back": whole(-1)}
+OF_ANY_SIZE = {
+    "half of a length below 0": (
+        _TOKENS, _LENGTH,
+        {"one": np.array(1), "minus": np.array(-1), "two": np.array(2), "first": whole(0), "axis": whole(1)},
+    ),
+    "even parts": (_TOKENS, [node("Split", ["r"], ["q", "rest"], axis=1, num_outputs=2)], {}),
+    "backwards from the end": (_TOKENS, _BACK, {"start": whole(-1), **_BACKWARDS}),
+    "backwards from a place": (_TOKENS, _BACK, {"start": whole(3), **_BACKWARDS}),
+    **{
+        f"{kind} {mode}": (_PIXELS, [node(kind, ["r", *given], ["q"], auto_pad=mode, strides=[2, 2], **more)], given)
+        for mode in ("SAME_UPPER", "SAME_LOWER")
+        for kind, given, more in (
+            ("Conv", {"k": array(6, 6, 3, 3)}, {}),
+            ("MaxPool", {}, {"kernel_shape": [3, 3]}),
+            ("AveragePool", {}, {"kernel_shape": [3, 3]}),
+        )
+    },
+    "a resize of one side": (
+        _PIXELS,
+        [node("Resize", ["r", "", "", "to"], ["q"], axes=[2], mode="linear")],
+        {"to": whole(5)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ANY_SIZE)
+def test_a_network_and_its_edited_file_take_what_the_file_takes(tmp_path, name):
+    """Sizes that the file leaves free are no numbers of the example."""
+    (example, others), middle, constants = OF_ANY_SIZE[name]
+    kind = "MatMul" if len(example) == 2 else "Conv"
+    shape = ["b", *("t", 3)] if kind == "MatMul" else ["b", 3, "height", "width"]
+    weights = (array(3, 6), array(6, 4)) if kind == "MatMul" else (array(6, 3, 1, 1), array(4, 6, 1, 1))
+    nodes = [node(kind, ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), *middle, node(kind, ["q", "v"], ["y"])]
+    path = written(tmp_path / "m.onnx", nodes, {"x": shape}, ["y"], {"w": weights[0], "v": weights[1], **constants})
+    graph = import_onnx(path, shape=example).graph
+    rewrite_onnx(path, widen(graph, 2), tmp_path / "wide.onnx")
+    files = [onnxruntime.InferenceSession(str(tmp_path / name)) for name in ("m.onnx", "wide.onnx")]
+    for size in others:
+        x = array(2, *size)
+        expected, edited = (file.run(None, {"x": x})[0] for file in files)
+        np.testing.assert_allclose(edited, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(graph.module(torch.from_numpy(x)).detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_reduction_of_each_number_by_itself(tmp_path):
+    nodes = [node("ReduceSumSquare", ["x", "none"], ["y"], noop_with_empty_axes=1)]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["b", 4]}, ["y"], {"none": np.array([], np.int64)})
+    x = array(3, 4)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
+    np.testing.assert_allclose(import_onnx(path).graph.module(torch.from_numpy(x)), expected, rtol=1e-6)

@@ -160,6 +160,59 @@ def test_inputs_that_differ_are_told(saved):
     assert diff.ends == ("inputs: x [batch, 3, 8, 8] → x [2, 3, 8, 8]", "outputs: y [batch, 5] → y [2, 5]")
 
 
+def small(
+    path, *, read=("a", "b"), clip=("", "limit"), given=("d", "y"), opset=13, alpha=0.1, value=1.0, kind="float32"
+):
+    """A product, its ReLU, their difference, a limit; what each reads is said."""
+    dtype = np.dtype(kind)
+    code = helper.np_dtype_to_tensor_dtype(dtype)
+    ends = [helper.make_tensor_value_info(name, code, ["b", 4]) for name in ("x", *given)]
+    nodes = [
+        helper.make_node("LeakyRelu", ["x"], ["a"], alpha=alpha),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Sub", read, ["d"]),
+        helper.make_node("Clip", ["d", *clip], ["c"]),
+        helper.make_node("Add", ["c", "sparse"], ["y"]),
+    ]
+    limit = numpy_helper.from_array(np.array(1, dtype), "limit")
+    values = numpy_helper.from_array(np.array([value], dtype), "sparse")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([2]), "at"), [4])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [limit], sparse_initializer=[sparse])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+CHANGES = {
+    "inputs in another order": ({"read": ("b", "a")}, ["inputs"], []),
+    "the other limit": ({"clip": ("limit",)}, ["inputs"], []),
+    "a neighbouring number": ({"alpha": 0.10000001}, ["attribute alpha"], []),
+    "a sparse weight": ({"value": 2.0}, ["weights"], []),
+    "an opset": ({"opset": 14}, [], ["opset: 13 → 14"]),
+    "a precision": (
+        {"kind": "float64"}, ["weights"],
+        ["inputs: x float [b, 4] → x double [b, 4]", "outputs: d float [b, 4], y float [b, 4] → d double [b, 4], "
+         "y double [b, 4]"],
+    ),
+    "another output": (
+        {"given": ("a", "y")}, [],
+        ["outputs: d [b, 4], y [b, 4] → a [b, 4], y [b, 4]", "outputs: a given by another node"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_as_large_and_no_weight_is_told(tmp_path, name):
+    options, changes, ends = CHANGES[name]
+    found = compare_onnx(small(tmp_path / "a.onnx"), small(tmp_path / "b.onnx", **options))
+    assert sorted({change for pair in found.pairs for change in pair.changes}) == changes
+    assert list(found.ends) == ends
+
+
+def test_what_reads_a_node_that_came_reads_what_it_did(saved):
+    found = compare_onnx(saved("a.onnx"), saved("b.onnx", inserted=True))
+    assert not any("inputs" in pair.changes for pair in found.pairs)
+
+
 def test_weights_in_another_file(tmp_path, saved):
     whole = saved("a.onnx")
     onnx.save(network(), tmp_path / "b.onnx", save_as_external_data=True, location="b.data", size_threshold=0)

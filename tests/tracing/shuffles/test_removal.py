@@ -246,10 +246,10 @@ def test_shuffled_inputs_and_outputs_keep_their_order():
     graph = check(Network(lambda _, x: torch.tanh(channel_shuffle(x, 4))))
     assert kept(graph) == (1, 0)
 
-    def twice(_, x):
-        return torch.relu(channel_shuffle(torch.relu(channel_shuffle(x, 3)), 3))
+    def twice(net, x):
+        return torch.relu(channel_shuffle(torch.relu(channel_shuffle(net.norm(x), 3)), 3))
 
-    graph = check(Network(twice), channels=24)
+    graph = check(Network(twice, norm=nn.BatchNorm2d(24)), channels=24)
     assert kept(graph) == (0, 1)
 
 
@@ -660,3 +660,20 @@ def test_what_training_draws_for_channels_that_are_shuffled(drop):
     model = Network(lambda net, x: net.c(net.drop(channel_shuffle(net.a(x), 2))), **layers).double()
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     assert_same_in_both_modes(gs.trace(model, x), model, x)
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.flip(1), lambda x: torch.roll(x, 1, 1)])
+def test_tokens_are_no_channels(turn):
+    """What lies on axis 1 is as long as it is: nothing compares lengths here."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.last(turn(self.first(x).relu()))
+
+    module, x = Turned().eval(), torch.randn(2, 7, 3)
+    network = gs.trace(module, torch.zeros(2, 4, 3), check=False)
+    torch.testing.assert_close(network(x), module(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator as op
 from functools import reduce
 from typing import Any
@@ -68,11 +67,7 @@ def _concat(operator: Operator, *values: Value) -> Value:
 def _split(operator: Operator, x: Value, given: Sizes | None = None) -> Value:
     axis = operator.attributes.get("axis", 0)
     lengths = operator.attributes.get("split") if given is None else numbers(given)
-    if lengths is None:
-        length = math.ceil(shape_of(x)[axis] / len(operator.outputs))
-        parts = torch.split(x, length, axis)
-    else:
-        parts = torch.split(x, list(lengths), axis)
+    parts = torch.chunk(x, len(operator.outputs), axis) if lengths is None else torch.split(x, list(lengths), axis)
     return tuple(parts[i] for i in range(len(operator.outputs)))
 
 
@@ -81,9 +76,11 @@ def _slice(operator: Operator, x: Value, *given: Sizes | None) -> Value:
     found = slices(operator, rank(x), given)
     for axis, part in found.items():
         if isinstance(part.step, int) and part.step < 0:
-            if part.step != -1 or part.start not in (-1, shape_of(x)[axis] - 1) or part.stop is not None:
+            last = shape_of(x)[axis] - 1
+            if part.step != -1 or part.stop is not None or not is_literal(part.start) or part.start not in (-1, last):
                 raise UnlikeTorchError("a slice that goes backwards")
-            x = torch.flip(x, (axis,))
+            # Where another input is longer, what lies behind the start is left out.
+            x = torch.flip(x if part.start == -1 else x[(*[slice(None)] * axis, slice(last + 1))], (axis,))
     forward = {axis: part for axis, part in found.items() if not (isinstance(part.step, int) and part.step < 0)}
     if not forward:
         return x

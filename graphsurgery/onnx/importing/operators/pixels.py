@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from graphsurgery.onnx.importing.operators.padding import padded, pads_of, per_axis
+from graphsurgery.onnx.importing.operators.padding import padded, per_axis
 from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 from graphsurgery.onnx.importing.sizes import Sizes, numbers
@@ -62,13 +62,12 @@ def _max_unpool(operator: Operator, x: Value, places: Value, shape: Sizes | None
 def _average_pool(operator: Operator, x: Value) -> Value:
     kernel = tuple(operator.attributes["kernel_shape"])
     counts = bool(operator.attributes.get("count_include_pad", 0))
-    pads = pads_of(operator, shape_of(x)[2:], kernel)
-    uneven = pads[: len(kernel)] != pads[len(kernel) :]
     if max(per_axis(operator, "dilations", len(kernel))) > 1:
         raise UnlikeTorchError("an average pool that is dilated")
     stride, ceil = per_axis(operator, "strides", len(kernel)), bool(operator.attributes.get("ceil_mode", 0))
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
     whole, padding = padded(operator, x, kernel)
+    uneven = whole is not x
     y = function(whole, kernel, stride, padding, ceil, counts or uneven)
     if counts or not uneven:
         return y
@@ -102,7 +101,7 @@ def _resize(operator: Operator, x: Value, *given: Sizes | None) -> Value:
         wanted = dict(zip(axes, numbers(sizes), strict=True))
         if grid == "pytorch_half_pixel" and any(is_literal(n) and n == 1 for n in list(wanted.values())[-2:]):
             raise UnlikeTorchError("a resize to one pixel, which is the first")
-        return F.interpolate(x, size=[wanted.get(axis, shape_of(x)[axis]) for axis in range(2, rank(x))], **flags)
+        return F.interpolate(x, size=[wanted.get(axis, size_of(x, axis)) for axis in range(2, rank(x))], **flags)
     if (
         scales is None
         or not scales.size
@@ -136,7 +135,7 @@ def _from_the_first_pixel(
         raise UnlikeTorchError("a resize from the first pixel of other than one or two axes")
     if scales is not None and any(n != 1 for axis, n in zip(axes, numbers(scales), strict=True) if axis < 2):
         raise UnlikeTorchError("a resize of other axes than the pixels")
-    lengths = [wanted.get(axis, shape_of(x)[axis]) for axis in range(2, rank(x))]
+    lengths = [wanted.get(axis, size_of(x, axis)) for axis in range(2, rank(x))]
     padded_ = F.pad(x, [0, 1] * dims, mode="replicate")
     mode = ("linear", "bilinear")[dims - 1]
     y = F.interpolate(padded_, size=[length + 1 for length in lengths], mode=mode, align_corners=True)

@@ -31,6 +31,9 @@ _REDUCTIONS: dict[str, Callable[[Any, tuple[int, ...], bool], Any]] = {
     "ReduceLogSumExp": lambda x, dims, keep: torch.logsumexp(x, dims, keepdim=keep),
 }
 
+_SAME_OF_ONE = frozenset(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"))
+"""What is the number itself where there is one."""
+
 
 def _product(x: Value, dims: tuple[int, ...], keep: bool) -> Value:
     for dim in sorted(dims, reverse=True):  # torch multiplies along one axis at a time
@@ -42,6 +45,8 @@ def _reduction(operator: Operator, x: Value, given: Sizes | None = None) -> Valu
     axes, noop = axes_of(operator, given), operator.attributes.get("noop_with_empty_axes", 0)
     if not axes:
         if noop:
+            if operator.kind not in _SAME_OF_ONE:
+                raise UnlikeTorchError("a reduction of each number by itself")
             return x
         axes = tuple(range(rank(x)))
     dims = tuple(axis % rank(x) for axis in axes)
