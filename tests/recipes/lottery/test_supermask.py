@@ -90,6 +90,19 @@ def test_top_k_has_exactly_that_many(count):
     torch.testing.assert_close(found, gradient * weight * mask.scores.sign() * (1200 / count))
 
 
+@pytest.mark.parametrize("part", [BernoulliMask, lambda w: TopKMask(w, 300)])
+def test_living_weights_are_what_they_are_to_the_last_bit(part):
+    """What is trained is the network that is delivered."""
+    torch.manual_seed(0)
+    weight = torch.randn(30, 40)
+    mask = part(weight)
+    with torch.no_grad():
+        mask.scores.normal_().mul_(0.1)
+    used = mask(weight)
+    living = used != 0
+    assert torch.equal(used[living], (weight * (1200 / int(living.sum())))[living])
+
+
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize("method", ["learned", "top-k"])
 def test_what_is_delivered_is_what_was_measured(method, constant, data, tmp_path):
