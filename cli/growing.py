@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from graphsurgery.cli.arguments.sources import MaybeModel
 from graphsurgery.cli.editing import Editing, EditSession, data_of
 from graphsurgery.cli.options import Opening, again
+from graphsurgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from graphsurgery.cli.output import Screen
@@ -47,9 +48,16 @@ class Widening:
 
         from graphsurgery.recipes.grow import parse_factor, parse_sizes
 
+        sizes = parse_sizes(self.to)
+        if self.round_to != 1 and self.by is None and not any(isinstance(size, float) for size in sizes.values()):
+            raise SurgeryError(
+                "widen: --round-to is of sizes that follow from a factor, and none is given; leave it out"
+            )
+        if self.noise != Widening.noise and self.init != "equal+noise":
+            raise SurgeryError(f"widen: --noise is for --init equal+noise, not for {self.init}; leave it out")
         return {
             "by": None if self.by is None else parse_factor(self.by),
-            "to": parse_sizes(self.to),
+            "to": sizes,
             "like": None if self.like is None else replace(opening, arch=None).graph(self.like, shape, to_train=True),
             "init": self.init,
             "noise": self.noise,

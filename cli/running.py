@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from graphsurgery.cli.options import TOKENS
+from graphsurgery.cli.options import TOKENS, files_of
 from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.errors import SurgeryError
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 MADE: ContextVar[Path | None] = ContextVar("MADE", default=None)
 """The run folder of this command."""
+
+_READ = 2**30
+"""Bytes of a folder that are read, to know it by its contents."""
 
 _NOT_KEPT = (
     "--run",
@@ -96,13 +99,30 @@ RUNNING = Running()
 
 
 def contents_of(reads: Iterable[str | None]) -> dict[str, dict[str, str]]:
-    """What fixes a result beside the names of files: what is in them."""
-    files = {name: Path(name) for name in reads if name is not None and Path(name).is_file()}
+    """What fixes a result beside the names of files: what is in them.
+
+    Specs name files and folders too (`nets.py:small`, `arrays:DIR`). Of folders above a gigabyte it is the names, sizes
+    and times of what lies in them.
+    """
     found = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in filter(None, reads):
+        known = [path for path in files_of(name) if path.exists()]
+        if known:
+            found[name] = _digest(known[0])
     return {"contents": found} if found else {}
+
+
+def _digest(path: Path) -> str:
+    if path.is_file():
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    states = {file: file.stat() for file in sorted(path.rglob("*")) if file.is_file()}
+    read = sum(state.st_size for state in states.values()) <= _READ
+    told = {
+        file.relative_to(path).as_posix(): _digest(file) if read else [state.st_size, state.st_mtime_ns]
+        for file, state in states.items()
+    }
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def tidy() -> None:

@@ -15,7 +15,7 @@ from graphsurgery.errors import SurgeryError, near_names
 from graphsurgery.graph import ModelGraph
 from graphsurgery.network.paths import put
 from graphsurgery.progress import phase
-from graphsurgery.surgery.channels.cost import cost
+from graphsurgery.surgery.channels.cost import cost, macs_by_node
 from graphsurgery.surgery.channels.targets import Target, parse_target
 from graphsurgery.surgery.equivalents.products import refreshed, with_layers
 from graphsurgery.surgery.factors import Matrix, are_factors, matrix_of, merged
@@ -273,7 +273,9 @@ def _saved(graph: ModelGraph, plan: _Plan, quantity: str) -> float:
         return float(weights * matrix.groups)
     if quantity == "size":
         return float(weights * matrix.groups * matrix.layer.weight.element_size())
-    return float(sum(plan.matrix.macs_saved(plan.rank, *_shapes(node)) for node in _calls(graph.module, plan.path)))
+    counts = macs_by_node(graph)
+    calls = [node for node in _calls(graph.module, plan.path) if node in counts]
+    return float(sum(plan.matrix.macs_saved(plan.rank, counts[node], *_shapes(node)) for node in calls))
 
 
 def _shapes(node: fx.Node) -> tuple[torch.Size, torch.Size]:

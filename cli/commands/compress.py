@@ -206,7 +206,7 @@ class _Task:
         training = self.recovery.plan(self.graph, **self.tuning.settings(self.seed))
         calib = {} if self.tuning.calib is None else {"calib": self.tuning.calib}
         config = {"command": "compress", "model": session.model, **self.recovery.config(plan, training), **calib}
-        reads = [session.model, self.tuning.calib]
+        reads = [session.model, self.tuning.calib, self.recovery.teaching]
         folder = self.run.open(screen, config, reads=reads, trains=training.epochs > 0)
         reporter = screen.reporter()
         small, outcome = self.recovery.run(self.graph, small, plan, training, run=folder, reporter=reporter)

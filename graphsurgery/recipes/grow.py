@@ -67,6 +67,10 @@ class Growth:
     def __post_init__(self) -> None:
         if "auto" in self.after and len(self.after) > 1:
             raise SurgeryError("deepen: --after auto takes every place; give no other beside it")
+        if not self.after and (self.count, self.block) != (Growth.count, Growth.block):
+            raise SurgeryError(
+                "grow: --count and --block are of what comes in; say where with --after, or leave them out"
+            )
 
     @property
     def widens(self) -> bool:

@@ -90,21 +90,20 @@ class Matrix:
             expand.bias.requires_grad_(layer.bias.requires_grad)
         return reduce, expand
 
-    def macs_saved(self, rank: int, given: torch.Size, gives: torch.Size) -> int:
-        """The multiply-accumulates that factors of a rank save in one call, at batch 1.
+    def macs_saved(self, rank: int, before: int, given: torch.Size, gives: torch.Size) -> int:
+        """The multiply-accumulates that factors of a rank save in one call.
 
         Args:
             rank: of the factors.
-            given: the shape of what the layer reads, `[batch, ...]`.
+            before: those of the layer in this call, whatever stands in the axis of the batch (tokens, windows).
+            given: the shape of what the layer reads.
             gives: the shape of what it writes.
         """
-        channel = -1 if isinstance(self.layer, nn.Linear) else 1
-        positions = math.prod(gives[1:]) // gives[channel] * self.groups
-        before = positions * self.rows * self.columns
+        places = before // (self.rows * self.columns)
         if not self.spatial:
-            return before - positions * rank * (self.rows + self.columns)
-        middle = gives[2] * given[3]
-        return before - rank * (middle * self.columns + gives[2] * gives[3] * self.rows)
+            return before - places * rank * (self.rows + self.columns)
+        middle = places // gives[3] * given[3]
+        return before - rank * (middle * self.columns + places * self.rows)
 
 
 def _spatial(layer: Any, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:

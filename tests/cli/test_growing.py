@@ -81,6 +81,12 @@ BAD = {
     "two places": (["deepen", "a.pt", "--after", "auto", "--after", "conv1", "-o", "d.pt"], "give no other beside it"),
     "unknown place": (["deepen", "a.pt", "--after", "conv7", "-o", "d.pt"], "conv7 is no node, module or stage"),
     "no identity": (["deepen", "a.pt", "--after", "conv1", "--block", "copy", "-o", "d.pt"], "can be repeated"),
+    "no factor": (["widen", "a.pt", "--to", "conv1=20", "--round-to", "8", "-o", "w.pt"], "sizes that follow from a"),
+    "no noise": (["widen", "a.pt", "--by", "2", "--noise", "0.1", "-o", "w.pt"], "--noise is for --init equal+noise"),
+    "count of nothing": (
+        ["grow", "a.pt", "--by", "2", "--count", "3", "--data", "digits", "-o", "g.pt"],
+        "say where with --after",
+    ),
     "nothing to grow": (["grow", "a.pt", "--data", "digits", "-o", "g.pt", "--dry-run"], "grow: nothing says how"),
 }
 

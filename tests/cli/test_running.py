@@ -7,6 +7,7 @@ import shlex
 import signal
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -120,6 +121,42 @@ def test_a_run_is_of_the_contents_of_files(here, fails, command):
     assert run([*tokens, "--quiet"]) in (0, 1)
     (here / "mine.pt").write_bytes((here / "b.pt").read_bytes())
     assert "run folder kept: holds a run with contents.mine.pt = " in fails(*tokens)[1]
+
+
+@pytest.mark.parametrize("command", RESUMED)
+def test_a_run_is_of_its_data(here, fails, command):
+    tokens = [*RESUMED[command], "--epochs", "1", "--run", "kept", "-o", "x.pt", "--overwrite"]
+    (here / "mine.pt").write_bytes((here / "a.pt").read_bytes())
+    data = tokens.index("digits")
+    tokens[data] = "digits?train=100"
+    assert run([*tokens, "--quiet"]) in (0, 1)
+    tokens[data] = "digits?train=101"
+    assert "run folder kept: holds a run with data = 'digits?train=100'" in fails(*tokens)[1]
+
+
+def test_a_run_is_of_the_contents_of_what_specs_name(here, fails):
+    def write(seed):
+        draw = torch.Generator().manual_seed(seed)
+        arrays = {"x": torch.randn(40, 1, 8, 8, generator=draw), "y": torch.arange(40) % 10}
+        for part in ("train", "test"):
+            numpy.savez(here / "arrays" / f"{part}.npz", **{name: array.numpy() for name, array in arrays.items()})
+        (here / "drawn.py").write_text(NETWORK.format(seed + 1))
+
+    (here / "arrays").mkdir()
+    write(0)
+    tokens = ["train", "drawn.py:small", "--data", "arrays:arrays", "--epochs", "1", "--run", "kept", "-o", "x.pt"]
+    assert run([*tokens, "--overwrite", "--quiet"]) == 0
+    write(1)
+    assert "run folder kept: holds a run with contents." in fails(*tokens, "--overwrite")[1]
+
+
+NETWORK = """
+from torch import nn
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, {0}), nn.ReLU(), nn.Linear({0}, 10))
+"""
 
 
 def test_what_cannot_be_resumed(fails, here):

@@ -153,6 +153,27 @@ def test_targets_are_met_on_the_real_count(target, shape):
         assert small(x).shape == graph(x).shape
 
 
+class InTheBatch(nn.Module):
+    """Layers that read tokens, or frames, as examples of one large batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 3 * 8 * 8)
+        self.conv = nn.Conv2d(3, 32, 3, padding=1)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        frames = self.down(self.up(x.reshape(-1, width)).relu()).reshape(-1, 3, 8, 8)
+        return self.conv(frames).mean((2, 3)).reshape(batch, tokens, 32)
+
+
+@pytest.mark.parametrize("shape", ["channel", "spatial"])
+def test_multiply_accumulates_of_what_stands_in_the_axis_of_the_batch(shape):
+    graph = gs.trace(InTheBatch(), torch.randn(2, 10, 32))
+    share = cost(factorize(graph, target="macs=0.6x", shape=shape)).macs / cost(graph).macs
+    assert 0.5 < share <= 0.6
+
+
 def test_random_factors_have_the_spread_of_the_weights():
     graph, _, network = typed(Network(lambda net, x: net.layer(x), layer=nn.Linear(400, 300)), (400,))
     two = factorize(graph, rank=20, how="random", seed=1)

@@ -117,6 +117,9 @@ def test_no_size_is_refused(text):
 def test_bad_requests_are_refused(digits, teacher):
     with pytest.raises(gs.SurgeryError, match="nothing says how; give --by, --to or --like"):
         grown(teacher, Growth())
+    for options in ({"count": 3}, {"block": "layer"}):
+        with pytest.raises(gs.SurgeryError, match="say where with --after"):
+            Growth(by=2.0, **options)
     plan = default_plan(teacher, Growth(by=2.0))
     with pytest.raises(gs.SurgeryError, match="unknown control 'luck'; choose from random-pad"):
         grow(teacher, digits, replace(plan, controls=("luck",)))

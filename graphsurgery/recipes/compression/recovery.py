@@ -39,6 +39,11 @@ class Recovery:
         """Whether there are examples at all."""
         return self.data is not None or self.calibration is not None
 
+    @property
+    def teaching(self) -> str | None:
+        """The spec of the data that it learns from, where these have labels."""
+        return None if self.data is None or self.calibration is not None else self.data.name
+
     def plan(self, graph: ModelGraph, **settings: Any) -> TrainingPlan:
         """How the network is trained, with these settings instead of the usual ones."""
         if self.calibration is not None:
@@ -48,7 +53,8 @@ class Recovery:
     def config(self, cut: Cut, training: TrainingPlan) -> dict[str, Any]:
         """What fixes the result, so that an interrupted run can go on."""
         learnt = {} if self.learns in (None, "labels") else {"recover": self.learns}
-        return {"cut": asdict(cut), "plan": training.what_fixes_the_result(), **learnt}
+        taught = {} if self.teaching is None else {"data": self.teaching}
+        return {"cut": asdict(cut), "plan": training.what_fixes_the_result(), **taught, **learnt}
 
     def run(
         self,

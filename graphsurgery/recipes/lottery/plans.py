@@ -59,6 +59,14 @@ class LotteryPlan:
         for number in self.control_rounds:
             if not 1 <= number <= self.rounds:
                 raise SurgeryError(f"lottery: control round {number} is not one of the rounds 1 to {self.rounds}")
+        if self.control_rounds and not self.controls:
+            raise SurgeryError("lottery: control rounds are given, and no control; give --control reinit, or another")
+        goes_back = (self.restart, *map(CONTROLS.__getitem__, self.controls))
+        if self.rewind_to and all((start.kept, start.dead) == ("lr-rewind", "zero") for start in goes_back):
+            raise SurgeryError(
+                f"lottery: rewind_to is step {self.rewind_to}, and lr-rewind goes on from the last weights; give "
+                "--kept rewind, or leave it out"
+            )
 
     @property
     def trainings(self) -> int:
@@ -109,11 +117,22 @@ class SupermaskPlan:
                 raise SurgeryError(f"supermask: density is {density:g}, expected a share above 0 and at most 1")
         for criterion in self.criteria:
             Selection(criterion)
+        ignored = _OF_ONE_METHOD.keys() - {name for name, of in _OF_ONE_METHOD.items() if of == self.method}
+        for name in sorted(ignored):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise SurgeryError(
+                    f"supermask: {name} is for {_OF_ONE_METHOD[name]}, not for {self.method}; leave it out"
+                )
+        if self.through_factor and not self.rescaled:
+            raise SurgeryError("supermask: through_factor is of the factor that rescales; leave one of the two out")
 
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed search must share with its beginning."""
         return {**asdict(self), "training": self.training.what_fixes_the_result()}
 
+
+_OF_ONE_METHOD = {"through_factor": "learned", "density": "top-k", "criteria": "heuristic", "densities": "heuristic"}
+"""Settings that the other methods have no use for."""
 
 _TRAININGS = {
     "learned": TrainingPlan(batch_size=250, optimizer="sgd", lr=100.0, schedule="constant"),

@@ -43,6 +43,15 @@ class SlimPlan:
                 "widths together, and no validation score says which epoch is best; leave it out"
             )
 
+        if self.warmup != SlimPlan.warmup and not (self.distil and self.rule == "sandwich"):
+            raise SurgeryError(
+                "slim: --distil-after says when narrow networks begin to learn from the widest, and here they do not; "
+                "leave it out"
+            )
+        if self.widths != SlimPlan.widths and (self.switchable or self.rule == "widest"):
+            what = "all switchable widths are" if self.switchable else "only the widest is"
+            raise SurgeryError(f"slim: widths is {self.widths}, and {what} trained in each step; leave it out")
+
     def what_fixes_the_result(self) -> dict[str, Any]:
         """The fields that a resumed training must share with its beginning."""
         return {**asdict(self), "training": self.training.what_fixes_the_result()}

@@ -65,6 +65,8 @@ class Selection:
         for name in ("floor", "linear", "conv", "output"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SurgeryError(f"selection: {name} is {getattr(self, name)}, expected a number from 0 to 1")
+        if self.scope != "global" and self.floor != Selection.floor:
+            raise SurgeryError("selection: floor is for weights that all compete; give --scope global, or leave it out")
 
 
 @dataclass(frozen=True)

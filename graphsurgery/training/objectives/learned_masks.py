@@ -31,7 +31,7 @@ class BernoulliMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         probability = torch.sigmoid(self.scores)
         if self.training or self.sampling:
-            mask = torch.bernoulli(probability.detach()) + probability - probability.detach()
+            mask = _passing(torch.bernoulli(probability.detach()), probability)
         else:
             mask = (probability > 0.5).to(weight)
         if not self.rescaled:
@@ -63,8 +63,7 @@ class TopKMask(nn.Module):
         nn.init.kaiming_uniform_(self.scores, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        size = self.scores.abs()
-        mask = self.mask().to(weight) + size - size.detach()
+        mask = _passing(self.mask().to(weight), self.scores.abs())
         return weight * mask * (mask.numel() / self.count if self.rescaled else 1.0)
 
     def mask(self) -> Tensor:
@@ -73,3 +72,8 @@ class TopKMask(nn.Module):
         chosen = torch.zeros_like(size, dtype=torch.bool)
         chosen[size.topk(self.count, sorted=False).indices] = True
         return chosen.reshape(self.scores.shape)
+
+
+def _passing(mask: Tensor, scores: Tensor) -> Tensor:
+    """The mask as it is, to the last bit, whose gradient is that of the scores."""
+    return mask + (scores - scores.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphsurgery.errors import SurgeryError
+from graphsurgery.network.outputs.naming import named_outputs
 from graphsurgery.surgery.channels.slimming import Slimmable
-from graphsurgery.training.objectives.tasks import Batch, Objective
+from graphsurgery.training.objectives.tasks import Batch, Objective, total_loss
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -79,12 +81,12 @@ class Sandwich(Objective):
             wide = _Kept(module)
             named["widest"] = self.task.loss(wide, batch)["total"]
             losses.append(named["widest"])
-            if self.distil and self._done >= self.warmup and isinstance(wide.output, Tensor):
-                soft = wide.output.detach()
+            if self.distil and self._done >= self.warmup:
+                soft = next(iter(named_outputs(wide.output).values())).detach()  # others are auxiliary heads'
         for number, width in enumerate(chosen):
             narrow = self.slimmable.at(width)
             loss = (
-                self._mimicked(narrow(batch[0]), soft)
+                total_loss(narrow(batch[0]), partial(self._mimicked, soft=soft))
                 if soft is not None
                 else self.task.loss(_Called(narrow), batch)["total"]
             )
@@ -107,7 +109,7 @@ class Sandwich(Objective):
         places = torch.randint(0, _STEPS, (count,)).tolist()
         return [self.slimmable.min_width + span * place / (_STEPS - 1) for place in places]
 
-    def _mimicked(self, output: Any, soft: Tensor) -> Tensor:
+    def _mimicked(self, output: Tensor, soft: Tensor) -> Tensor:
         """What a narrow network learns from the widest: its classes, or for regression its values."""
         if self.task.score == "mse":
             return F.mse_loss(output, soft)

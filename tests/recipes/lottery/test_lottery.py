@@ -230,6 +230,8 @@ BAD = {
     "control": ({"controls": ("luck",)}, r"control 'luck' is unknown; choose from reinit; shuffle"),
     "control round": ({"control_rounds": (3,)}, r"control round 3 is not one of the rounds 1 to 2"),
     "readings": ({"stop_every": -1}, r"stop_every is -1, expected a number of steps from 0"),
+    "no control": ({"control_rounds": (1,)}, r"control rounds are given, and no control"),
+    "no rewinding": ({"rewind_to": 5}, r"rewind_to is step 5, and lr-rewind goes on from the last weights"),
     "rewind": ({"rewind_to": -1}, r"rewind_to is -1, expected a number of steps from 0"),
 }
 
@@ -241,6 +243,11 @@ def test_bad_plans_are_refused(case):
         replace(PLAN, **options)
 
 
+@pytest.mark.parametrize("options", [{"controls": ("shuffle",)}, {"restart": Restart(dead="freeze")}])
+def test_a_step_to_go_back_to_is_for_all_that_begin_there(options):
+    assert replace(PLAN, rewind_to=5, **options).rewind_to == 5
+
+
 def test_a_start_that_does_not_fit_is_refused(data):
     with pytest.raises(gs.SpecError, match=r"a.pt: does not take the inputs \[1, 8, 8\] of digits"):
         lottery("a.pt", data, PLAN, start=open_model("paper/lenet_300_100"), reporter=SILENT)
@@ -250,7 +257,7 @@ def test_a_start_that_does_not_fit_is_refused(data):
 
 def test_what_training_does_not_reach_and_what_would_be_empty_is_refused(data):
     with pytest.raises(gs.SurgeryError, match=r"rewind_to is step 99, training has 10"):
-        lottery(SPEC, data, replace(PLAN, rewind_to=99), reporter=SILENT)
+        lottery(SPEC, data, replace(PLAN, rewind_to=99, restart=Restart("rewind")), reporter=SILENT)
     with pytest.raises(
         gs.SurgeryError, match=r"fc1.weight has 19200 living weights of 19200, and 1e-06 % .* keep more"
     ):

@@ -90,11 +90,24 @@ def test_top_k_has_exactly_that_many(count):
     torch.testing.assert_close(found, gradient * weight * mask.scores.sign() * (1200 / count))
 
 
+@pytest.mark.parametrize("part", [BernoulliMask, lambda w: TopKMask(w, 300)])
+def test_living_weights_are_what_they_are_to_the_last_bit(part):
+    """What is trained is the network that is delivered."""
+    torch.manual_seed(0)
+    weight = torch.randn(30, 40)
+    mask = part(weight)
+    with torch.no_grad():
+        mask.scores.normal_().mul_(0.1)
+    used = mask(weight)
+    living = used != 0
+    assert torch.equal(used[living], (weight * (1200 / int(living.sum())))[living])
+
+
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize("method", ["learned", "top-k"])
 def test_what_is_delivered_is_what_was_measured(method, constant, data, tmp_path):
     training = TRAINING if method == "learned" else replace(TRAINING, lr=0.2)
-    plan = SupermaskPlan(method, training, constant=constant, density=0.3)
+    plan = SupermaskPlan(method, training, constant=constant, **({"density": 0.3} if method == "top-k" else {}))
     outcome = supermask(SPEC, data, plan, reporter=SILENT).outcome
     found = outcome.supermask
     save_supermask(found, tmp_path / "mask.pt")
@@ -168,6 +181,9 @@ def test_onnx_runtime_computes_the_delivered_network(data, tmp_path):
 BAD = {
     "method": ({"method": "luck"}, r"method is 'luck'; choose from learned, top-k, heuristic"),
     "density": ({"density": 0.0}, r"density is 0, expected a share above 0"),
+    "density of learned": ({"density": 0.1}, r"density is for top-k, not for learned"),
+    "criteria of top-k": ({"method": "top-k", "criteria": ("snip",)}, r"criteria is for heuristic, not for top-k"),
+    "no factor": ({"through_factor": True, "rescaled": False}, r"through_factor is of the factor that rescales"),
     "criterion": ({"criteria": ("best",)}, r"criterion 'best' is unknown"),
 }
 

@@ -161,6 +161,12 @@ def test_bad_requests_are_refused(digits, trained, tmp_path):
         width_for(trained, parse_target("width=0.5"))
     with pytest.raises(gs.SurgeryError, match="slim: keep_best is not for it"):
         SlimPlan(TrainingPlan(keep_best=True))
+    for options in ({"distil": False}, {"rule": "random"}):
+        with pytest.raises(gs.SurgeryError, match="--distil-after says when"):
+            SlimPlan(TrainingPlan(), warmup=0.2, **options)
+    for options in ({"rule": "widest"}, {"switchable": (0.5,)}):
+        with pytest.raises(gs.SurgeryError, match=r"widths is 6, and .* trained in each step"):
+            SlimPlan(TrainingPlan(), widths=6, **options)
     with pytest.raises(gs.SurgeryError, match="step is 1, expected a share"):
         search(trained, digits, parse_target("macs=0.5x"), step=1.0)
     with pytest.raises(gs.SurgeryError, match=r"the search ends at"):

@@ -148,6 +148,32 @@ def test_before_the_warm_up_narrow_networks_learn_labels_and_then_the_widest():
     assert float(after["total"]) == pytest.approx(float(wide + soft))
 
 
+class WithAuxiliary(nn.Module):
+    """Gives what an auxiliary head says, too, in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.side = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return (self.head(x), self.side(x)) if self.training else self.head(x)
+
+
+def test_narrow_networks_with_auxiliary_heads_learn_from_the_widest_too():
+    torch.manual_seed(0)
+    x, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+    graph = gs.trace(WithAuxiliary(), x)
+    slimmable = Slimmable(graph)
+    objective = Sandwich(slimmable, CrossEntropy(3), widths=2, warmup=0.0)
+    graph.module.train()
+    with torch.no_grad():
+        found = objective.loss(graph.module, (x, labels))["narrowest"]
+        soft = graph.module(x)[0].softmax(1)
+        main, side = (-(soft * output.log_softmax(1)).sum(1).mean() for output in slimmable.at(0.25)(x))
+    assert float(found) == pytest.approx(float(main + 0.3 * side))
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_statistics_travel_as_text(name):
     graph, x = traced(name)

@@ -198,6 +198,7 @@ def test_bad_requests_are_refused(case):
     [
         ({"scope": "all"}, r"scope is 'all'; choose from layer, global"),
         ({"conv": 2.0}, r"conv is 2.0, expected a number"),
+        ({"floor": 0.2}, r"floor is for weights that all compete; give --scope global"),
     ],
 )
 def test_bad_plans_are_refused(options, message):
