@@ -21,6 +21,10 @@ from graphsurgery.surgery.deviation import deviation
 from graphsurgery.surgery.gates import gates
 from graphsurgery.surgery.remapping.remap import remap
 
+FLOAT32 = 1e-5
+"""By how much outputs in single precision may differ that are equal in double: every processor's kernels sum in an
+order of their own, in each of tens of layers, and each sum is off by some 1e-7."""
+
 
 class Network(nn.Module):
     """A network written in one expression: `forward` gets the layers by name, and the inputs."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from contracts import FLOAT32
 
 import graphsurgery as gs
 from graphsurgery.checkpoint import read_metadata
@@ -21,7 +22,7 @@ def test_widen_writes_a_network_with_the_same_outputs(capsys):
     small, wide = gs.load("a.pt"), gs.load("w.pt")
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
-        assert deviation(wide(x), small(x)) < 1e-6
+        assert deviation(wide(x), small(x)) < FLOAT32
     assert read_metadata("w.pt")["sizes"]["conv1"] == [3, 7]
 
 
@@ -53,7 +54,7 @@ def test_deepen_shows_where_and_inserts_layers(capsys, here):
     assert "deeper     2 after each of conv1, conv2" in capsys.readouterr().out
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
-        assert deviation(gs.load("d.pt")(x), gs.load("a.pt")(x)) < 1e-6
+        assert deviation(gs.load("d.pt")(x), gs.load("a.pt")(x)) < FLOAT32
     assert run(["deepen", "a.pt", "--after", "conv1", "--data", "digits", "-o", "e.pt", "--quiet"]) == 0
     assert gs.load("e.pt").lineage[-1]["calibrated"] == 1
 

@@ -201,9 +201,9 @@ watching.EVERY, watching._PATIENCE, watching.Lines.pause = 0.0, 0.0, 0.01
 shown = []
 
 def note(method):
-    def noted(*arguments):
-        shown.append(arguments)
-        return method(*arguments)
+    def noted(watcher, *arguments):
+        shown.append(watcher.words())
+        return method(watcher, *arguments)
     return noted
 
 watching.Lines._say = note(watching.Lines._say)
@@ -212,7 +212,7 @@ watching.Turning._line = note(watching.Turning._line)
 def command(tokens, **_):
     screen = Screen(Shown.of(tokens))
     with phase("slow work"):
-        while not shown:
+        while "slow work" not in shown:
             time.sleep(0.01)
     screen.line("result", "is here")
     screen.finish({"result": 1}, "inspect")

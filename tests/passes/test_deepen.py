@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from contracts import Network, typed
+from contracts import FLOAT32, Network, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
@@ -69,7 +69,7 @@ def test_in_float32_too(name):
     graph, x = traced(name)
     graph.module.float()
     with torch.no_grad():
-        assert deviation(deepen(graph)(x.float()), graph(x.float())) < 1e-6
+        assert deviation(deepen(graph)(x.float()), graph(x.float())) < FLOAT32
 
 
 @given(st.integers(0, 10**6))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import Network, typed
+from contracts import FLOAT32, Network, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import RandomNetwork
@@ -293,7 +293,7 @@ def test_a_network_that_casts_is_measured_in_its_own_precision():
     small, x = prune_dead(graph), torch.randn(5, 4)
     assert sizes(small) == {"a": 3, "b": 2}
     with torch.no_grad():
-        assert deviation(small(x), graph(x)) < 1e-6
+        assert deviation(small(x), graph(x)) < FLOAT32
 
 
 def test_without_zeros_nothing_goes():
