@@ -48,6 +48,26 @@ class Editing:
 EDITING = Editing()
 
 
+def check_size(graph: ModelGraph, output: Path, target: str | None) -> None:
+    """Refuse a number of bytes where they are counted in another precision than the file will be stored in."""
+    stored = stored_in(graph)
+    if stored is None or target is None or output.suffix != ".onnx":
+        return
+    from graphsurgery.surgery.channels.targets import parse_target
+
+    asked = parse_target(target)
+    if asked.quantity == "size" and not asked.relative:
+        raise SurgeryError(
+            f"--target {target}: bytes are counted in float32, and the file stores most numbers in {stored}; "
+            "give a share, such as size=0.5x, or parameters, such as params=1M"
+        )
+
+
+def stored_in(graph: ModelGraph) -> str | None:
+    """The precision of the `.onnx` file that a network comes from, where it is not the network's."""
+    return next((str(record["stored"]) for record in graph.lineage if "stored" in record), None)
+
+
 @dataclass
 class EditSession(Session):
     """What such a command says and writes.

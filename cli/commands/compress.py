@@ -25,7 +25,7 @@ from graphsurgery.cli.compressing import (
     show_steps,
     unlabelled,
 )
-from graphsurgery.cli.editing import EDITING, Editing, data_of
+from graphsurgery.cli.editing import EDITING, Editing, check_size, data_of
 from graphsurgery.cli.options import Output, again
 from graphsurgery.cli.process.watching import is_alone
 from graphsurgery.cli.running import RUNNING, Running
@@ -86,6 +86,7 @@ def compress(
     _check_measuring(cutting, measuring)
     session.document |= {} if data is None else {"data": data}
     graph, recovery = _opened(model, data, tuning, editing)
+    check_size(graph, output, cutting.target)
     task = _Task(session, graph, recovery, cutting, tuning, measuring.timing(), editing.seed, run)
     del graph
     with task.files() as files:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from graphsurgery.cli.arguments.sources import Model
-from graphsurgery.cli.editing import EDITING, Editing, EditSession, data_of
+from graphsurgery.cli.editing import EDITING, Editing, EditSession, check_size, data_of
 from graphsurgery.cli.options import Output
 from graphsurgery.errors import SurgeryError
 
@@ -83,6 +83,7 @@ def factorize(
     screen, seed, back = session.screen, editing.seed, factorizing.back
     factorizing.check()
     graph = editing.opening.graph(model)
+    check_size(graph, output, factorizing.target)
     new = factorizing.of(graph, seed)
     session.document["factorized"] = dict(new.lineage[-1])
     if editing.dry_run and not back:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from graphsurgery.cli.arguments.sources import Model
+from graphsurgery.cli.editing import stored_in
 from graphsurgery.cli.options import OPENING, SHOWN, Opening, Shown, small_file
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def _show_cost(screen: Screen, graph: ModelGraph, size: Cost) -> None:
     words = [f"{spec.name} {shape}".replace("'", "") for spec, shape in zip(graph.inputs, shapes, strict=True)]
     screen.line("inputs", ", ".join(words))
     screen.line("cost", f"{count(size.parameters)} parameters, {count(size.macs)} MACs per image, {count(size.bytes)}B")
+    if stored := stored_in(graph):
+        screen.line("stored", f"most numbers in {stored}; its bytes are counted in float32")
     screen.uncounted(size)
 
 

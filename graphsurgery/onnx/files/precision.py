@@ -51,6 +51,11 @@ class Precision:
         """Whether all were float32 already."""
         return not _OTHERS.intersection(self.kinds.values())
 
+    @property
+    def words(self) -> str:
+        """The type of most floating weights, such as `float16`."""
+        return onnx.TensorProto.DataType.Name(self.usual).lower()
+
     def restored(self, model: onnx.ModelProto, arrays: Arrays) -> tuple[onnx.ModelProto, Arrays]:
         """A copy of a float32 model in the types that it had, and what gives the numbers that it lacks.
 

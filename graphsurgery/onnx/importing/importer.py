@@ -143,6 +143,7 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
     record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
     record |= {"quantised": file.quantised} if file.quantised else {}
+    record |= {} if file.precision.is_single else {"stored": file.precision.words}
     images = find(lineage_in(file.model), str(path))
     record |= {} if images is None else {"preprocessing": images.as_dict()}
     values = {}

@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import exported
+from onnx_files import built, exported, weight
 
 import graphsurgery as gs
+from graphsurgery.cli import run
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.passes.compress import compress
@@ -124,3 +125,21 @@ def test_what_onnx_runtime_does_not_open_is_refused(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(gs.CheckpointError, match=r"ONNX Runtime does not open it: .*Type"):
         import_onnx(tmp_path / "m.onnx")
+
+
+def test_bytes_are_counted_in_float32_and_that_is_said(tmp_path, monkeypatch, capsys):
+    """A number of bytes would cut twice as much as was asked for."""
+    monkeypatch.chdir(tmp_path)
+    nodes = [("Conv", ["x", weight(8, 3, 3, 3)], "h", {}), ("Conv", ["h", weight(2, 8, 1, 1)], "out", {})]
+    built("single.onnx", {"x": (np.float32, ["batch", 3, 8, 8])}, nodes)
+    onnx.save(stored_in(onnx.load("single.onnx"), TensorProto.FLOAT16, np.float16), "half.onnx")
+    assert run(["inspect", "half.onnx"]) == 0
+    assert "stored     most numbers in float16; its bytes are counted in float32" in capsys.readouterr().out
+    assert run(["inspect", "single.onnx"]) == 0
+    assert "stored" not in capsys.readouterr().out
+    for command in ("compress", "factorize"):
+        assert run([command, "half.onnx", "--target", "size=700B", "-o", "small.onnx"]) == 2
+        assert "bytes are counted in float32, and the file stores most numbers in float16" in capsys.readouterr().err
+    assert run(["compress", "half.onnx", "--target", "size=700B", "-o", "small.pt"]) == 0
+    assert run(["compress", "single.onnx", "--target", "size=700B", "-o", "small.onnx"]) == 0
+    assert run(["compress", "half.onnx", "--target", "size=0.7x", "-o", "small.onnx", "--overwrite"]) == 0
