@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -122,7 +122,10 @@ def _sum_copies(
     assert mixing.dim is not None
     (lifted, size), value, given = change, node.all_input_nodes[number], graph.types.types[mixing.node]
     moved = Moved(mixing.dim % value.meta["value"].dim(), lifted.source, size, same=True)
-    follows = isinstance(given, TensorType) and given.shape == mixing.node.all_input_nodes[0].meta["value"].shape
+    read = cast("TensorType", graph.types.types[mixing.node.all_input_nodes[0]])
+    # As many numbers need not be the same channels: distances to as many points as a vector has numbers are others.
+    follows = isinstance(given, TensorType) and given.shape == read.shape
+    follows = follows and ax.resolve(given[moved.dim]) == ax.resolve(read[moved.dim])
     if lifted.share is not None:
         product = weighed(wide, node, value, moved.dim, lifted.share)
         node.replace_input_with(value, product)

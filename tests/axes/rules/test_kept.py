@@ -94,6 +94,21 @@ def test_flags_stay_flags(name):
     assert_kept(Network(forward, **layers), (3, 4, 4))
 
 
+def test_distances_to_as_many_points_as_there_are_channels():
+    """What is given has the shape of what is read, and other channels."""
+
+    def forward(net, x):
+        tokens = torch.tanh(net.a(x))
+        return net.b(torch.cdist(tokens, net.points))
+
+    network = Network(forward, {"points": torch.randn(8, 8)}, a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    graph, x, _ = typed(network, (5, 3))
+    wide = widen(graph, to={space.name: space.size + 3 for space in graph.spaces})
+    assert deviation(wide(*x), graph(*x)) < 1e-12
+    assert deviation(undo(wide)(*x), graph(*x)) < 1e-12
+    assert wide.module.get_parameter("points").shape == (11, 11)
+
+
 def test_whole_numbers_have_no_shares():
     """The copies of a number would be summed up by parts of it."""
 
