@@ -121,12 +121,8 @@ def lottery(
         _show_weights(session, start or fresh(model, examples, plan.training.seed), plan)
         session.would(f"train {plan.trainings} times for {plan.training.epochs} epochs and write {output}")
         return
-    settings = {
-        **session.document,
-        "command": "lottery",
-        "plan": plan.what_fixes_the_result(),
-        **contents_of([model, data]),
-    }
+    settings = {**session.document, "command": "lottery", "plan": plan.what_fixes_the_result()}
+    settings |= contents_of([model, data])
     run = Run(output / "states", config=settings)
     clean_parts(output)
     reporter = session.screen.reporter()

@@ -125,6 +125,15 @@ def import_onnx(
     return found
 
 
+def _record(file: OnnxProgram, path: Path) -> dict[str, Any]:
+    """What the lineage says of the import."""
+    record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
+    record |= {"quantised": file.quantised} if file.quantised else {}
+    record |= {} if file.precision.is_single else {"stored": file.precision.words}
+    images = find(lineage_in(file.model), str(path))
+    return record | ({} if images is None else {"preprocessing": images.as_dict()})
+
+
 def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like: ModelGraph | None) -> Imported:
     file = read_program(path)
     inputs = plan_inputs(file.path, file.inputs, shape if like is None else _shapes_like(file, like))
@@ -141,17 +150,12 @@ def _imported(path: Path, shape: Given | None, weights: bool, check: bool, like:
     refused = complaint(file.path, file.model, file.weights, by_path=not file.as_stored)
     if refused:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {refused}")
-    record: dict[str, Any] = {"pass": "import", "file": path.name, "operators": len(file.operators)}
-    record |= {"quantised": file.quantised} if file.quantised else {}
-    record |= {} if file.precision.is_single else {"stored": file.precision.words}
-    images = find(lineage_in(file.model), str(path))
-    record |= {} if images is None else {"preprocessing": images.as_dict()}
     values = {}
     for node in graph.module.graph.nodes:
         for name in node.meta.pop("onnx", ()):
             values[name] = node.name
     imported = Imported(
-        graph=replace(graph, lineage=(record,)),
+        graph=replace(graph, lineage=(_record(file, path),)),
         file=file,
         module=network,
         sources=network.plan.sources,

@@ -13,7 +13,7 @@ import linecache
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +48,12 @@ _DATA_DEPENDENT = ("raises unimplemented by default", "data-dependent")
 _PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 """What torch writes in Python, and asks for data: operators too."""
 _GLOBAL_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("_hooks"))
+
+
+@contextlib.contextmanager
+def _patched(recorder: Recorder, symbolic: Collection[tuple[str, str]]) -> Iterator[None]:
+    with recorder.patched(), truthful(symbolic):
+        yield
 
 
 class Mode:
@@ -122,11 +128,6 @@ class ValueTracer(RecordingTracer):
         self._recorder = Recorder(self._recorded, self._custom, lambda: self.evaluating)
         self._precision = _autocast()
 
-    @contextlib.contextmanager
-    def _patched(self) -> Iterator[None]:
-        with self._recorder.patched(), truthful(self.symbolic):
-            yield
-
     def follow(self, root: nn.Module) -> fx.Graph:
         """Trace `root`; arguments without an example keep their defaults."""
         self._arguments = _arguments(root, len(self.examples))
@@ -140,7 +141,7 @@ class ValueTracer(RecordingTracer):
             with (
                 torch.enable_grad(),
                 no_hidden_draws(),
-                left_to_import(self._patched),
+                left_to_import(lambda: _patched(self._recorder, self.symbolic)),
                 as_written(),
                 asked_for(parts, lambda tensor: self.getattr("", tensor, self._weights)),
             ):

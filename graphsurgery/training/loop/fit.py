@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,12 @@ def fit(
         module.eval()
 
 
+_WITHOUT_BEST = (
+    "{stage}: validation {score} is no number in any epoch, so that none is the best; look for NaN in the validation "
+    "data, or set keep_best=False"
+)
+
+
 class _Stage:
     """One stage in progress."""
 
@@ -171,10 +178,7 @@ class _Stage:
     def finish(self) -> History:
         """Put the best weights in place where the plan asks for them."""
         if self.plan.keep_best and self.at.records and self.at.best_epoch is None:
-            raise SurgeryError(
-                f"{self.stage}: validation {self.objective.score} is no number in any epoch, so that none is the best; "
-                "look for NaN in the validation data, or set keep_best=False"
-            )
+            raise SurgeryError(_WITHOUT_BEST.format(stage=self.stage, score=self.objective.score))
         if self.best_weights is not None or self.shards:
             sharding.give(self.whole, self.best_weights or sharding.whole(self.module))
         return History(tuple(self.at.records), self.at.best_epoch)
@@ -295,9 +299,8 @@ class _Stage:
                 f"{self.stage}: keep_best needs the metric {self.objective.score!r}, the objective gives "
                 f"{', '.join(record.validation) or 'none'}; set its score"
             )
-        higher, best = self.objective.higher_is_better, self.at.best_score
-        lowest = -math.inf if best is None else rank_of(best, higher_is_better=higher)
-        if rank_of(score, higher_is_better=higher) > lowest:
+        rank, best = partial(rank_of, higher_is_better=self.objective.higher_is_better), self.at.best_score
+        if rank(score) > (-math.inf if best is None else rank(best)):
             self.at.best_score, self.at.best_epoch = score, record.epoch
             self.best_weights = sharding.whole(self.module)
 
