@@ -71,16 +71,17 @@ class Running:
         """
         from graphsurgery.training.loop.run import Run
 
-        named, config = self.run, {**config, **contents_of(reads)}
+        named = self.run
+        if named is None and not self.resume and not (trains and is_alone()):
+            # Several processes would have to agree on a number before they can speak to each other.
+            return None
+        config = {**config, **contents_of(reads)}
         if named is not None:
             _refuse_foreign(named)
             if self.resume and not (named / "config.json").exists():
                 raise SurgeryError(f"{named}: holds no run to resume; leave out --resume to begin one")
         elif self.resume:
             named = _last_like(config)
-        elif not trains or not is_alone():
-            # Several processes would have to agree on a number before they can speak to each other.
-            return None
         else:
             named = _new_folder(str(config["command"]))
         run = Run(named, config=config, call=call_of(TOKENS.get()), extend=self.resume)

@@ -24,6 +24,7 @@ from graphsurgery.errors import SurgeryError
 from graphsurgery.network.layers import pick, spread, weigh
 from graphsurgery.network.operators import is_in_place
 from graphsurgery.network.paths import place_of
+from graphsurgery.network.values.dtypes import holds_numbers
 
 Rounds = tuple[tuple[int, ...], ...]
 _INSTEAD = "is read instead"
@@ -97,8 +98,7 @@ def computes_at_size(
 
 def _is_whole(value: Any) -> bool:
     """Whether a value is a tensor of whole numbers; flags are none."""
-    numbers = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-    return numbers and value.dtype != torch.bool
+    return isinstance(value, Tensor) and not holds_numbers(value) and value.dtype != torch.bool
 
 
 def _moved(node: fx.Node, axes: Sequence[Axis], dim: int, new: Resize) -> Moved | None:

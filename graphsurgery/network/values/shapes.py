@@ -317,20 +317,8 @@ MODULES: Mapping[Any, Shape] = {
 
 _STRICT = frozenset(
     {
-        *(
-            _gelu,
-            _gelu_module,
-            _binary,
-            _in_place,
-            _comparison,
-            _clamp,
-            _where,
-            _linear,
-            _linear_module,
-            _attention,
-            _mean,
-            _concatenation,
-        ),
+        *(_gelu, _gelu_module, _binary, _in_place, _comparison, _clamp, _where),
+        *(_linear, _linear_module, _attention, _mean, _concatenation),
         *(_batch_norm_module, _layer_norm, _layer_norm_module),
         *(spatial.convolution_module, spatial.max_pool, spatial.pool_module),
         *(spatial.adaptive_pool, spatial.adaptive_pool_module),

@@ -117,12 +117,9 @@ class SupermaskPlan:
                 raise SurgeryError(f"supermask: density is {density:g}, expected a share above 0 and at most 1")
         for criterion in self.criteria:
             Selection(criterion)
-        ignored = _OF_ONE_METHOD.keys() - {name for name, of in _OF_ONE_METHOD.items() if of == self.method}
-        for name in sorted(ignored):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise SurgeryError(
-                    f"supermask: {name} is for {_OF_ONE_METHOD[name]}, not for {self.method}; leave it out"
-                )
+        for name, method in sorted(_OF_ONE_METHOD.items()):
+            if method != self.method and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise SurgeryError(f"supermask: {name} is for {method}, not for {self.method}; leave it out")
         if self.through_factor and not self.rescaled:
             raise SurgeryError("supermask: through_factor is of the factor that rescales; leave one of the two out")
 
