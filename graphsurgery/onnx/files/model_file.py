@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -159,6 +159,13 @@ def rename_outside(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             rename_outside(inner, outer)
         for value in body.output:
             value.name = outer.get(value.name, value.name)
+
+
+def replace_all(field: Any, values: Iterable[Any]) -> None:
+    """Let a repeated field hold these messages alone; they may be of the field."""
+    held = list(values)
+    del field[:]
+    field.extend(held)
 
 
 def check_outside(path: Path, model: onnx.ModelProto) -> set[Path]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import onnx
 
 from graphsurgery.errors import UnsupportedError
-from graphsurgery.onnx.files.model_file import read_outside
+from graphsurgery.onnx.files.model_file import read_outside, replace_all
 
 _TEXT = onnx.TensorProto.STRING
 _Message = TypeVar("_Message", onnx.NodeProto, onnx.ValueInfoProto, onnx.TensorProto)
@@ -51,9 +51,9 @@ class Texts:
         graph = found.graph
         weights = {tensor.name for tensor in graph.initializer}
         now = {value.name: value for value in model.graph.output}
-        _refill(graph.node, [*self.front, *model.graph.node, *self.behind])
-        _refill(graph.input, [*self.inputs, *(value for value in model.graph.input if value.name in weights)])
-        _refill(graph.output, [now.get(value.name, value) for value in self.outputs])
+        replace_all(graph.node, [*self.front, *model.graph.node, *self.behind])
+        replace_all(graph.input, [*self.inputs, *(value for value in model.graph.input if value.name in weights)])
+        replace_all(graph.output, [now.get(value.name, value) for value in self.outputs])
         graph.initializer.extend(self.initializers)
         graph.value_info.extend(self.values)
         return found
@@ -96,11 +96,11 @@ def take_off(model: onnx.ModelProto, where: str) -> Texts:
     new_outputs = [_copy(declared.get(name, onnx.ValueInfoProto(name=name))) for name in given]
     kept = [_copy(value) for value in graph.value_info if value.name in computed]
     tensors = [_copy(tensor) for tensor in graph.initializer if tensor.data_type != _TEXT]
-    _refill(graph.node, list(map(_copy, core)))
+    replace_all(graph.node, list(map(_copy, core)))
     for field, values in (
         (graph.input, new_inputs), (graph.output, new_outputs), (graph.value_info, kept), (graph.initializer, tensors)
     ):  # fmt: skip
-        _refill(field, values)
+        replace_all(field, values)
     return found
 
 
@@ -160,10 +160,3 @@ def _copy(message: _Message) -> _Message:
     found = type(message)()
     found.CopyFrom(message)
     return found
-
-
-def _refill(field: Any, values: Iterable[Any]) -> None:
-    """Let a repeated field hold these messages alone."""
-    held = list(values)
-    del field[:]
-    field.extend(held)

@@ -92,8 +92,8 @@ def import_onnx(
 
     Args:
         model: the path of the file, or a model in memory: an `onnx.ModelProto` or an `onnx_graphsurgeon.Graph`.
-            Whatever precision it is in, the network is in float32; weights and values that are quantised by operators
-            of their own (QDQ) are what they were before.
+            Whatever precision it is in, the network is in float32; weights and values that are quantised are what they
+            were before, and operators that compute in integers the floating ones that they stand for.
         shape: of one example of its input, without the batch, where the file leaves it open; or whole shapes of its
             inputs, by name.
         weights: False leaves them on meta, where only the structure is asked for; then nothing is compared.
@@ -103,7 +103,7 @@ def import_onnx(
     Raises:
         SurgeryError: it is no model, or one in memory that no file can hold.
         CheckpointError: the file is missing or damaged.
-        UnsupportedError: it holds what is not followed: operators on integers, sequences.
+        UnsupportedError: it holds what is not followed: quantisation of another kind, sequences.
         SpecError: the file leaves the shape of an input open, and none is given, or one that does not fit.
         TraceError: an operator cannot be followed or run.
         CheckFailedError: what was read does not compute what the file does; the first node that differs is named. Or

@@ -14,8 +14,8 @@ import onnx.version_converter
 from onnx import numpy_helper
 
 from graphsurgery.errors import CheckpointError, SurgeryError, UnsupportedError, one_line
+from graphsurgery.onnx.dequantizing import dequantise
 from graphsurgery.onnx.files.axes import has_free_sizes
-from graphsurgery.onnx.files.dequantizing import dequantise
 from graphsurgery.onnx.files.model_file import bodies, read_apart, read_outside
 from graphsurgery.onnx.files.precision import in_single
 from graphsurgery.onnx.files.storage import Weights
@@ -39,8 +39,8 @@ def read_program(path: Path | str) -> OnnxProgram:
 
     Raises:
         CheckpointError: the file is missing, is no ONNX model, is damaged, or its weights are not beside it.
-        UnsupportedError: it is quantised in operators of integers, has sequences, or operators of before opset 9 that
-            cannot be converted.
+        UnsupportedError: it is quantised in another way than is known, has sequences, or operators of before opset 9
+            that cannot be converted.
     """
     path = Path(path)
     model, weights = _parsed(path)

@@ -131,7 +131,7 @@ def bad(kind):
     [
         ("input", "d dequantises what is no weight; give the file before quantisation"),
         ("output", "q quantises what is not dequantised; give the file before quantisation"),
-        ("integers", "q quantises what is not dequantised; give the file before quantisation"),
+        ("integers", r"product computes in integers \(MatMulInteger\); give the file before quantisation"),
     ],
 )
 def test_what_computes_in_integers_is_refused(tmp_path, kind, message):
