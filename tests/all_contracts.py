@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from contracts import Masked, random_choice
 from contracts import masked as gates_masked
-from torch import Tensor
+from torch import Tensor, nn
 from unusual_steps import UnusualNetwork, fill
 
 import graphsurgery as gs
@@ -82,16 +82,16 @@ class Subject:
         fill(self.network, seed)
         self.x = self.network.inputs(3, torch.Generator().manual_seed(seed))
         self.graph: gs.ModelGraph
-        self.allowed = self._allowed()
+        self.allowed = self.allowed_of(self.network)
 
-    def _allowed(self) -> float:
-        """What rounding may do: a hundred times what it does where the inputs are rounded otherwise."""
+    def allowed_of(self, network: nn.Module) -> float:
+        """What rounding may do to a network: a thousand times what it does where the inputs are rounded otherwise."""
         generator = torch.Generator().manual_seed(self.seed)
         moved = [
             x * (1 + 2e-16 * torch.randn(x.shape, generator=generator, dtype=x.dtype)) if x.is_floating_point() else x
             for x in self.x
         ]
-        off = apart(run(self.network, moved, 0), run(self.network, self.x, 0))
+        off = apart(run(network, moved, 0), run(network, self.x, 0))
         return min(max(ALLOWED, 1e3 * off), EXCUSED)
 
     def trace(self) -> float:
@@ -415,7 +415,8 @@ def chained(subject: Subject, asked: Any) -> float:
     except gs.SurgeryError:
         return off
     maps = {s.dim: ChannelMap(torch.randperm(s.size, generator=subject.generator())) for s in small.spaces}
-    return max(off, apart(subject.outputs(remap(small, maps, {})), subject.outputs(small)))
+    moved = apart(subject.outputs(remap(small, maps, {})), subject.outputs(small))
+    return max(off, moved * subject.allowed / subject.allowed_of(small.module))  # cut, it may enlarge rounding
 
 
 def exported(subject: Subject, asked: Any) -> float:
