@@ -251,7 +251,8 @@ def _feed(session: onnxruntime.InferenceSession, sizes: Sequence[str]) -> dict[s
         named[name] = tuple(int(n) for n in shape.split("x"))
     feed = {}
     for value in session.get_inputs():
-        shape = (2, *named[""]) if "" in named else named.get(value.name, tuple(value.shape))
+        batch = value.shape[0] if value.shape and isinstance(value.shape[0], int) and value.shape[0] > 0 else 2
+        shape = (batch, *named[""]) if "" in named else named.get(value.name, tuple(value.shape))
         shape = tuple(
             n if isinstance(n, int) and n > 0 else (1 if len(sizes) and "" not in named else 2) for n in shape
         )
