@@ -70,12 +70,19 @@ def _recurrent(node: onnx.NodeProto, x: Sequence[int], weight: Sequence[int], _:
     return math.prod(x[:2]) * directions * rows * (inputs + rows // _GATES[node.op_type])
 
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+def _turned(node: onnx.NodeProto, x: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
+    """Of a recurrent operator whose weights are the other way round, `W [directions, input, gates · hidden]`."""
+    return _recurrent(node, x, [weight[0], *weight[:0:-1]], output)
+
+
+_GATES = {"DynamicQuantizeLSTM": 4, "LSTM": 4, "GRU": 3, "RNN": 1}
 _Rule = Callable[[onnx.NodeProto, Sequence[int], Sequence[int], Sequence[int]], int | None]
 _RULES: Mapping[str, tuple[_Rule, int]] = {
     "Conv": (_conv, 1),
     "ConvInteger": (_conv, 1),
     "ConvTranspose": (_transposed_conv, 1),
+    "DynamicQuantizeLSTM": (_turned, 1),
+    "DynamicQuantizeMatMul": (_matmul, 1),
     "Einsum": (_einsum, 1),
     "FusedConv": (_conv, 1),
     "FusedGemm": (_gemm, 1),
@@ -84,6 +91,7 @@ _RULES: Mapping[str, tuple[_Rule, int]] = {
     "LSTM": (_recurrent, 1),
     "MatMul": (_matmul, 1),
     "MatMulInteger": (_matmul, 1),
+    "MatMulIntegerToFloat": (_matmul, 1),
     "QGemm": (_gemm, 3),
     "QLinearConv": (_conv, 3),
     "QLinearMatMul": (_matmul, 3),

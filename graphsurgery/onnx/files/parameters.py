@@ -17,16 +17,19 @@ from graphsurgery.onnx.files.model_file import bodies, read_outside
 
 _KINDS = onnx.TensorProto
 FLOATING = frozenset({_KINDS.FLOAT, _KINDS.DOUBLE, _KINDS.FLOAT16, _KINDS.BFLOAT16})
-_WHOLE = frozenset({_KINDS.INT8, _KINDS.UINT8, _KINDS.INT4, _KINDS.UINT4, _KINDS.INT16, _KINDS.UINT16, _KINDS.INT32})
+_SHORT = frozenset({_KINDS.INT8, _KINDS.UINT8, _KINDS.INT4, _KINDS.UINT4})
+_WHOLE = _SHORT | {_KINDS.INT16, _KINDS.UINT16, _KINDS.INT32}
 _QUANTISED: Mapping[str, tuple[int, ...]] = {
     "DequantizeLinear": (0,), "QLinearConv": (3, 8), "QLinearMatMul": (3,), "ConvInteger": (1,), "MatMulInteger": (1,),
-    "QGemm": (3, 6), "DynamicQuantizeMatMul": (1,),
+    "QGemm": (3, 6), "DynamicQuantizeMatMul": (1,), "MatMulIntegerToFloat": (1,), "DynamicQuantizeLSTM": (1, 2),
+    "QLinearAdd": (0, 3), "QLinearMul": (0, 3), "QAttention": (1,),
 }  # fmt: skip
-"""Which inputs are weights in whole numbers."""
+"""Which inputs are weights in whole numbers; of a `Gather` the table, in 8 bits or fewer."""
 _OPTIONS: Mapping[str, Sequence[int]] = {
     "Resize": (1, 2, 3), "Upsample": (1,), "Pad": (2,), "Clip": (1, 2), "Range": (0, 1, 2), "Dropout": (1, 2),
     "BatchNormalization": (3, 4), "DequantizeLinear": (1, 2), "QuantizeLinear": (1, 2),
     "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "DynamicQuantizeLSTM": range(8, 12),
+    "QGemm": (1, 4, 7), "DynamicQuantizeMatMul": (2,), "MatMulIntegerToFloat": (2, 3), "QAttention": (3, 4),
 }  # fmt: skip
 """Which inputs are floating numbers, and no weights."""
 _SUMS = frozenset({"Add", "Where", "Sum"})
@@ -34,6 +37,8 @@ _SUMS = frozenset({"Add", "Where", "Sum"})
 _SMALLEST_MASK = -1e4
 
 
+_SAME = frozenset({"Identity", "Reshape", "Transpose", "Unsqueeze"})
+"""Operators that give the weight that they are given."""
 _FEW = 8
 """A vector of so many numbers that is computed from constants is taken for sizes."""
 
@@ -53,7 +58,8 @@ class Parameters:
         self.origins: dict[str, tuple[str, ...]] = {}
         """The weights that a value is made of which is computed from weights alone, or is one by another name."""
         self.computed: set[str] = set()
-        """Those that are not the same by another name."""
+        """Those that are not the same by another name, or in another shape."""
+        self._scales = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
         for node in graph.node:
             held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
             if node.op_type == "Constant" and held:
@@ -61,11 +67,12 @@ class Parameters:
             elif self._on_constants(node):
                 names = dict.fromkeys(name for given in node.input for name in self._from(given))
                 self.origins.update(dict.fromkeys(node.output, tuple(names)))
-                self.computed.update(() if node.op_type == "Identity" else node.output)
+                self.computed.update(() if node.op_type in _SAME else node.output)
 
     def of(self, node: onnx.NodeProto) -> list[tuple[str, int]]:
         """The weights that a node reads, with how many numbers each has; none where it makes a weight of others."""
-        if node.op_type == "Constant" or self._on_constants(node):
+        scaled = node.op_type == "Mul" and not self._scales.isdisjoint(node.input)
+        if node.op_type == "Constant" or self._on_constants(node) or scaled:
             return []
         found = []
         for at, given in enumerate(node.input):
@@ -100,6 +107,7 @@ class Parameters:
         tensor, dims = self.tensors[name], self.dims[name]
         floating = tensor.data_type in FLOATING and at not in _OPTIONS.get(node.op_type, ())
         whole = tensor.data_type in _WHOLE and at in _QUANTISED.get(node.op_type, ())
+        whole |= tensor.data_type in _SHORT and node.op_type == "Gather" and at == 0
         if not dims or not (floating or whole) or (node.op_type in _SUMS and _is_mask(tensor)):
             return 0
         return math.prod(dims)

@@ -24,6 +24,8 @@ from torch import nn
 import graphsurgery as gs
 from graphsurgery.onnx.editing.rewriting import rewrite_onnx
 from graphsurgery.onnx.exporting import export_onnx
+from graphsurgery.onnx.files.model_file import read_onnx
+from graphsurgery.onnx.files.nodes import read_nodes
 from graphsurgery.onnx.importing import import_onnx
 from graphsurgery.onnx.runtime.sessions import open_session, run_session
 from graphsurgery.passes.compress import compress
@@ -110,6 +112,44 @@ def test_a_convolution_gets_its_bias_back(tmp_path, groups):
     assert deviation(given, wanted) < 1e-6
     [layer] = [m for m in import_onnx(path).graph.module.modules() if isinstance(m, nn.Conv2d)]
     assert layer.bias.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def rounded(shape, factor="w_scale"):
+    """A bias as ONNX Runtime's quantiser wrote it before 1.8: in whole numbers, added to the sums."""
+    nodes, constants = dynamic("ConvInteger", whole(6, 4, 3, 3), 0.25)
+    quantise, layer, cast, *scale = nodes
+    cast.input[0] = "with_bias"
+    nodes = [
+        quantise,
+        helper.make_node("Mul", ["s", factor], ["step"], "step"),
+        helper.make_node("Div", ["w_bias", "step"], ["divided"], "divide"),
+        helper.make_node("Floor", ["divided"], ["floor"], "round"),
+        helper.make_node("Cast", ["floor"], ["whole"], "whole", to=TensorProto.INT32),
+        helper.make_node("Reshape", ["whole", "laid"], ["shaped"], "shape"),
+        layer,
+        helper.make_node("Add", ["sums", "shaped"], ["with_bias"], "bias"),
+        cast,
+        *scale,
+    ]
+    more = {"w_bias": np.arange(6, dtype=np.float32), "laid": np.int64(shape), "other": np.float32(0.5)}
+    return nodes, constants | more
+
+
+def test_a_bias_in_whole_numbers(tmp_path):
+    nodes, constants = rounded([1, -1, 1, 1])
+    path = saved(tmp_path / "m.onnx", nodes, ["b", 4, 6, 6], constants)
+    given, wanted = both(path, ramp(2, 4, 6, 6))
+    assert deviation(given, wanted) < 1e-6
+    [layer] = [m for m in import_onnx(path).graph.module.modules() if isinstance(m, nn.Conv2d)]
+    assert layer.bias.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("shape", "factor"), [([1, -1, 1, 1], "other"), ([1, 1, 1, -1], "w_scale")])
+def test_a_bias_in_other_whole_numbers_is_refused(tmp_path, shape, factor):
+    nodes, constants = rounded(shape, factor)
+    path = saved(tmp_path / "m.onnx", nodes, ["b", 4, 8, 8], constants)
+    with pytest.raises(gs.UnsupportedError, match="step computes with the numbers by which values are quantised"):
+        import_onnx(path)
 
 
 def test_a_bias_that_is_no_number_for_each_channel_stays_outside(tmp_path):
@@ -406,6 +446,8 @@ def test_quantised_networks_are_what_they_were(tmp_path, name, form):
     path = quantised(tmp_path / "m.onnx", tmp_path / "q.onnx", form, x)
     graph = import_onnx(path).graph
     assert sorted(s.size for s in graph.spaces) == sorted(s.size for s in before.spaces)
+    counts = {read_nodes(read_onnx(file)).parameters for file in (tmp_path / "m.onnx", path)}
+    assert counts == {sum(p.numel() for p in graph.module.parameters())}
     now = defaultdict(list)
     for parameter in graph.module.parameters():
         now[parameter.shape].append(parameter)
