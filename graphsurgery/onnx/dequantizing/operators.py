@@ -146,6 +146,15 @@ def _with_bias(values: Values, node: onnx.NodeProto, inputs: Sequence[str], bias
         values.add("Add", [between, bias], node.output, f"{node.name or between}/bias")
 
 
+@_form("QAttention")
+def _attention(values: Values, node: onnx.NodeProto) -> None:
+    """Its bias is in floating numbers, and what it gives, too."""
+    x = values.read(node, node.input[0], Scheme(node.input[3], _input(node, 6)))
+    weight = values.read(node, node.input[1], Scheme(node.input[4], _input(node, 7), axis=1))
+    inputs = [x, weight, node.input[2], _input(node, 5), _input(node, 8)]
+    values.add("Attention", inputs, node.output, node.name, domain=node.domain, **_attributes(node))
+
+
 @_form("DynamicQuantizeLSTM")
 def _lstm(values: Values, node: onnx.NodeProto) -> None:
     """Its weights are those of an LSTM the other way round, `[directions, size, 4·hidden]`."""

@@ -52,7 +52,7 @@ class Numbers:
             elif operator.kind == "Split":
                 self._even_split(operator)
             elif operator.kind.startswith("com.microsoft.") and "num_heads" in operator.attributes:
-                self._scale(operator)
+                self._attention(operator)
             elif _SHAPES_AT.get(operator.kind, len(operator.inputs)) < len(operator.inputs):
                 self._shape(operator, _SHAPES_AT[operator.kind])
 
@@ -140,18 +140,21 @@ class Numbers:
             if array is not None and is_start(array):
                 self.places.edges[operator.index, at] = np.zeros((*array.shape[:-1], new), array.dtype)
 
-    def _scale(self, operator: Operator) -> None:
-        """The scale of an attention, where heads have another size and it follows that."""
+    def _attention(self, operator: Operator) -> None:
+        """The scale of an attention, where heads have another size and it follows that, and widths that were equal."""
         pair = self._pair(operator.outputs[0])
-        if pair is None or operator.attributes.get("scale"):
-            return
-        old, new = (_behind(node, F.scaled_dot_product_attention) for node in pair)
+        old, new = (None, None) if pair is None else (_behind(node, F.scaled_dot_product_attention) for node in pair)
         if old is None or new is None:
             return
-        size, before = (node.all_input_nodes[0].meta["value"].shape[-1] for node in (new, old))
-        if size != before:
+        before, after = ([node.meta["value"].shape for node in each.all_input_nodes[:3]] for each in (old, new))
+        size = after[0][-1]
+        if size != before[0][-1] and not operator.attributes.get("scale"):
             scale = new.kwargs.get("scale")
             self.places.operators.attributes[operator.index, "scale"] = size**-0.5 if scale is None else scale
+        widths = [shape[1] * shape[3] for shape in after]
+        packed = operator.kind == "com.microsoft.Attention" and "qkv_hidden_sizes" not in operator.attributes
+        if packed and len(set(widths)) > 1:
+            self.places.operators.attributes[operator.index, "qkv_hidden_sizes"] = widths
 
 
 def _behind(node: fx.Node, function: Any) -> fx.Node | None:

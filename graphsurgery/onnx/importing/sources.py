@@ -21,7 +21,7 @@ Layout = Literal["same", "transposed", "flat"]
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 _NOTED = "what of a file its arguments are"
-_SIZED = frozenset(("group", "num_groups", "num_heads", "kv_num_heads", "split", "starts", "ends"))
+_SIZED = frozenset(("group", "num_groups", "num_heads", "kv_num_heads", "qkv_hidden_sizes", "split", "starts", "ends"))
 """Attributes that say how many there are, or where they lie."""
 
 

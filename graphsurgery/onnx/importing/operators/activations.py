@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of
+from graphsurgery.onnx.importing.operators.registry import UnlikeTorchError, Value, rank, rule, shape_of, size_of
 from graphsurgery.onnx.importing.program import Operator
 
 
@@ -53,6 +53,31 @@ def _skip_layer_norm(
     operator: Operator, x: Value, skip: Value, scale: Value, shift: Value | None = None, bias: Value | None = None
 ) -> Value:
     return _normed(F.layer_norm, operator, x, skip, bias, scale, shift)
+
+
+@rule("com.microsoft.EmbedLayerNormalization")
+def _embedding_norm(
+    operator: Operator,
+    tokens: Value,
+    segments: Value | None,
+    words: Value,
+    places: Value,
+    table: Value | None,
+    scale: Value,
+    shift: Value,
+    mask: Value | None = None,
+    indices: Value | None = None,
+) -> tuple[Value, ...]:
+    """The sum of the embeddings of tokens `[batch, tokens]`, their places and segments, normed.
+
+    Gives the norm, how many tokens of each example a mask lets through, and the sum.
+    """
+    total = words[tokens] + (places[: size_of(tokens, 1)] if indices is None else places[indices])
+    if segments is not None and table is not None:
+        total = total + table[segments]
+    found = F.layer_norm(total, shape_of(total)[-1:], scale, shift, operator.attributes.get("epsilon", 1e-12))
+    counts = torch.zeros_like(tokens[:, 0]) if mask is None else (mask == 1).sum(1)
+    return (found, counts.to(torch.int32), total)[: len(operator.outputs)]
 
 
 @rule("com.microsoft.SkipSimplifiedLayerNormalization")

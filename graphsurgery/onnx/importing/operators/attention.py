@@ -15,21 +15,91 @@ _USUAL = {"softcap": 0.0, "local_window_size": -1, "smooth_softmax": 0, "rotary_
 """Options of grouped queries without which they are an attention."""
 
 
+_REFUSED = ("do_rotary", "past_present_share_buffer", "rotary_embedding_dim")
+"""Options of an attention that do more than attend."""
+
+
+@rule("com.microsoft.Attention")
+def _packed(
+    operator: Operator,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    mask: Value | None = None,
+    past: Value | None = None,
+    more: Value | None = None,
+) -> Value:
+    """Of tokens `[batch, tokens, features]`, whose queries, keys and values are one product.
+
+    Args:
+        weight: `[features, queries + keys + values]`.
+        mask: which tokens are looked at; see `_masked`.
+        past: the keys and values of the tokens before.
+        more: what is added to the scores, `[batch, heads, tokens, tokens]`.
+    """
+    if past is not None or any(map(operator.attributes.get, _REFUSED)):
+        raise UnlikeTorchError("an attention with a cache, or with pairs that are turned")
+    sizes = operator.attributes.get("qkv_hidden_sizes") or [shape_of(weight)[1] // 3] * 3
+    parts = (x @ weight if bias is None else x @ weight + bias).split(list(sizes), 2)
+    return _attended(operator, parts[0], parts[1], parts[2], mask, more)
+
+
 @rule("com.microsoft.MultiHeadAttention")
-def _multi_head(operator: Operator, q: Value, k: Value, v: Value, bias: Value | None = None) -> Value:
-    """Of queries, keys and values `[batch, tokens, heads · size]`, without a mask or a cache."""
-    heads = operator.attributes["num_heads"]
-    if rank(q) != 3 or rank(k) != 3 or operator.attributes.get("mask_filter_value", -10000.0) != -10000.0:
+def _multi_head(
+    operator: Operator,
+    q: Value,
+    k: Value,
+    v: Value,
+    bias: Value | None = None,
+    mask: Value | None = None,
+    more: Value | None = None,
+    *past: Value | None,
+) -> Value:
+    """Of queries, keys and values `[batch, tokens, heads · size]`; masks are those of `_packed`."""
+    if rank(q) != 3 or rank(k) != 3:
         raise UnlikeTorchError("an attention whose heads are packed")
-    if any(operator.outputs[1:]):
+    if any(each is not None for each in past):
         raise UnlikeTorchError("an attention with a cache")
     if bias is not None:
         width, inner = shape_of(q)[2], shape_of(v)[2]
         q, k, v = q + bias[:width], k + bias[width : 2 * width], v + bias[2 * width : 2 * width + inner]
-    parts = [_in_heads(x, heads) for x in (q, k, v)]
+    return _attended(operator, q, k, v, mask, more)
+
+
+def _attended(operator: Operator, q: Value, k: Value, v: Value, mask: Value | None, more: Value | None) -> Value:
+    """What tokens see of each other, `[batch, tokens, heads · size]`."""
+    if any(operator.outputs[1:]):
+        raise UnlikeTorchError("an attention with a cache")
     causal, scale = bool(operator.attributes.get("unidirectional", 0)), operator.attributes.get("scale") or None
-    y = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=causal, scale=scale).transpose(1, 2)
+    heads = [_in_heads(x, operator.attributes["num_heads"]) for x in (q, k, v)]
+    bias = more if mask is None else _masked(operator, mask, size_of(k, 1), q)
+    if mask is not None and more is not None:
+        bias = bias + more
+    if causal and bias is not None:
+        steps = torch.ones(size_of(q, 1), size_of(k, 1), dtype=torch.bool, device=q.device)
+        bias, causal = bias.masked_fill(~steps.tril(size_of(k, 1) - size_of(q, 1)), float("-inf")), False
+    y = F.scaled_dot_product_attention(
+        heads[0], heads[1], heads[2], attn_mask=bias, is_causal=causal, scale=scale
+    ).transpose(1, 2)
     return y.reshape(y.shape[0], y.shape[1], shape_of(v)[2])
+
+
+def _masked(operator: Operator, mask: Value, tokens: Any, like: Value) -> Value:
+    """What is added to the scores `[batch, heads, tokens, tokens]` of what is not looked at.
+
+    Args:
+        operator: that attends.
+        mask: 1 for each token that is looked at, `[batch, tokens]` or `[batch, tokens, tokens]`; or how many of the
+            tokens of an example are, `[batch]`.
+        tokens: that are looked at at most.
+        like: a tensor of the scores' type.
+    """
+    if rank(mask) == 1:
+        mask = torch.arange(tokens, device=mask.device) < mask.reshape(-1, 1)
+    if rank(mask) > 3:
+        raise UnlikeTorchError("an attention with a mask of four axes")
+    mask = (mask <= 0).to(like.dtype) * operator.attributes.get("mask_filter_value", -10000.0)
+    return mask.unsqueeze(1) if rank(mask) == 3 else mask.unsqueeze(1).unsqueeze(1)
 
 
 @rule("com.microsoft.GroupQueryAttention")
